@@ -1,0 +1,362 @@
+"""Every exception that Treadle raises, split by whose fault it is and what to do next.
+
+    TreadleError
+    ├─ DefinitionError        the workflow as written is wrong; raised before any run exists
+    │   ├─ CycleError · DuplicateStepError · UnknownStepError · SlotError · StepNameError
+    │   └─ DefinitionErrors   several of them at once
+    ├─ RunError(run_id)       what a caller learns about one run
+    │   ├─ RunNotFoundError · StepNotFoundError · RunExistsError
+    │   ├─ RunNotActiveError ─ RunNotRunningError · RunNotPausedError
+    │   ├─ RunFailedError · RunCancelledError
+    │   └─ StepFailedError · StepSkippedError(upstream) · StepCancelledError
+    ├─ Permanent · Retryable · RetryLater     raised BY step code to steer the engine
+    ├─ StoreError             the store could not do it
+    │   ├─ StoreUnavailableError · ConflictError · LeaseLostError · SchemaVersionError
+    │   └─ StoreCorruptError · StoreReadOnlyError · StoreFullError · StaleVersionError
+    ├─ EncodeError · DecodeError               a value that JSON, or the declared type, cannot hold
+    ├─ UnregisteredStepError  this process has no function of that name
+    └─ InternalError          a broken invariant of ours: the run is held, never guessed on
+
+    StepInterrupt(BaseException)   cancellation or a lost lease reaching step code
+
+Each class has one stable `code`; exit codes and JSON derive from it (`EXIT_CODES`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class TreadleError(Exception):
+    """The root of the tree; catch it to catch all that Treadle raises on purpose."""
+
+    code = "treadle_error"
+
+
+class DefinitionError(TreadleError):
+    """The workflow as written is wrong; mend the definition. No run was made."""
+
+    code = "definition_invalid"
+
+
+class CycleError(DefinitionError):
+    """Steps wait for each other in a circle; `cycle` names them in order."""
+
+    code = "cycle"
+
+    def __init__(self, cycle: Sequence[str]) -> None:
+        self.cycle = list(cycle)
+        super().__init__(f"steps wait for each other: {' -> '.join(self.cycle)}; remove one of these edges")
+
+
+class DuplicateStepError(DefinitionError):
+    """Two different steps claim one id in one scope; give one of them another `id=`."""
+
+    code = "duplicate_step"
+
+
+class UnknownStepError(DefinitionError):
+    """A Ref or an order names a step that the scope does not hold."""
+
+    code = "unknown_step"
+
+
+class SlotError(DefinitionError):
+    """An argument does not fit the step's parameters; the message names the parameter."""
+
+    code = "slot_invalid"
+
+
+class StepNameError(DefinitionError):
+    """A function cannot be named durably (a lambda or closure), or two share a name; pass `name=`."""
+
+    code = "name_invalid"
+
+
+class DefinitionErrors(DefinitionError, ExceptionGroup[DefinitionError]):  # noqa: N818 - a group of errors
+    """All mistakes of one definition, found in one pass; `exceptions` holds each."""
+
+    code = "definition_invalid"
+
+    def __str__(self) -> str:
+        return "\n".join(str(error) for error in self.exceptions)
+
+    def derive(self, excs: Sequence[DefinitionError], /) -> DefinitionErrors:  # type: ignore[override]  # narrower on purpose  # pyright: ignore[reportIncompatibleMethodOverride]  # the same
+        """Keep this class when the group is split."""
+        return DefinitionErrors(self.message, excs)
+
+
+class RunError(TreadleError):
+    """Something about one run; `run_id` names it."""
+
+    code = "run_error"
+
+    def __init__(self, message: str, *, run_id: str = "") -> None:
+        self.run_id = run_id
+        super().__init__(message)
+
+
+class RunNotFoundError(RunError):
+    """No run has this id in this store; see `treadle runs`."""
+
+    code = "run_not_found"
+
+
+class StepNotFoundError(RunError):
+    """The run closed (or its plan is fixed) and holds no step of this id."""
+
+    code = "step_not_found"
+
+
+class RunExistsError(RunError):
+    """A run of this id exists and does something else; choose another id or another `on_conflict`."""
+
+    code = "run_exists"
+
+
+class RunNotActiveError(RunError):
+    """The operation came too late: the run is final."""
+
+    code = "run_not_active"
+
+    def __init__(self, message: str, *, run_id: str = "", status: str = "") -> None:
+        self.status = status
+        super().__init__(message, run_id=run_id)
+
+
+class RunNotRunningError(RunNotActiveError):
+    """Only a running run can be paused; `status` says what this one is."""
+
+    code = "run_not_running"
+
+
+class RunNotPausedError(RunNotActiveError):
+    """Only a pausing or paused run can be resumed; `status` says what this one is."""
+
+    code = "run_not_paused"
+
+
+class RunFailedError(RunError):
+    """The run failed; `failures` maps the addresses of the failed steps to what went wrong, root cause first."""
+
+    code = "run_failed"
+
+    def __init__(self, message: str, *, run_id: str = "", failures: dict[str, str] | None = None) -> None:
+        self.failures = failures or {}
+        super().__init__(message, run_id=run_id)
+
+
+class RunCancelledError(RunError):
+    """The run was cancelled before it finished."""
+
+    code = "run_cancelled"
+
+
+class StepFailedError(RunError):
+    """The awaited step failed for good; `kind` is its failure's stable code."""
+
+    code = "step_failed"
+
+    def __init__(self, message: str, *, run_id: str = "", step: str = "", kind: str = "") -> None:
+        self.step = step
+        self.kind = kind
+        super().__init__(message, run_id=run_id)
+
+
+class StepSkippedError(RunError):
+    """The awaited step was skipped; `upstream` names the steps that caused it (itself for its own condition)."""
+
+    code = "step_skipped"
+
+    def __init__(self, message: str, *, run_id: str = "", step: str = "", upstream: Sequence[str] = ()) -> None:
+        self.step = step
+        self.upstream = list(upstream)
+        super().__init__(message, run_id=run_id)
+
+
+class StepCancelledError(RunError):
+    """The awaited step was cancelled with its run."""
+
+    code = "step_cancelled"
+
+    def __init__(self, message: str, *, run_id: str = "", step: str = "") -> None:
+        self.step = step
+        super().__init__(message, run_id=run_id)
+
+
+class StepBusyError(RunError):
+    """A rewind would reopen a step that is being executed now; pause the run and wait, or cancel it."""
+
+    code = "step_busy"
+
+
+class Permanent(TreadleError):  # noqa: N818 - read at the raise site as a verdict, not as an error class
+    """Raise it in a step: the step fails now, whatever its retry policy says."""
+
+    code = "permanent"
+
+    def __init__(self, message: str = "", *, code: str | None = None) -> None:
+        super().__init__(message)
+        if code is not None:
+            self.code = code
+
+
+class Retryable(TreadleError):  # noqa: N818 - as Permanent
+    """Raise it in a step: try again by the step's back-off, by the default one where it has none."""
+
+    code = "retryable"
+
+    def __init__(self, message: str = "", *, code: str | None = None) -> None:
+        super().__init__(message)
+        if code is not None:
+            self.code = code
+
+
+class RetryLater(TreadleError):  # noqa: N818 - as Permanent
+    """Raise it in a step: try again after `delay` seconds (or text such as "5s"), within the step's attempts."""
+
+    code = "retry_later"
+
+    def __init__(self, delay: float | str, message: str = "", *, code: str | None = None) -> None:
+        self.delay = delay
+        super().__init__(message or f"again in {delay}")
+        if code is not None:
+            self.code = code
+
+
+class StoreError(TreadleError):
+    """The store could not do it."""
+
+    code = "store_error"
+
+
+class StoreUnavailableError(StoreError):
+    """The store does not answer (locked, unreachable); nothing is known to have been written. Try again."""
+
+    code = "store_unavailable"
+
+
+class StoreReadOnlyError(StoreError):
+    """The store cannot be written (file or directory permissions, a read-only mount)."""
+
+    code = "store_read_only"
+
+
+class StoreFullError(StoreError):
+    """No room is left where the store lives; free some, then resume: nothing that was committed is lost."""
+
+    code = "store_full"
+
+
+class StoreCorruptError(StoreError):
+    """The store's file is not ours or is damaged; restore a backup, or see `treadle doctor`."""
+
+    code = "store_corrupt"
+
+
+class StoreNotFoundError(StoreError):
+    """A store that was to be read does not exist; check the URL."""
+
+    code = "store_not_found"
+
+
+class ConflictError(StoreError):
+    """Someone else wrote first; what was decided is void. Reload and decide again."""
+
+    code = "conflict"
+
+
+class StaleVersionError(StoreError):
+    """The caller acted on an older version of the run than the store holds; read it again."""
+
+    code = "stale_version"
+
+
+class LeaseLostError(StoreError):
+    """This session was declared dead; stop and write nothing."""
+
+    code = "lease_lost"
+
+
+class SchemaVersionError(StoreError):
+    """The store or a run was written by a newer Treadle; upgrade this one. Older files migrate on open."""
+
+    code = "schema_version"
+
+
+class EncodeError(TreadleError, TypeError):
+    """A value cannot be stored as JSON; the message names its place and type."""
+
+    code = "unserialisable"
+
+
+class DecodeError(TreadleError, ValueError):
+    """A stored value does not fit the declared type; the message names its place."""
+
+    code = "type_mismatch"
+
+
+class UnregisteredStepError(TreadleError):
+    """This process has no function of that name; start a worker with the module that defines it."""
+
+    code = "unregistered_step"
+
+
+class StoreUrlError(TreadleError, ValueError):
+    """The URL names no store that this installation knows."""
+
+    code = "store_url"
+
+
+class UsageError(TreadleError, ValueError):
+    """A call's arguments make no sense together; the message says what to do."""
+
+    code = "usage"
+
+
+class InternalError(TreadleError):
+    """A broken invariant of Treadle's own; please report it. The run is held, never guessed on."""
+
+    code = "internal"
+
+
+class StepInterrupt(BaseException):
+    """Cancellation or a lost lease reaching step code in a thread, at its next look at the context.
+
+    A BaseException, so that `except Exception` in steps lets it pass.
+    """
+
+    code = "interrupted"
+
+
+# 0 ok, 1 failed, 2 usage, 3 definition, 4 not found, 5 conflict, 9 cancelled, 10 skipped.
+EXIT_CODES: dict[str, int] = {
+    "run_failed": 1,
+    "step_failed": 1,
+    "usage": 2,
+    "store_url": 2,
+    "definition_invalid": 3,
+    "cycle": 3,
+    "duplicate_step": 3,
+    "unknown_step": 3,
+    "slot_invalid": 3,
+    "name_invalid": 3,
+    "run_not_found": 4,
+    "step_not_found": 4,
+    "store_not_found": 4,
+    "run_exists": 5,
+    "run_not_active": 5,
+    "run_not_running": 5,
+    "run_not_paused": 5,
+    "step_busy": 5,
+    "stale_version": 5,
+    "conflict": 5,
+    "run_cancelled": 9,
+    "step_cancelled": 9,
+    "step_skipped": 10,
+}
+
+
+def exit_code(error: TreadleError) -> int:
+    """The process exit code that tells this error's group; 1 for all that have no group of their own."""
+    return EXIT_CODES.get(error.code, 1)
