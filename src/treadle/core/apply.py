@@ -1,0 +1,362 @@
+"""apply: the only code that changes a run's state, one event at a time.
+
+It checks every status change against `tables`, before anything has changed, and is total over the event kinds of
+`events`. Folding a journal with it gives the live state; nothing is ever un-applied. Its parts are here (attempts,
+steps, signals, breakpoints, scopes, the run), in `reshaping` (steps added and reopened) and in `counts`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from heapq import heappush
+from typing import Any
+
+from treadle.core import events as ev
+from treadle.core.counts import (
+    allowed_scope_status,
+    allowed_status,
+    release,
+    scope_at,
+    settle,
+    step_of,
+    task,
+    untask,
+)
+from treadle.core.events import Event
+from treadle.core.graph import Graph
+from treadle.core.reshaping import steps_added, steps_reopened
+from treadle.core.state import RunState, ScopeState, StepState, ready_key
+from treadle.core.tables import READY, RUN, SKIPPED, STEP, WAITING
+from treadle.errors import InternalError
+
+
+def apply(run: RunState, event: Event) -> None:
+    """Change the state by one event.
+
+    Raises:
+        InternalError: the event is not allowed in this state, which is unchanged; the run must not be decided
+            any further.
+    """
+    _APPLY[type(event)](run, event)
+
+
+def fold(run: RunState, events: Sequence[Event], version: int, time: float) -> None:
+    """Apply one journal row."""
+    run.now = time
+    for event in events:
+        _APPLY[type(event)](run, event)
+    run.version = version
+
+
+def new_state(key: str, run_id: str, graph: Graph, constants: list[str], breakpoints: list[str]) -> RunState:
+    """The state of a run before its first event."""
+    return RunState(key, run_id, graph, constants, breakpoints)
+
+
+def _run_status(run: RunState, kind: str) -> str:
+    status = RUN.get((run.status, kind))
+    if status is None:
+        raise InternalError(f"run {run.run_id!r} is {run.status or 'not started'}: {kind} is not allowed")
+    return status
+
+
+def _no_attempt(step: StepState, kind: str) -> InternalError:
+    return InternalError(f"step {step.node.address!r} has no such attempt under way: {kind} is not allowed")
+
+
+# -- the run -------------------------------------------------------------------------------------------------------
+
+
+def _run_started(run: RunState, event: ev.RunStarted) -> None:
+    run.status = _run_status(run, "run_started")
+    run.started_at = now = run.now
+    run.dedup.update(run.graph.dedup)
+    states = run.states
+    for node in run.graph.nodes:
+        around = states[node.scope.number] if node.scope is not None else None
+        assert around is None or isinstance(around, ScopeState)
+        if around is not None and node.is_step:
+            states.append(StepState(node, around, now, len(node.needs)))
+        else:
+            states.append(ScopeState(node, around))
+    frontier = run.frontier
+    for state in states[1:]:
+        node, around = state.node, state.around
+        if node.owner is not None:
+            assert isinstance(state, ScopeState)
+            run.open_own(state, node.owner)
+            continue
+        around.unsettled += 1
+        if around.gated:
+            state.waiting += 1
+        if isinstance(state, ScopeState):
+            state.gated = around.gated or bool(node.needs)
+        if state.waiting == 0:
+            heappush(frontier, node.number)
+    if run.root.unsettled == 0:
+        heappush(frontier, 0)
+
+
+def _run_settled(run: RunState, event: ev.RunSettled) -> None:
+    kind = f"settled:{event.outcome}"
+    status = _run_status(run, f"run_{kind}")
+    root = run.root
+    if root.unsettled:
+        raise InternalError(f"run {run.run_id!r} cannot settle: {root.unsettled} of its blocks have not")
+    root.status = allowed_scope_status(root, f"scope_{kind}")
+    run.status = status
+    run.result = event.result
+    run.missing = event.missing
+    run.hold = 0
+
+
+def _paused(run: RunState, event: ev.Paused) -> None:
+    run.status = _run_status(run, "paused")
+    run.hold = event.hold
+
+
+def _resumed(run: RunState, event: ev.Resumed) -> None:
+    run.status = _run_status(run, "resumed")
+    run.hold = 0
+
+
+def _cancel_requested(run: RunState, event: ev.CancelRequested) -> None:
+    run.status = _run_status(run, "cancel_requested")
+    run.cancelling = "hard" if event.hard else "soft"
+    run.cancel_at = 1
+    run.hold = 0
+
+
+def _signal_received(run: RunState, event: ev.SignalReceived) -> None:
+    run.signals.setdefault(event.name, event.value)
+    for number in run.signal_waiters.pop(event.name, ()):
+        heappush(run.frontier, number)
+
+
+def _nothing(run: RunState, event: Event) -> None:
+    """Evidence for readers of the journal; the state does not change."""
+
+
+# -- steps and attempts --------------------------------------------------------------------------------------------
+
+
+def _step_ready(run: RunState, event: ev.StepReady) -> None:
+    step = step_of(run, event.at)
+    step.status = allowed_status(step, "step_ready")
+    step.ready_at = run.now
+    run.readied += 1
+    heappush(run.ready, ready_key(step))
+
+
+def _step_dispatched(run: RunState, event: ev.StepDispatched) -> None:
+    step = step_of(run, event.at)
+    before = step.status
+    # Looked up here, not by `allowed_status`: this and `step_succeeded` are the hot path.
+    status = STEP.get((before, "step_dispatched"))
+    if status is None or step.tasked:
+        allowed_status(step, "step_dispatched")
+        raise _no_attempt(step, "step_dispatched")
+    step.status = status
+    now = run.now
+    if before == WAITING:
+        step.ready_at = now
+    elif before == READY:
+        run.readied -= 1
+    step.dispatched_at = now
+    step.not_before = event.not_before
+    step.attempt = step.tasked = event.attempt
+    run.tasks += 1
+
+
+def _step_succeeded(run: RunState, event: ev.StepSucceeded) -> None:
+    step = step_of(run, event.at)
+    status = STEP.get((step.status, "step_succeeded"))
+    if status is None or step.tasked != event.attempt:
+        allowed_status(step, "step_succeeded")
+        raise _no_attempt(step, "step_succeeded")
+    step.status = status
+    step.tasked = 0
+    run.tasks -= 1
+    step.result = event.result
+    step.worker = event.session
+    step.started_at = event.started_at
+    step.finished_at = run.now
+    if run.labels and "a" not in step.released:
+        step.holding = not run.labels.isdisjoint(step.node.step.break_after)
+    settle(run, step)
+
+
+def _attempt_failed(run: RunState, event: ev.AttemptFailed) -> None:
+    step = step_of(run, event.at)
+    status = allowed_status(step, "attempt_failed")
+    if step.tasked != event.attempt:
+        raise _no_attempt(step, "attempt_failed")
+    step.status = status
+    untask(run, step)
+    step.failures += 1
+    step.failure = event.failure
+    step.worker = event.session
+    step.started_at = event.started_at
+
+
+def _attempt_lost(run: RunState, event: ev.AttemptLost) -> None:
+    step = step_of(run, event.at)
+    status = allowed_status(step, "attempt_lost")
+    if not step.tasked or step.tasked != event.attempt:
+        raise _no_attempt(step, "attempt_lost")
+    step.status = status
+    untask(run, step)
+    step.lost += 1
+    step.worker = event.session
+    _look_again(run, step)
+
+
+def _attempt_ended(run: RunState, event: ev.AttemptEnded) -> None:
+    step = step_of(run, event.at)
+    status = allowed_status(step, "attempt_ended")
+    if not step.tasked:
+        raise _no_attempt(step, "attempt_ended")
+    step.status = status
+    untask(run, step)
+
+
+def _step_failed(run: RunState, event: ev.StepFailed) -> None:
+    step = step_of(run, event.at)
+    _end(run, step, "step_failed")
+    untask(run, step)
+    step.failures += 1
+    step.failure = event.failure
+    step.worker = event.session
+    step.started_at = event.started_at
+    settle(run, step)
+
+
+def _step_skipped(run: RunState, event: ev.StepSkipped) -> None:
+    step = step_of(run, event.at)
+    if step.tasked:
+        raise _no_attempt(step, "step_skipped")
+    _end(run, step, "step_skipped")
+    step.causes = event.causes
+    step.by_condition = event.by_condition
+    step.removed, step.dropped = False, step.removed
+    settle(run, step)
+
+
+def _step_cancelled(run: RunState, event: ev.StepCancelled) -> None:
+    step = step_of(run, event.at)
+    _end(run, step, "step_cancelled")
+    if not event.live:
+        untask(run, step)
+    settle(run, step)
+
+
+def _end(run: RunState, step: StepState, kind: str) -> None:
+    """Give a step its outcome."""
+    status = allowed_status(step, kind)
+    if step.status == READY:
+        run.readied -= 1
+    step.status = status
+    step.finished_at = run.now
+
+
+def _evaluation_asked(run: RunState, event: ev.EvaluationAsked) -> None:
+    step = step_of(run, event.at)
+    status = allowed_status(step, "evaluation_asked")
+    if step.tasked:
+        raise _no_attempt(step, "evaluation_asked")
+    step.status = status
+    step.asking = event.number
+    task(run, step, -event.number)
+
+
+def _condition_evaluated(run: RunState, event: ev.ConditionEvaluated) -> None:
+    step = step_of(run, event.at)
+    step.status = allowed_status(step, "condition_evaluated")
+    step.condition = event.value
+    untask(run, step)
+    _look_again(run, step)
+
+
+def _look_again(run: RunState, step: StepState) -> None:
+    """Put a step that is not dispatched where `decide` finds it."""
+    if step.status == WAITING:
+        heappush(run.frontier, step.node.number)
+    elif step.status == READY:
+        heappush(run.ready, ready_key(step))
+
+
+# -- breakpoints and scopes ----------------------------------------------------------------------------------------
+
+
+def _breakpoint_reached(run: RunState, event: ev.BreakpointReached) -> None:
+    step_of(run, event.at).reached += event.position[0]
+
+
+def _breakpoint_released(run: RunState, event: ev.BreakpointReleased) -> None:
+    before = [step_of(run, at) for at in event.before]
+    after = [step_of(run, at) for at in event.after]
+    for step in before:
+        step.released += "b"
+        heappush(run.frontier, step.node.number)
+    for step in after:
+        step.released += "a"
+        if step.holding:
+            step.holding = False
+            release(run, step)
+
+
+def _scope_opened(run: RunState, event: ev.ScopeOpened) -> None:
+    scope = scope_at(run, event.at)
+    status = allowed_scope_status(scope, "scope_opened")
+    if not scope.gated:
+        raise InternalError(f"scope {event.at!r} is open already")
+    scope.status = status
+    scope.gated = False
+    for state in run.content(scope):
+        state.waiting -= 1
+        if state.waiting == 0:
+            heappush(run.frontier, state.node.number)
+    if scope.unsettled == 0:
+        heappush(run.frontier, scope.node.number)
+
+
+def _scope_settled(run: RunState, event: ev.ScopeSettled) -> None:
+    scope = scope_at(run, event.at)
+    status = allowed_scope_status(scope, f"scope_settled:{event.outcome}")
+    if scope.unsettled or scope is scope.around:
+        raise InternalError(f"scope {event.at!r} cannot settle: {scope.unsettled} of its blocks have not")
+    scope.status = status
+    scope.causes = event.causes
+    scope.by_condition = event.by_condition
+    if event.outcome == SKIPPED:
+        scope.removed, scope.dropped = False, scope.removed
+    settle(run, scope)
+
+
+_APPLY: dict[type, Callable[[RunState, Any], None]] = {
+    ev.RunStarted: _run_started,
+    ev.StepsAdded: steps_added,
+    ev.StepReady: _step_ready,
+    ev.StepDispatched: _step_dispatched,
+    ev.StepSucceeded: _step_succeeded,
+    ev.AttemptFailed: _attempt_failed,
+    ev.AttemptLost: _attempt_lost,
+    ev.AttemptEnded: _attempt_ended,
+    ev.StepFailed: _step_failed,
+    ev.StepSkipped: _step_skipped,
+    ev.StepCancelled: _step_cancelled,
+    ev.EvaluationAsked: _evaluation_asked,
+    ev.ConditionEvaluated: _condition_evaluated,
+    ev.SignalReceived: _signal_received,
+    ev.BreakpointReached: _breakpoint_reached,
+    ev.BreakpointReleased: _breakpoint_released,
+    ev.Paused: _paused,
+    ev.Resumed: _resumed,
+    ev.CancelRequested: _cancel_requested,
+    ev.StepsReopened: steps_reopened,
+    ev.ScopeOpened: _scope_opened,
+    ev.ScopeSettled: _scope_settled,
+    ev.RunSettled: _run_settled,
+    ev.InputRefused: _nothing,
+    ev.InputAccepted: _nothing,
+}

@@ -1,0 +1,208 @@
+"""What follows from the end of an attempt: its outcome, its loss, or that a cancel took it back unstarted.
+
+An attempt is live while the step's `tasked` names it. Whatever speaks of another one is a repetition or comes too
+late, and changes nothing. An attempt that a cancel left behind is still live; its report is kept as evidence.
+"""
+
+from __future__ import annotations
+
+from zlib import crc32
+
+from treadle.core import events as ev
+from treadle.core import inputs as inp
+from treadle.core.additions import added_events
+from treadle.core.advance import dispatch, due_at, reach
+from treadle.core.commands import Refusal
+from treadle.core.decision import Decision
+from treadle.core.events import Failure
+from treadle.core.plan import RetryPolicy
+from treadle.core.resolve import truth_of
+from treadle.core.state import RunState, StepState
+from treadle.core.tables import CANCELLED, DISPATCHED, OUTCOMES, RUNNING, SUCCEEDED
+
+DEFAULT_RETRY = RetryPolicy()
+
+
+def _live(run: RunState, number: int, generation: int, attempt: int) -> StepState | None:
+    """The step whose live attempt this is, or None."""
+    states = run.states
+    if 0 <= number < len(states):
+        step = states[number]
+        if type(step) is StepState and attempt and step.tasked == attempt and step.generation == generation:
+            return step
+    return None
+
+
+def outcome(run: RunState, decision: Decision, value: inp.Outcome, cause: str) -> Refusal | None:
+    """A worker reported the end of an attempt."""
+    step = _live(run, value.number, value.generation, value.attempt)
+    if step is None:
+        return None
+    decision.ended.append(value.number)
+    if step.status in OUTCOMES:
+        _ended(run, decision, step, value.status, value.session, cause)
+    elif value.status == CANCELLED:
+        decision.settle(run, step, ev.StepCancelled(at=step.node.address, cause=cause))
+    elif value.attempt < 0:
+        _evaluated(run, decision, step, value, cause)
+    elif value.status == SUCCEEDED:
+        _succeeded(run, decision, step, value, cause)
+    else:
+        _failed(run, decision, step, value, cause)
+    return None
+
+
+def _ended(run: RunState, decision: Decision, step: StepState, how: str, session: str, cause: str) -> None:
+    event = ev.AttemptEnded(at=step.node.address, attempt=step.tasked, outcome=how, session=session, cause=cause)
+    decision.record(run, event)
+
+
+def _succeeded(run: RunState, decision: Decision, step: StepState, value: inp.Outcome, cause: str) -> None:
+    if value.added:
+        added = added_events(run, step, value.added, cause)
+        if isinstance(added, Failure):
+            _fail(run, decision, step, value, added, cause)
+            return
+        decision.reopen(added.revived)
+        for event in added.events:
+            decision.record(run, event)
+    decision.settle(
+        run,
+        step,
+        ev.StepSucceeded(
+            at=step.node.address,
+            attempt=value.attempt,
+            result=value.result,
+            session=value.session,
+            token=value.lease,
+            started_at=value.started_at,
+            cause=cause,
+        ),
+    )
+    if step.holding:
+        reach(run, decision, step, "after", step.spec.break_after)
+
+
+def _failed(run: RunState, decision: Decision, step: StepState, value: inp.Outcome, cause: str) -> None:
+    """Try again, if the step's policy and the verdict of the code that failed say so."""
+    failure = value.failure or Failure(code="error")
+    policy = step.spec.retry or run.graph.plan.retry
+    if policy is None and value.verdict == "retry":
+        policy = DEFAULT_RETRY
+    if policy is None or value.verdict == "final" or not _may_retry(policy, step, failure):
+        _fail(run, decision, step, value, failure, cause)
+        return
+    event = ev.AttemptFailed(
+        at=step.node.address,
+        attempt=value.attempt,
+        failure=failure,
+        session=value.session,
+        token=value.lease,
+        started_at=value.started_at,
+        cause=cause,
+    )
+    decision.record(run, event)
+    if run.cancelling:
+        decision.settle(run, step, ev.StepCancelled(at=step.node.address))
+        return
+    delay = value.delay
+    if delay is None:
+        delay = policy.delay(step.failures, _fraction(run, step))
+    dispatch(run, decision, step, due_at(run.now, delay))
+
+
+def _may_retry(policy: RetryPolicy, step: StepState, failure: Failure) -> bool:
+    return failure.code not in policy.never and (policy.attempts == 0 or step.failures + 1 < policy.attempts)
+
+
+def _fraction(run: RunState, step: StepState) -> float:
+    """A fixed fraction for the jitter of this attempt: the core draws no random numbers."""
+    text = f"{run.key}/{step.node.address}/{step.generation}/{step.attempt}"
+    return crc32(text.encode()) / 0xFFFFFFFF
+
+
+def _fail(run: RunState, decision: Decision, step: StepState, value: inp.Outcome, failure: Failure, cause: str) -> None:
+    event = ev.StepFailed(
+        at=step.node.address,
+        # A condition that could not be evaluated is no attempt of the step.
+        attempt=max(value.attempt, 0),
+        failure=failure,
+        session=value.session,
+        token=value.lease,
+        started_at=value.started_at,
+        cause=cause,
+    )
+    decision.settle(run, step, event)
+
+
+def _evaluated(run: RunState, decision: Decision, step: StepState, value: inp.Outcome, cause: str) -> None:
+    """A worker evaluated the step's condition, or could not."""
+    if value.status == SUCCEEDED:
+        truth = truth_of(value.result)
+        if truth is not None:
+            decision.record(run, ev.ConditionEvaluated(at=step.node.address, value=truth, cause=cause))
+            return
+        failure = Failure(code="condition", message="the condition did not give a bool")
+    else:
+        found = value.failure or Failure(code="error")
+        failure = Failure(code="condition", message=found.message, type=found.type, detail=found.detail)
+    _fail(run, decision, step, value, failure, cause)
+
+
+def lost(run: RunState, decision: Decision, value: inp.Lost, cause: str) -> Refusal | None:
+    """The session that held an attempt died: it is made again at once, so many times."""
+    step = _live(run, value.number, value.generation, value.attempt)
+    if step is None:
+        return None
+    decision.ended.append(value.number)
+    if step.status in OUTCOMES:
+        _ended(run, decision, step, "lost", value.session, cause)
+        return None
+    at = step.node.address
+    # An evaluation that was lost is asked for again by `advance`.
+    decision.record(run, ev.AttemptLost(at=at, attempt=value.attempt, session=value.session, cause=cause))
+    if run.cancelling:
+        decision.settle(run, step, ev.StepCancelled(at=at))
+    elif step.lost >= step.spec.lost_limit:
+        text = f"{step.lost} attempts were lost: each time the process that ran the step died"
+        failure = Failure(code="lost", message=text)
+        decision.settle(run, step, ev.StepFailed(at=at, attempt=max(value.attempt, 0), failure=failure))
+    elif step.status == DISPATCHED:
+        dispatch(run, decision, step, 0.0)
+    return None
+
+
+def revoked(run: RunState, decision: Decision, value: inp.Revoked, cause: str) -> Refusal | None:
+    """The store took back tasks that nobody had claimed, as a cancel had asked."""
+    for number in value.numbers:
+        step = run.step(number)
+        # Without a cancel it is a repetition from before the run was reopened.
+        if step is None or not step.tasked or not run.cancelling:
+            continue
+        if step.status in OUTCOMES:
+            _ended(run, decision, step, "revoked", "", cause)
+        else:
+            decision.settle(run, step, ev.StepCancelled(at=step.node.address, cause=cause))
+    return None
+
+
+def add_steps(run: RunState, decision: Decision, value: inp.AddSteps, cause: str) -> Refusal | None:
+    """A live attempt adds steps at once."""
+    step = run.step(value.number)
+    if run.status != RUNNING or run.cancelling:
+        shown = run.status if run.status != RUNNING else "cancelling"
+        return Refusal("run_not_active", f"run {run.run_id!r} is {shown}; no step can be added", shown)
+    if (
+        step is None
+        or step.status != DISPATCHED
+        or value.generation not in (0, step.generation)
+        or value.attempt not in (0, step.tasked)
+    ):
+        return Refusal("run_not_active", "the attempt that adds steps is over; no step was added", run.status)
+    added = added_events(run, step, [value.fragment], cause)
+    if isinstance(added, Failure):
+        return Refusal(added.code, added.message)
+    decision.reopen(added.revived)
+    for event in added.events:
+        decision.record(run, event)
+    return None

@@ -1,0 +1,51 @@
+"""Commands: what the core asks of the runtime and the store, beside its events.
+
+A command may be performed twice; its identity is derived (run, address, generation, attempt), so the second
+time changes nothing.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from treadle.core.events import Arg
+from treadle.core.plan import Placement
+
+
+class Call(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """What a worker needs to execute an attempt, without the run's state."""
+
+    args: dict[str, Arg] = {}
+    timeout: float | None = None
+    # "step", or "condition": an evaluation of a predicate.
+    purpose: str = "step"
+    placement: Placement | None = None
+
+
+class Task(msgspec.Struct, gc=False):
+    """A dispatched attempt, waiting in the store or leased to a session.
+
+    `number` is the step's dense number in its run; a run has at most one task of a number. For an evaluation
+    `attempt` is 0 or less. `lease` is the fencing token of a leased task, 0 while it waits.
+    """
+
+    run: str
+    number: int
+    address: str
+    generation: int
+    attempt: int
+    action: str
+    queue: str
+    priority: int
+    not_before: float
+    call: Call
+    run_id: str = ""
+    lease: int = 0
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """Why an input was not applied: a code of `errors`, a message, and the run's status where it matters."""
+
+    code: str
+    message: str
+    status: str = ""

@@ -1,0 +1,101 @@
+"""decide: what follows from an input. Pure, bounded, and the only source of events.
+
+    decide(run, inputs, now=..., limits=...) -> Decision(events, tasks, ...)
+
+It advances the run in place: it records an event, applies it, and goes on, so every prefix of its events is a
+legal state. It never calls user code and never reads a clock. Equal run, inputs, `now` and limits give equal
+decisions, whether the run is live or was folded from its journal.
+
+The order of work: first each input by its handler (`attempts`, `operators`), then `advance` looks at the frontier,
+the nodes that may have become decidable, until it is empty or the decision is full; then `Decision.more` is set,
+and the caller commits and decides again with no input.
+
+An input that comes twice changes nothing the second time. One that came through the inbox leaves an event in any
+case, so that the journal tells what became of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from treadle.core import events as ev
+from treadle.core import inputs as inp
+from treadle.core.advance import advance, causes_of, root_causes, task_of
+from treadle.core.attempts import DEFAULT_RETRY, add_steps, lost, outcome, revoked
+from treadle.core.commands import Refusal
+from treadle.core.decision import Decision, Limits
+from treadle.core.operators import operator_events
+from treadle.core.state import RunState, StepState
+
+
+def start(run: RunState, *, now: float, limits: Limits) -> Decision:
+    """The first decision of a new run."""
+    decision = Decision()
+    run.now = now
+    decision.record(run, ev.RunStarted())
+    advance(run, decision, limits)
+    return decision
+
+
+def decide(run: RunState, inputs: Sequence[tuple[inp.AnyInput, str]], *, now: float, limits: Limits) -> Decision:
+    """Decide inputs, each with its inbox id ("" for one that did not come through the inbox)."""
+    decision = Decision()
+    # Journal time never runs backwards.
+    if now > run.now:
+        run.now = now
+    for position, (value, cause) in enumerate(inputs):
+        before = len(decision.events)
+        refusal = _HANDLERS[type(value)](run, decision, value, cause)
+        if refusal is not None:
+            decision.refusals[position] = refusal
+            if cause:
+                decision.record(run, ev.InputRefused(code=refusal.code, message=refusal.message, cause=cause))
+        elif cause and len(decision.events) == before:
+            decision.record(run, ev.InputAccepted(cause=cause))
+        decision.spans.append((before, len(decision.events)))
+    advance(run, decision, limits)
+    return decision
+
+
+def _operate(run: RunState, decision: Decision, value: Any, cause: str) -> Refusal | None:
+    found = operator_events(run, value, cause)
+    if isinstance(found, Refusal):
+        return found
+    for event in found:
+        decision.record(run, event)
+        if isinstance(event, ev.Paused):
+            decision.hold = event.hold
+        elif isinstance(event, ev.Resumed):
+            decision.hold = 0
+        elif isinstance(event, ev.CancelRequested):
+            # A held run's hold ends with the cancel: nothing of it is claimed any more in any case.
+            decision.hold = 0
+            decision.revoke = True
+        elif isinstance(event, ev.StepsReopened):
+            reopened = [run.at(at) for at in (*event.at, *event.removed)]
+            decision.reopen([state.node.number for state in reopened if isinstance(state, StepState)])
+    return None
+
+
+def _look(run: RunState, decision: Decision, value: inp.Look, cause: str) -> Refusal | None:
+    """Nothing to do: that the run is decided at all goes on with what its last decider had left."""
+    return None
+
+
+_HANDLERS: dict[type, Callable[[RunState, Decision, Any, str], Refusal | None]] = {
+    inp.Outcome: outcome,
+    inp.Lost: lost,
+    inp.Revoked: revoked,
+    inp.Look: _look,
+    inp.AddSteps: add_steps,
+    inp.Signal: _operate,
+    inp.Pause: _operate,
+    inp.Resume: _operate,
+    inp.Cancel: _operate,
+    inp.Release: _operate,
+    inp.Retry: _operate,
+    inp.Rewind: _operate,
+}
+
+__all__ = ["DEFAULT_RETRY", "Decision", "Limits", "causes_of", "decide", "root_causes", "start", "task_of"]

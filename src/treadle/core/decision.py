@@ -1,0 +1,65 @@
+"""What `decide` gives back, and the bounds it keeps."""
+
+from __future__ import annotations
+
+import msgspec
+
+from treadle.core.apply import apply
+from treadle.core.commands import Refusal, Task
+from treadle.core.events import AnyEvent
+from treadle.core.state import RunState, StepState
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """The bounds of a decision and of a run."""
+
+    # Tasks that a run may have in the store at a time.
+    dispatched: int = 1000
+    # Events of one decision, beyond those of its inputs.
+    events: int = 1000
+
+
+class Decision(msgspec.Struct, eq=False):
+    """What `decide` found: events to commit, and commands for the store."""
+
+    events: list[AnyEvent] = []
+    # Attempts to put into the store, after what `ended` names is taken out of it.
+    tasks: list[Task] = []
+    # Numbers of steps whose task is over; steps that settled; numbers of steps that were reopened.
+    ended: list[int] = []
+    settled: list[StepState] = []
+    unsettled: list[int] = []
+    # Numbers of steps whose leased task is to be interrupted.
+    interrupts: list[int] = []
+    # The run's new hold, if it changes; whether all waiting tasks of the run are to be taken back.
+    hold: int | None = None
+    revoke: bool = False
+    # Position of the input -> why it was refused.
+    refusals: dict[int, Refusal] = {}
+    # Position of the input -> where in `events` those that it led to by itself begin and end.
+    spans: list[tuple[int, int]] = []
+    # There is more to do at once; decide again after the commit.
+    more: bool = False
+
+    @property
+    def steers(self) -> bool:
+        """Whether an operator's input changed more than steps and tasks."""
+        return self.revoke or self.hold is not None or bool(self.unsettled or self.interrupts)
+
+    def record(self, run: RunState, event: AnyEvent) -> None:
+        """Enter an event, and apply it."""
+        self.events.append(event)
+        apply(run, event)
+
+    def settle(self, run: RunState, step: StepState, event: AnyEvent) -> None:
+        """Enter the event that gives a step its outcome, and apply it."""
+        self.events.append(event)
+        apply(run, event)
+        self.settled.append(step)
+
+    def reopen(self, numbers: list[int]) -> None:
+        """Note steps that have no outcome any more."""
+        self.unsettled += numbers
+        # One that settled by another input of this decision has no outcome to store.
+        again = set(numbers)
+        self.settled = [step for step in self.settled if step.node.number not in again]

@@ -1,0 +1,315 @@
+"""Events: the facts of a run's journal, in the past tense.
+
+A stored kind never changes its meaning; an unknown kind stops the load. Times are seconds since the epoch.
+`at` is an address. `cause` is the id of the inbox input that led to the event. Payloads are handles:
+`=` and JSON text for a small one, `@` and a digest for a payload row, `#` and a digest for a blob.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from treadle.core.plan import Group, Step
+
+Handle = str
+NULL: Handle = "=null"
+
+
+class Pick(msgspec.Struct, frozen=True, gc=False, tag="pick", tag_field="arg"):
+    """A part of a stored value."""
+
+    value: Handle
+    path: tuple[str | int, ...]
+
+
+class ArgList(msgspec.Struct, frozen=True, gc=False, tag="list", tag_field="arg"):
+    """A list made of arguments."""
+
+    items: list[Arg]
+
+
+class ArgMap(msgspec.Struct, frozen=True, gc=False, tag="map", tag_field="arg"):
+    """An object made of arguments."""
+
+    items: dict[str, Arg]
+
+
+# A slot with its constants, Refs and signals replaced by handles.
+Arg = str | Pick | ArgList | ArgMap
+
+
+class Failure(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """What went wrong, as data. `message` is capped; `detail` is the handle of the full text with the traceback."""
+
+    code: str
+    message: str = ""
+    type: str = ""
+    detail: Handle = ""
+
+
+class Event(msgspec.Struct, frozen=True, tag_field="kind", omit_defaults=True, kw_only=True, gc=False):
+    """The root of all events."""
+
+    cause: str = ""
+
+
+class RunStarted(Event, frozen=True, tag="run_started"):
+    """The run began; its plan, constants and labels are in the head."""
+
+    at: str = ""
+
+
+class StepsAdded(Event, frozen=True, tag="steps_added"):
+    """A step (`by`) added blocks to the scope `into`; those that a rewind had removed there come back.
+
+    `aliases` are further names in that scope (segments) of steps that the run held already by their dedup key.
+    """
+
+    by: str
+    into: str
+    blocks: list[Step | Group]
+    constants: list[Handle] = []
+    aliases: dict[str, str] = {}
+
+
+class StepReady(Event, frozen=True, tag="step_ready"):
+    """No fence holds the step; it waits until the run may have more tasks in the store."""
+
+    at: str
+
+
+class StepDispatched(Event, frozen=True, tag="step_dispatched"):
+    """An attempt may start, not before `not_before` (0: at once)."""
+
+    at: str
+    attempt: int = 1
+    generation: int = 1
+    not_before: float = 0.0
+
+
+class StepSucceeded(Event, frozen=True, tag="step_succeeded"):
+    """The step's last attempt succeeded with `result`."""
+
+    at: str
+    attempt: int
+    result: Handle = NULL
+    session: str = ""
+    token: int = 0
+    started_at: float = 0.0
+
+
+class AttemptFailed(Event, frozen=True, tag="attempt_failed"):
+    """An attempt failed and the step goes on: another attempt follows, or its run is being cancelled."""
+
+    at: str
+    attempt: int
+    failure: Failure
+    session: str = ""
+    token: int = 0
+    started_at: float = 0.0
+
+
+class AttemptLost(Event, frozen=True, tag="attempt_lost"):
+    """The session that held the attempt died."""
+
+    at: str
+    attempt: int
+    session: str = ""
+
+
+class AttemptEnded(Event, frozen=True, tag="attempt_ended"):
+    """An attempt whose step was already settled reported late; kept as evidence, changes no outcome."""
+
+    at: str
+    attempt: int
+    outcome: str
+    session: str = ""
+
+
+class StepFailed(Event, frozen=True, tag="step_failed"):
+    """The step's last attempt failed, or (attempt 0) it could not be started."""
+
+    at: str
+    attempt: int
+    failure: Failure
+    session: str = ""
+    token: int = 0
+    started_at: float = 0.0
+
+
+class StepSkipped(Event, frozen=True, tag="step_skipped"):
+    """The step will not run, for one of these reasons.
+
+    - condition: its own condition is false;
+    - upstream: because of `causes`;
+    - removed: a rewind took it back, and the step that had added it (`causes`) did not add it again.
+
+    `by_condition` tells whether the causes were themselves skipped by a condition: such a skip fails nothing.
+    """
+
+    at: str
+    reason: str
+    causes: list[str] = []
+    by_condition: bool = False
+
+
+class StepCancelled(Event, frozen=True, tag="step_cancelled"):
+    """The step was cancelled with its run; `live`: its attempt still executes and will report late."""
+
+    at: str
+    live: bool = False
+
+
+class EvaluationAsked(Event, frozen=True, tag="evaluation_asked"):
+    """A worker was asked for the value of the step's condition."""
+
+    at: str
+    number: int = 1
+
+
+class ConditionEvaluated(Event, frozen=True, tag="condition_evaluated"):
+    """The step's condition was evaluated, once and for all of this generation."""
+
+    at: str
+    value: bool
+
+
+class SignalReceived(Event, frozen=True, tag="signal_received"):
+    """The first signal of this name; later ones change nothing."""
+
+    name: str
+    value: Handle = NULL
+
+
+class BreakpointReached(Event, frozen=True, tag="breakpoint_reached"):
+    """A step stands at an armed breakpoint (`before` or `after`). Informational: the fence is computed."""
+
+    at: str
+    position: str
+    labels: tuple[str, ...] = ()
+
+
+class BreakpointReleased(Event, frozen=True, tag="breakpoint_released"):
+    """The breakpoints of a label were released: steps that wait before, and steps held after."""
+
+    label: str
+    before: list[str] = []
+    after: list[str] = []
+
+
+class Paused(Event, frozen=True, tag="paused"):
+    """No claim of this run is granted while `hold` stands."""
+
+    hold: int
+
+
+class Resumed(Event, frozen=True, tag="resumed"):
+    """The hold was lifted."""
+
+
+class CancelRequested(Event, frozen=True, tag="cancel_requested"):
+    """Nothing new starts; `hard` also ends what runs."""
+
+    hard: bool = False
+
+
+class StepsReopened(Event, frozen=True, tag="steps_reopened"):
+    """An operator's retry or rewind reopened settled steps (and scopes); a rewind gives them the next generation."""
+
+    at: list[str]
+    rewind: bool = False
+    # Steps and groups that a rewound step had added; they come back when they are added again.
+    removed: list[str] = []
+    # Groups that wait again for what they need before their content starts.
+    scopes: list[str] = []
+
+
+class ScopeOpened(Event, frozen=True, tag="scope_opened"):
+    """What the group waits for is there; its content may start."""
+
+    at: str
+
+
+class ScopeSettled(Event, frozen=True, tag="scope_settled"):
+    """A group, or all that a step added, has its outcome."""
+
+    at: str
+    outcome: str
+    causes: list[str] = []
+    # As `StepSkipped.by_condition`.
+    by_condition: bool = False
+
+
+class RunSettled(Event, frozen=True, tag="run_settled"):
+    """The run has its outcome. `result` is its output; `missing` are required steps of the output that did not run."""
+
+    outcome: str
+    result: Arg = NULL
+    missing: list[str] = []
+    failures: list[str] = []
+
+
+class InputRefused(Event, frozen=True, tag="input_refused"):
+    """An input from the inbox could not be applied; the run is unchanged."""
+
+    code: str
+    message: str = ""
+
+
+class InputAccepted(Event, frozen=True, tag="input_accepted"):
+    """An input from the inbox changed nothing, rightly (a second signal of a name, a cancel of a finished run)."""
+
+    note: str = ""
+
+
+AnyEvent = (
+    RunStarted
+    | StepsAdded
+    | StepReady
+    | StepDispatched
+    | StepSucceeded
+    | AttemptFailed
+    | AttemptLost
+    | AttemptEnded
+    | StepFailed
+    | StepSkipped
+    | StepCancelled
+    | EvaluationAsked
+    | ConditionEvaluated
+    | SignalReceived
+    | BreakpointReached
+    | BreakpointReleased
+    | Paused
+    | Resumed
+    | CancelRequested
+    | StepsReopened
+    | ScopeOpened
+    | ScopeSettled
+    | RunSettled
+    | InputRefused
+    | InputAccepted
+)
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(list[AnyEvent])
+
+
+def encode_events(events: list[AnyEvent]) -> str:
+    """The journal text of one append."""
+    return _encoder.encode(events).decode()
+
+
+def decode_events(text: str | bytes) -> list[AnyEvent]:
+    """The events of one journal row.
+
+    Raises:
+        msgspec.ValidationError: an unknown kind or a broken row; the run cannot be decided by this kernel.
+    """
+    return _decoder.decode(text)
+
+
+def kind_of(event: Event) -> str:
+    """The event's stored kind."""
+    tag = event.__struct_config__.tag
+    assert isinstance(tag, str)
+    return tag

@@ -1,0 +1,292 @@
+"""Compiled graphs: blocks as nodes with dense numbers and edges, made once a plan (or an added fragment).
+
+Node 0 is the root scope. A node's `needs` are the nodes it waits for, each with what the edge means (`REF`,
+`DEFAULT`, `AFTER`, `ANY` bits, joined when there are several reasons). Compiled nodes are shared by all runs of
+a plan and never change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Protocol
+
+import msgspec
+
+from treadle.core.addresses import child, encode_id
+from treadle.core.plan import Block, Const, Group, ListOf, MapOf, Plan, Predicate, Ref, SignalValue, Step
+from treadle.errors import DuplicateStepError, UnknownStepError
+
+# Why an edge exists: a required Ref, a Ref with a default, required order, settled order.
+REF = 1
+DEFAULT = 2
+AFTER = 4
+ANY = 8
+
+
+_NO_REFS: Mapping[str, int] = MappingProxyType({})
+
+
+class Node(msgspec.Struct, gc=False, eq=False):
+    """What is fixed about a step or a scope of a run. Empty collections are shared: a plan may have a million nodes."""
+
+    number: int
+    address: str
+    scope: Node | None
+    # The block it was made from; None for the root and for what a step adds.
+    spec: Block | None
+    is_step: bool = False
+    optional: bool = False
+    needs: Sequence[tuple[int, int]] = ()
+    dependents: Sequence[tuple[int, int]] = ()
+    # Step text of a Ref -> number of the node it names.
+    refs: Mapping[str, int] = _NO_REFS
+    # Names of all signals that the step waits for, those it takes as values included.
+    signals: tuple[str, ...] = ()
+    # Constants of the fragment that brought this node; None: the run head's.
+    constants: list[str] | None = None
+    # For the scope of what a step adds: that step.
+    owner: Node | None = None
+
+    def __post_init__(self) -> None:
+        if self.spec is not None:
+            self.define(self.spec)
+
+    @property
+    def step(self) -> Step:
+        """As `spec`, for steps only."""
+        return self.spec  # type: ignore[return-value]  # pyright: ignore[reportReturnType]  # callers know that it is
+
+    def define(self, spec: Block) -> None:
+        """Set what the plan, or the step that adds, says of this node."""
+        self.spec = spec
+        self.optional = spec.optional
+        self.is_step = type(spec) is Step
+
+
+def refs_of(slot: object) -> Iterator[Ref]:
+    """All Refs inside a slot."""
+    if isinstance(slot, Ref):
+        yield slot
+    elif isinstance(slot, ListOf):
+        for item in slot.items:
+            yield from refs_of(item)
+    elif isinstance(slot, (MapOf, Predicate)):
+        for value in (slot.items if isinstance(slot, MapOf) else slot.slots).values():
+            yield from refs_of(value)
+
+
+def signals_of(slot: object) -> Iterator[str]:
+    """Names of all signals whose payload a slot takes."""
+    if isinstance(slot, SignalValue):
+        yield slot.name
+    elif isinstance(slot, ListOf):
+        for item in slot.items:
+            yield from signals_of(item)
+    elif isinstance(slot, (MapOf, Predicate)):
+        for value in (slot.items if isinstance(slot, MapOf) else slot.slots).values():
+            yield from signals_of(value)
+
+
+def constants_of(slot: object) -> Iterator[int]:
+    """The numbers of all constants that a slot uses."""
+    if isinstance(slot, Const):
+        yield slot.index
+    elif isinstance(slot, Ref):
+        if slot.default >= 0:
+            yield slot.default
+    elif isinstance(slot, ListOf):
+        for item in slot.items:
+            yield from constants_of(item)
+    elif isinstance(slot, (MapOf, Predicate)):
+        for value in (slot.items if isinstance(slot, MapOf) else slot.slots).values():
+            yield from constants_of(value)
+
+
+class Space(Protocol):
+    """Where nodes are made and found: a plan's graph, or one run's additions on top of it."""
+
+    def new(self, address: str, scope: Node, spec: Block | None) -> Node:
+        """Make a node with the next number."""
+        ...
+
+    def again(self, node: Node, spec: Block) -> Node:
+        """Define a node anew that was taken back.
+
+        Raises:
+            DuplicateStepError: it was not taken back; the id is in use.
+        """
+        ...
+
+    def find(self, scope: Node, segment: str) -> Node | None:
+        """The child of a scope, or None."""
+        ...
+
+    def enter(self, scope: Node, segment: str, node: Node) -> None:
+        """Make `node` the child of a scope."""
+        ...
+
+    def scope_of(self, step: Node) -> Node:
+        """The scope of all that a step adds; made when it is first asked for."""
+        ...
+
+
+class Graph:
+    """The nodes of a plan, by number and by address. Shared by all its runs."""
+
+    __slots__ = ("children", "dedup", "index", "nodes", "output_refs", "plan")
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.nodes: list[Node] = [Node(0, "", None, None)]
+        self.index: dict[str, int] = {"": 0}
+        self.children: dict[int, dict[str, Node]] = {0: {}}
+        self.dedup: dict[str, int] = {}
+        root = self.nodes[0]
+        for node in place(plan.blocks, root, None, self):
+            link(node, self)
+            key = node.spec.dedup if isinstance(node.spec, Step) else None
+            if key is not None and self.dedup.setdefault(key, node.number) != node.number:
+                raise DuplicateStepError(f"two steps have the dedup key {key!r}")
+        dependents: dict[int, list[tuple[int, int]]] = {}
+        for node in self.nodes:
+            for number, flags in node.needs:
+                dependents.setdefault(number, []).append((node.number, flags))
+        for number, edges in dependents.items():
+            self.nodes[number].dependents = tuple(edges)
+        self.output_refs = {ref.step: _step_named(root, ref.step, self, None).number for ref in refs_of(plan.output)}
+
+    def new(self, address: str, scope: Node, spec: Block | None) -> Node:
+        """Make a node with the next number."""
+        node = Node(len(self.nodes), address, scope, spec)
+        self.nodes.append(node)
+        self.index[address] = node.number
+        return node
+
+    def again(self, node: Node, spec: Block) -> Node:
+        """Refuse a second block of one id: nothing of a plan is ever taken back."""
+        raise DuplicateStepError(f"step id {spec.id!r} is used twice: {node.address!r} is there already")
+
+    def find(self, scope: Node, segment: str) -> Node | None:
+        """The child of a scope, or None."""
+        children = self.children.get(scope.number)
+        return children.get(segment) if children is not None else None
+
+    def enter(self, scope: Node, segment: str, node: Node) -> None:
+        """Make `node` the child of a scope."""
+        children = self.children.get(scope.number)
+        if children is None:
+            children = self.children[scope.number] = {}
+        children[segment] = node
+
+    def scope_of(self, step: Node) -> Node:
+        """The scope of all that a step adds; made when it is first asked for."""
+        address = step.address + "/"
+        if (number := self.index.get(address)) is not None:
+            return self.nodes[number]
+        assert step.scope is not None
+        scope = self.new(address, step.scope, None)
+        scope.owner = step
+        return scope
+
+
+def place(blocks: list[Block], scope: Node, constants: list[str] | None, space: Space) -> list[Node]:
+    """Make the nodes of blocks inside a scope; returns all of them, groups before their content."""
+    nodes: list[Node] = []
+    base = scope.owner.address if scope.owner is not None else scope.address
+    for block in blocks:
+        segment = encode_id(block.id)
+        found = space.find(scope, segment)
+        if found is None:
+            node = space.new(child(base, segment), scope, block)
+            space.enter(scope, segment, node)
+        else:
+            node = space.again(found, block)
+        node.constants = constants
+        nodes.append(node)
+        if isinstance(block, Group):
+            nodes += place(block.blocks, node, constants, space)
+    return nodes
+
+
+def link(node: Node, space: Space) -> None:
+    """Resolve the names a node uses and set its needs."""
+    spec = node.spec
+    assert spec is not None
+    needs: dict[int, int] = {}
+    if isinstance(spec, Step):
+        _link_slots(node, spec, space, needs)
+    if spec.after or spec.after_any:
+        for names, flag in ((spec.after, AFTER), (spec.after_any, ANY)):
+            for name in names:
+                number = lookup(node.scope, name, space, node).number
+                needs[number] = needs.get(number, 0) | flag
+    # Set even if there are none: a step that a rewind took back may have had some.
+    node.needs = tuple(needs.items())
+
+
+def _link_slots(node: Node, spec: Step, space: Space, needs: dict[int, int]) -> None:
+    """Resolve the Refs and signals of a step."""
+    refs: dict[str, int] = {}
+    signals: dict[str, None] = dict.fromkeys(spec.signals) if spec.signals else {}
+    slots: list[object] = list(spec.slots.values())
+    if spec.when is not None:
+        # A predicate holds slots, and is walked like one.
+        slots.append(spec.when)
+    for slot in slots:
+        if type(slot) is Const:
+            continue
+        for ref in (slot,) if isinstance(slot, Ref) else refs_of(slot):
+            name = ref.step
+            number = refs.get(name)
+            if number is None:
+                number = refs[name] = _step_named(node.scope, name, space, node).number
+            needs[number] = needs.get(number, 0) | (REF if ref.default < 0 else DEFAULT)
+        if type(slot) is not Ref:
+            signals.update(dict.fromkeys(signals_of(slot)))
+    placed = spec.placement
+    if placed is not None and placed.step:
+        number = refs[placed.step] = _step_named(node.scope, placed.step, space, node).number
+        needs[number] = needs.get(number, 0) | AFTER
+    node.refs = refs or _NO_REFS
+    node.signals = tuple(signals)
+
+
+def _step_named(scope: Node | None, name: str, space: Space, reader: Node | None) -> Node:
+    """The step that gives a value under this name: a scope has none."""
+    # The plain case of `lookup`, a sibling.
+    node = space.find(scope, name) if scope is not None and "/" not in name else None
+    if node is None:
+        node = lookup(scope, name, space, reader)
+    if not node.is_step:
+        who = f"step {reader.address!r}" if reader is not None else "the output"
+        raise UnknownStepError(f"{who} needs one step, but {name!r} is a group")
+    return node
+
+
+def lookup(scope: Node | None, name: str, space: Space, reader: Node | None = None) -> Node:
+    """The node that `name` (an address of encoded segments) means to a reader in `scope`.
+
+    The first segment is a sibling, else a block of an enclosing scope; `a/b` goes down from there, and a
+    trailing slash is all that step `a` adds.
+
+    Raises:
+        UnknownStepError: nothing has this name there.
+    """
+    node: Node | None = None
+    if "/" not in name:
+        rest: list[str] = []
+        want_scope, first = False, name
+    else:
+        want_scope = name.endswith("/")
+        first, *rest = name.rstrip("/").split("/")
+    while scope is not None and node is None:
+        node = space.find(scope, first)
+        scope = scope.scope
+    for segment in rest:
+        if node is not None:
+            node = space.find(space.scope_of(node) if node.is_step else node, segment)
+    if node is None:
+        where = f" that step {reader.address!r} names" if reader is not None else ""
+        raise UnknownStepError(f"no step {name!r}{where} is visible there; check the id")
+    return space.scope_of(node) if want_scope and node.is_step else node

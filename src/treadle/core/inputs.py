@@ -1,0 +1,121 @@
+"""Inputs: everything that can happen to a run. Each is small data; in the inbox it is stored as JSON."""
+
+from __future__ import annotations
+
+import msgspec
+
+from treadle.core.events import NULL, Failure, Handle
+from treadle.core.plan import Fragment
+
+
+class Input(msgspec.Struct, frozen=True, tag_field="input", omit_defaults=True, kw_only=True, gc=False):
+    """The root of all inputs."""
+
+
+class Outcome(Input, frozen=True, tag="outcome"):
+    """An attempt ended in its worker.
+
+    `status` is succeeded, failed or cancelled (it was interrupted). `verdict` steers a failure: empty leaves it
+    to the step's policy, `retry` uses the default policy where the step has none, `final` ends it;
+    `delay` (seconds) overrides the back-off.
+    """
+
+    number: int
+    generation: int
+    attempt: int
+    lease: int = 0
+    session: str = ""
+    worker: str = ""
+    started_at: float = 0.0
+    status: str = "succeeded"
+    result: Handle = NULL
+    failure: Failure | None = None
+    verdict: str = ""
+    delay: float | None = None
+    added: tuple[Fragment, ...] = ()
+
+
+class Lost(Input, frozen=True, tag="lost"):
+    """The session that held the attempt died (written by the store when it buries a session)."""
+
+    number: int
+    generation: int
+    attempt: int
+    session: str
+
+
+class Revoked(Input, frozen=True, tag="revoked"):
+    """Waiting tasks were taken back by a cancel (written by the store)."""
+
+    numbers: list[int]
+
+
+class Look(Input, frozen=True, tag="look"):
+    """The session that decided the run died: there may be something left to decide (written by the store)."""
+
+    session: str = ""
+
+
+class AddSteps(Input, frozen=True, tag="add_steps"):
+    """A live attempt adds steps at once. `attempt` and `generation` name it; 0 is whichever is live."""
+
+    number: int
+    fragment: Fragment
+    generation: int = 0
+    attempt: int = 0
+
+
+class Signal(Input, frozen=True, tag="signal"):
+    """The payload of a named signal."""
+
+    name: str
+    value: Handle = NULL
+
+
+class Pause(Input, frozen=True, tag="pause"):
+    """Hold the run."""
+
+
+class Resume(Input, frozen=True, tag="resume"):
+    """Lift the hold."""
+
+
+class Cancel(Input, frozen=True, tag="cancel"):
+    """Stop the run; `hard` also ends what runs."""
+
+    hard: bool = False
+
+
+class Release(Input, frozen=True, tag="release"):
+    """Release the breakpoints of a label."""
+
+    label: str
+
+
+class Retry(Input, frozen=True, tag="retry"):
+    """Reopen a failed or cancelled step (or, without `at`, all of them) and what was skipped because of it."""
+
+    at: str = ""
+
+
+class Rewind(Input, frozen=True, tag="rewind"):
+    """Reopen a settled step and all that depends on it, as the next generation."""
+
+    at: str
+
+
+AnyInput = Outcome | Lost | Revoked | Look | AddSteps | Signal | Pause | Resume | Cancel | Release | Retry | Rewind
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(AnyInput)
+
+
+def encode_input(value: AnyInput) -> bytes:
+    """The inbox form of an input."""
+    return _encoder.encode(value)
+
+
+def decode_input(data: bytes) -> AnyInput:
+    """The input of an inbox row."""
+    value: AnyInput = _decoder.decode(data)
+    return value

@@ -1,0 +1,154 @@
+"""Part of `apply`: the events that change the shape of a run's graph, or take outcomes back."""
+
+from __future__ import annotations
+
+from treadle.core import events as ev
+from treadle.core.addresses import encode_id
+from treadle.core.counts import (
+    allowed_scope_status,
+    allowed_status,
+    recount_all,
+    reset,
+    scope_at,
+    step_of,
+    unsettle,
+)
+from treadle.core.graph import Node, link, place
+from treadle.core.plan import Block, Group
+from treadle.core.state import NodeState, RunState, ScopeState, StepState
+from treadle.core.tables import RUN
+from treadle.errors import InternalError
+
+
+def steps_added(run: RunState, event: ev.StepsAdded) -> None:
+    """Make the nodes of added blocks, or bring back those that a rewind had removed."""
+    if (run.status, "steps_added") not in RUN:
+        raise InternalError(f"run {run.run_id!r} is {run.status}: no step can be added")
+    into = run.at(event.into)
+    if into is None:
+        raise InternalError(f"run {run.run_id!r}: steps were added to {event.into!r}, which is not there")
+    adder = step_of(run, event.by)
+    known = known_nodes(run, event.blocks, _scope_node(run, into))
+    _check_revived(run, known)
+    scope = run.scope_of(into.node) if into.node.is_step else into.node
+    for segment, address in event.aliases.items():
+        run.enter(scope, segment, step_of(run, address).node)
+    changed: dict[int, NodeState] = {}
+    for _, node in known:
+        _revive(run, run.states[node.number], changed)
+    count = len(run.states)
+    nodes = place(event.blocks, scope, event.constants, run)
+    for node in nodes:
+        if node.number >= count:
+            state = run.states[node.number]
+            changed[node.number] = state
+            state.around.unsettled += 1
+    for node in nodes:
+        _connect(run, node, adder)
+    recount_all(run, changed)
+
+
+def _scope_node(run: RunState, into: StepState | ScopeState) -> Node | None:
+    if isinstance(into, ScopeState):
+        return into.node
+    own = run.own.get(into.node.number)
+    return own.node if own is not None else None
+
+
+def _check_revived(run: RunState, known: list[tuple[Block, Node]]) -> None:
+    """Raise if a block is there and was not taken back, before anything has changed."""
+    for block, node in known:
+        state = run.states[node.number]
+        if not (state.removed or state.dropped) or node.is_step == isinstance(block, Group):
+            raise InternalError(f"run {run.run_id!r}: {node.address!r} was added although it is there")
+        if isinstance(state, StepState):
+            allowed_status(state, "steps_added")
+        else:
+            allowed_scope_status(state, "steps_added")
+
+
+def known_nodes(run: RunState, blocks: list[Block], scope: Node | None) -> list[tuple[Block, Node]]:
+    """Those of the blocks, and of the content of groups among them, whose ids are in the scope already."""
+    found: list[tuple[Block, Node]] = []
+    for block in blocks:
+        node = run.find(scope, encode_id(block.id)) if scope is not None else None
+        if node is not None:
+            found.append((block, node))
+            if isinstance(block, Group):
+                found += known_nodes(run, block.blocks, node)
+    return found
+
+
+def _revive(run: RunState, state: StepState | ScopeState, changed: dict[int, NodeState]) -> None:
+    """Let a node that was taken back live again: its old edges go, `_connect` makes the new ones."""
+    number = state.node.number
+    for upstream, _ in state.node.needs:
+        above = run.states[upstream]
+        above.more = [edge for edge in above.more or () if edge[0] != number]
+    former = run.adder.get(number)
+    if former is not None:
+        run.added_by[former].remove(number)
+    if isinstance(state, StepState):
+        reset(run, state, allowed_status(state, "steps_added"), changed, rewind=False)
+    else:
+        _reopen_scope(run, state, changed)
+    state.removed = state.dropped = False
+
+
+def _connect(run: RunState, node: Node, adder: StepState) -> None:
+    """Resolve the names of an added node and enter it with its upstreams and its adder."""
+    state = run.states[node.number]
+    link(node, run)
+    if isinstance(state, ScopeState):
+        state.gated = bool(node.needs) or state.around.gated
+    elif node.step.dedup is not None:
+        run.dedup[node.step.dedup] = node.number
+    for upstream, flags in node.needs:
+        above = run.states[upstream]
+        if above.more is None:
+            above.more = []
+        above.more.append((node.number, flags))
+    run.adder[node.number] = adder.node.number
+    run.added_by.setdefault(adder.node.number, []).append(node.number)
+
+
+def steps_reopened(run: RunState, event: ev.StepsReopened) -> None:
+    """Take outcomes back. What a rewind removes waits for its adder to add it again."""
+    status = RUN.get((run.status, "steps_reopened"))
+    if status is None:
+        raise InternalError(f"run {run.run_id!r} is {run.status}: nothing can be reopened")
+    steps = [step_of(run, at) for at in event.at]
+    scopes = [scope_at(run, at) for at in event.scopes]
+    removed: list[StepState | ScopeState] = []
+    for at in event.removed:
+        state = run.at(at)
+        if state is None or state.node.number not in run.adder:
+            raise InternalError(f"run {run.run_id!r}: {at!r} was removed, which no step has added")
+        removed.append(state)
+    again = [*steps, *(gone for gone in removed if isinstance(gone, StepState))]
+    waiting = {step: allowed_status(step, "steps_reopened") for step in again}
+    if busy := [step.node.address for step in waiting if step.tasked]:
+        raise InternalError(f"run {run.run_id!r}: {busy[0]!r} was reopened while it is being executed")
+    run.status = status
+    run.cancelling = ""
+    run.result = ev.NULL
+    run.missing = []
+    reopened: dict[int, NodeState] = {}
+    for gone in removed:
+        gone.removed, gone.dropped = True, False
+    for scope in sorted([*scopes, *(gone for gone in removed if isinstance(gone, ScopeState))], key=_number):
+        _reopen_scope(run, scope, reopened)
+    for step, after in waiting.items():
+        reset(run, step, after, reopened, rewind=event.rewind)
+    recount_all(run, reopened)
+
+
+def _number(state: NodeState) -> int:
+    return state.node.number
+
+
+def _reopen_scope(run: RunState, scope: ScopeState, reopened: dict[int, NodeState]) -> None:
+    """Make a group wait again for what it needs, before its content may start."""
+    unsettle(run, scope, reopened)
+    reopened[scope.node.number] = scope
+    scope.gated = scope.removed or scope.around.gated or bool(scope.node.needs)

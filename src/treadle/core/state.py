@@ -1,0 +1,378 @@
+"""The state of one run: what its events add up to. Changed by `apply` only.
+
+Inside a run, steps and scopes are dense numbers; names are at the edge. A completion touches the settled node,
+its scope and its dependents, nothing else.
+
+`frontier`, `ready`, `signal_waiters` and `cancel_at` are hints of where to look next, and hold more than is
+needed: `decide` checks what it finds there, and looking at a node for nothing changes nothing. They are heaps
+and sets, read in the order of node numbers, never of arrival. So a state folded from the journal, whose hints
+name everything that ever moved, decides exactly like the live one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from heapq import heappush
+
+import msgspec
+
+from treadle.core.events import NULL, Arg, Failure
+from treadle.core.graph import AFTER, DEFAULT, REF, Graph, Node
+from treadle.core.plan import Block, Step
+from treadle.core.tables import CANCELLED, FAILED, NOTHING, OPEN, OUTCOMES, SKIPPED, SUCCEEDED, WAITING
+
+# Why a node may not run: an upstream was skipped by its own condition, or one did not succeed.
+BY_CONDITION = 1
+BY_FAILURE = 2
+
+# Shared by all nodes that have no causes; never changed.
+_NO_CAUSES: Sequence[str] = ()
+
+
+class ScopeState:
+    """A group, the root, or all that one step adds."""
+
+    __slots__ = (
+        "around",
+        "bad",
+        "by_condition",
+        "cancelled",
+        "causes",
+        "doomed",
+        "dropped",
+        "gated",
+        "holding",
+        "more",
+        "node",
+        "removed",
+        "result",
+        "status",
+        "unsettled",
+        "waiting",
+    )
+
+    def __init__(self, node: Node, around: ScopeState | None) -> None:
+        self.node = node
+        # The root lies in itself.
+        self.around = around if around is not None else self
+        self.status = OPEN
+        self.waiting = len(node.needs)
+        # For these see `StepState`.
+        self.doomed = 0
+        self.by_condition = False
+        self.causes = _NO_CAUSES
+        self.more: list[tuple[int, int]] | None = None
+        self.removed = False
+        self.dropped = False
+        self.holding = False
+        # A scope has no value of its own and gives null.
+        self.result = NULL
+        # Children without an outcome; what a step adds counts the step too.
+        self.unsettled = 0
+        # Numbers of mandatory children that failed or were skipped by a failure, in that order.
+        self.bad: dict[int, None] = {}
+        # How many mandatory children were cancelled.
+        self.cancelled = 0
+        # Its content waits until what the group needs has come.
+        self.gated = False
+
+
+class StepState(msgspec.Struct, gc=False, eq=False):
+    """One step of a run. A struct that the garbage collector need not look at: a run may have a million."""
+
+    node: Node
+    around: ScopeState
+    added_at: float
+    # Upstreams that are not settled, plus one while the group around is not open. Exact while it is unsettled.
+    waiting: int
+    status: str = WAITING
+    # 0, or why an upstream's outcome forbids this node to run. A failure skips it at once; a condition
+    # only when all else has come, so that the cause does not depend on who was first.
+    doomed: int = 0
+    # A skip that no failure caused: it satisfies orders and fails nothing.
+    by_condition: bool = False
+    causes: Sequence[str] = ()
+    # Dependents that were added while the run was going on.
+    more: list[tuple[int, int]] | None = None
+    # Taken back by a rewind of its adder, and not added again yet; then the adder settled without adding it.
+    removed: bool = False
+    dropped: bool = False
+    # Succeeded, and its dependents are held by a breakpoint after it.
+    holding: bool = False
+    # The handle of its result.
+    result: str = ""
+    # Attempts dispatched in all; failed and lost ones since the last reopening.
+    attempt: int = 0
+    failures: int = 0
+    lost: int = 0
+    generation: int = 1
+    failure: Failure | None = None
+    # The attempt whose task is in the store (negative: an evaluation of its condition), or 0.
+    tasked: int = 0
+    # Number of times its condition was asked of a worker, and the answer.
+    asking: int = 0
+    condition: bool | None = None
+    # Breakpoints ("b" before, "a" after) reported as reached, and released.
+    reached: str = ""
+    released: str = ""
+    ready_at: float = 0.0
+    dispatched_at: float = 0.0
+    started_at: float = 0.0
+    finished_at: float = 0.0
+    not_before: float = 0.0
+    worker: str = ""
+
+    @property
+    def spec(self) -> Step:
+        """The step's definition in the plan."""
+        return self.node.step
+
+
+NodeState = StepState | ScopeState
+
+
+class RunState:
+    """One run in memory. `version` is the journal's; `now` is the time of the row being applied."""
+
+    __slots__ = (
+        "added_by",
+        "adder",
+        "cancel_at",
+        "cancelling",
+        "children",
+        "constants",
+        "dedup",
+        "frontier",
+        "graph",
+        "hold",
+        "index",
+        "key",
+        "labels",
+        "missing",
+        "now",
+        "own",
+        "readied",
+        "ready",
+        "result",
+        "run_id",
+        "signal_waiters",
+        "signals",
+        "started_at",
+        "states",
+        "status",
+        "tasks",
+        "version",
+    )
+
+    def __init__(self, key: str, run_id: str, graph: Graph, constants: list[str], breakpoints: list[str]) -> None:
+        self.key = key
+        self.run_id = run_id
+        self.graph = graph
+        self.constants = constants
+        self.labels = frozenset(breakpoints)
+        self.version = 0
+        self.now = 0.0
+        self.started_at = 0.0
+        self.status: str = NOTHING
+        self.result: Arg = NULL
+        self.missing: list[str] = []
+        self.hold = 0
+        # "", "soft" or "hard"; the next number that a cancel has to look at.
+        self.cancelling = ""
+        self.cancel_at = 0
+        # Tasks in the store; steps whose status is ready.
+        self.tasks = 0
+        self.readied = 0
+        self.signals: dict[str, str] = {}
+        # Signal name -> numbers of steps that found it missing.
+        self.signal_waiters: dict[str, set[int]] = {}
+        # Heap of the numbers of nodes that may have become decidable.
+        self.frontier: list[int] = []
+        # Ready steps that wait for room, as a heap of `ready_key`s.
+        self.ready: list[int] = []
+        self.states: list[StepState | ScopeState] = []
+        # What steps added, on top of the graph: names, children of scopes, dedup keys, and who added what.
+        self.index: dict[str, int] = {}
+        self.children: dict[int, dict[str, Node]] = {}
+        self.dedup: dict[str, int] = {}
+        self.adder: dict[int, int] = {}
+        self.added_by: dict[int, list[int]] = {}
+        # Step number -> the scope of all that the step adds, where something asked for it.
+        self.own: dict[int, ScopeState] = {}
+
+    # -- names -------------------------------------------------------------------------------------------
+
+    def number_of(self, address: str) -> int | None:
+        """The number of the node at an address, None if there is none."""
+        number = self.graph.index.get(address)
+        return number if number is not None else self.index.get(address)
+
+    def at(self, address: str) -> StepState | ScopeState | None:
+        """The step or scope at an address, None if there is none."""
+        number = self.number_of(address)
+        return self.states[number] if number is not None and number < len(self.states) else None
+
+    def step_at(self, address: str) -> StepState | None:
+        """The step at an address, None if there is none (or it is a scope)."""
+        state = self.at(address)
+        return state if isinstance(state, StepState) else None
+
+    def step(self, number: int) -> StepState | None:
+        """The step of a number, None for scopes and unknown numbers."""
+        state = self.states[number] if 0 <= number < len(self.states) else None
+        return state if isinstance(state, StepState) else None
+
+    @property
+    def root(self) -> ScopeState:
+        """The root scope."""
+        state = self.states[0]
+        assert isinstance(state, ScopeState)
+        return state
+
+    def steps(self) -> list[StepState]:
+        """All steps, in the order they came into the run."""
+        return [state for state in self.states if isinstance(state, StepState)]
+
+    def content(self, scope: NodeState) -> list[StepState | ScopeState]:
+        """The steps and groups directly in a scope."""
+        number = scope.node.number
+        nodes = [*self.graph.children.get(number, {}).values(), *self.children.get(number, {}).values()]
+        # Not the steps that a dedup key put under a second name, perhaps from another scope.
+        return [state for node in nodes if (state := self.states[node.number]).around is scope]
+
+    # -- graph.Space: nodes that are added while the run goes on ---------------------------------------------
+
+    def new(self, address: str, scope: Node, spec: Block | None) -> Node:
+        """Make a node, with its state, as the next number."""
+        node = Node(len(self.states), address, scope, spec)
+        around = self.states[scope.number]
+        assert isinstance(around, ScopeState)
+        self.states.append(
+            StepState(node, around, self.now, len(node.needs)) if node.is_step else ScopeState(node, around)
+        )
+        self.index[address] = node.number
+        return node
+
+    def again(self, node: Node, spec: Block) -> Node:
+        """Give a node that a rewind took back, and that is wanted again, its new definition."""
+        node.define(spec)
+        return node
+
+    def find(self, scope: Node, segment: str) -> Node | None:
+        """The child of a scope, or None."""
+        added = self.children.get(scope.number)
+        if added is not None and (node := added.get(segment)) is not None:
+            return node
+        return self.graph.find(scope, segment)
+
+    def enter(self, scope: Node, segment: str, node: Node) -> None:
+        """Make `node` the child of a scope."""
+        self.children.setdefault(scope.number, {})[segment] = node
+
+    def scope_of(self, step: Node) -> Node:
+        """The scope of all that a step adds; made when it is first asked for."""
+        own = self.own.get(step.number)
+        if own is not None:
+            return own.node
+        assert step.scope is not None
+        node = self.new(step.address + "/", step.scope, None)
+        node.owner = step
+        state = self.states[node.number]
+        assert isinstance(state, ScopeState)
+        self.open_own(state, step)
+        return node
+
+    def open_own(self, scope: ScopeState, owner: Node) -> None:
+        """Count a scope of added steps in the scope around it, and its owner as its first child."""
+        adder = self.states[owner.number]
+        self.own[owner.number] = scope
+        if settled(adder):
+            # Nothing was added and nothing will be: it has been settled all the time.
+            scope.status = adder.status
+            scope.by_condition = adder.by_condition
+        else:
+            scope.unsettled += 1
+            scope.around.unsettled += 1
+
+    # -- edges -------------------------------------------------------------------------------------------
+
+    def dependents(self, state: NodeState) -> Sequence[tuple[int, int]]:
+        """Numbers and edge flags of the nodes that wait for this one."""
+        return state.node.dependents if state.more is None else [*state.node.dependents, *state.more]
+
+    def recount(self, state: StepState | ScopeState) -> None:
+        """Set `waiting` and `doomed` of an unsettled node from its upstreams' present states."""
+        waiting = doomed = 0
+        if state.removed:
+            adder = self.states[self.adder[state.node.number]]
+            if settled(adder):
+                doomed = doom_of_removed(adder)
+            else:
+                waiting = 1
+        else:
+            for number, flags in state.node.needs:
+                upstream = self.states[number]
+                if upstream.status not in OUTCOMES or upstream.holding:
+                    waiting += 1
+                else:
+                    doomed = max(doomed, doom_of(upstream, flags))
+            if state.around.gated:
+                waiting += 1
+                doomed = max(doomed, state.around.doomed)
+        state.waiting = waiting
+        state.doomed = doomed
+        if waiting == 0 or doomed == BY_FAILURE:
+            heappush(self.frontier, state.node.number)
+
+
+# No run has so many nodes.
+_PRIORITY_SHIFT = 48
+
+
+def ready_key(step: StepState) -> int:
+    """Orders ready steps by priority, then by number; one integer compares faster than a pair."""
+    return step.node.number - (step.node.step.priority << _PRIORITY_SHIFT)
+
+
+def number_of_key(key: int) -> int:
+    """The number of the step of a `ready_key`."""
+    return key & ((1 << _PRIORITY_SHIFT) - 1)
+
+
+def settled(state: NodeState) -> bool:
+    """Whether the node has its outcome."""
+    return state.status in OUTCOMES
+
+
+def doom_of(upstream: NodeState, flags: int) -> int:
+    """Whether a settled upstream lets a dependent run over an edge of these flags: 0, or why it does not."""
+    if upstream.status == SUCCEEDED:
+        return 0
+    if flags & REF:
+        return BY_CONDITION if upstream.by_condition else BY_FAILURE
+    if flags & DEFAULT or upstream.by_condition:
+        return 0
+    return BY_FAILURE if flags & AFTER else 0
+
+
+def doom_of_removed(adder: NodeState) -> int:
+    """What becomes of a step that its adder, settled now, has not added again."""
+    return BY_CONDITION if adder.status == SUCCEEDED or adder.by_condition else BY_FAILURE
+
+
+def is_bad(state: StepState | ScopeState) -> bool:
+    """Whether the outcome fails the scope around."""
+    node = state.node
+    if node.optional:
+        return False
+    if node.owner is not None:
+        # The step that adds counts for itself.
+        return isinstance(state, ScopeState) and bool(state.bad)
+    return state.status == FAILED or (state.status == SKIPPED and not state.by_condition)
+
+
+def counts_as_cancelled(state: StepState | ScopeState) -> bool:
+    """Whether the outcome cancels the scope around, if nothing fails it."""
+    if state.status != CANCELLED or state.node.optional:
+        return False
+    return state.node.owner is None or (isinstance(state, ScopeState) and state.cancelled > 0)

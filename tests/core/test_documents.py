@@ -1,0 +1,125 @@
+"""Stored forms: plans by content, events and inputs as JSON."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import msgspec
+import pytest
+from tests.core.kit import adding, step
+
+from treadle.core import events as ev
+from treadle.core import inputs as inp
+from treadle.core.events import Failure, decode_events, encode_events
+from treadle.core.inputs import decode_input, encode_input
+from treadle.core.plan import (
+    Const,
+    Group,
+    ListOf,
+    MapOf,
+    Placement,
+    Plan,
+    Predicate,
+    Ref,
+    RetryPolicy,
+    SignalValue,
+    decode_plan,
+    encode_plan,
+    plan_hash,
+)
+
+FULL = step(
+    "a",
+    slots={"v": ListOf([Const(0), MapOf({"k": Ref("b", path=("x", 1), default=0)}), SignalValue("s")])},
+    after=("b",),
+    after_any=("c",),
+    when=Predicate("p", {"x": Const(0)}),
+    retry=RetryPolicy(never=("x",)),
+    placement=Placement("here"),
+    dedup="k",
+    annotations={"a": "b"},
+    timeout=1.5,
+    signals=("s",),
+    break_before=("l",),
+    break_after=("l",),
+)
+
+EVENTS: list[ev.AnyEvent] = [
+    ev.RunStarted(at="x"),
+    ev.StepsAdded(by="a", into="", blocks=[FULL, Group(id="g", blocks=[FULL])], constants=["=1"], aliases={"x": "y"}),
+    ev.StepReady(at="a"),
+    ev.StepDispatched(at="a", attempt=2, generation=3, not_before=4.5),
+    ev.StepSucceeded(at="a", attempt=1, result="@d", session="s", token=7, started_at=1.5),
+    ev.AttemptFailed(at="a", attempt=1, failure=Failure("c", "m", "t", "@d"), session="s", token=7, started_at=1.5),
+    ev.AttemptLost(at="a", attempt=-1, session="s"),
+    ev.AttemptEnded(at="a", attempt=1, outcome="failed", session="s"),
+    ev.StepFailed(at="a", attempt=1, failure=Failure("c"), session="s", token=7, started_at=1.5),
+    ev.StepSkipped(at="a", reason="upstream", causes=["b"], by_condition=True),
+    ev.StepCancelled(at="a", live=True),
+    ev.EvaluationAsked(at="a", number=2),
+    ev.ConditionEvaluated(at="a", value=False),
+    ev.SignalReceived(name='"\n🦜', value='={"x":"\\u0000"}'),
+    ev.BreakpointReached(at="a", position="before", labels=("l",)),
+    ev.BreakpointReleased(label="l", before=["a"], after=["b"]),
+    ev.Paused(hold=3),
+    ev.Resumed(),
+    ev.CancelRequested(hard=True),
+    ev.StepsReopened(at=["a"], rewind=True, removed=["b"], scopes=["g"]),
+    ev.ScopeOpened(at="g"),
+    ev.ScopeSettled(at="g", outcome="skipped", causes=["a"], by_condition=True),
+    ev.RunSettled(
+        outcome="failed", result=ev.ArgList([ev.ArgMap({"k": ev.Pick("=1", ("a", 1))}), "@d"]), missing=["a"]
+    ),
+    ev.InputRefused(code="c", message="m", cause="i"),
+    ev.InputAccepted(note="n", cause="i"),
+]
+
+INPUTS: list[inp.AnyInput] = [
+    inp.Outcome(1, 2, 3, status="failed", failure=Failure("c"), verdict="retry", delay=2.5, added=tuple(adding(FULL))),
+    inp.Lost(1, 2, -3, "s"),
+    inp.Revoked([1, 2]),
+    inp.AddSteps(1, adding(FULL, constants=["c"], into="g")[0], 2, 3),
+    inp.Look("s"),
+    inp.Signal("s", "=1"),
+    inp.Pause(),
+    inp.Resume(),
+    inp.Cancel(hard=True),
+    inp.Release("l"),
+    inp.Retry("a"),
+    inp.Rewind("a"),
+]
+
+
+def test_every_kind_of_event_survives_the_journal() -> None:
+    assert {type(event) for event in EVENTS} == set(get_args(ev.AnyEvent))
+
+    assert decode_events(encode_events(EVENTS)) == EVENTS
+
+
+def test_every_field_of_an_event_survives_with_its_cause() -> None:
+    for event in EVENTS:
+        caused = msgspec.structs.replace(event, cause="input-1")
+        [again] = decode_events(encode_events([caused]))
+        assert again == caused
+        assert ev.kind_of(again) in encode_events([caused])
+
+
+def test_an_unknown_kind_stops_the_load() -> None:
+    with pytest.raises(msgspec.ValidationError):
+        decode_events('[{"kind":"step_teleported","at":"a"}]')
+
+
+def test_every_input_survives_the_inbox() -> None:
+    assert {type(value) for value in INPUTS} == set(get_args(inp.AnyInput))
+
+    for value in INPUTS:
+        assert decode_input(encode_input(value)) == value
+
+
+def test_equal_plans_have_equal_names() -> None:
+    plan = Plan(workflow="w", blocks=[FULL, Group(id="g", blocks=[FULL])], output=Ref("a"))
+    stored = encode_plan(plan)
+
+    assert decode_plan(stored) == plan
+    assert plan_hash(encode_plan(decode_plan(stored))) == plan_hash(stored)
+    assert plan_hash(encode_plan(Plan(workflow="v", blocks=[]))) != plan_hash(stored)

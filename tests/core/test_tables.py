@@ -1,0 +1,286 @@
+"""Every pair of a status and an event: what the tables allow happens, all else raises and changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.core.kit import Driver, adding, digest, step
+
+from treadle.core import events as ev
+from treadle.core import inputs as inp
+from treadle.core.apply import apply
+from treadle.core.events import Failure
+from treadle.core.plan import Group, Step
+from treadle.core.state import RunState, ScopeState
+from treadle.core.tables import (
+    ATTEMPT,
+    CANCELLED,
+    DISPATCHED,
+    FAILED,
+    LOST,
+    NOTHING,
+    OPEN,
+    OUTCOMES,
+    READY,
+    RUN,
+    RUNNING,
+    SCOPE,
+    SKIPPED,
+    STEP,
+    SUCCEEDED,
+    TABLES,
+    WAITING,
+    Table,
+    diagram,
+    written_into,
+)
+from treadle.errors import InternalError
+
+X = "a/x"
+G = "a/g"
+BOOM = Failure(code="boom")
+
+STEP_EVENTS: dict[str, Callable[[RunState], ev.AnyEvent]] = {
+    "evaluation_asked": lambda _: ev.EvaluationAsked(at=X),
+    "condition_evaluated": lambda _: ev.ConditionEvaluated(at=X, value=True),
+    "attempt_lost": lambda run: ev.AttemptLost(at=X, attempt=tasked(run)),
+    "attempt_failed": lambda run: ev.AttemptFailed(at=X, attempt=tasked(run), failure=BOOM),
+    "attempt_ended": lambda run: ev.AttemptEnded(at=X, attempt=tasked(run), outcome="succeeded"),
+    "step_ready": lambda _: ev.StepReady(at=X),
+    "step_dispatched": lambda _: ev.StepDispatched(at=X),
+    "step_succeeded": lambda run: ev.StepSucceeded(at=X, attempt=tasked(run)),
+    "step_failed": lambda run: ev.StepFailed(at=X, attempt=tasked(run), failure=BOOM),
+    "step_skipped": lambda _: ev.StepSkipped(at=X, reason="upstream"),
+    "step_cancelled": lambda _: ev.StepCancelled(at=X),
+    "steps_reopened": lambda _: ev.StepsReopened(at=[X]),
+    "steps_added": lambda _: ev.StepsAdded(by="a", into="a", blocks=[Step(id="x", action="act")]),
+}
+SCOPE_EVENTS: dict[str, ev.AnyEvent] = {
+    "scope_opened": ev.ScopeOpened(at=G),
+    **{f"scope_settled:{outcome}": ev.ScopeSettled(at=G, outcome=outcome) for outcome in sorted(OUTCOMES)},
+    "steps_reopened": ev.StepsReopened(at=[], scopes=[G]),
+    "steps_added": ev.StepsAdded(by="a", into="a", blocks=[Group(id="g")]),
+}
+RUN_EVENTS: dict[str, ev.AnyEvent] = {
+    "run_started": ev.RunStarted(),
+    "steps_added": ev.StepsAdded(by="a", into="a", blocks=[Step(id="n", action="act")]),
+    "cancel_requested": ev.CancelRequested(),
+    "paused": ev.Paused(hold=3),
+    "resumed": ev.Resumed(),
+    **{f"run_settled:{outcome}": ev.RunSettled(outcome=outcome) for outcome in sorted(OUTCOMES)},
+    "steps_reopened": ev.StepsReopened(at=[]),
+}
+
+
+def tasked(run: RunState) -> int:
+    found = run.step_at(X)
+    assert found is not None
+    return found.tasked
+
+
+def added_by_a() -> RunState:
+    """A run whose step `a` runs and has added a step that waits for a signal, and an empty group that waits for it."""
+    driver = Driver(step("a"))
+    blocks = (step("x", signals=("never",)), Group(id="g", after=("x",)))
+    driver.give(inp.AddSteps(driver.task("a").number, adding(*blocks)[0]))
+    return driver.run
+
+
+def step_in(status: str, kind: str) -> RunState:
+    """A run whose step has this status, with the kind of attempt under way that the event speaks of."""
+    run = added_by_a()
+    evaluating = kind == "attempt_lost" and status in (WAITING, READY)
+    live = kind == "attempt_ended"
+    path: dict[str, list[ev.AnyEvent]] = {
+        WAITING: [],
+        READY: [ev.StepReady(at=X)],
+        DISPATCHED: [ev.StepDispatched(at=X)],
+        SUCCEEDED: [ev.StepDispatched(at=X), ev.StepSucceeded(at=X, attempt=1)],
+        FAILED: [ev.StepDispatched(at=X), ev.StepFailed(at=X, attempt=1, failure=BOOM)],
+        SKIPPED: [ev.StepSkipped(at=X, reason="upstream")],
+        CANCELLED: [ev.StepDispatched(at=X), ev.StepCancelled(at=X, live=live)],
+    }
+    for event in path[status]:
+        apply(run, event)
+    if evaluating:
+        apply(run, ev.EvaluationAsked(at=X))
+    if kind == "step_dispatched" and status == DISPATCHED:
+        apply(run, ev.AttemptFailed(at=X, attempt=1, failure=BOOM))
+    found = run.step_at(X)
+    assert found is not None
+    found.removed = kind == "steps_added"
+    return run
+
+
+def check(run: RunState, table: Table, before: str, kind: str, event: ev.AnyEvent, status: Callable[[], str]) -> None:
+    facts = digest(run)
+    if (before, kind) in table:
+        apply(run, event)
+
+        assert status() == table[before, kind]
+    else:
+        with pytest.raises(InternalError):
+            apply(run, event)
+
+        assert digest(run) == facts
+
+
+@pytest.mark.parametrize("kind", STEP_EVENTS)
+@pytest.mark.parametrize("before", [WAITING, READY, DISPATCHED, *sorted(OUTCOMES)])
+def test_a_step_goes_by_its_table(before: str, kind: str) -> None:
+    run = step_in(before, kind)
+    found = run.step_at(X)
+    assert found is not None
+
+    check(run, STEP, before, kind, STEP_EVENTS[kind](run), lambda: found.status)
+
+
+def attempt_cases() -> list[tuple[bool, str, str]]:
+    """(whether it is an evaluation, the attempt's status, kind of event); not what speaks of the next attempt."""
+    kinds = sorted({kind for _, kind in ATTEMPT})
+    steps = [(False, before, kind) for before in (RUNNING, SUCCEEDED, FAILED, LOST, CANCELLED) for kind in kinds]
+    beginnings = ("step_dispatched", "evaluation_asked")
+    return [
+        case
+        for case in steps
+        if case[2] != "condition_evaluated" and not (case[2] in beginnings and case[1] in (FAILED, LOST))
+    ] + [(True, RUNNING, kind) for kind in kinds if kind not in ("step_succeeded", "attempt_failed")]
+
+
+@pytest.mark.parametrize(("evaluation", "before", "kind"), attempt_cases())
+def test_an_attempt_goes_by_its_table(evaluation: bool, before: str, kind: str) -> None:
+    run = added_by_a()
+    apply(run, ev.EvaluationAsked(at=X) if evaluation else ev.StepDispatched(at=X))
+    live = tasked(run)
+    ends: dict[str, list[ev.AnyEvent]] = {
+        RUNNING: [],
+        SUCCEEDED: [ev.StepSucceeded(at=X, attempt=live)],
+        FAILED: [ev.AttemptFailed(at=X, attempt=live, failure=BOOM)],
+        LOST: [ev.AttemptLost(at=X, attempt=live)],
+        CANCELLED: [ev.StepCancelled(at=X, live=True)],
+    }
+    for event in ends[before]:
+        apply(run, event)
+    found = run.step_at(X)
+    assert found is not None
+    attempt = found.tasked or live
+    named: dict[str, ev.AnyEvent] = {
+        "attempt_lost": ev.AttemptLost(at=X, attempt=attempt),
+        "attempt_failed": ev.AttemptFailed(at=X, attempt=attempt, failure=BOOM),
+        "attempt_ended": ev.AttemptEnded(at=X, attempt=attempt, outcome="failed"),
+        "step_succeeded": ev.StepSucceeded(at=X, attempt=attempt),
+        "step_failed": ev.StepFailed(at=X, attempt=attempt, failure=BOOM),
+    }
+    event = named[kind] if kind in named else STEP_EVENTS[kind](run)
+    facts = digest(run)
+
+    if (before, kind) in ATTEMPT:
+        apply(run, event)
+        assert not found.tasked
+    else:
+        with pytest.raises(InternalError):
+            apply(run, event)
+        assert digest(run) == facts
+
+
+@pytest.mark.parametrize("kind", SCOPE_EVENTS)
+@pytest.mark.parametrize("before", [OPEN, *sorted(OUTCOMES)])
+def test_a_scope_goes_by_its_table(before: str, kind: str) -> None:
+    run = added_by_a()
+    if before != OPEN:
+        apply(run, ev.ScopeSettled(at=G, outcome=before))
+    scope = run.at(G)
+    assert isinstance(scope, ScopeState)
+    scope.removed = kind == "steps_added"
+
+    check(run, SCOPE, before, kind, SCOPE_EVENTS[kind], lambda: scope.status)
+
+
+@pytest.mark.parametrize("kind", RUN_EVENTS)
+@pytest.mark.parametrize("before", [NOTHING, RUNNING, SUCCEEDED, FAILED, CANCELLED])
+def test_a_run_goes_by_its_table(before: str, kind: str) -> None:
+    driver = Driver(step("a"), begin=before != NOTHING)
+    run = driver.run
+    if kind.startswith("run_settled") or before not in (NOTHING, RUNNING):
+        # Only a run whose steps have settled settles.
+        apply(run, ev.StepSucceeded(at="a", attempt=1)) if before != NOTHING else None
+    if before in OUTCOMES:
+        apply(run, ev.RunSettled(outcome=before))
+
+    check(run, RUN, before, kind, RUN_EVENTS[kind], lambda: run.status)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        ev.StepReady(at="nobody"),
+        ev.StepReady(at="a/"),
+        ev.ScopeOpened(at="nobody"),
+        ev.ScopeOpened(at="a"),
+        ev.ScopeOpened(at="a/"),
+        ev.ScopeSettled(at="a/", outcome="succeeded"),
+        ev.ScopeSettled(at="", outcome="succeeded"),
+        ev.RunSettled(outcome="succeeded"),
+        ev.StepsAdded(by="a", into="nowhere", blocks=[]),
+        ev.StepsAdded(by="nobody", into="", blocks=[]),
+        ev.StepsAdded(by="a", into="a", blocks=[Group(id="x")]),
+        ev.StepsReopened(at=["nobody"]),
+        ev.StepsReopened(at=["a"]),
+        ev.StepsReopened(at=[], removed=["a"]),
+        ev.StepsReopened(at=[], removed=["nobody"]),
+        ev.StepsReopened(at=[], scopes=["nobody"]),
+        ev.StepSucceeded(at="a", attempt=2),
+        ev.AttemptFailed(at="a", attempt=2, failure=BOOM),
+        ev.AttemptLost(at="a", attempt=2),
+    ],
+    ids=repr,
+)
+def test_an_event_that_names_what_is_not_there_changes_nothing(event: ev.AnyEvent) -> None:
+    run = added_by_a()
+    before = digest(run)
+
+    with pytest.raises(InternalError):
+        apply(run, event)
+
+    assert digest(run) == before
+
+
+def test_a_step_that_is_executed_is_not_reopened_and_one_with_an_evaluation_is_not_skipped() -> None:
+    run = step_in(CANCELLED, "attempt_ended")
+    with pytest.raises(InternalError, match="being executed"):
+        apply(run, ev.StepsReopened(at=[X]))
+
+    run = step_in(WAITING, "attempt_lost")
+    for event in (ev.StepSkipped(at=X, reason="upstream"), ev.EvaluationAsked(at=X, number=2)):
+        with pytest.raises(InternalError, match="no such attempt"):
+            apply(run, event)
+
+
+def test_every_diagram_shows_every_transition() -> None:
+    for name, table in TABLES.items():
+        text = diagram(name)
+
+        assert text.startswith("stateDiagram-v2\n")
+        for (source, event), target in table.items():
+            [line] = [line for line in text.splitlines() if f"    {source or '[*]'} --> {target}: " in line]
+            assert event.replace(":", " ") in line
+
+
+def test_a_page_without_a_place_for_a_diagram_is_refused() -> None:
+    with pytest.raises(ValueError, match="run table"):
+        written_into("no markers here")
+
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "architecture.md"
+
+
+def test_the_diagrams_of_the_architecture_page_are_drawn_from_the_tables() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+
+    assert written_into(page) == page, "run `python -m tests.core.test_tables` to draw them anew"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(written_into(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
