@@ -1,0 +1,1 @@
+"""Stores: where runs live. `base` is the port, `committer` groups writes, one module a store."""

@@ -1,0 +1,460 @@
+"""The store port: what the runtime asks of a place where runs live. This page is its specification.
+
+A `Store` is synchronous and is called by one thread at a time (the committer's); `reader()` gives a second,
+read-only handle for another thread. Several processes may each have a Store on the same data.
+
+Words
+- A **run** has a key (a UUIDv7), a user's id, a head (`RunHead`), a journal of rows numbered by `version`
+  (1, 2, ...), a status, a hold (0: free), and at most one **owner**: the session that decides it.
+- A **task** is a dispatched attempt. It waits, or is leased to a session with a **token** (`lease`), a number
+  that the store never gives twice. A run has at most one task of a step number.
+- A **session** is one life of a process. Its leases (runs it owns, tasks it holds) live exactly as long as it:
+  `bury` ends a session and in one transaction turns each of its leased tasks into a `core.inputs.Lost` input of
+  its run, frees the runs it owned, and puts a `core.inputs.Look` input into those of them that are running and have
+  no other input: their last decision may have left something. A buried session can write nothing any more
+  (`LeaseLostError`).
+- The **inbox** of a run holds inputs that wait for its decider, each with a unique id; adding one with an id that
+  is there changes nothing. An append that decides inputs consumes them in its transaction.
+
+Promises
+1. `commit` takes many appends and answers for each. Appends of different runs never undo each other; within
+   the call they are applied in order. An append is applied wholly or not at all.
+2. An append is **committed** only if the run is at `expect` and is owned by the session (or the append makes
+   the run: `head` set, and neither key nor id exist: else **exists**). Otherwise it is a **conflict**. A run
+   that was deleted answers **refused**.
+3. When `commit` returns, what it says is durable by the store's declared durability. When it raises, nothing
+   of it is known: each append's `commit_id` tells by `committed(key, version)` whether it took effect.
+4. A task of an append is leased to the offering session at once when it is due, its run is not held, the
+   session can execute its action, has a free slot, and no waiting due task of its queue would be claimed before
+   it (higher priority, or same and older); otherwise it waits for `claim`. Claims go by priority, then age.
+5. A task is leased to one session at a time. `report` ends a leased task only with its token and puts the
+   outcome into the run's inbox in the same transaction; with another token it does nothing and says so.
+6. `end`ing tasks by an append frees them with whatever lease they had.
+7. Held runs (`hold` != 0) have no task claimed or handed over. `revoke` in an append takes back all waiting
+   tasks of its run and puts one `core.inputs.Revoked` input with their numbers into its inbox (none: no input).
+8. `delete` removes a closed run wholly: nothing of it is reachable by its id or key; its key's tombstone
+   answers later appends and reports.
+9. What was left undone by a process that died is found by `sweep`: dead sessions are the caller's finding;
+   runs without an owner that have inbox inputs are the store's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from treadle.core.commands import Task
+from treadle.core.events import AnyEvent
+
+FORMAT = 1
+# Payloads up to this many bytes of JSON ride in the event; up to the second they are rows; larger ones are blobs.
+INLINE_BYTES = 1024
+ROW_BYTES = 256 * 1024
+
+
+class RunHead(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is fixed when a run is made. `format` is the lowest kernel that may decide it."""
+
+    key: str
+    id: str
+    workflow: str
+    plan: str
+    constants: list[str] = []
+    # Breakpoint labels that are armed for this run.
+    breakpoints: list[str] = []
+    labels: dict[str, str] = {}
+    parent: str = ""
+    input_hash: str = ""
+    created_at: float = 0.0
+    format: int = FORMAT
+
+
+class StepRow(msgspec.Struct, frozen=True, gc=False):
+    """The settled state of a step, written once a settlement; `result` is a handle, empty unless it succeeded."""
+
+    number: int
+    address: str
+    action: str
+    status: str
+    generation: int
+    attempt: int
+    result: str
+    code: str
+    message: str
+    detail: str
+    causes: str
+    added_at: float
+    ready_at: float
+    dispatched_at: float
+    started_at: float
+    finished_at: float
+    worker: str
+
+
+class Append(msgspec.Struct, kw_only=True, gc=False):
+    """One run's decision, to be committed. `expect` is the version it was decided on; its row gets `expect + 1`."""
+
+    key: str
+    expect: int
+    commit_id: int
+    time: float
+    events: list[AnyEvent]
+    # The run's outcome or "running", as it is after the events.
+    status: str
+    # Set by the append that makes the run, with the encoded plan.
+    head: RunHead | None = None
+    plan: bytes | None = None
+    tasks: Sequence[Task] = ()
+    # Numbers of the steps whose task is over.
+    ended: Sequence[int] = ()
+    # Ids of the inbox inputs that were decided.
+    consumed: Sequence[str] = ()
+    payloads: Sequence[tuple[str, bytes]] = ()
+    steps: Sequence[StepRow] = ()
+    # Numbers of steps whose step rows no longer hold (reopened steps).
+    unsettled: Sequence[int] = ()
+    # Numbers of the leased tasks whose attempt is to be interrupted.
+    interrupts: Sequence[int] = ()
+    hold: int | None = None
+    revoke: bool = False
+    # Give the run back: nobody owns it afterwards.
+    release: bool = False
+
+
+class Offer(Protocol):
+    """The free slots of the session that commits or claims. Asked on the committer's thread."""
+
+    def take(self, action: str, queue: str) -> bool:
+        """Whether this session can execute `action` now; True uses up one slot."""
+        ...
+
+    def free(self) -> int:
+        """How many slots are free."""
+        ...
+
+    def actions(self) -> Sequence[str]:
+        """The names that the session can execute."""
+        ...
+
+    def full(self) -> bool:
+        """Whether some kind of action has no free slot."""
+        ...
+
+    def mark(self) -> object:
+        """The present count, for `reset`."""
+        ...
+
+    def reset(self, mark: object) -> None:
+        """Give back what was taken since `mark`: the transaction it was for is rolled back.
+
+        The committer does it too, when `commit` or `claim` raises.
+        """
+        ...
+
+
+class Answer(msgspec.Struct, gc=False):
+    """What became of an append. `leased` are its tasks that the session got, with their tokens."""
+
+    status: Literal["committed", "conflict", "exists", "refused", "doubt"]
+    leased: list[Task] = []
+    # Tasks of this append that wait in the store (for wake-ups and `not_before` timers).
+    queued: int = 0
+
+
+class InboxInput(msgspec.Struct, frozen=True):
+    """An input that waits for a run's decider; `body` is an encoded `core.inputs` value."""
+
+    id: str
+    key: str
+    body: bytes
+
+
+class Report(msgspec.Struct, frozen=True):
+    """A worker's outcome for a run that another session decides: ends the task, if the token is live."""
+
+    number: int
+    lease: int
+    input: InboxInput
+    payloads: Sequence[tuple[str, bytes]] = ()
+
+
+class Loaded(msgspec.Struct):
+    """A run as stored, in one consistent read."""
+
+    head: RunHead
+    plan: bytes
+    version: int
+    status: str
+    hold: int
+    owner: str
+    # (version, commit id, time, events as JSON text)
+    rows: list[tuple[int, int, float, str]]
+    inbox: list[InboxInput]
+    tasks: list[TaskRow]
+
+
+class TaskRow(msgspec.Struct):
+    """A task as stored. `session` is empty while it waits."""
+
+    task: Task
+    session: str = ""
+    worker: str = ""
+    started_at: float = 0.0
+    interrupt: bool = False
+    progress: str = ""
+
+
+class RunRow(msgspec.Struct):
+    """A run in a listing. `leased` counts its tasks that a session executes now."""
+
+    key: str
+    id: str
+    workflow: str
+    status: str
+    hold: int
+    version: int
+    owner: str
+    labels: dict[str, str]
+    created_at: float
+    updated_at: float
+    leased: int = 0
+
+
+class SessionRow(msgspec.Struct):
+    """A session as stored. `beat` is its renewal counter; `wake` its address for datagrams; `waits` what for."""
+
+    id: str
+    worker: str
+    wake: str
+    beat: int
+    waits: int
+    # Names of the actions it executes.
+    actions: list[str]
+    info: dict[str, Any] = {}
+
+
+# What a session waits for (bits of `SessionRow.waits`).
+WAITS_TASKS = 1
+WAITS_CHANGES = 2
+
+
+class Renewal(msgspec.Struct):
+    """The answer to a renewal: interrupts for leased attempts of this session, as (key, number, lease)."""
+
+    interrupts: list[tuple[str, int, int]]
+
+
+class Acquired(msgspec.Struct):
+    """The answer to `acquire`: the run if the session owns it now, else its owner."""
+
+    run: Loaded | None
+    owner: str = ""
+
+
+class Swept(msgspec.Struct):
+    """What a sweep found: keys of runs without owner whose inbox waits, and the next time a task falls due."""
+
+    stranded: list[str]
+    due_at: float | None = None
+
+
+class RunQuery(msgspec.Struct, frozen=True):
+    """Which runs to list, newest first. `labels` must all match; `after` is the key of the last row seen."""
+
+    status: str = ""
+    workflow: str = ""
+    labels: dict[str, str] = {}
+    id_prefix: str = ""
+    after: str = ""
+    limit: int = 100
+
+
+class StepAnswer(msgspec.Struct):
+    """What is known of one step: its row once it is settled; `status` is the run's, empty if there is no run."""
+
+    status: str
+    version: int
+    step: StepRow | None = None
+
+
+class Health(msgspec.Struct):
+    """What `check` found; `problems` is empty for a sound store. `facts` are for people."""
+
+    problems: list[str]
+    facts: dict[str, str]
+
+
+class Reader(Protocol):
+    """Consistent reads; every method is one snapshot."""
+
+    def find(self, id_or_prefix: str) -> list[str]:
+        """Keys of the runs with this id, or (if none) whose key or id starts with it; at most 20."""
+        ...
+
+    def load(self, key: str) -> Loaded | None:
+        """The whole run, or None."""
+        ...
+
+    def rows(self, key: str, after: int, limit: int = 1000) -> list[tuple[int, int, float, str]]:
+        """Journal rows with a version above `after`, in order."""
+        ...
+
+    def run(self, key: str) -> RunRow | None:
+        """The run's row, or None."""
+        ...
+
+    def step(self, key: str, address: str) -> StepAnswer:
+        """What is known of one step."""
+        ...
+
+    def runs(self, query: RunQuery) -> list[RunRow]:
+        """Runs, newest first."""
+        ...
+
+    def dead(self, limit: int = 100) -> list[tuple[RunRow, StepRow]]:
+        """Steps that failed for good, newest first."""
+        ...
+
+    def payloads(self, key: str, digests: Iterable[str]) -> dict[str, bytes]:
+        """Payload rows of a run by digest; missing ones are absent."""
+        ...
+
+    def sessions(self) -> list[SessionRow]:
+        """All sessions that were not buried or closed."""
+        ...
+
+    def waiting(self, limit: int = 100) -> list[TaskRow]:
+        """Tasks that wait, in claim order."""
+        ...
+
+    def committed(self, key: str, version: int) -> int | None:
+        """The commit id of the journal row of that version, None if there is none."""
+        ...
+
+    def check(self) -> Health:
+        """Integrity and configuration of the store; may be slow."""
+        ...
+
+    def close(self) -> None:
+        """Free what the reader holds."""
+        ...
+
+
+class Store(Reader, Protocol):
+    """The writing side. `session` is the id that `open_session` made; see the promises at the head."""
+
+    durability: str
+
+    def open(self, *, create: bool = True) -> None:
+        """Connect, and make or migrate the schema.
+
+        Raises:
+            StoreError: of the kind that says what to do; nothing was changed.
+        """
+        ...
+
+    def reader(self) -> Reader:
+        """A handle for reads on another thread."""
+        ...
+
+    def open_session(self, session: SessionRow) -> None:
+        """Enter a session."""
+        ...
+
+    def renew(self, session: str, waits: int | None = None) -> Renewal:
+        """Count the session's beat up.
+
+        Raises:
+            LeaseLostError: the session was buried.
+        """
+        ...
+
+    def dead_sessions(self) -> list[str]:
+        """Sessions known to be dead without waiting (their process is gone), if the store can tell."""
+        ...
+
+    def bury(self, session: str) -> list[str]:
+        """End a session: its tasks become `lost` inputs, its runs are freed. Returns the keys with inputs now."""
+        ...
+
+    def elect(self, role: str, session: str) -> bool:
+        """Make the session the holder of `role` if nobody alive (not buried) holds it; True if it holds it."""
+        ...
+
+    def commit(self, session: str, appends: Sequence[Append], offer: Offer | None) -> list[Answer]:
+        """Commit appends; one answer each, in order.
+
+        Raises:
+            LeaseLostError: the session was buried; nothing was written.
+            StoreError: nothing is known (promise 3).
+        """
+        ...
+
+    def claim(self, session: str, offer: Offer, now: float) -> tuple[list[Task], float | None]:
+        """Lease due waiting tasks that the offer takes; also the time when the next waiting task falls due."""
+        ...
+
+    def leased(self, session: str) -> list[Task]:
+        """All tasks leased to the session: asked when the answer of a commit or claim was lost."""
+        ...
+
+    def report(self, session: str, reports: Sequence[Report]) -> list[bool]:
+        """End leased tasks, each if its token is live, and put their outcomes into the inboxes."""
+        ...
+
+    def progress(self, session: str, items: Sequence[tuple[str, int, int, str]]) -> None:
+        """Set the progress text of leased tasks, as (key, number, lease, text)."""
+        ...
+
+    def post(self, inputs: Sequence[InboxInput]) -> list[bool]:
+        """Insert inbox inputs; False for a run that does not exist."""
+        ...
+
+    def inbox(self, key: str) -> list[InboxInput]:
+        """The inputs that wait, oldest first."""
+        ...
+
+    def owned_inboxes(self, session: str) -> list[str]:
+        """Keys of runs owned by the session whose inbox waits."""
+        ...
+
+    def acquire(self, session: str, key: str, *, steal: bool = False) -> Acquired | None:
+        """Own the run if nobody does (or, with `steal`, in any case) and load it; None: no such run."""
+        ...
+
+    def release(self, session: str, keys: Sequence[str]) -> None:
+        """Give runs back that have nothing to decide (those with inbox inputs show up in `sweep`)."""
+        ...
+
+    def sweep(self, session: str, now: float) -> Swept:
+        """Find runs that nobody decides although they have inputs."""
+        ...
+
+    def wakes(self, session: str, *, tasks: bool, keys: Sequence[str]) -> list[str]:
+        """Wake addresses of other sessions: those that wait for tasks or changes, and the owners of `keys`.
+
+        As the session's last transaction saw them, unless there are `keys`: whoever began to wait later looks itself.
+        """
+        ...
+
+    def delete(self, key: str) -> Literal["deleted", "missing", "open"]:
+        """Remove a closed run; "open" if it has tasks or is not settled: nothing was removed."""
+        ...
+
+
+class Blobs(Protocol):
+    """Large payloads by content. Writes are atomic; writing the same content twice is one blob."""
+
+    def put(self, data: bytes) -> str:
+        """Store and return the digest (`sha256:...`)."""
+        ...
+
+    def get(self, digest: str) -> bytes:
+        """The bytes.
+
+        Raises:
+            KeyError: no such blob.
+        """
+        ...

@@ -1,0 +1,338 @@
+"""The one committer of all stores: groups what waits, writes it in one transaction, and answers in bulk.
+
+Operations are carried out in the order they are submitted; appends that stand next to each other go into one
+`Store.commit`. There is no timer: a group is what has gathered while the last one was being written. All answers
+of a group reach the event loop by one call. Two drivers: `ThreadDriver` has a thread of its own, `InlineDriver`
+runs on the event loop (memory, simulation).
+
+The committer also renews the session, on its own thread, so that a blocked event loop does not lose its lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+from treadle.core.commands import Task
+from treadle.errors import LeaseLostError, StoreError
+from treadle.ports import Clock, Wakeups
+from treadle.store.base import Answer, Append, Offer, Renewal, Store
+
+T = TypeVar("T")
+Then = Callable[[Any, BaseException | None], None]
+
+# What waits for the committer: an append, or any other call on the store.
+_Item = tuple[Append | None, Callable[[Store], Any] | None, Then]
+# Appends of one transaction: above this the latency of the first one in the group would grow for no gain.
+GROUP = 2000
+
+
+class Driver(Protocol):
+    """Where the committer's work is done."""
+
+    def start(self, committer: Committer) -> None:
+        """Begin; called once on the event loop."""
+        ...
+
+    def wake(self, *, alone: bool = False) -> None:
+        """Something was submitted. Called on the event loop; `alone`: nothing else is likely to come with it."""
+        ...
+
+    async def stop(self) -> None:
+        """Finish what was submitted, then end."""
+        ...
+
+
+class Committer:
+    """Submits operations to a store for one session. All methods are for the event loop's thread."""
+
+    def __init__(self, store: Store, session: str, offer: Offer | None, wakeups: Wakeups, driver: Driver) -> None:
+        self.store = store
+        self.session = session
+        self.offer = offer
+        self.wakeups = wakeups
+        self.driver = driver
+        self.items: deque[_Item] = deque()
+        self.commits = 0
+        self.appended = 0
+        # Something was committed, and left tasks waiting, of which other sessions are not told yet.
+        self._news = False
+        self._queued = False
+        # Wakes others after a commit: set by the session while others may listen.
+        self.on_renewal: Callable[[Renewal | None, BaseException | None], None] = lambda renewal, error: None
+        self.waits = 0
+        driver.start(self)
+
+    def append(
+        self, append: Append, then: Callable[[Answer, BaseException | None], None], *, alone: bool = False
+    ) -> None:
+        """Commit an append; `then` gets its answer (status `doubt` with the error if nothing is known).
+
+        `alone` says that nothing else of this process is under way, so that waiting for company is vain.
+        """
+        self.items.append((append, None, then))
+        self.driver.wake(alone=alone)
+
+    def submit(self, function: Callable[[Store], T], then: Callable[[T, BaseException | None], None]) -> None:
+        """Call the store in order with the appends."""
+        self.items.append((None, function, then))
+        self.driver.wake()
+
+    def call(self, function: Callable[[Store], T]) -> asyncio.Future[T]:
+        """As `submit`, as a future."""
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        def done(value: T, error: BaseException | None) -> None:
+            if not future.done():
+                if error is not None:
+                    future.set_exception(error)
+                else:
+                    future.set_result(value)
+
+        self.submit(function, done)
+        return future
+
+    async def stop(self) -> None:
+        """Finish what was submitted, then end the driver. What is submitted later is answered with LeaseLostError."""
+        await self.driver.stop()
+        self.driver = _Ended(self)
+        self.driver.wake()
+
+    # -- the driver's side: any thread, one at a time -------------------------------------------------------------
+
+    def work(self) -> list[tuple[Then, Any, BaseException | None]]:
+        """Carry out one group of what waits; returns the answers to deliver on the event loop."""
+        answers: list[tuple[Then, Any, BaseException | None]] = []
+        items = self.items
+        group: list[tuple[Append, Then]] = []
+        while items and len(group) < GROUP:
+            append, function, then = items[0]
+            if append is not None:
+                group.append((append, then))
+                items.popleft()
+                continue
+            if group:
+                break
+            items.popleft()
+            assert function is not None
+            try:
+                answers.append((then, function(self.store), None))
+            except Exception as error:  # noqa: BLE001 - whatever the call raised is the caller's answer
+                answers.append((then, None, error))
+        if group:
+            self._commit(group, answers)
+        return answers
+
+    def _commit(self, group: list[tuple[Append, Then]], answers: list[tuple[Then, Any, BaseException | None]]) -> None:
+        appends = [append for append, _ in group]
+        self.commits += 1
+        self.appended += len(appends)
+        mark = self.offer.mark() if self.offer is not None else None
+        try:
+            found: Sequence[Answer] = self.store.commit(self.session, appends, self.offer)
+        except LeaseLostError as error:
+            self._untake(mark)
+            answers += [(then, Answer("conflict"), error) for _, then in group]
+            return
+        except StoreError as error:
+            self._untake(mark)
+            answers += [(then, Answer("doubt"), error) for _, then in group]
+            return
+        queued = 0
+        for (_, then), answer in zip(group, found, strict=True):
+            queued += answer.queued
+            answers.append((then, answer, None))
+        self._news = True
+        self._queued = self._queued or queued > 0
+
+    def announce(self) -> None:
+        """Wake the sessions that wait for what `work` wrote; after its answers are on their way."""
+        if self._news:
+            queued, self._news, self._queued = self._queued, False, False
+            self.notify(tasks=queued, keys=())
+
+    def _untake(self, mark: object) -> None:
+        if self.offer is not None:
+            self.offer.reset(mark)
+
+    def claim(self, store: Store, now: float) -> tuple[list[Task], float | None, bool]:
+        """Claim what the offer takes; for `submit`. Also says whether tasks may be left for want of slots."""
+        offer = self.offer
+        assert offer is not None
+        mark = offer.mark()
+        full, free = offer.full(), offer.free()
+        try:
+            tasks, due = store.claim(self.session, offer, now)
+            # A slot that the event loop freed meanwhile hides that tasks were left for want of it.
+            return tasks, due, full or offer.full() or offer.free() > free - len(tasks)
+        except StoreError:
+            offer.reset(mark)
+            raise
+
+    def notify(self, *, tasks: bool, keys: Sequence[str]) -> None:
+        """Wake the sessions that wait for what was just written."""
+        if not self.wakeups.address:
+            return
+        try:
+            addresses = self.store.wakes(self.session, tasks=tasks, keys=keys)
+        except StoreError:
+            # A wake-up is a hint; the sweep covers its loss.
+            return
+        for address in addresses:
+            self.wakeups.send(address)
+
+    def renew(self) -> tuple[Renewal | None, BaseException | None]:
+        """Renew the session now."""
+        try:
+            return self.store.renew(self.session, self.waits), None
+        except StoreError as error:
+            return None, error
+
+
+def deliver(answers: list[tuple[Then, Any, BaseException | None]]) -> None:
+    """Hand answers to those who wait, on the event loop."""
+    for then, value, error in answers:
+        then(value, error)
+
+
+class _Ended:
+    """After the driver has ended: nothing is done any more, and nobody waits in vain."""
+
+    def __init__(self, committer: Committer) -> None:
+        self.committer = committer
+        self.loop = asyncio.get_running_loop()
+
+    def start(self, committer: Committer) -> None:
+        """There is nothing to start."""
+
+    def wake(self, *, alone: bool = False) -> None:
+        """Answer what was submitted."""
+        # With the loop closed the program is ending, and nobody waits for answers any more.
+        if not self.loop.is_closed():
+            self.loop.call_soon(self._refuse)
+
+    def _refuse(self) -> None:
+        items = self.committer.items
+        while items:
+            append, _function, then = items.popleft()
+            error = LeaseLostError(f"session {self.committer.session} has ended; nothing was written")
+            then(Answer("conflict") if append is not None else None, error)
+
+    async def stop(self) -> None:
+        """It has stopped."""
+
+
+class ThreadDriver:
+    """A writer thread; it sleeps in a queue and renews the session every `renew_seconds`."""
+
+    def __init__(self, clock: Clock, *, renew_seconds: float) -> None:
+        self.clock = clock
+        self.renew_seconds = renew_seconds
+        self.bell: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self.rung = False
+
+    def start(self, committer: Committer) -> None:
+        """Start the thread."""
+        self.committer = committer
+        self.loop = asyncio.get_running_loop()
+        self.thread = threading.Thread(target=self._run, name="treadle-committer", daemon=True)
+        self.thread.start()
+
+    def wake(self, *, alone: bool = False) -> None:
+        """Ring the bell, once until the thread has heard it."""
+        if not self.rung:
+            self.rung = True
+            self.bell.put(True)
+
+    async def stop(self) -> None:
+        """Let the thread finish what waits and end."""
+        self.bell.put(False)
+        await self.loop.run_in_executor(None, self.thread.join)
+
+    def _run(self) -> None:
+        committer = self.committer
+        due = self.clock.monotonic() + self.renew_seconds
+        going = True
+        while going or committer.items:
+            if not committer.items:
+                with contextlib.suppress(queue.Empty):
+                    going = self.bell.get(timeout=max(0.0, due - self.clock.monotonic()))
+            # Cleared before looking at the items: one submitted after the look rings again.
+            self.rung = False
+            while committer.items:
+                self._post(deliver, committer.work())
+                committer.announce()
+                if self.clock.monotonic() >= due:
+                    break
+            if self.clock.monotonic() >= due:
+                renewal, error = committer.renew()
+                self._post(committer.on_renewal, renewal, error)
+                due = self.clock.monotonic() + self.renew_seconds
+
+    def _post(self, function: Callable[..., None], *args: object) -> None:
+        try:
+            self.loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:
+            # The loop is closed: the process is ending, nobody waits for answers any more.
+            return
+
+
+class InlineDriver:
+    """Works on the event loop itself, one group an iteration."""
+
+    def __init__(self, *, renew_seconds: float) -> None:
+        self.renew_seconds = renew_seconds
+        self.scheduled = False
+        self.working = False
+        self.stopped = False
+        self.timer: asyncio.TimerHandle | None = None
+
+    def start(self, committer: Committer) -> None:
+        """Set the renewal's timer."""
+        self.committer = committer
+        self.loop = asyncio.get_running_loop()
+        self.timer = self.loop.call_later(self.renew_seconds, self._renew)
+
+    def wake(self, *, alone: bool = False) -> None:
+        """Work in the next iteration of the loop; at once if nothing can come together with this."""
+        if alone and not self.working:
+            self._work()
+        elif not self.scheduled:
+            self.scheduled = True
+            self.loop.call_soon(self._scheduled_work)
+
+    def _scheduled_work(self) -> None:
+        self.scheduled = False
+        self._work()
+
+    def _work(self) -> None:
+        # What was scheduled before the end finds nothing to do: the session may no longer be this one's.
+        if self.working or self.stopped:
+            return
+        self.working = True
+        try:
+            deliver(self.committer.work())
+            self.committer.announce()
+        finally:
+            self.working = False
+        if self.committer.items:
+            self.wake()
+
+    def _renew(self) -> None:
+        renewal, error = self.committer.renew()
+        self.committer.on_renewal(renewal, error)
+        self.timer = self.loop.call_later(self.renew_seconds, self._renew)
+
+    async def stop(self) -> None:
+        """Work off what waits."""
+        while self.committer.items:
+            deliver(self.committer.work())
+            self.committer.announce()
+        self.stopped = True
+        if self.timer is not None:
+            self.timer.cancel()

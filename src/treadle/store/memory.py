@@ -1,0 +1,539 @@
+"""The in-process store: the whole `Store` protocol over dictionaries and heaps.
+
+Several sessions may use one `MemoryStore`, or each a handle of its own on one `MemoryData` (the nodes of a
+simulation). It is deterministic: no clock, no randomness, and nothing iterates in hash order. What it is given
+it keeps, without copying: appends, events and tasks are not changed by the caller afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from heapq import heappop, heappush
+from operator import attrgetter
+from typing import Literal
+
+import msgspec
+
+from treadle.core.commands import Task
+from treadle.core.events import encode_events
+from treadle.core.inputs import Look, Lost, encode_input
+from treadle.core.tables import FAILED, RUNNING
+from treadle.errors import LeaseLostError
+from treadle.store.base import (
+    WAITS_CHANGES,
+    WAITS_TASKS,
+    Acquired,
+    Answer,
+    Append,
+    Health,
+    InboxInput,
+    Loaded,
+    Offer,
+    Reader,
+    Renewal,
+    Report,
+    RunQuery,
+    RunRow,
+    SessionRow,
+    StepAnswer,
+    StepRow,
+    Swept,
+    TaskRow,
+)
+from treadle.store.memory_data import Entry, Heap, MemoryData, Row, StoredRun, StoredSession, TextRow, problems_of
+
+__all__ = ["MemoryData", "MemoryStore"]
+
+_FOUND_AT_MOST = 20
+
+_by_priority = attrgetter("priority")
+
+
+class MemoryStore:
+    """A store that lives as long as its data: see the head of this module, and `store.base` for the promises."""
+
+    __slots__ = ("data", "durability")
+
+    def __init__(self, data: MemoryData | None = None) -> None:
+        self.data = MemoryData() if data is None else data
+        self.durability = "process"
+
+    def open(self, *, create: bool = True) -> None:
+        """There is nothing to open."""
+
+    def close(self) -> None:
+        """There is nothing to close; the data lives on while a handle holds it."""
+
+    def reader(self) -> Reader:
+        """Another handle on the same data."""
+        return MemoryStore(self.data)
+
+    # -- sessions --------------------------------------------------------------------------------------
+
+    def _living(self, session: str) -> StoredSession:
+        own = self.data.sessions.get(session)
+        if own is None:
+            raise LeaseLostError(f"session {session} was declared dead; its runs and tasks went to others")
+        return own
+
+    def open_session(self, session: SessionRow) -> None:
+        """Enter a session."""
+        with self.data.lock:
+            self.data.sessions[session.id] = StoredSession(msgspec.structs.replace(session))
+
+    def renew(self, session: str, waits: int | None = None) -> Renewal:
+        """Count the beat up; interrupts are told again until their attempt has ended."""
+        with self.data.lock:
+            own = self._living(session)
+            own.row.beat += 1
+            if waits is not None:
+                own.row.waits = waits
+            return Renewal(
+                [(entry.task.run, entry.task.number, token) for token, entry in own.leases.items() if entry.interrupt]
+            )
+
+    def dead_sessions(self) -> list[str]:
+        """None: all sessions of the data live in this process."""
+        return []
+
+    def bury(self, session: str) -> list[str]:
+        """End a session; burying it twice changes nothing."""
+        data = self.data
+        with data.lock:
+            own = data.sessions.pop(session, None)
+            if own is None:
+                return []
+            touched = dict(own.owned)
+            for token, entry in own.leases.items():
+                task = entry.task
+                run = data.runs[task.run]
+                del run.tasks[task.number]
+                lost = Lost(number=task.number, generation=task.generation, attempt=task.attempt, session=session)
+                data.put_input(run, InboxInput(f"lost:{token}", run.key, encode_input(lost)))
+                touched[run.key] = None
+            own.leases.clear()
+            for key in list(own.owned):
+                run = data.runs[key]
+                if run.status == RUNNING and not run.inbox:
+                    data.put_input(run, InboxInput(f"look:{session}", key, encode_input(Look(session=session))))
+                data.free(run)
+            data.elected = {role: holder for role, holder in data.elected.items() if holder is not own}
+            return [key for key in touched if data.runs[key].inbox]
+
+    def elect(self, role: str, session: str) -> bool:
+        """Hold the role, if no living session holds it."""
+        with self.data.lock:
+            own = self._living(session)
+            return self.data.elected.setdefault(role, own) is own
+
+    def wakes(self, session: str, *, tasks: bool, keys: Sequence[str]) -> list[str]:
+        """Addresses, each once; sessions that wait for changes are always among them."""
+        data = self.data
+        with data.lock:
+            if len(data.sessions) < 2:
+                # Asked after every commit, and most often there is nobody else.
+                return []
+            wanted = WAITS_CHANGES | (WAITS_TASKS if tasks else 0)
+            owners = {run.owner.id for key in keys if (run := data.runs.get(key)) is not None and run.owner}
+            found = {
+                other.row.wake: None
+                for other in data.sessions.values()
+                if other.id != session and other.row.wake and (other.row.waits & wanted or other.id in owners)
+            }
+            return list(found)
+
+    # -- appends ---------------------------------------------------------------------------------------
+
+    def commit(self, session: str, appends: Sequence[Append], offer: Offer | None) -> list[Answer]:
+        """Apply each append, or say why not."""
+        with self.data.lock:
+            own = self._living(session)
+            return [self._append(own, append, offer) for append in appends]
+
+    def _append(self, own: StoredSession, append: Append, offer: Offer | None) -> Answer:
+        data = self.data
+        run = data.runs.get(append.key)
+        if run is None or run.version != append.expect or run.owner is not own or append.head is not None:
+            made = self._make(own, append, run)
+            if isinstance(made, Answer):
+                return made
+            run = made
+        # Nothing fails from here on.
+        time = append.time
+        run.version = version = append.expect + 1
+        run.rows.append(Row(version, append.commit_id, time, append.events))
+        run.status = append.status
+        run.updated_at = time
+        if append.payloads:
+            run.payloads.update(append.payloads)
+        for number in append.ended:
+            if (entry := run.tasks.pop(number, None)) is not None:
+                data.end(entry)
+        if append.consumed:
+            data.consume(run, append.consumed)
+        if append.hold is not None or append.revoke or append.interrupts or append.unsettled or append.release:
+            self._steer(run, append)
+        for row in append.steps:
+            run.steps[row.number] = row
+            run.by_address[row.address] = row
+        return self._dispatch(own, run, append, offer) if append.tasks else Answer("committed")
+
+    def _make(self, own: StoredSession, append: Append, run: StoredRun | None) -> StoredRun | Answer:
+        """The new run of an append that makes one; else, or if it may not, why the append does not take effect."""
+        data = self.data
+        head = append.head
+        if append.key in data.tombstones:
+            return Answer("refused")
+        if head is None:
+            return Answer("conflict")
+        if run is not None or head.id in data.ids:
+            return Answer("exists")
+        if append.expect != 0:
+            return Answer("conflict")
+        run = data.runs[append.key] = StoredRun(head, append.plan or b"")
+        data.ids[head.id] = run.key
+        data.own(run, own)
+        return run
+
+    def _steer(self, run: StoredRun, append: Append) -> None:
+        """The rare parts of an append; before its own tasks, which a revoke leaves alone, and its step rows."""
+        data = self.data
+        for number in append.unsettled:
+            if (row := run.steps.pop(number, None)) is not None:
+                del run.by_address[row.address]
+        if append.hold is not None:
+            run.hold = append.hold
+            if not run.hold:
+                data.unpark(run, append.time)
+        if append.revoke:
+            data.revoke(run)
+        for number in append.interrupts:
+            entry = run.tasks.get(number)
+            if entry is not None and entry.session:
+                entry.interrupt = True
+        if append.release:
+            data.free(run)
+
+    def _dispatch(self, own: StoredSession, run: StoredRun, append: Append, offer: Offer | None) -> Answer:
+        """Enter the append's tasks; those that would be claimed first are the first to get slots (promise 4)."""
+        data = self.data
+        now = append.time
+        tasks = append.tasks
+        entries = run.tasks
+        leased: list[Task] = []
+        queued = 0
+        if len(tasks) > 1:
+            tasks = sorted(tasks, key=_by_priority, reverse=True)
+        for task in tasks:
+            older = entries.get(task.number)
+            if older is not None:
+                data.end(older)
+            data.age = age = data.age + 1
+            entries[task.number] = entry = Entry(task, age)
+            if (
+                offer is not None
+                and task.not_before <= now
+                and not run.hold
+                and not data.is_behind(task, now, offer)
+                and offer.take(task.action, task.queue)
+            ):
+                data.lease(entry, own, now)
+                leased.append(task)
+            else:
+                data.enqueue(entry, now)
+                queued += 1
+        return Answer("committed", leased, queued)
+
+    # -- tasks -----------------------------------------------------------------------------------------
+
+    def claim(self, session: str, offer: Offer, now: float) -> tuple[list[Task], float | None]:
+        """Lease due tasks, over all queues by priority, then age."""
+        data = self.data
+        with data.lock:
+            own = self._living(session)
+            data.promote(now)
+            claimed: list[Task] = []
+            actions = frozenset(offer.actions()) if offer.free() > 0 else frozenset[str]()
+            firsts: list[tuple[float, int, Heap]] = []
+            for heaps in data.ready.values():
+                for action, heap in heaps.items():
+                    if heap and action in actions and (first := data.head(heap, now)) is not None:
+                        heappush(firsts, (first[0], first[1], heap))
+            while firsts:
+                heap = heappop(firsts)[2]
+                entry = heap[0][2]
+                if not offer.take(entry.task.action, entry.task.queue):
+                    # The answer depends on action and queue alone, so the rest of this heap waits.
+                    continue
+                heappop(heap)
+                data.lease(entry, own, now)
+                claimed.append(entry.task)
+                if (first := data.head(heap, now)) is not None:
+                    heappush(firsts, (first[0], first[1], heap))
+            return claimed, data.next_due(now)
+
+    def leased(self, session: str) -> list[Task]:
+        """All tasks leased to the session."""
+        with self.data.lock:
+            return [entry.task for entry in self._living(session).leases.values()]
+
+    def report(self, session: str, reports: Sequence[Report]) -> list[bool]:
+        """End leased tasks whose token is live."""
+        data = self.data
+        with data.lock:
+            own = self._living(session)
+            answers: list[bool] = []
+            for report in reports:
+                entry = own.leases.get(report.lease)
+                task = None if entry is None else entry.task
+                live = task is not None and task.run == report.input.key and task.number == report.number
+                if live:
+                    run = data.runs[report.input.key]
+                    data.end(run.tasks.pop(report.number))
+                    run.payloads.update(report.payloads)
+                    data.put_input(run, report.input)
+                answers.append(live)
+            return answers
+
+    def progress(self, session: str, items: Sequence[tuple[str, int, int, str]]) -> None:
+        """Set the progress text of tasks whose token is live."""
+        with self.data.lock:
+            own = self._living(session)
+            for key, number, token, text in items:
+                entry = own.leases.get(token)
+                if entry is not None and entry.task.run == key and entry.task.number == number:
+                    entry.progress = text
+
+    # -- inboxes and owners ----------------------------------------------------------------------------
+
+    def post(self, inputs: Sequence[InboxInput]) -> list[bool]:
+        """Insert inputs; one that is there already stays as it is."""
+        data = self.data
+        with data.lock:
+            answers: list[bool] = []
+            for value in inputs:
+                run = data.runs.get(value.key)
+                if run is not None:
+                    data.put_input(run, value)
+                answers.append(run is not None)
+            return answers
+
+    def inbox(self, key: str) -> list[InboxInput]:
+        """The inputs that wait, oldest first."""
+        with self.data.lock:
+            run = self.data.runs.get(key)
+            return [] if run is None else list(run.inbox.values())
+
+    def owned_inboxes(self, session: str) -> list[str]:
+        """Keys of runs owned by the session whose inbox waits."""
+        with self.data.lock:
+            return [run.key for run in self.data.inboxes.values() if run.owner and run.owner.id == session]
+
+    def acquire(self, session: str, key: str, *, steal: bool = False) -> Acquired | None:
+        """Own the run if nobody does, or with `steal`."""
+        data = self.data
+        with data.lock:
+            own = self._living(session)
+            run = data.runs.get(key)
+            if run is None:
+                return None
+            if run.owner is not None and run.owner is not own and not steal:
+                return Acquired(None, run.owner.id)
+            data.own(run, own)
+            return Acquired(self._load(run), own.id)
+
+    def release(self, session: str, keys: Sequence[str]) -> None:
+        """Give runs back; those of others are left alone."""
+        data = self.data
+        with data.lock:
+            own = self._living(session)
+            for key in keys:
+                if key in own.owned:
+                    data.free(data.runs[key])
+
+    def sweep(self, session: str, now: float) -> Swept:
+        """Find runs that nobody decides although they have inputs."""
+        data = self.data
+        with data.lock:
+            self._living(session)
+            data.promote(now)
+            stranded = [run.key for run in data.inboxes.values() if run.owner is None]
+            return Swept(stranded, data.next_due(now))
+
+    def delete(self, key: str) -> Literal["deleted", "missing", "open"]:
+        """Remove a closed run, leaving the tombstone of its key."""
+        data = self.data
+        with data.lock:
+            run = data.runs.get(key)
+            if run is None:
+                return "missing"
+            if run.tasks or run.status == RUNNING:
+                return "open"
+            data.free(run)
+            del data.runs[key]
+            del data.ids[run.head.id]
+            data.inboxes.pop(key, None)
+            data.tombstones[key] = None
+            return "deleted"
+
+    # -- reads -----------------------------------------------------------------------------------------
+
+    def find(self, id_or_prefix: str) -> list[str]:
+        """Keys of the runs with this id, or whose key or id starts with it, newest first."""
+        data = self.data
+        with data.lock:
+            key = data.ids.get(id_or_prefix)
+            if key is not None:
+                return [key]
+            found = [
+                run.key
+                for run in data.runs.values()
+                if run.key.startswith(id_or_prefix) or run.head.id.startswith(id_or_prefix)
+            ]
+            return sorted(found, reverse=True)[:_FOUND_AT_MOST]
+
+    def load(self, key: str) -> Loaded | None:
+        """The whole run, or None."""
+        with self.data.lock:
+            run = self.data.runs.get(key)
+            return None if run is None else self._load(run)
+
+    def _load(self, run: StoredRun) -> Loaded:
+        return Loaded(
+            head=run.head,
+            plan=run.plan,
+            version=run.version,
+            status=run.status,
+            hold=run.hold,
+            owner=run.owner.id if run.owner else "",
+            rows=self._rows(run, 0, run.version),
+            inbox=list(run.inbox.values()),
+            tasks=[self._task_row(entry) for entry in run.tasks.values()],
+        )
+
+    def _rows(self, run: StoredRun, after: int, limit: int) -> list[TextRow]:
+        # The row of version n is at index n - 1: nothing cuts a journal but deletion.
+        texts: list[TextRow] = []
+        for index in range(max(after, 0), min(max(after, 0) + limit, run.version)):
+            row = run.rows[index]
+            if not isinstance(row.events, str):
+                row.events = encode_events(row.events)
+            texts.append((row.version, row.commit_id, row.time, row.events))
+        return texts
+
+    def _task_row(self, entry: Entry) -> TaskRow:
+        holder = self.data.sessions.get(entry.session)
+        return TaskRow(
+            task=msgspec.structs.replace(entry.task),
+            session=entry.session,
+            worker=holder.row.worker if holder else "",
+            started_at=entry.started_at,
+            interrupt=entry.interrupt,
+            progress=entry.progress,
+        )
+
+    def rows(self, key: str, after: int, limit: int = 1000) -> list[TextRow]:
+        """Journal rows with a version above `after`, in order."""
+        with self.data.lock:
+            run = self.data.runs.get(key)
+            return [] if run is None else self._rows(run, after, limit)
+
+    def run(self, key: str) -> RunRow | None:
+        """The run's row, or None."""
+        with self.data.lock:
+            run = self.data.runs.get(key)
+            return None if run is None else self._run_row(run)
+
+    def _run_row(self, run: StoredRun) -> RunRow:
+        return RunRow(
+            key=run.key,
+            id=run.head.id,
+            workflow=run.head.workflow,
+            status=run.status,
+            hold=run.hold,
+            version=run.version,
+            owner=run.owner.id if run.owner else "",
+            labels=dict(run.head.labels),
+            created_at=run.head.created_at,
+            updated_at=run.updated_at,
+            leased=sum(1 for entry in run.tasks.values() if entry.session),
+        )
+
+    def step(self, key: str, address: str) -> StepAnswer:
+        """What is known of one step."""
+        with self.data.lock:
+            run = self.data.runs.get(key)
+            if run is None:
+                return StepAnswer("", 0)
+            return StepAnswer(run.status, run.version, run.by_address.get(address))
+
+    def runs(self, query: RunQuery) -> list[RunRow]:
+        """Runs by key, newest first."""
+        with self.data.lock:
+            found: list[RunRow] = []
+            for key in sorted(self.data.runs, reverse=True):
+                if len(found) >= query.limit:
+                    break
+                if (not query.after or key < query.after) and _matches(run := self.data.runs[key], query):
+                    found.append(self._run_row(run))
+            return found
+
+    def dead(self, limit: int = 100) -> list[tuple[RunRow, StepRow]]:
+        """Steps that failed for good, newest first."""
+        with self.data.lock:
+            failed = [
+                (row.finished_at, run.key, row.number, run, row)
+                for run in self.data.runs.values()
+                for row in run.steps.values()
+                if row.status == FAILED
+            ]
+            failed.sort(key=lambda found: found[:3], reverse=True)
+            return [(self._run_row(run), row) for *_, run, row in failed[:limit]]
+
+    def payloads(self, key: str, digests: Iterable[str]) -> dict[str, bytes]:
+        """Payload rows of a run by digest; missing ones are absent."""
+        with self.data.lock:
+            run = self.data.runs.get(key)
+            if run is None:
+                return {}
+            return {digest: run.payloads[digest] for digest in digests if digest in run.payloads}
+
+    def sessions(self) -> list[SessionRow]:
+        """All living sessions, oldest first."""
+        with self.data.lock:
+            return [msgspec.structs.replace(own.row) for own in self.data.sessions.values()]
+
+    def waiting(self, limit: int = 100) -> list[TaskRow]:
+        """Tasks that wait, in claim order; those not due and those of held runs included."""
+        with self.data.lock:
+            entries = [entry for run in self.data.runs.values() for entry in run.tasks.values() if not entry.session]
+            entries.sort(key=lambda entry: (-entry.task.priority, entry.age))
+            return [self._task_row(entry) for entry in entries[:limit]]
+
+    def committed(self, key: str, version: int) -> int | None:
+        """The commit id of the journal row of that version, None if there is none."""
+        with self.data.lock:
+            run = self.data.runs.get(key)
+            return run.rows[version - 1].commit_id if run is not None and 0 < version <= run.version else None
+
+    def check(self) -> Health:
+        """Compare the store's indexes with each other."""
+        data = self.data
+        with data.lock:
+            facts = {
+                "store": "memory",
+                "durability": self.durability,
+                "runs": str(len(data.runs)),
+                "sessions": str(len(data.sessions)),
+            }
+            return Health(problems_of(data), facts)
+
+
+def _matches(run: StoredRun, query: RunQuery) -> bool:
+    head = run.head
+    return (
+        (not query.status or run.status == query.status)
+        and (not query.workflow or head.workflow == query.workflow)
+        and head.id.startswith(query.id_prefix)
+        and all(head.labels.get(name) == value for name, value in query.labels.items())
+    )

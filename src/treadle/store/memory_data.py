@@ -1,0 +1,327 @@
+"""The data behind `MemoryStore`: runs, sessions, and the queues of waiting tasks. No module but that one uses it.
+
+Where things are
+- An `Entry` is a stored task. A leased one is in its session's `leases`. A waiting one is in exactly one of: the
+  ready heap of its queue and action, by (-priority, age); the heap of tasks that are not due, by time; or its
+  run's `parked` list, if a claim met it while its run was held. Lifting the hold puts parked tasks back, so a
+  hold costs nothing until a claim meets its tasks, and then once for each.
+- A task that ends while it waits is marked `gone`. It leaves its heap when it comes to the top, or when as many
+  have gone as are left: the cost of an end stays constant and the heaps stay small.
+- Journal rows keep the event objects; they become JSON text when they are first read.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from heapq import heapify, heappop, heappush
+
+import msgspec
+
+from treadle.core.commands import Task
+from treadle.core.events import AnyEvent
+from treadle.core.inputs import Revoked, encode_input
+from treadle.core.tables import RUNNING
+from treadle.store.base import InboxInput, Offer, RunHead, SessionRow, StepRow
+
+# Up to so many ended entries may stay in the heaps whatever their size.
+_STALE_AT_LEAST = 1024
+
+
+class Entry(msgspec.Struct, gc=False):
+    """A stored task; `session` is empty while it waits."""
+
+    task: Task
+    age: int
+    session: str = ""
+    started_at: float = 0.0
+    gone: bool = False
+    interrupt: bool = False
+    progress: str = ""
+
+
+class Row(msgspec.Struct, gc=False):
+    """A journal row; the events are JSON text once they were read."""
+
+    version: int
+    commit_id: int
+    time: float
+    events: list[AnyEvent] | str
+
+
+Heap = list[tuple[float, int, Entry]]
+TextRow = tuple[int, int, float, str]
+
+
+class StoredSession:
+    """A living session with its leases: tasks by token, and the keys of the runs that it owns."""
+
+    __slots__ = ("id", "leases", "owned", "row")
+
+    def __init__(self, row: SessionRow) -> None:
+        self.id = row.id
+        self.row = row
+        self.leases: dict[int, Entry] = {}
+        self.owned: dict[str, None] = {}
+
+
+class StoredRun:
+    """A run as stored."""
+
+    __slots__ = (
+        "by_address",
+        "head",
+        "hold",
+        "inbox",
+        "key",
+        "owner",
+        "parked",
+        "payloads",
+        "plan",
+        "rows",
+        "status",
+        "steps",
+        "tasks",
+        "updated_at",
+        "version",
+    )
+
+    def __init__(self, head: RunHead, plan: bytes) -> None:
+        self.key = head.key
+        self.head = head
+        self.plan = plan
+        self.version = 0
+        self.status = RUNNING
+        self.hold = 0
+        self.owner: StoredSession | None = None
+        self.updated_at = head.created_at
+        self.rows: list[Row] = []
+        self.inbox: dict[str, InboxInput] = {}
+        self.tasks: dict[int, Entry] = {}
+        self.parked: list[Entry] = []
+        self.payloads: dict[str, bytes] = {}
+        self.steps: dict[int, StepRow] = {}
+        self.by_address: dict[str, StepRow] = {}
+
+
+class MemoryData:
+    """What the handles of one store share; every method is called with `lock` held."""
+
+    __slots__ = (
+        "age",
+        "elected",
+        "ids",
+        "inboxes",
+        "lock",
+        "ready",
+        "runs",
+        "sessions",
+        "stale",
+        "stale_limit",
+        "timed",
+        "token",
+        "tombstones",
+    )
+
+    def __init__(self) -> None:
+        # A reader may be used by another thread; what it sees must be one state.
+        self.lock = threading.Lock()
+        self.runs: dict[str, StoredRun] = {}
+        self.ids: dict[str, str] = {}
+        # Keys only; they are never reused, and a late append or report may come at any time.
+        self.tombstones: dict[str, None] = {}
+        self.sessions: dict[str, StoredSession] = {}
+        self.elected: dict[str, StoredSession] = {}
+        # Runs whose inbox is not empty.
+        self.inboxes: dict[str, StoredRun] = {}
+        # By queue, then by action, so that a claim never meets tasks that its session cannot execute.
+        self.ready: dict[str, dict[str, Heap]] = {}
+        self.timed: Heap = []
+        self.age = 0
+        self.token = 0
+        self.stale = 0
+        self.stale_limit = _STALE_AT_LEAST
+
+    # -- waiting tasks ---------------------------------------------------------------------------------
+
+    def enqueue(self, entry: Entry, now: float) -> None:
+        """Let an entry wait: until it is due, or in the ready heap of its queue and action."""
+        task = entry.task
+        if task.not_before > now:
+            heappush(self.timed, (task.not_before, entry.age, entry))
+            return
+        heaps = self.ready.get(task.queue)
+        if heaps is None:
+            heaps = self.ready[task.queue] = {}
+        heap = heaps.get(task.action)
+        if heap is None:
+            heap = heaps[task.action] = []
+        heappush(heap, (-task.priority, entry.age, entry))
+
+    def promote(self, now: float) -> None:
+        """Move the tasks that are due by now into the ready heaps."""
+        timed = self.timed
+        while timed and (timed[0][0] <= now or timed[0][2].gone):
+            entry = heappop(timed)[2]
+            if not entry.gone:
+                self.enqueue(entry, now)
+
+    def head(self, heap: Heap, now: float) -> tuple[float, int, Entry] | None:
+        """The first entry of a ready heap that may be claimed now; those above it go where they belong."""
+        while heap:
+            first = heap[0]
+            entry = first[2]
+            if not entry.gone:
+                run = self.runs[entry.task.run]
+                if run.hold:
+                    run.parked.append(entry)
+                elif entry.task.not_before > now:
+                    # Another node's clock is ahead and moved it here: for this one it is not due.
+                    heappush(self.timed, (entry.task.not_before, entry.age, entry))
+                else:
+                    return first
+            heappop(heap)
+        return None
+
+    def is_behind(self, task: Task, now: float, offer: Offer) -> bool:
+        """Whether a waiting task of the same queue would be claimed by this session before a new `task`."""
+        if self.timed and self.timed[0][0] <= now:
+            self.promote(now)
+        heaps = self.ready.get(task.queue)
+        if heaps is None:
+            return False
+        for action, heap in heaps.items():
+            if not heap:
+                continue
+            first = self.head(heap, now)
+            # All that wait are older, so an equal priority goes before it.
+            if (
+                first is not None
+                and first[0] <= -task.priority
+                and (action == task.action or action in offer.actions())
+            ):
+                return True
+        return False
+
+    def lease(self, entry: Entry, own: StoredSession, now: float) -> None:
+        """Give an entry, which is in no heap, to a session with a new token."""
+        self.token = token = self.token + 1
+        entry.task.lease = token
+        entry.session = own.id
+        entry.started_at = now
+        own.leases[token] = entry
+
+    def end(self, entry: Entry) -> None:
+        """Forget a task that was taken out of its run, with whatever lease it had."""
+        if entry.session:
+            del self.sessions[entry.session].leases[entry.task.lease]
+            return
+        entry.gone = True
+        self.stale += 1
+        if self.stale > self.stale_limit:
+            self._drop_stale()
+
+    def _drop_stale(self) -> None:
+        """Rebuild the heaps without the entries that are gone; paid for by as many ends as were left before."""
+        left = 0
+        heaps = [self.timed]
+        for by_action in self.ready.values():
+            heaps.extend(by_action.values())
+        for heap in heaps:
+            heap[:] = [item for item in heap if not item[2].gone]
+            heapify(heap)
+            left += len(heap)
+        self.stale = 0
+        self.stale_limit = max(_STALE_AT_LEAST, left)
+
+    def unpark(self, run: StoredRun, now: float) -> None:
+        """Put the tasks back that claims met while the run was held."""
+        parked, run.parked = run.parked, []
+        for entry in parked:
+            if not entry.gone:
+                self.enqueue(entry, now)
+
+    def next_due(self, now: float) -> float | None:
+        """The first time after `now` at which a waiting task falls due. Call it after `promote(now)`."""
+        timed = self.timed
+        while timed and timed[0][2].gone:
+            heappop(timed)
+        return timed[0][0] if timed else None
+
+    # -- runs ------------------------------------------------------------------------------------------
+
+    def put_input(self, run: StoredRun, value: InboxInput) -> None:
+        """Add an input to the inbox unless one of its id is there."""
+        if value.id not in run.inbox:
+            run.inbox[value.id] = value
+            self.inboxes[run.key] = run
+
+    def consume(self, run: StoredRun, ids: Sequence[str]) -> None:
+        """Take inputs out of the inbox."""
+        inbox = run.inbox
+        for input_id in ids:
+            inbox.pop(input_id, None)
+        if not inbox:
+            self.inboxes.pop(run.key, None)
+
+    def revoke(self, run: StoredRun) -> None:
+        """End all waiting tasks and tell the run which."""
+        numbers = [number for number, entry in run.tasks.items() if not entry.session]
+        if not numbers:
+            return
+        for number in numbers:
+            self.end(run.tasks.pop(number))
+        run.parked = []
+        body = encode_input(Revoked(numbers=sorted(numbers)))
+        self.put_input(run, InboxInput(f"revoked:{run.version}", run.key, body))
+
+    def free(self, run: StoredRun) -> None:
+        """Let nobody own the run."""
+        if run.owner is not None:
+            run.owner.owned.pop(run.key, None)
+            run.owner = None
+
+    def own(self, run: StoredRun, session: StoredSession) -> None:
+        """Let the session own the run, whoever did before."""
+        self.free(run)
+        run.owner = session
+        session.owned[run.key] = None
+
+
+def problems_of(data: MemoryData) -> list[str]:
+    """Broken invariants of the data, in words."""
+    queues = [entry for heaps in data.ready.values() for heap in heaps.values() for *_, entry in heap]
+    queues += [entry for *_, entry in data.timed]
+    queues += [entry for run in data.runs.values() for entry in run.parked]
+    waits = [(entry.task.run, entry.task.number, entry.age) for entry in queues if not entry.gone]
+    wait = sorted(waits)
+    leases = sorted(
+        (entry.task.run, entry.task.number, entry.age)
+        for own in data.sessions.values()
+        for entry in own.leases.values()
+    )
+    stored_wait = sorted(
+        (run.key, number, entry.age)
+        for run in data.runs.values()
+        for number, entry in run.tasks.items()
+        if not entry.session
+    )
+    stored_leases = sorted(
+        (run.key, number, entry.age)
+        for run in data.runs.values()
+        for number, entry in run.tasks.items()
+        if entry.session
+    )
+    problems: list[str] = []
+    if wait != stored_wait:
+        problems.append(f"waiting tasks {stored_wait} are queued as {wait}")
+    if leases != stored_leases:
+        problems.append(f"leased tasks {stored_leases} are held as {leases}")
+    for run in data.runs.values():
+        if run.version != len(run.rows):
+            problems.append(f"run {run.key} is at {run.version} and has {len(run.rows)} rows")
+        if bool(run.inbox) != (run.key in data.inboxes):
+            problems.append(f"the inbox of run {run.key} is not where a sweep looks")
+        if run.owner and (run.key not in run.owner.owned or run.owner.id not in data.sessions):
+            problems.append(f"run {run.key} is owned by {run.owner.id}, which does not know it")
+    return problems

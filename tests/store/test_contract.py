@@ -1,0 +1,83 @@
+"""Every store keeps the promises of `treadle.store.base`: the contract, and random histories against the model."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from treadle.store.base import Store
+from treadle.store.memory import MemoryData, MemoryStore
+from treadle.store.sqlite import SqliteStore
+from treadle.testing import StoreContract
+from treadle.testing.contract_kit import MakeStore
+from treadle.testing.store_model import StoreModel
+
+
+def open_sqlite(path: Path) -> SqliteStore:
+    # Durability is not what the contract tests; a flush for every commit would only make it slow.
+    store = SqliteStore(path, sync="normal")
+    store.open()
+    return store
+
+
+class TestMemoryStore(StoreContract):
+    @pytest.fixture
+    def make_store(self) -> MakeStore:
+        data = MemoryData()
+        return lambda: MemoryStore(data)
+
+
+class TestSqliteStore(StoreContract):
+    @pytest.fixture
+    def make_store(self, tmp_path: Path) -> Iterator[MakeStore]:
+        with ExitStack() as stack:
+
+            def make() -> Store:
+                store = open_sqlite(tmp_path / "runs.db")
+                stack.callback(store.close)
+                return store
+
+            yield make
+
+
+class MemoryModel(StoreModel):
+    def make_handles(self) -> list[Store]:
+        data = MemoryData()
+        return [MemoryStore(data), MemoryStore(data)]
+
+
+class SqliteModel(StoreModel):
+    def make_handles(self) -> list[Store]:
+        self.directory = tempfile.TemporaryDirectory(prefix="treadle-model-")
+        path = Path(self.directory.name, "runs.db")
+        return [open_sqlite(path), open_sqlite(path)]
+
+    def teardown(self) -> None:
+        try:
+            super().teardown()
+        finally:
+            if hasattr(self, "directory"):
+                self.directory.cleanup()
+
+
+class LongMemoryModel(MemoryModel):
+    pass
+
+
+class LongSqliteModel(SqliteModel):
+    pass
+
+
+TestMemoryHistories = MemoryModel.TestCase
+TestMemoryHistories.settings = settings(max_examples=100, stateful_step_count=40, report_multiple_bugs=False)
+TestSqliteHistories = SqliteModel.TestCase
+TestSqliteHistories.settings = settings(max_examples=25, stateful_step_count=30, report_multiple_bugs=False)
+TestLongMemoryHistories = pytest.mark.slow(LongMemoryModel.TestCase)
+TestLongMemoryHistories.settings = settings(max_examples=3000, stateful_step_count=60, report_multiple_bugs=False)
+TestLongSqliteHistories = pytest.mark.slow(LongSqliteModel.TestCase)
+TestLongSqliteHistories.settings = settings(max_examples=1000, stateful_step_count=60, report_multiple_bugs=False)
