@@ -1,0 +1,296 @@
+"""Appends: how a group of decisions becomes rows, in one transaction and with as few statements as can be.
+
+The way taken first believes what an append says of its run: that it is at `expect`, owned by the session, not
+held and running. The runs' rows are updated under that condition, all in one batch, and the number of changed
+rows tells whether all of it was true. Only if it was not, the transaction starts again, reads the runs one by
+one, and goes on with those appends that may take effect. Nothing is read back on the first way.
+
+After that nothing but the disk can fail. Rows go in sorted by key, one final state each, so that a group touches
+as few pages as possible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from treadle.core.tables import RUNNING
+from treadle.errors import InternalError
+from treadle.store.base import Answer, Append, Offer
+from treadle.store.sqlite.connection import Database
+from treadle.store.sqlite.group import AppendedRun, Group, Values
+from treadle.store.sqlite.tokens import OwnSession
+from treadle.store.sqlite.waiting import unpark
+
+# Cached numbers of runs; beyond this the cache starts anew.
+_CACHED_RUNS = 200_000
+
+_UPDATE = (
+    "UPDATE runs SET version = ?, updated_at = ? WHERE n = ? AND version = ? AND owner = ? AND hold = ? AND status = ?"
+)
+# Apart, since a column that is set costs the upkeep of its indexes even if it keeps its value.
+_UPDATE_ALL = (
+    "UPDATE runs SET version = ?, updated_at = ?, hold = ?, status = ?, owner = ?"
+    " WHERE n = ? AND version = ? AND owner = ? AND hold = ? AND status = ?"
+)
+_INSERT_RUN = (
+    "INSERT OR IGNORE INTO runs (n, key, id, workflow, plan, status, hold, version, owner, labels, created_at,"
+    " updated_at) SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12"
+    " WHERE NOT EXISTS (SELECT 1 FROM tombstones WHERE key = ?2)"
+)
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Appends:
+    """Writes groups of appends on one connection. It remembers the numbers of the runs it has met."""
+
+    def __init__(self, con: Database) -> None:
+        self.con = con
+        self.numbers: dict[str, int] = {}
+        self._made: list[AppendedRun] = []
+
+    def write(
+        self, own: OwnSession, appends: Sequence[Append], offer: Offer | None, restart: Callable[[], None]
+    ) -> list[Answer]:
+        """Apply the appends in a transaction that is open; `restart` rolls it back and opens another."""
+        self._made.clear()
+        if len(appends) > 1 and any(append.hold is not None or append.revoke for append in appends):
+            # What these change for the tasks of others depends on the order, so the rare group that has them is
+            # written one by one.
+            return [answer for append in appends for answer in self._write_examined(own, [append], offer)]
+        runs = self._believe(appends)
+        if runs is not None and self._write_runs(own, runs):
+            return Group(self.con, own, runs, offer).write(appends)
+        restart()
+        self._made.clear()
+        return self._write_examined(own, appends, offer)
+
+    def _write_examined(self, own: OwnSession, appends: Sequence[Append], offer: Offer | None) -> list[Answer]:
+        answers, runs = self._examine(own, appends)
+        accepted = [append for append, answer in zip(appends, answers, strict=True) if answer is None]
+        if not self._write_runs(own, runs):
+            raise InternalError("rows of runs changed inside a transaction that had locked the store")
+        written = iter(Group(self.con, own, runs, offer).write(accepted) if accepted else ())
+        return [next(written) if answer is None else answer for answer in answers]
+
+    def settled(self) -> None:
+        """The transaction is durable: runs that it made have their numbers for good."""
+        if len(self.numbers) > _CACHED_RUNS:
+            self.numbers.clear()
+        for run in self._made:
+            self.numbers[run.key] = run.n
+        self._made.clear()
+
+    def number(self, key: str) -> int | None:
+        """The number of a run, None if there is none."""
+        n = self.numbers.get(key)
+        if n is None:
+            found = self.con.execute("SELECT n FROM runs WHERE key = ?", (key,)).fetchall()
+            if found:
+                n = self.numbers[key] = found[0][0]
+        return n
+
+    # -- which appends may take effect -----------------------------------------------------------------
+
+    def _believe(self, appends: Sequence[Append]) -> dict[str, AppendedRun] | None:
+        """The runs as the appends say they are; None if they contradict each other or a run is not there."""
+        runs: dict[str, AppendedRun] = {}
+        numbers = self.numbers
+        for append in appends:
+            key = append.key
+            run = runs.get(key)
+            if run is not None:
+                if append.head is not None or run.version != append.expect or run.release:
+                    return None
+            elif append.head is None:
+                n = numbers.get(key) or self.number(key)
+                if n is None:
+                    return None
+                expect = append.expect
+                hold = 0 if append.hold is None else append.hold
+                runs[key] = AppendedRun(
+                    key, n, expect, 0, RUNNING, expect + 1, hold, append.status, append.time, append.release
+                )
+                continue
+            elif append.expect == 0:
+                run = runs[key] = _new_run(append)
+            else:
+                return None
+            run.take(append)
+        return runs
+
+    def _examine(
+        self, own: OwnSession, appends: Sequence[Append]
+    ) -> tuple[list[Answer | None], dict[str, AppendedRun]]:
+        """Read each run; the answers are None for those appends that may take effect."""
+        answers: list[Answer | None] = []
+        runs: dict[str, AppendedRun] = {}
+        ids: set[str] = set()
+        for append in appends:
+            run = runs.get(append.key) or self._stored(own, append.key)
+            if run is not None and append.head is None:
+                if run.version != append.expect or run.release:
+                    answers.append(Answer("conflict"))
+                    continue
+            elif self._exists("SELECT 1 FROM tombstones WHERE key = ?", append.key):
+                answers.append(Answer("refused"))
+                continue
+            elif append.head is None:
+                answers.append(Answer("conflict"))
+                continue
+            elif (
+                run is not None
+                or append.head.id in ids
+                or self._exists("SELECT 1 FROM runs WHERE id = ? OR key = ?", append.head.id, append.key)
+            ):
+                answers.append(Answer("exists"))
+                continue
+            elif append.expect != 0:
+                answers.append(Answer("conflict"))
+                continue
+            else:
+                run = _new_run(append)
+                ids.add(append.head.id)
+            runs[append.key] = run
+            run.take(append)
+            answers.append(None)
+        return answers, runs
+
+    def _stored(self, own: OwnSession, key: str) -> AppendedRun | None:
+        """The run as its row says; one of another owner looks released: nothing can be appended to it."""
+        found = self.con.execute("SELECT n, version, hold, status, owner FROM runs WHERE key = ?", (key,)).fetchall()
+        if not found:
+            return None
+        n, version, hold, status, owner = found[0]
+        return AppendedRun(key, n, version, hold, status, version, hold, status, release=owner != own.n)
+
+    def _exists(self, sql: str, *values: str) -> bool:
+        return bool(self.con.execute(sql, values).fetchall())
+
+    # -- rows of runs ----------------------------------------------------------------------------------
+
+    def _write_runs(self, own: OwnSession, runs: dict[str, AppendedRun]) -> bool:
+        """Write the rows of the runs; False if one of them is not as believed."""
+        plain: list[Values] = []
+        whole: list[Values] = []
+        made: list[AppendedRun] = []
+        me = own.n
+        for run in runs.values():
+            if run.made is not None:
+                made.append(run)
+            elif run.release or run.status != run.status_was or run.hold != run.hold_was:
+                owner = 0 if run.release else me
+                whole.append(
+                    (
+                        run.version,
+                        run.time,
+                        run.hold,
+                        run.status,
+                        owner,
+                        run.n,
+                        run.version_was,
+                        me,
+                        run.hold_was,
+                        run.status_was,
+                    )
+                )
+            else:
+                plain.append((run.version, run.time, run.n, run.version_was, me, run.hold_was, run.status_was))
+        con = self.con
+        before = con.total_changes()
+        if plain:
+            plain.sort(key=_third)
+            con.executemany(_UPDATE, plain)
+        if whole:
+            whole.sort(key=_sixth)
+            con.executemany(_UPDATE_ALL, whole)
+        if con.total_changes() - before != len(plain) + len(whole):
+            return False
+        if whole:
+            for run in runs.values():
+                if run.hold_was and not run.hold:
+                    unpark(con, run.n)
+        return self._insert_runs(me, made) if made else True
+
+    def _insert_runs(self, me: int, made: list[AppendedRun]) -> bool:
+        con = self.con
+        ((n,),) = con.execute(
+            "SELECT max(coalesce((SELECT max(n) FROM runs), 0), coalesce((SELECT max(n) FROM tombstones), 0))"
+        )
+        assert isinstance(n, int)
+        plans = self._enter_plans(made)
+        rows: list[Values] = []
+        heads: list[tuple[int, str]] = []
+        labels: list[tuple[str, str, int]] = []
+        for run in made:
+            assert run.made is not None
+            head = run.made.head
+            assert head is not None
+            n += 1
+            run.n = n
+            owner = 0 if run.release else me
+            text = _encode(head.labels).decode() if head.labels else ""
+            rows.append(
+                (
+                    n,
+                    run.key,
+                    head.id,
+                    head.workflow,
+                    plans[head.plan],
+                    run.status,
+                    run.hold,
+                    run.version,
+                    owner,
+                    text,
+                    head.created_at,
+                    run.time,
+                )
+            )
+            heads.append((n, _encode(head).decode()))
+            labels += [(name, value, n) for name, value in head.labels.items()]
+        before = con.total_changes()
+        con.executemany(_INSERT_RUN, rows)
+        if con.total_changes() - before != len(rows):
+            return False
+        con.executemany("INSERT INTO heads (run, head) VALUES (?, ?)", heads)
+        if labels:
+            con.executemany("INSERT INTO labels (name, value, run) VALUES (?, ?, ?)", sorted(labels))
+        self._made += made
+        return True
+
+    def _enter_plans(self, made: list[AppendedRun]) -> dict[str, int]:
+        """Count the uses of the new runs' plans; their numbers by hash."""
+        con = self.con
+        uses: dict[str, int] = {}
+        bodies: dict[str, bytes] = {}
+        for run in made:
+            assert run.made is not None
+            assert run.made.head is not None
+            name = run.made.head.plan
+            uses[name] = uses.get(name, 0) + 1
+            bodies[name] = run.made.plan or b""
+        plans: dict[str, int] = {}
+        for name, count in uses.items():
+            found = con.execute("SELECT n FROM plans WHERE hash = ?", (name,)).fetchall()
+            if found:
+                plans[name] = found[0][0]
+                con.execute("UPDATE plans SET uses = uses + ? WHERE n = ?", (count, plans[name]))
+            else:
+                con.execute("INSERT INTO plans (hash, uses, body) VALUES (?, ?, ?)", (name, count, bodies[name]))
+                plans[name] = con.last_insert_rowid()
+        return plans
+
+
+def _new_run(append: Append) -> AppendedRun:
+    return AppendedRun(append.key, 0, 0, 0, RUNNING, 0, 0, RUNNING, made=append)
+
+
+def _third(row: Values) -> Any:
+    return row[2]
+
+
+def _sixth(row: Values) -> Any:
+    return row[5]

@@ -1,0 +1,278 @@
+"""The rows of a group of accepted appends, besides those of their runs: one final state each, sorted by key."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from treadle.core.commands import Task
+from treadle.core.events import encode_events
+from treadle.core.inputs import Revoked, encode_input
+from treadle.store.base import Answer, Append, Offer
+from treadle.store.sqlite.connection import Database
+from treadle.store.sqlite.reader import STEP_FIELDS
+from treadle.store.sqlite.schema import DELAYED, LEASED, WAITING
+from treadle.store.sqlite.tokens import OwnSession
+from treadle.store.sqlite.waiting import NOBODY, anything_due, ceiling, promote
+
+_INSERT_JOURNAL = "INSERT INTO journal (run, version, commit_id, time, session, events) VALUES (?, ?, ?, ?, ?, ?)"
+_INSERT_STEP = f"INSERT OR REPLACE INTO steps (run, {', '.join(STEP_FIELDS)}) VALUES (?{', ?' * len(STEP_FIELDS)})"
+_INSERT_TASK = (
+    "INSERT OR REPLACE INTO tasks (run, number, state, session, lease, age, priority, not_before, started_at,"
+    " generation, attempt, queue, action, address, call, interrupt, progress)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, '')"
+)
+_DELETE_TASK = "DELETE FROM tasks WHERE run = ? AND number = ?"
+_DELETE_LEASED = "DELETE FROM tasks WHERE run = ? AND number = ? AND state = 3"
+_DELETE_STEPS = "DELETE FROM steps WHERE run = ? AND number IN (SELECT value FROM json_each(?))"
+_DELETE_INPUT = "DELETE FROM inbox WHERE run = ? AND id = ?"
+INSERT_INPUT = "INSERT OR IGNORE INTO inbox (run, id, body) VALUES (?, ?, ?)"
+INSERT_PAYLOAD = "INSERT OR IGNORE INTO payloads (run, digest, body) VALUES (?, ?, ?)"
+_INTERRUPT = "UPDATE tasks SET interrupt = 1 WHERE run = ? AND number = ? AND state = 3"
+
+_encode = msgspec.json.Encoder().encode
+_astuple = msgspec.structs.astuple
+
+Values = tuple[Any, ...]
+
+
+def _by_priority(task: Task) -> int:
+    return -task.priority
+
+
+class AppendedRun(msgspec.Struct, gc=False):
+    """A run in a group: what its row held before (`..._was`), and what it holds after all of its appends."""
+
+    key: str
+    n: int
+    version_was: int
+    hold_was: int
+    status_was: str
+    version: int
+    hold: int
+    status: str
+    time: float = 0.0
+    # Nobody owns it afterwards. For a run that another session owns this is so from the start.
+    release: bool = False
+    # The append that makes it.
+    made: Append | None = None
+
+    def take(self, append: Append) -> None:
+        """Be as after the append."""
+        self.version = append.expect + 1
+        self.status = append.status
+        self.time = append.time
+        if append.hold is not None:
+            self.hold = append.hold
+        if append.release:
+            self.release = True
+
+
+class Group:
+    """The rows of accepted appends, besides those of the runs."""
+
+    def __init__(self, con: Database, own: OwnSession, runs: dict[str, AppendedRun], offer: Offer | None) -> None:
+        self.con = con
+        self.own = own
+        self.runs = runs
+        self.offer = offer
+        self.tasks: dict[tuple[int, int], Values] = {}
+        self.interrupts: dict[tuple[int, int], None] = {}
+        # Waiting tasks that some append of the group ends.
+        self.late: set[tuple[int, int]] = set()
+        # By queue: the priority up to which a new task would be claimed after one that waits.
+        self.ceilings: dict[str, float] = {}
+        self.waits: bool | None = None
+        self.executable: frozenset[str] | None = None
+        self.age = self.first_age = -1
+
+    def write(self, appends: Sequence[Append]) -> list[Answer]:
+        """Write all rows; one answer each."""
+        runs = self.runs
+        self._write_facts(appends)
+        # Whether an append may end tasks that another one of this group has made.
+        stacked = len(runs) < len(appends)
+        answers: list[Answer] = []
+        for append in appends:
+            answer = Answer("committed")
+            answers.append(answer)
+            if append.ended and (stacked or self.late):
+                self._end_late(append)
+            if append.hold is not None or append.revoke or append.interrupts:
+                self._steer(append)
+            if append.tasks:
+                self._dispatch(append, runs[append.key], answer)
+        self._flush()
+        return answers
+
+    def _flush(self) -> None:
+        con = self.con
+        if self.tasks:
+            con.executemany(_INSERT_TASK, sorted(self.tasks.values()))
+            self.tasks.clear()
+        if self.interrupts:
+            con.executemany(_INTERRUPT, sorted(self.interrupts))
+            self.interrupts.clear()
+        if self.age != self.first_age:
+            con.execute("UPDATE counters SET value = ? WHERE name = 'age'", (self.age,))
+            self.first_age = self.age
+
+    def _write_facts(self, appends: Sequence[Append]) -> None:
+        """What does not depend on who gets a task: journal, ends, step rows, payloads, decided inputs."""
+        runs = self.runs
+        me = self.own.n
+        journal: list[Values] = []
+        ended: list[tuple[int, int]] = []
+        steps: dict[tuple[int, int], Values] = {}
+        for append in appends:
+            n = runs[append.key].n
+            journal.append((n, append.expect + 1, append.commit_id, append.time, me, encode_events(append.events)))
+            if append.ended:
+                ended += [(n, number) for number in append.ended]
+            if append.unsettled:
+                self._unsettle(n, append.unsettled, steps)
+            for step in append.steps:
+                steps[n, step.number] = (n, *_astuple(step))
+        con = self.con
+        journal.sort()
+        con.executemany(_INSERT_JOURNAL, journal)
+        if ended:
+            self._end_leased(ended)
+        if steps:
+            con.executemany(_INSERT_STEP, sorted(steps.values()))
+        payloads = [(runs[append.key].n, *payload) for append in appends for payload in append.payloads]
+        if payloads:
+            con.executemany(INSERT_PAYLOAD, payloads)
+        consumed = [(runs[append.key].n, id) for append in appends for id in append.consumed]
+        if consumed:
+            con.executemany(_DELETE_INPUT, consumed)
+
+    def _unsettle(self, n: int, numbers: Sequence[int], steps: dict[tuple[int, int], Values]) -> None:
+        self.con.execute(_DELETE_STEPS, (n, _encode(list(numbers)).decode()))
+        # Those of this group are not in the table yet.
+        for number in numbers:
+            steps.pop((n, number), None)
+
+    def _end_leased(self, ended: list[tuple[int, int]]) -> None:
+        """End tasks that are leased, which changes nothing for those that wait; find those that are not."""
+        con = self.con
+        ended.sort()
+        before = con.total_changes()
+        con.executemany(_DELETE_LEASED, ended)
+        if con.total_changes() - before != len(ended):
+            # Ended by a report or a burial, made by this group, or waiting. The last do hold others back until
+            # their turn comes.
+            sql = "SELECT 1 FROM tasks WHERE run = ? AND number = ?"
+            self.late = {place for place in ended if con.execute(sql, place).fetchall()}
+
+    def _end_late(self, append: Append) -> None:
+        """End what waited, and what was made by an earlier append of this group."""
+        n = self.runs[append.key].n
+        places = [(n, number) for number in append.ended]
+        if self.late.isdisjoint(places):
+            for place in places:
+                self.tasks.pop(place, None)
+            return
+        self._flush()
+        self.con.executemany(_DELETE_TASK, places)
+        # Who waits now is to be found out again.
+        self.ceilings.clear()
+        self.waits = None
+
+    def _steer(self, append: Append) -> None:
+        run = self.runs[append.key]
+        if append.hold is not None:
+            # From here on what the row held before is of no use; this is what holds at this append.
+            run.hold_was = append.hold
+        if append.revoke:
+            self._revoke(run.n, append.expect + 1)
+        for number in append.interrupts:
+            self.interrupts[run.n, number] = None
+
+    def _revoke(self, n: int, version: int) -> None:
+        con = self.con
+        found = con.execute("SELECT number FROM tasks WHERE run = ? AND state < 3", (n,)).fetchall()
+        con.execute("DELETE FROM tasks WHERE run = ? AND state < 3", (n,))
+        numbers = {number for (number,) in found}
+        # Tasks of this group are not in the table yet.
+        for place, row in list(self.tasks.items()):
+            if place[0] == n and row[2] != LEASED:
+                del self.tasks[place]
+                numbers.add(place[1])
+        if numbers:
+            body = encode_input(Revoked(numbers=sorted(numbers)))
+            con.execute(INSERT_INPUT, (n, f"revoked:{version}", body))
+
+    def _dispatch(self, append: Append, run: AppendedRun, answer: Answer) -> None:
+        """Enter the append's tasks; those that would be claimed first are the first to get slots (promise 4)."""
+        now = append.time
+        n = run.n
+        own = self.own
+        tasks: Sequence[Task] = append.tasks
+        if len(tasks) > 1:
+            tasks = sorted(tasks, key=_by_priority)
+        offer = None if run.hold_was else self.offer
+        ceilings = self.ceilings
+        for task in tasks:
+            queue = task.queue
+            due = task.not_before <= now
+            if due and offer is not None and queue not in ceilings:
+                ceilings[queue] = self._ceiling(queue, offer, now)
+            # All that wait are older, so an equal priority goes before it.
+            if due and offer is not None and task.priority > ceilings[queue] and offer.take(task.action, queue):
+                task.lease = lease = own.token(self.con)
+                state, session, age, started_at = LEASED, own.n, 0, now
+                answer.leased.append(task)
+            else:
+                lease = session = 0
+                started_at = 0.0
+                state = WAITING if due else DELAYED
+                age = self._next_age()
+                answer.queued += 1
+                if due and offer is not None:
+                    self._raise_ceiling(task, offer)
+            self.tasks[n, task.number] = (
+                n,
+                task.number,
+                state,
+                session,
+                lease,
+                age,
+                task.priority,
+                task.not_before,
+                started_at,
+                task.generation,
+                task.attempt,
+                queue,
+                task.action,
+                task.address,
+                _encode(task.call).decode(),
+            )
+            if self.interrupts:
+                # An interrupt of the attempt before is none of this one's.
+                self.interrupts.pop((n, task.number), None)
+
+    def _ceiling(self, queue: str, offer: Offer, now: float) -> float:
+        con = self.con
+        if self.waits is None:
+            self.waits = anything_due(con, now)
+            if self.waits:
+                promote(con, now)
+        return ceiling(con, queue, offer.actions, now) if self.waits else NOBODY
+
+    def _raise_ceiling(self, task: Task, offer: Offer) -> None:
+        if task.priority > self.ceilings[task.queue]:
+            if self.executable is None:
+                self.executable = frozenset(offer.actions())
+            if task.action in self.executable:
+                self.ceilings[task.queue] = task.priority
+
+    def _next_age(self) -> int:
+        if self.age < 0:
+            ((value,),) = self.con.execute("SELECT value FROM counters WHERE name = 'age'")
+            assert isinstance(value, int)
+            self.age = self.first_age = value
+        self.age += 1
+        return self.age

@@ -1,0 +1,460 @@
+"""The SQLite store: any number of processes on one file, one writer at a time.
+
+Every write is one `BEGIN IMMEDIATE` transaction; those that may find nothing to do look first, without the lock.
+What a failed transaction did is undone wholly, and the connection stays usable. A session is looked up at the
+start of each transaction that writes for it, so a buried one writes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from treadle.core.commands import Task
+from treadle.core.inputs import Look, Lost, encode_input
+from treadle.core.tables import RUNNING
+from treadle.errors import LeaseLostError, StoreError, StoreNotFoundError, StoreReadOnlyError
+from treadle.store.base import (
+    WAITS_CHANGES,
+    WAITS_TASKS,
+    Acquired,
+    Answer,
+    Append,
+    InboxInput,
+    Offer,
+    Renewal,
+    Report,
+    SessionRow,
+    Swept,
+)
+from treadle.store.sqlite.appends import Appends
+from treadle.store.sqlite.connection import Database, connect, map_exceptions, use_wal
+from treadle.store.sqlite.group import INSERT_INPUT, INSERT_PAYLOAD
+from treadle.store.sqlite.location import Sync, parse_url, refuse_network
+from treadle.store.sqlite.process_locks import ProcessLocks, host_name
+from treadle.store.sqlite.reader import TASK_COLUMNS, SqliteReader, task_of
+from treadle.store.sqlite.schema import behind, migrate
+from treadle.store.sqlite.tokens import OwnSession, count_up
+from treadle.store.sqlite.waiting import anything_due, claim_tasks, next_due
+
+_DURABILITY: dict[Sync, str] = {
+    "full": "SQLite WAL, synchronous=FULL: on disk before it is answered",
+    "normal": "SQLite WAL, synchronous=NORMAL: survives any crash of processes; a power cut may take the last commits",
+}
+
+
+class SqliteStore(SqliteReader):
+    """A store in one SQLite file. See `store.base` for the promises.
+
+    `sync` is "full" (a commit is on disk when it returns) or "normal" (a power cut may take the last commits, never
+    more). `kernel` is the version that journal rows are marked with. `unsafe_network` lets the file lie on a network
+    file system.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, sync: Sync = "full", kernel: str = "0.1.0", unsafe_network: bool = False
+    ) -> None:
+        super().__init__(os.fspath(path), sync)
+        self.kernel = kernel
+        self.durability = _DURABILITY[sync]
+        self._unsafe_network = unsafe_network
+        self._locks = ProcessLocks(self.path)
+        self._own: dict[str, OwnSession] = {}
+        # Sessions whose lock this store took.
+        self._held: set[str] = set()
+        # Of the living sessions: (id, wake address, what for), as of that data version.
+        # The living sessions as they were last read: number, id, wake address, what it waits for.
+        self._wake_rows: list[tuple[int, str, str, int]] = []
+
+    @classmethod
+    def from_url(cls, url: str, *, kernel: str = "0.1.0") -> SqliteStore:
+        """The store that a URL names: `sqlite:///relative.db`, `sqlite:////absolute.db`, `?sync=normal`.
+
+        Raises:
+            StoreUrlError: the URL is not of that form, or has an unknown option.
+        """
+        path, sync, unsafe_network = parse_url(url)
+        return cls(path, sync=sync, kernel=kernel, unsafe_network=unsafe_network)
+
+    # -- connecting ------------------------------------------------------------------------------------
+
+    def open(self, *, create: bool = True) -> None:
+        """Connect, and make or migrate the schema; opening an open store does nothing."""
+        if self._con is not None and self._pid == os.getpid():
+            return
+        if not self._unsafe_network:
+            refuse_network(self.path)
+        directory = os.path.dirname(os.path.abspath(self.path))
+        if os.path.isdir(self.path):
+            raise StoreNotFoundError(f"{self.path} is a directory; name a file for the store")
+        if create:
+            try:
+                os.makedirs(directory, exist_ok=True)
+            except OSError as error:
+                raise StoreReadOnlyError(f"the directory of {self.path} cannot be made: {error}") from error
+        elif not os.path.exists(self.path):
+            raise StoreNotFoundError(f"{self.path} does not exist; check the URL")
+        with map_exceptions(self.path):
+            con = connect(self.path, sync=self._sync, create=create)
+            try:
+                # A file that is not ours is left as it is.
+                behind(con, self.path, create=create)
+                use_wal(con, self.path)
+                migrate(con, self.path, create=create)
+            except BaseException:
+                con.close()
+                raise
+        self._con = con
+        self._pid = os.getpid()
+        self._appends = Appends(con)
+
+    def close(self) -> None:
+        """End the connection and what tells others that this store's sessions live; bury them first."""
+        if self._pid == os.getpid():
+            for session in sorted(self._held):
+                self._locks.drop(session)
+        self._held.clear()
+        self._own.clear()
+        super().close()
+
+    def reader(self) -> SqliteReader:
+        """A handle for reads on another thread, with a connection of its own."""
+        self._connected()
+        reader = SqliteReader(self.path, self._sync)
+        reader.open()
+        return reader
+
+    @contextmanager
+    def _writing(self) -> Generator[Database, None, None]:
+        con = self._connected()
+        with map_exceptions(self.path):
+            try:
+                con.execute("BEGIN IMMEDIATE")
+                yield con
+                con.execute("COMMIT")
+            except BaseException:
+                self._undo(con)
+                raise
+
+    def _undo(self, con: Database) -> None:
+        for own in self._own.values():
+            own.forget_range()
+        # Some errors (a full disk) have rolled back already.
+        if con.in_transaction:
+            con.execute("ROLLBACK")
+
+    # -- sessions --------------------------------------------------------------------------------------
+
+    def _living(self, con: Database, session: str) -> OwnSession:
+        own = self._own.get(session)
+        if own is not None:
+            # All that live, not the one alone: so `wakes` needs no read of its own after a commit.
+            living = self._read_living(con)
+            if any(n == own.n for n, _, _, _ in living):
+                return own
+            del self._own[session]
+        n = self._session_number(con, session)
+        if n is None:
+            raise LeaseLostError(
+                f"session {session} was declared dead; its runs and tasks went to others, nothing was written"
+            )
+        own = self._own[session] = OwnSession(session, n)
+        return own
+
+    def _session_number(self, con: Database, session: str) -> int | None:
+        found = con.execute("SELECT n FROM sessions WHERE id = ? AND ended = 0", (session,)).fetchall()
+        return found[0][0] if found else None
+
+    def open_session(self, session: SessionRow) -> None:
+        """Enter a session, and take the lock that proves its life.
+
+        Raises:
+            StoreError: a session of this id lives already.
+        """
+        self._connected()
+        self._locks.hold(session.id)
+        try:
+            with self._writing() as con:
+                if self._session_number(con, session.id) is not None:
+                    raise StoreError(f"a session {session.id} lives already; take a new session id")
+                n = count_up(con, "session")
+                con.execute(
+                    "INSERT INTO sessions (n, id, worker, wake, beat, waits, actions, info, host, kernel, ended)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
+                    (
+                        n,
+                        session.id,
+                        session.worker,
+                        session.wake,
+                        session.beat,
+                        session.waits,
+                        json.dumps(session.actions),
+                        json.dumps(session.info),
+                        str(session.info.get("host") or host_name()),
+                        self.kernel,
+                    ),
+                )
+        except BaseException:
+            self._locks.drop(session.id)
+            raise
+        self._own[session.id] = OwnSession(session.id, n)
+        self._held.add(session.id)
+        self._wake_rows = []
+
+    def renew(self, session: str, waits: int | None = None) -> Renewal:
+        """Count the beat up; interrupts are told again until their attempt has ended."""
+        with self._writing() as con:
+            own = self._living(con, session)
+            con.execute("UPDATE sessions SET beat = beat + 1, waits = coalesce(?, waits) WHERE n = ?", (waits, own.n))
+            found = self._all(
+                "SELECT r.key, t.number, t.lease FROM tasks t INDEXED BY tasks_interrupted JOIN runs r ON r.n = t.run"
+                " WHERE t.interrupt = 1 AND t.session = ? AND t.state = 3",
+                (own.n,),
+            )
+        if waits is not None:
+            self._wake_rows = []
+        return Renewal([(key, number, lease) for key, number, lease in found])
+
+    def dead_sessions(self) -> list[str]:
+        """Sessions of this machine whose process is gone, told by their record locks."""
+        here = host_name()
+        found = self._all("SELECT id FROM sessions WHERE ended = 0 AND host = ? ORDER BY n", (here,))
+        return [session for (session,) in found if self._locks.is_dead(session)]
+
+    def bury(self, session: str) -> list[str]:
+        """End a session; burying it twice changes nothing."""
+        with self._writing() as con:
+            n = self._session_number(con, session)
+            keys = [] if n is None else self._end_session(con, session, n)
+        self._own.pop(session, None)
+        self._held.discard(session)
+        self._locks.drop(session)
+        self._wake_rows = []
+        return keys
+
+    def _end_session(self, con: Database, session: str, n: int) -> list[str]:
+        leased = self._all(
+            "SELECT run, number, generation, attempt, lease FROM tasks WHERE state = 3 AND session = ?", (n,)
+        )
+        con.executemany(
+            INSERT_INPUT,
+            [
+                (
+                    run,
+                    f"lost:{lease}",
+                    encode_input(Lost(number=number, generation=generation, attempt=attempt, session=session)),
+                )
+                for run, number, generation, attempt, lease in leased
+            ],
+        )
+        con.executemany("DELETE FROM tasks WHERE run = ? AND number = ?", [row[:2] for row in leased])
+        # A scan of the runs, once in a session's life: an index on the owner would cost every run two writes.
+        con.execute(
+            "INSERT OR IGNORE INTO inbox (run, id, body) SELECT n, ?, ? FROM runs WHERE owner = ? AND status = ?"
+            " AND NOT EXISTS (SELECT 1 FROM inbox i WHERE i.run = runs.n)",
+            (f"look:{session}", encode_input(Look(session=session)), n, RUNNING),
+        )
+        con.execute("DELETE FROM roles WHERE session = ?", (n,))
+        # The row stays: journal rows name it. Owned runs need no change, since an ended session owns nothing.
+        con.execute("UPDATE sessions SET ended = 1, wake = '', actions = '[]', info = '{}' WHERE n = ?", (n,))
+        touched = json.dumps(sorted({row[0] for row in leased}))
+        found = self._all(
+            "SELECT r.key FROM (SELECT DISTINCT run FROM inbox) i JOIN runs r ON r.n = i.run"
+            " WHERE r.owner = ? OR r.n IN (SELECT value FROM json_each(?)) ORDER BY r.n",
+            (n, touched),
+        )
+        return [key for (key,) in found]
+
+    def elect(self, role: str, session: str) -> bool:
+        """Hold the role, if no living session holds it."""
+        with self._writing() as con:
+            own = self._living(con, session)
+            holder = self._one(
+                "SELECT s.n FROM roles o JOIN sessions s ON s.n = o.session AND s.ended = 0 WHERE o.role = ?", (role,)
+            )
+            if holder is not None:
+                return bool(holder[0] == own.n)
+            con.execute("INSERT OR REPLACE INTO roles (role, session) VALUES (?, ?)", (role, own.n))
+            return True
+
+    def wakes(self, session: str, *, tasks: bool, keys: Sequence[str]) -> list[str]:
+        """Addresses, each once; sessions that wait for changes are always among them."""
+        if keys or not self._wake_rows:
+            with map_exceptions(self.path):
+                self._read_living(self._connected())
+        rows = [(id, wake, waits) for _, id, wake, waits in self._wake_rows if wake]
+        wanted = WAITS_CHANGES | (WAITS_TASKS if tasks else 0)
+        owners: set[str] = set()
+        # With no other session to wake there is no question who owns what.
+        if any(id != session for id, _, _ in rows):
+            for key in keys:
+                owner = self._one(
+                    "SELECT s.id FROM runs r JOIN sessions s ON s.n = r.owner AND s.ended = 0 WHERE r.key = ?", (key,)
+                )
+                if owner is not None:
+                    owners.add(owner[0])
+        found = {wake: None for id, wake, waits in rows if id != session and (waits & wanted or id in owners)}
+        return list(found)
+
+    def _read_living(self, con: Database) -> list[tuple[int, str, str, int]]:
+        """The living sessions, as of the transaction that is open, or of now."""
+        rows: list[Any] = con.execute("SELECT n, id, wake, waits FROM sessions WHERE ended = 0").fetchall()
+        self._wake_rows = rows
+        return rows
+
+    # -- appends and tasks -----------------------------------------------------------------------------
+
+    def commit(self, session: str, appends: Sequence[Append], offer: Offer | None) -> list[Answer]:
+        """Commit appends; one answer each, in order. If it raises, the caller resets the offer."""
+        with self._writing() as con:
+            own = self._living(con, session)
+
+            def restart() -> None:
+                con.execute("ROLLBACK")
+                con.execute("BEGIN IMMEDIATE")
+                self._living(con, session)
+
+            answers = self._appends.write(own, appends, offer, restart) if appends else []
+        self._appends.settled()
+        return answers
+
+    def claim(self, session: str, offer: Offer, now: float) -> tuple[list[Task], float | None]:
+        """Lease due tasks, over all queues by priority, then age."""
+        con = self._connected()
+        with map_exceptions(self.path):
+            if not anything_due(con, now):
+                self._living(con, session)
+                return [], next_due(con, now)
+        with self._writing():
+            own = self._living(con, session)
+            claimed = claim_tasks(con, own, offer, now)
+            return claimed, next_due(con, now)
+
+    def leased(self, session: str) -> list[Task]:
+        """All tasks leased to the session."""
+        own = self._living(self._connected(), session)
+        found = self._all(
+            f"SELECT {TASK_COLUMNS} FROM tasks t JOIN runs r ON r.n = t.run LEFT JOIN sessions s ON s.n = t.session"
+            " WHERE t.state = 3 AND t.session = ? ORDER BY t.lease",
+            (own.n,),
+        )
+        return [task_of(record) for record in found]
+
+    def report(self, session: str, reports: Sequence[Report]) -> list[bool]:
+        """End leased tasks whose token is live."""
+        answers: list[bool] = []
+        with self._writing() as con:
+            own = self._living(con, session)
+            for report in reports:
+                n = self._appends.number(report.input.key)
+                con.execute(
+                    "DELETE FROM tasks WHERE run = ? AND number = ? AND lease = ? AND session = ? AND state = 3",
+                    (n, report.number, report.lease, own.n),
+                )
+                live = con.changes() == 1
+                if live:
+                    con.execute(INSERT_INPUT, (n, report.input.id, report.input.body))
+                    if report.payloads:
+                        con.executemany(INSERT_PAYLOAD, [(n, digest, body) for digest, body in report.payloads])
+                answers.append(live)
+        return answers
+
+    def progress(self, session: str, items: Sequence[tuple[str, int, int, str]]) -> None:
+        """Set the progress text of tasks whose token is live."""
+        with self._writing() as con:
+            own = self._living(con, session)
+            con.executemany(
+                "UPDATE tasks SET progress = ?"
+                " WHERE run = ? AND number = ? AND lease = ? AND session = ? AND state = 3",
+                [(text, self._appends.number(key), number, lease, own.n) for key, number, lease, text in items],
+            )
+
+    # -- inboxes and owners ----------------------------------------------------------------------------
+
+    def post(self, inputs: Sequence[InboxInput]) -> list[bool]:
+        """Insert inputs; one that is there already stays as it is."""
+        answers: list[bool] = []
+        rows: list[tuple[int, str, bytes]] = []
+        with self._writing() as con:
+            for value in inputs:
+                # Not from the cache of numbers: the run may have been deleted by another process.
+                found = self._one("SELECT n FROM runs WHERE key = ?", (value.key,))
+                answers.append(found is not None)
+                if found is not None:
+                    rows.append((found[0], value.id, value.body))
+            con.executemany(INSERT_INPUT, rows)
+        return answers
+
+    def owned_inboxes(self, session: str) -> list[str]:
+        """Keys of runs owned by the session whose inbox waits."""
+        found = self._all(
+            "SELECT r.key FROM (SELECT DISTINCT run FROM inbox) i JOIN runs r ON r.n = i.run"
+            " JOIN sessions s ON s.n = r.owner AND s.ended = 0 WHERE s.id = ? ORDER BY r.n",
+            (session,),
+        )
+        return [key for (key,) in found]
+
+    def acquire(self, session: str, key: str, *, steal: bool = False) -> Acquired | None:
+        """Own the run if nobody alive does, or with `steal`."""
+        with self._writing() as con:
+            own = self._living(con, session)
+            found = self._one(
+                "SELECT r.n, coalesce(s.n, 0), coalesce(s.id, '') FROM runs r"
+                " LEFT JOIN sessions s ON s.n = r.owner AND s.ended = 0 WHERE r.key = ?",
+                (key,),
+            )
+            if found is None:
+                return None
+            n, owner, owner_id = found
+            if owner not in (0, own.n) and not steal:
+                return Acquired(None, owner_id)
+            if owner != own.n:
+                con.execute("UPDATE runs SET owner = ? WHERE n = ?", (own.n, n))
+            return Acquired(self.load(key), own.id)
+
+    def release(self, session: str, keys: Sequence[str]) -> None:
+        """Give runs back; those of others are left alone."""
+        with self._writing() as con:
+            own = self._living(con, session)
+            con.executemany("UPDATE runs SET owner = 0 WHERE key = ? AND owner = ?", [(key, own.n) for key in keys])
+
+    def sweep(self, session: str, now: float) -> Swept:
+        """Find runs that nobody alive decides although they have inputs. Nothing is changed."""
+        with self._snapshot():
+            con = self._connected()
+            self._living(con, session)
+            found = self._all(
+                "SELECT r.key FROM (SELECT DISTINCT run FROM inbox) i JOIN runs r ON r.n = i.run"
+                " WHERE NOT EXISTS (SELECT 1 FROM sessions s WHERE s.n = r.owner AND s.ended = 0) ORDER BY r.n"
+            )
+            return Swept([key for (key,) in found], next_due(con, now))
+
+    def delete(self, key: str) -> Literal["deleted", "missing", "open"]:
+        """Remove a closed run, leaving the tombstone of its key."""
+        with self._writing() as con:
+            found = self._one(
+                "SELECT n, id, plan, status, EXISTS (SELECT 1 FROM tasks t WHERE t.run = n) FROM runs WHERE key = ?",
+                (key,),
+            )
+            if found is None:
+                return "missing"
+            n, id, plan, status, has_tasks = found
+            if has_tasks or status == RUNNING:
+                return "open"
+            # By name and value, the key of that table; by run alone it would be read wholly.
+            con.execute(
+                "DELETE FROM labels WHERE run = ?1 AND (name, value) IN"
+                " (SELECT l.key, l.value FROM heads h, json_each(h.head, '$.labels') l WHERE h.run = ?1)",
+                (n,),
+            )
+            for table in ("journal", "steps", "payloads", "inbox", "heads"):
+                con.execute(f"DELETE FROM {table} WHERE run = ?", (n,))
+            con.execute("DELETE FROM runs WHERE n = ?", (n,))
+            con.execute("UPDATE plans SET uses = uses - 1 WHERE n = ?", (plan,))
+            con.execute("DELETE FROM plans WHERE n = ? AND uses = 0", (plan,))
+            con.execute("INSERT INTO tombstones (n, key, id) VALUES (?, ?, ?)", (n, key, id))
+        self._appends.numbers.pop(key, None)
+        return "deleted"
