@@ -1,0 +1,1 @@
+"""Ways to write a workflow: decorators, builder, and the codec of values."""

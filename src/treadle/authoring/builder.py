@@ -1,0 +1,398 @@
+"""The builder of plans: what `.bind` fills inside a workflow function, and what programs that generate graphs use.
+
+    builder = PlanBuilder("totals")
+    pages = [builder.step(f"fetch {url}", fetch, url) for url in urls]
+    builder.output(builder.step("total", total, pages, retry=3))
+    planned = builder.build()
+
+A builder notes mistakes and goes on, so that `build` reports all of them together, each with its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextvars import ContextVar, Token
+from types import FrameType
+from typing import Any, Final, Protocol, TypeVar, Unpack, cast, overload
+
+from treadle.authoring.bound import UNSET, Action, Bound, Condition, Named, Node, Signalled, this_frame
+from treadle.authoring.codec import Adapter, adapter
+from treadle.authoring.drafts import draft, draft_arguments
+from treadle.authoring.options import NOTHING, Chosen, Retry, StepOptions, choose, policy_of
+from treadle.authoring.registry import Registry, default_registry
+from treadle.authoring.scopes import GroupPlace, Scope, owner_text, referred
+from treadle.authoring.signatures import ANYTHING, Signature, Target
+from treadle.core.addresses import child, encode_id
+from treadle.core.analysis import check_plan
+from treadle.core.plan import Group, Plan, RetryPolicy, Slot, Step
+from treadle.errors import DefinitionError, DefinitionErrors, SlotError, UsageError
+
+R_co = TypeVar("R_co", covariant=True)
+
+
+class Usable(Protocol[R_co]):
+    """A step function as the builder sees it; `R_co` is the type of its result."""
+
+    @property
+    def definition(self) -> Action:
+        """What it calls."""
+        ...
+
+    @property
+    def chosen(self) -> Chosen:
+        """Its options."""
+        ...
+
+    @property
+    def __treadle_result__(self) -> R_co:
+        """The type of its result, for checkers only."""
+        ...
+
+
+class ForeignAction:
+    """An action that is known by its name only, so that its arguments are not checked here."""
+
+    __slots__ = ("name", "short", "signature")
+
+    def __init__(self, name: str) -> None:
+        self.name: Final = name
+        self.short: Final = name.rsplit(":", 1)[-1].rsplit(".", 1)[-1] or name
+        self.signature: Signature | None = None
+
+
+class Planned:
+    """A workflow's plan, ready to run: the graph, its constants (JSON texts, by number), the result's adapter."""
+
+    __slots__ = ("constants", "plan", "result", "workflow")
+
+    def __init__(self, plan: Plan, constants: list[str], result: Adapter) -> None:
+        self.plan = plan
+        self.constants = constants
+        self.workflow = plan.workflow
+        self.result = result
+
+    def __repr__(self) -> str:
+        return f"<plan of {self.workflow!r}: {len(self.plan.blocks)} blocks, {len(self.constants)} constants>"
+
+
+class Addition:
+    """Blocks that a step adds to one scope of its run, with their constants (JSON texts, by number).
+
+    `into` is the scope's address ("" is the root), None the adder's own.
+    """
+
+    __slots__ = ("blocks", "constants", "into")
+
+    def __init__(self, blocks: list[Step | Group], constants: list[str], into: str | None) -> None:
+        self.blocks = blocks
+        self.constants = constants
+        self.into = into
+
+
+class PlanBuilder:
+    """Makes one plan, step by step.
+
+    `retry` is the policy of steps that have none. Inside `with builder:` every `.bind` adds to it too.
+    """
+
+    inside_step = False
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        retry: Retry | RetryPolicy | int | None = None,
+        result: object = UNSET,
+        registry: Registry | None = None,
+    ) -> None:
+        self.name = name
+        self.registry = registry if registry is not None else default_registry
+        self.errors: list[DefinitionError] = []
+        self.defaults: dict[str, Any] = {} if retry is None else {"retry": policy_of(retry)}
+        self.suspect = False
+        self.root = Scope(self, "", None, [])
+        # The innermost open group; `.bind` and `step` add to it.
+        self.scope = self.root
+        self._groups: list[GroupPlace] = []
+        self._declared = result
+        self._output: Any = None
+        self._tokens: list[Token[PlanBuilder | None]] = []
+
+    # -- building ----------------------------------------------------------------------------------------
+
+    @overload
+    def step(
+        self,
+        id: str | None,
+        function: Usable[R_co],
+        /,
+        *args: Any,
+        slots: Mapping[str, Any] = ...,
+        **options: Unpack[StepOptions],
+    ) -> R_co: ...
+    @overload
+    def step(
+        self,
+        id: str | None,
+        function: str,
+        /,
+        *args: Any,
+        slots: Mapping[str, Any] = ...,
+        **options: Unpack[StepOptions],
+    ) -> Any: ...
+    def step(
+        self,
+        id: str | None,
+        function: Usable[Any] | str,
+        /,
+        *args: Any,
+        slots: Mapping[str, Any] | None = None,
+        **options: Unpack[StepOptions],
+    ) -> Any:
+        """Plan a step: `id` (None: from the function's name), the function or a registered name, its arguments.
+
+        Arguments go by position, or by name in `slots`; keyword arguments are options. The result is a planned value.
+        """
+        definition: Action
+        if isinstance(function, str):
+            definition, chosen = self.registry.find(function) or ForeignAction(function), NOTHING
+            # The options of a decorated function hold here too.
+            chosen = getattr(definition, "options", chosen)
+        else:
+            definition, chosen = function.definition, function.chosen
+        given: dict[str, Any] = {**options} if id is None else {**options, "id": id}
+        if given:
+            chosen = choose(chosen, given)
+        node = _drafted(definition, chosen, args, dict(slots or {}), this_frame(1))
+        self.scope.place(node)
+        return Bound(node)
+
+    def group(self, id: str, *, after: object = None, after_any: object = None, optional: bool = False) -> GroupPlace:
+        """Open a group in the present scope: `with builder.group("deploy") as deploy: ...`."""
+        return self.open_group(id, after, after_any, optional, this_frame(1))
+
+    def open_group(self, id_: str, after: object, after_any: object, optional: bool, frame: FrameType) -> GroupPlace:
+        """Make a group whose place in the source is `frame`'s."""
+        self.suspect = True
+        outer = self.scope
+        made = GroupPlace(self, id_, outer, (frame.f_code, frame.f_lasti))
+        outer.claim(id_, made)
+        block = Group(
+            id=id_,
+            blocks=made.__treadle_inner__.blocks,
+            after=outer.names_of(after, f"{made!r}: after=", made),
+            after_any=outer.names_of(after_any, f"{made!r}: after_any=", made),
+            optional=optional,
+        )
+        outer.blocks.append(block)
+        self._groups.append(made)
+        return made
+
+    def output(self, value: object) -> None:
+        """Say what the run's result is made of: planned values, lists and dicts with them, or a plain value."""
+        self._output = value
+
+    def __enter__(self) -> PlanBuilder:
+        self._tokens.append(_current.set(self))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _current.reset(self._tokens.pop())
+
+    # -- the result ------------------------------------------------------------------------------------------
+
+    def build(self) -> Planned:
+        """The finished plan.
+
+        Raises:
+            DefinitionError: a mistake; several are raised together as DefinitionErrors.
+        """
+        output = self._lower_output()
+        plan = Plan(workflow=self.name, blocks=self.root.blocks, output=output, retry=self.defaults.get("retry"))
+        # Planned values only refer to what was planned before, so circles and unknown names need names or groups.
+        if self.suspect or not plan.blocks:
+            for group in self._groups:
+                group.__treadle_inner__.check_crossings()
+            owners = self._owners() if self.suspect else {}
+            self.errors += check_plan(plan, lambda address: owners.get(address, f"step {address!r}"), ids=False)
+        raise_all(self.errors, f"workflow {self.name!r}")
+        return Planned(plan, self.root.constants, self._result())
+
+    def _owners(self) -> dict[str, str]:
+        """How errors call the blocks, by address."""
+        scopes = [self.root, *(group.__treadle_inner__ for group in self._groups)]
+        return {
+            child(scope.address, encode_id(id_)): owner_text(owner)
+            for scope in scopes
+            for id_, owner in scope.used.items()
+        }
+
+    def _lower_output(self) -> Slot | None:
+        if self._output is None:
+            return None
+        complaints: list[str] = []
+        target = ANYTHING if self._declared is UNSET else Target(self._declared)
+        drafted = draft(self._output, target, "its output", complaints)
+        if _takes_signal(drafted):
+            complaints.append("its output: a signal's value goes to a step, which may return it")
+        self.errors += [SlotError(f"workflow {self.name!r}: {text}") for text in complaints]
+        return None if complaints else self.root.lower(drafted, f"the output of workflow {self.name!r}")
+
+    def _result(self) -> Adapter:
+        if self._declared is not UNSET:
+            return adapter(self._declared)
+        output = self._output
+        if isinstance(output, Bound) and not output.__treadle_path__ and output.__treadle_default__ is UNSET:
+            node = output.__treadle_node__
+            if isinstance(node, Node):
+                return adapter(node.returns)
+        return adapter(Any)
+
+
+class Additions:
+    """What one attempt of a step adds to its run: gives free planned steps their ids and makes blocks of them.
+
+    `address` is the adding step's. The runtime keeps one for each attempt, so that default ids count on
+    from one `add` to the next and a later step may refer to one added earlier.
+    """
+
+    inside_step = True
+
+    def __init__(self, address: str = "", *, retry: Retry | RetryPolicy | int | None = None) -> None:
+        self.address = address
+        self.errors: list[DefinitionError] = []
+        self.defaults: dict[str, Any] = {} if retry is None else {"retry": policy_of(retry)}
+        self.suspect = False
+        self._scopes: dict[str | None, Scope] = {}
+
+    def add(self, bounds: Iterable[object], into: object = None) -> list[Addition]:
+        """The blocks of the given planned steps and of all that they refer to, one addition for each scope.
+
+        `into` (or a step's own `into=` option) is None for the adder's own scope, "root", or the address of a
+        scope that contains the adder. What was added before is not added again.
+
+        Raises:
+            DefinitionError: a mistake; several are raised together. Then nothing was added.
+        """
+        placed = sorted(self._missing(bounds), key=_serial_of)
+        for node in placed:
+            self._scope(node, into).place(node)
+        for scope in self._scopes.values():
+            scope.check_crossings()
+            scope.crossings.clear()
+        found = [Addition(scope.blocks, scope.constants, key) for key, scope in self._scopes.items() if scope.blocks]
+        for scope in self._scopes.values():
+            scope.blocks, scope.constants = [], []
+        errors, self.errors = self.errors, []
+        if errors:
+            for node in placed:
+                assert node.scope is not None
+                node.scope.release(node)
+        raise_all(errors, f"the steps that {self.address!r} adds")
+        return found
+
+    def _missing(self, bounds: Iterable[object]) -> list[Node]:
+        """The planned steps that have no place yet, with all they refer to."""
+        todo: list[Node] = []
+        for bound in bounds:
+            node = bound.__treadle_node__ if isinstance(bound, Bound) else None
+            if not isinstance(node, Node):
+                self.errors.append(DefinitionError(f"{bound!r} is no planned step; add what .bind(...) gives"))
+            elif node.scope is not None and not node.scope.is_of(self):
+                self.errors.append(DefinitionError(f"{node} belongs to another plan; plan it anew here"))
+            else:
+                todo.append(node)
+        found: dict[int, Node] = {}
+        while todo:
+            node = todo.pop()
+            if node.serial not in found and node.scope is None:
+                found[node.serial] = node
+                todo += referred(node)
+        return list(found.values())
+
+    def _scope(self, node: Node, into: object) -> Scope:
+        wanted = node.chosen.into if node.chosen.into is not None else into
+        key: str | None = None
+        if isinstance(wanted, Bound):
+            target = wanted.__treadle_node__
+            if isinstance(target, Named):
+                key = target.text
+            elif target.scope is not None:
+                key = child(target.scope.address, target.segment)
+        elif isinstance(wanted, str):
+            key = "" if wanted == "root" else wanted
+        if key is None and wanted is not None:
+            self.errors.append(DefinitionError(f'{node}: into={wanted!r}: give "root" or the address of a scope'))
+        if key is not None and key == self.address:
+            # By its own address a step means its own scope.
+            key = None
+        scope = self._scopes.get(key)
+        if scope is None:
+            scope = self._scopes[key] = Scope(self, self.address if key is None else key, None, [])
+        return scope
+
+
+def _serial_of(node: Node) -> int:
+    return node.serial
+
+
+def _takes_signal(drafted: object) -> bool:
+    if isinstance(drafted, dict):
+        return any(map(_takes_signal, cast("dict[str, object]", drafted).values()))
+    if isinstance(drafted, list):
+        return any(map(_takes_signal, cast("list[object]", drafted)))
+    return isinstance(drafted, Signalled)
+
+
+# -- the plan that is being made -------------------------------------------------------------------------------
+
+_current: ContextVar[PlanBuilder | None] = ContextVar("treadle_builder", default=None)
+current_builder: Final = _current.get
+
+
+def _drafted(
+    definition: Action, chosen: Chosen, args: tuple[Any, ...], kwargs: dict[str, Any], frame: FrameType
+) -> Node:
+    signature = definition.signature
+    node = Node(definition, chosen, signature, frame.f_code, frame.f_lasti)
+    node.drafts = draft_arguments(signature, args, kwargs, node.complaints)
+    return node
+
+
+def plan_call(
+    definition: Action, chosen: Chosen, args: tuple[Any, ...], kwargs: dict[str, Any], frame: FrameType
+) -> Any:
+    """Plan a call: in the plan that is being made, else free, for a running step to add."""
+    node = _drafted(definition, chosen, args, kwargs, frame)
+    builder = _current.get()
+    if builder is not None:
+        builder.scope.place(node)
+    return Bound(node)
+
+
+def ask(definition: Action, args: tuple[Any, ...], kwargs: dict[str, Any], frame: FrameType) -> Any:
+    """A predicate with its arguments, for `when=`."""
+    return Condition(_drafted(definition, NOTHING, args, kwargs, frame))
+
+
+def group(id: str, *, after: object = None, after_any: object = None, optional: bool = False) -> GroupPlace:
+    """A group in the workflow that is being planned, to be opened by `with`.
+
+    What is planned inside gets ids below the group's; the group waits for `after`, and what waits for the group
+    waits for all of it.
+
+    Raises:
+        UsageError: no workflow is being planned.
+    """
+    builder = _current.get()
+    if builder is None:
+        raise UsageError("group() works while a workflow is planned; a step adds steps without groups")
+    return builder.open_group(id, after, after_any, optional, this_frame(1))
+
+
+def raise_all(errors: list[DefinitionError], what: str) -> None:
+    """Raise what was noted: one mistake as it is, several together."""
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise DefinitionErrors(f"{len(errors)} mistakes in {what}", errors)

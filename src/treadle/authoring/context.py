@@ -1,0 +1,91 @@
+"""What a running step can ask of its surroundings. The runtime sets it; this module only says what it is."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable
+from contextvars import ContextVar
+from typing import Final, Protocol
+
+from treadle.errors import UsageError
+
+
+class StepContext(Protocol):
+    """The attempt that is being executed, as its code sees it."""
+
+    @property
+    def run_id(self) -> str:
+        """The run's id."""
+        ...
+
+    @property
+    def step(self) -> str:
+        """The step's address."""
+        ...
+
+    @property
+    def attempt(self) -> int:
+        """Which try this is; counts up for ever."""
+        ...
+
+    @property
+    def generation(self) -> int:
+        """1, and one more after each rewind."""
+        ...
+
+    @property
+    def idempotency_key(self) -> str:
+        """Equal for all attempts of the step, new after a rewind: give it to services that know such keys."""
+        ...
+
+    @property
+    def worker(self) -> str:
+        """The name of the worker that executes the step."""
+        ...
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether this attempt is no longer wanted; a sync step looks at it between its parts."""
+        ...
+
+    @property
+    def last_progress(self) -> str:
+        """What the step's earlier attempt reported last, or this one; empty if nothing was."""
+        ...
+
+    @property
+    def logger(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger whose records carry the run, the step and the attempt."""
+        ...
+
+    def progress(self, text: str) -> None:
+        """Report how far the step is; later attempts can read it."""
+        ...
+
+    def check_cancelled(self) -> None:
+        """Raise StepInterrupt if this attempt is no longer wanted; for long loops in threads."""
+        ...
+
+    def add(self, *bounds: object, into: object = None, now: bool = False) -> Awaitable[None]:
+        """Add planned steps, and all they refer to, to the run.
+
+        They appear when this step succeeds, or at once with `now`: then an async step awaits the result, and in
+        a thread the call returns when it is done. `into` is "root" or the address of a scope
+        that contains this step; without it they live below this step.
+        """
+        ...
+
+
+step_context: Final[ContextVar[StepContext]] = ContextVar("treadle_step")
+
+
+def context() -> StepContext:
+    """The context of the step that is being executed.
+
+    Raises:
+        UsageError: no step is being executed here.
+    """
+    try:
+        return step_context.get()
+    except LookupError:
+        raise UsageError("context() works inside a running step; in a unit test, pass what the step needs") from None

@@ -1,0 +1,377 @@
+"""`@step`, `@predicate` and `@workflow`: functions that can be planned, and still be called as what they are."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from types import FrameType
+from typing import Any, Final, Generic, ParamSpec, Protocol, Self, TypeVar, Unpack, overload
+
+from treadle.authoring.bound import UNSET, this_frame
+from treadle.authoring.builder import PlanBuilder, Planned, ask, current_builder, plan_call, raise_all
+from treadle.authoring.drafts import literal
+from treadle.authoring.options import (
+    NOTHING,
+    STATIC_NAMES,
+    Chosen,
+    Retry,
+    StaticOptions,
+    StepOptions,
+    choose,
+    policy_of,
+)
+from treadle.authoring.registry import Definition, Registry, WorkflowDefinition, default_registry
+from treadle.errors import DefinitionError, DefinitionErrors, SlotError, UsageError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+C = TypeVar("C")
+
+
+class StepFunction(Generic[P, R]):
+    """A function that can be planned as a step. `R` is the type of its value (for `async def`: the awaited one)."""
+
+    def __init__(self, definition: Definition, chosen: Chosen) -> None:
+        _look_like(self, definition.function)
+        self.definition: Final = definition
+        self.chosen = chosen
+
+    def bind(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Plan a step. Each argument is a value or a planned one; the result is a planned value of the function's type.
+
+        Inside a workflow function the step joins its plan. Inside a running step it is free until `context().add`.
+        """
+        planned: R = plan_call(self.definition, self.chosen, args, kwargs, this_frame(1))
+        return planned
+
+    def options(self, **given: Unpack[StepOptions]) -> Self:
+        """The same function with other options for the steps planned through it."""
+        # Not by the constructor: steps that add steps do this for each of them.
+        made = object.__new__(type(self))
+        made.__dict__.update(self.__dict__)
+        made.chosen = choose(self.chosen, given)
+        return made
+
+    @property
+    def name(self) -> str:
+        """The name under which the function is stored."""
+        return self.definition.name
+
+    @property
+    def __treadle_result__(self) -> R:
+        raise AttributeError
+
+    def __repr__(self) -> str:
+        return f"<step function {self.definition.name}>"
+
+
+class SyncStepFunction(StepFunction[P, R]):
+    """A step that is a plain function."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the function itself; nothing is planned or stored."""
+        result: R = self.definition.function(*args, **kwargs)
+        return result
+
+
+class AsyncStepFunction(StepFunction[P, R]):
+    """A step that is a coroutine function."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+        """Call the function itself; nothing is planned or stored."""
+        result: Coroutine[Any, Any, R] = self.definition.function(*args, **kwargs)
+        return result
+
+
+class PredicateFunction(Generic[P, C]):
+    """A function that decides whether a step runs: `when=is_big.bind(page)`. Calling it gives a `C`."""
+
+    def __init__(self, definition: Definition) -> None:
+        _look_like(self, definition.function)
+        self.definition: Final = definition
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> C:
+        """Call the function itself."""
+        result: C = self.definition.function(*args, **kwargs)
+        return result
+
+    def bind(self, *args: P.args, **kwargs: P.kwargs) -> bool:
+        """The question with its arguments, for `when=`; asked once, when all else is ready."""
+        condition: bool = ask(self.definition, args, kwargs, this_frame(1))
+        return condition
+
+    @property
+    def name(self) -> str:
+        """The name under which the function is stored."""
+        return self.definition.name
+
+    def __repr__(self) -> str:
+        return f"<predicate {self.definition.name}>"
+
+
+class WorkflowFunction(Generic[P, R]):
+    """A function that plans steps with `.bind`. `R` is the type of the run's result."""
+
+    def __init__(self, definition: WorkflowDefinition) -> None:
+        _look_like(self, definition.function)
+        self.definition: Final = definition
+
+    def plan(self, *args: P.args, **kwargs: P.kwargs) -> Planned:
+        """Run the function and give the plan it made. Nothing is executed or stored.
+
+        Raises:
+            SlotError: an argument does not fit the function's parameters.
+            DefinitionError: a mistake in the workflow; several are raised together as DefinitionErrors.
+        """
+        definition = self.definition
+        signature = definition.signature
+        values, changed = self._checked(args, kwargs)
+        declared = signature.result.annotation
+        builder = PlanBuilder(definition.name, retry=definition.retry, result=UNSET if declared is Any else declared)
+        with builder:
+            try:
+                result = signature.invoke(values) if changed else definition.function(*args, **kwargs)
+            except DefinitionError as error:
+                # What went wrong before may well be the cause; all of it is said.
+                raise_all([*builder.errors, *_each(error)], f"workflow {self.name!r}")
+                raise
+            builder.output(result)
+        return builder.build()
+
+    def _checked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+        """The arguments by parameter, converted to what the annotations say, and whether any was."""
+        signature = self.definition.signature
+        complaints: list[str] = []
+        values = signature.assign(args, kwargs, complaints)
+        changed = False
+        for name, value in values.items():
+            parameter = signature.parameters[name]
+            if type(value) in parameter.exact:
+                continue
+            # By way of JSON: a run gets what its input says, whoever gives it.
+            count = len(complaints)
+            text = literal(value, parameter, f"argument {name!r}", complaints)
+            if len(complaints) == count and not parameter.unchecked:
+                values[name] = parameter.adapter.decode(text)
+                changed = True
+        raise_all([SlotError(f"workflow {self.name!r}: {text}") for text in complaints], f"workflow {self.name!r}")
+        return values, changed
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Inside another workflow: plan this one's steps as a part of it.
+
+        Raises:
+            UsageError: no workflow is being planned.
+        """
+        if current_builder() is None:
+            raise UsageError(f"{self.name!r} is a workflow; start it, or look at its .plan(...)")
+        result: R = self.definition.function(*args, **kwargs)
+        return result
+
+    @property
+    def name(self) -> str:
+        """The name under which the workflow is stored."""
+        return self.definition.name
+
+    def __repr__(self) -> str:
+        return f"<workflow {self.definition.name}>"
+
+
+# -- the decorators ----------------------------------------------------------------------------------------------
+
+
+class StepDecorator(Protocol):
+    """What `step(...)` with options gives."""
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]  # the first fit is meant
+        self, function: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> AsyncStepFunction[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> SyncStepFunction[P, R]: ...
+
+
+class PredicateDecorator(Protocol):
+    """What `predicate(...)` with options gives."""
+
+    @overload
+    def __call__(
+        self, function: Callable[P, Coroutine[Any, Any, bool]], /
+    ) -> PredicateFunction[P, Coroutine[Any, Any, bool]]: ...
+    @overload
+    def __call__(self, function: Callable[P, bool], /) -> PredicateFunction[P, bool]: ...
+
+
+class WorkflowDecorator(Protocol):
+    """What `workflow(...)` with options gives."""
+
+    def __call__(self, function: Callable[P, R], /) -> WorkflowFunction[P, R]:
+        """Make the function a workflow."""
+        ...
+
+
+@overload
+def step(  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]  # the first fit is meant
+    function: Callable[P, Coroutine[Any, Any, R]], /
+) -> AsyncStepFunction[P, R]: ...
+@overload
+def step(function: Callable[P, R], /) -> SyncStepFunction[P, R]: ...
+@overload
+def step(
+    *,
+    name: str | None = ...,
+    aliases: Iterable[str] = ...,
+    registry: Registry | None = ...,
+    **options: Unpack[StaticOptions],
+) -> StepDecorator: ...
+def step(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    aliases: Iterable[str] = (),
+    registry: Registry | None = None,
+    **options: Unpack[StaticOptions],
+) -> Any:
+    """Make a function a step. It stays callable as what it is; `.bind` plans it, `.options` changes how it runs.
+
+    Args:
+        function: a `def` or `async def` at the top of a module.
+        name: what it is stored as, instead of `module:qualname`.
+        aliases: former names, so that runs made before a renaming still find it.
+        registry: where to register it, instead of the process's own registry.
+        options: what holds for all steps planned through it; see `StaticOptions`.
+
+    Raises:
+        StepNameError: it has no durable name, or another function has that name.
+        DefinitionError: an option, or the function, makes no sense.
+    """
+    chosen = _static(options)
+    names = _names(aliases)
+
+    def decorate(function: Callable[..., Any], frame: FrameType | None = None) -> Any:
+        _refuse_twice(function)
+        definition = Definition(
+            function, name=name, aliases=names, options=chosen, namespace=_namespace(function, frame or this_frame(1))
+        )
+        (registry or default_registry).add(definition)
+        if definition.is_async:
+            return AsyncStepFunction[..., Any](definition, chosen)
+        return SyncStepFunction[..., Any](definition, chosen)
+
+    return decorate if function is None else decorate(function, this_frame(1))
+
+
+@overload
+def predicate(
+    function: Callable[P, Coroutine[Any, Any, bool]], /
+) -> PredicateFunction[P, Coroutine[Any, Any, bool]]: ...
+@overload
+def predicate(function: Callable[P, bool], /) -> PredicateFunction[P, bool]: ...
+@overload
+def predicate(
+    *, name: str | None = ..., aliases: Iterable[str] = ..., registry: Registry | None = ...
+) -> PredicateDecorator: ...
+def predicate(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    aliases: Iterable[str] = (),
+    registry: Registry | None = None,
+) -> Any:
+    """Make a function that returns a bool usable in `when=`. Its arguments may be planned values.
+
+    Raises:
+        StepNameError: it has no durable name, or another function has that name.
+    """
+    names = _names(aliases)
+
+    def decorate(function: Callable[..., Any], frame: FrameType | None = None) -> Any:
+        _refuse_twice(function)
+        namespace = _namespace(function, frame or this_frame(1))
+        definition = Definition(function, kind="predicate", name=name, aliases=names, namespace=namespace)
+        (registry or default_registry).add(definition)
+        return PredicateFunction[..., Any](definition)
+
+    return decorate if function is None else decorate(function, this_frame(1))
+
+
+@overload
+def workflow(function: Callable[P, R], /) -> WorkflowFunction[P, R]: ...
+@overload
+def workflow(
+    *,
+    name: str | None = ...,
+    aliases: Iterable[str] = ...,
+    retry: Retry | int | None = ...,
+    registry: Registry | None = ...,
+) -> WorkflowDecorator: ...
+def workflow(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    aliases: Iterable[str] = (),
+    retry: Retry | int | None = None,
+    registry: Registry | None = None,
+) -> Any:
+    """Make a function that plans steps a workflow. `retry` is the policy of steps that have none of their own.
+
+    Raises:
+        DefinitionError: it is an `async def`; in this version a workflow is a `def` that plans steps.
+        StepNameError: it has no durable name, or another function has that name.
+    """
+    policy = policy_of(retry)
+    names = _names(aliases)
+
+    def decorate(function: Callable[..., Any], frame: FrameType | None = None) -> Any:
+        _refuse_twice(function)
+        if inspect.iscoroutinefunction(function):
+            raise DefinitionError(
+                f"{function.__qualname__!r} is async: durable functions are not in this version; write a def "
+                "that plans its steps with .bind, or make the whole function one @step"
+            )
+        namespace = _namespace(function, frame or this_frame(1))
+        definition = WorkflowDefinition(function, retry=policy, name=name, aliases=names, namespace=namespace)
+        (registry or default_registry).add(definition)
+        return WorkflowFunction[..., Any](definition)
+
+    return decorate if function is None else decorate(function, this_frame(1))
+
+
+def _look_like(wrapper: Any, function: Callable[..., Any]) -> None:
+    """Give an object the name, docstring and signature of the function it stands for."""
+    functools.update_wrapper(wrapper, function)
+
+
+def _each(error: DefinitionError) -> list[DefinitionError]:
+    if not isinstance(error, DefinitionErrors):
+        return [error]
+    return [one for inner in error.exceptions if isinstance(inner, DefinitionError) for one in _each(inner)]
+
+
+def _static(options: Mapping[str, Any]) -> Chosen:
+    if not options:
+        return NOTHING
+    if unknown := options.keys() - STATIC_NAMES:
+        raise TypeError(f"@step has no option {min(unknown)!r}; there are {', '.join(sorted(STATIC_NAMES))}")
+    chosen = choose(NOTHING, options)
+    raise_all([DefinitionError(f"@step: {text}") for text in chosen.mistakes], "@step")
+    return chosen
+
+
+def _names(aliases: Iterable[str]) -> tuple[str, ...]:
+    # A single text would be taken for one alias per letter.
+    return (aliases,) if isinstance(aliases, str) else tuple(aliases)
+
+
+def _refuse_twice(function: object) -> None:
+    if isinstance(function, StepFunction | PredicateFunction | WorkflowFunction):
+        raise DefinitionError(f"{function!r} is decorated already; decorate a plain function once")
+
+
+def _namespace(function: Callable[..., Any], frame: FrameType) -> dict[str, Any] | None:
+    """The names around a function that is defined inside another: its annotations may use them."""
+    return dict(frame.f_locals) if "<locals>" in getattr(function, "__qualname__", "") else None
