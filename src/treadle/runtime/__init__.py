@@ -1,0 +1,1 @@
+"""The runtime: engine, worker, sweeper and client, on the ports of `treadle.ports`."""

@@ -1,0 +1,175 @@
+"""The synchronous client: the same application on an event loop in a thread of its own.
+
+Every method of `App` and `Run` is there under its name and blocks until it is done. Works in plain programs, in
+threads, and in notebooks whose own loop is running.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, Generic, TypeVar
+
+from treadle.core.events import AnyEvent
+from treadle.runtime.client import App, Run
+from treadle.runtime.inspection import Snapshot
+from treadle.runtime.why import Reason
+from treadle.store.base import Health, RunRow, SessionRow, StepRow
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+class _LoopThread:
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="treadle-loop", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+
+    def call(self, work: Awaitable[T]) -> T:
+        async def wait() -> T:
+            return await work
+
+        return asyncio.run_coroutine_threadsafe(wait(), self.loop).result()
+
+    def stop(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        self.loop.close()
+
+
+class BlockingApp:
+    """`App` for synchronous programs; made by `with connect(url) as app`."""
+
+    def __init__(self, open_app: Callable[[], Awaitable[App]]) -> None:
+        self._thread = _LoopThread()
+        try:
+            self._app = self._thread.call(open_app())
+        except BaseException:
+            self._thread.stop()
+            raise
+
+    def start(self, workflow: Any, *args: Any, **kwargs: Any) -> BlockingRun[Any]:
+        """Start a run; see `App.start`."""
+        return BlockingRun(self._thread, self._thread.call(self._app.start(workflow, *args, **kwargs)))
+
+    def run(self, id: str, type: Any = Any) -> BlockingRun[Any]:
+        """The handle of a run by its id."""
+        return BlockingRun(self._thread, self._app.run(id, type))
+
+    def find(self, prefix: str) -> list[RunRow]:
+        """The runs whose id or key starts with `prefix`."""
+        return self._thread.call(self._app.find(prefix))
+
+    def runs(self, **query: Any) -> list[RunRow]:
+        """Runs, newest first; see `App.runs`."""
+        return self._thread.call(self._app.runs(**query))
+
+    def dead(self, limit: int = 100) -> list[tuple[RunRow, StepRow]]:
+        """Steps that failed for good, newest first."""
+        return self._thread.call(self._app.dead(limit))
+
+    def sessions(self) -> list[SessionRow]:
+        """Live sessions."""
+        return self._thread.call(self._app.sessions())
+
+    def check(self) -> Health:
+        """Integrity and configuration of the store."""
+        return self._thread.call(self._app.check())
+
+    def drain(self, grace_seconds: float | None = None) -> bool:
+        """Take no new attempts and wait for those that run."""
+        return self._thread.call(self._app.drain(grace_seconds))
+
+    def close(self) -> None:
+        """End the session and its thread."""
+        try:
+            self._thread.call(self._app.close())
+        finally:
+            self._thread.stop()
+
+
+class BlockingRun(Generic[R]):
+    """`Run` for synchronous programs."""
+
+    def __init__(self, thread: _LoopThread, run: Run[R]) -> None:
+        self._thread = thread
+        self._run = run
+
+    def __repr__(self) -> str:
+        return repr(self._run)
+
+    @property
+    def id(self) -> str:
+        """The run's id."""
+        return self._run.id
+
+    def row(self) -> RunRow:
+        """The run's row as it is now."""
+        return self._thread.call(self._run.row())
+
+    def wait(self, timeout: float | None = None) -> RunRow:
+        """Wait until the run has its outcome."""
+        return self._thread.call(self._run.wait(timeout))
+
+    def result(self, timeout: float | None = None) -> R:
+        """Wait for the run's result; see `Run.result`."""
+        return self._thread.call(self._run.result(timeout))
+
+    def step(self, id: str, *, type: Any = Any, timeout: float | None = None) -> Any:
+        """Wait for one step's value; see `Run.step`."""
+        return self._thread.call(self._run.step(id, type=type, timeout=timeout))
+
+    def inspect(self) -> Snapshot:
+        """Everything about the run, in one consistent read."""
+        return self._thread.call(self._run.inspect())
+
+    def why(self, step: str | None = None) -> list[Reason]:
+        """Why the run, or one step, is not going on."""
+        return self._thread.call(self._run.why(step))
+
+    def events(self, *, after: int = 0, follow: bool = False) -> Iterator[tuple[int, float, AnyEvent]]:
+        """The journal; see `Run.events`."""
+        iterator = self._run.events(after=after, follow=follow)
+        while True:
+            try:
+                yield self._thread.call(anext(iterator))
+            except StopAsyncIteration:
+                return
+
+    def signal(self, name: str, payload: Any = None) -> bool:
+        """Deliver a signal; see `Run.signal`."""
+        return self._thread.call(self._run.signal(name, payload))
+
+    def pause(self) -> str:
+        """Hold the run."""
+        return self._thread.call(self._run.pause())
+
+    def resume(self) -> None:
+        """Lift the hold."""
+        self._thread.call(self._run.resume())
+
+    def cancel(self, *, hard: bool = False) -> None:
+        """Stop the run."""
+        self._thread.call(self._run.cancel(hard=hard))
+
+    def release(self, label: str) -> int:
+        """Release the steps that stand at breakpoints of this label."""
+        return self._thread.call(self._run.release(label))
+
+    def retry(self, step: str | None = None) -> list[str]:
+        """Reopen failed or cancelled steps."""
+        return self._thread.call(self._run.retry(step))
+
+    def rewind(self, step: str) -> list[str]:
+        """Reopen a settled step and all that depends on it."""
+        return self._thread.call(self._run.rewind(step))
+
+    def delete(self) -> None:
+        """Remove a closed run wholly."""
+        self._thread.call(self._run.delete())

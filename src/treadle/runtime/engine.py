@@ -1,0 +1,593 @@
+"""The engine: owns runs, decides their inputs, commits the decisions and performs them.
+
+One append of a run is in flight at a time; inputs that come meanwhile wait and are decided together when it is
+answered. So a run's decisions form a line, a fan's outcomes are batched by themselves, and a failed append
+leaves nothing stacked on it: the run is dropped, loaded again, and its inputs are decided anew.
+Nothing leaves the process before its commit is durable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from functools import partial
+
+import msgspec
+
+from treadle.core import inputs as inp
+from treadle.core.apply import new_state
+from treadle.core.commands import Refusal, Task
+from treadle.core.decide import Decision, Limits, decide, start
+from treadle.core.events import AnyEvent, RunSettled
+from treadle.core.graph import Graph
+from treadle.core.inputs import AnyInput, decode_input, encode_input
+from treadle.core.plan import Plan, decode_plan
+from treadle.core.state import RunState
+from treadle.core.tables import RUNNING
+from treadle.errors import InternalError, LeaseLostError, SchemaVersionError, StoreError, TreadleError
+from treadle.ports import Clock, Ids
+from treadle.runtime.folding import fold_run, step_row
+from treadle.runtime.hub import Hub
+from treadle.runtime.payloads import Row
+from treadle.store.base import FORMAT, Acquired, Answer, Append, InboxInput, Loaded, Report, RunHead, Store
+from treadle.store.committer import Committer
+
+_log = logging.getLogger("treadle.engine")
+
+# Called with why the input was refused, or the error, or the events that the input led to by itself.
+Waiter = Callable[["Refusal | None", "BaseException | None", "list[AnyEvent]"], None]
+# Seconds between tries while a store does not answer.
+RETRY_SECONDS = 0.2
+
+
+def _ignore(_value: object, _error: BaseException | None) -> None:
+    """For calls whose failure the sweep makes good."""
+
+
+class Pending(msgspec.Struct, eq=False):
+    """An input that waits for its run's decider."""
+
+    value: AnyInput
+    # The inbox id, "" if it did not come through the inbox.
+    cause: str
+    rows: list[Row]
+    waiter: Waiter | None
+
+
+class Owned:
+    """A run that this engine decides."""
+
+    __slots__ = ("closing", "head", "in_flight", "more", "pending", "state")
+
+    def __init__(self, state: RunState, head: RunHead) -> None:
+        self.state = state
+        self.head = head
+        self.pending: list[Pending] = []
+        self.in_flight: list[Pending] | None = None
+        # The last decision was full; decide again.
+        self.more = False
+        # The append in flight gives the run back.
+        self.closing = False
+
+
+class Engine:
+    """Decides runs for one session. All methods are for the event loop's thread."""
+
+    def __init__(
+        self,
+        *,
+        session: str,
+        committer: Committer,
+        clock: Clock,
+        ids: Ids,
+        hub: Hub,
+        limits: Limits,
+        on_leased: Callable[[Task], None],
+        on_adopted: Callable[[Task], None],
+        on_queued: Callable[[], None],
+        on_interrupt: Callable[[str, int], None],
+        on_lease_lost: Callable[[], None],
+        is_executing: Callable[[Task], bool],
+    ) -> None:
+        self.session = session
+        self.committer = committer
+        self.clock = clock
+        self.ids = ids
+        self.hub = hub
+        self.limits = limits
+        self.on_leased = on_leased
+        self.on_adopted = on_adopted
+        self.on_queued = on_queued
+        self.on_interrupt = on_interrupt
+        self.on_lease_lost = on_lease_lost
+        self.is_executing = is_executing
+        self.runs: dict[str, Owned] = {}
+        self._graphs: dict[str, Graph] = {}
+        # Runs being acquired, with the inputs to decide then.
+        self._acquiring: dict[str, tuple[list[asyncio.Future[str | None]], list[Pending]]] = {}
+        # Leases whose outcome was handed over and is not durable yet: their attempts have ended, whatever the
+        # store says.
+        self._undelivered: set[tuple[str, int, int]] = set()
+        self._loop = asyncio.get_running_loop()
+        self.closed = False
+        # Commit ids count up from a random number: unique among all sessions, and cheap.
+        self._commit_id = ids.number() >> 2
+
+    # -- runs come and go --------------------------------------------------------------------------------------
+
+    def graph(self, plan_hash: str, encoded: bytes, plan: Plan | None = None) -> Graph:
+        """The compiled graph of a stored plan; `plan` is what the bytes hold, if the caller has it."""
+        graph = self._graphs.get(plan_hash)
+        if graph is None:
+            if len(self._graphs) >= 256:
+                self._graphs.pop(next(iter(self._graphs)))
+            graph = self._graphs[plan_hash] = Graph(plan if plan is not None else decode_plan(encoded))
+        return graph
+
+    def start(
+        self,
+        head: RunHead,
+        plan: Plan,
+        encoded: bytes,
+        rows: list[Row],
+        then: Callable[[str, BaseException | None], None],
+    ) -> None:
+        """Make a run; `then` gets the answer's status (`committed`, `exists`, ...)."""
+        state = new_state(head.key, head.id, self.graph(head.plan, encoded, plan), head.constants, head.breakpoints)
+        owned = Owned(state, head)
+        decision = start(state, now=self.clock.now(), limits=self.limits)
+        append = self._append(owned, decision, [])
+        append.head = head
+        append.plan = encoded
+        append.payloads = rows
+        owned.in_flight = []
+        self.runs[head.key] = owned
+
+        def answered(answer: Answer, error: BaseException | None) -> None:
+            if answer.status == "doubt" and error is not None:
+                self._resolve_doubt(owned, append, decision, partial(settled_doubt, error))
+                return
+            if answer.status != "committed":
+                self.runs.pop(head.key, None)
+                then(answer.status, error)
+                return
+            # The caller hears of the run before anything that follows from it.
+            then("committed", None)
+            self._committed(owned, append, decision, answer)
+
+        def settled_doubt(error: BaseException, took_effect: bool) -> None:
+            if took_effect:
+                then("committed", None)
+                self._committed(owned, append, decision, Answer("committed"))
+                self.adopt()
+            else:
+                self.runs.pop(head.key, None)
+                then("doubt", error)
+
+        self.committer.append(append, answered)
+
+    def acquire(
+        self, key: str, pending: list[Pending] | None = None, *, steal: bool = False
+    ) -> asyncio.Future[str | None]:
+        """Own a run and decide what waits for it. Gives "" when owned, its owner's session, None for no run."""
+        future: asyncio.Future[str | None] = self._loop.create_future()
+        owned = self.runs.get(key)
+        if owned is not None and not owned.closing:
+            for item in pending or []:
+                self._give(owned, item)
+            future.set_result("")
+            return future
+        under_way = self._acquiring.get(key)
+        if under_way is not None:
+            # A future for each caller: one that gives up cancels its own only.
+            under_way[0].append(future)
+            under_way[1].extend(pending or [])
+            return future
+        self._acquiring[key] = ([future], list(pending or []))
+        self.committer.submit(lambda store: store.acquire(self.session, key, steal=steal), partial(self._acquired, key))
+        return future
+
+    def _acquired(self, key: str, found: Acquired | None, error: BaseException | None) -> None:
+        callers, waiting = self._acquiring.pop(key)
+        owner = None if found is None else found.owner
+        if error is None and found is not None and found.run is not None:
+            try:
+                self._take(found.run, waiting)
+                owner = ""
+            except TreadleError as failure:
+                self.committer.submit(lambda store: store.release(self.session, [key]), _ignore)
+                error = failure
+        for caller in callers:
+            if caller.done():
+                continue
+            if error is not None:
+                caller.set_exception(error)
+            else:
+                caller.set_result(owner)
+
+    async def rescue(self, key: str) -> None:
+        """Own a run of which the store says that nobody owns it, although inputs wait for it."""
+        owned = self.runs.get(key)
+        if owned is None or owned.closing:
+            await self.acquire(key)
+        elif owned.in_flight is None:
+            # Another session took it from this one and died; an append would conflict, but nothing asks for one.
+            self.drop(owned, [])
+
+    def _take(self, loaded: Loaded, pending: list[Pending]) -> None:
+        """Fold a run that the session owns now, adopt its leased tasks, and decide its inbox."""
+        state = self.load(loaded)
+        known = self.runs.get(loaded.head.key)
+        owned = Owned(state, loaded.head)
+        if known is not None:
+            owned.pending, known.pending = known.pending, []
+        self.runs[loaded.head.key] = owned
+        for item in loaded.inbox:
+            owned.pending.append(Pending(decode_input(item.body), item.id, [], None))
+        owned.pending += pending
+        self._decide(owned, force=True)
+
+    def load(self, loaded: Loaded) -> RunState:
+        """The state of a stored run.
+
+        Raises:
+            SchemaVersionError: a newer kernel wrote it.
+        """
+        head = loaded.head
+        if head.format > FORMAT:
+            raise SchemaVersionError(
+                f"run {head.id!r} has format {head.format}, this Treadle decides up to {FORMAT}; upgrade it"
+            )
+        return fold_run(loaded, self.graph(head.plan, loaded.plan))
+
+    def adopt(self) -> None:
+        """The answer of a commit or claim was lost: start what it leased to this session, if anything."""
+
+        def got(tasks: list[Task], error: BaseException | None) -> None:
+            if error is not None:
+                if not self.closed:
+                    self._loop.call_later(RETRY_SECONDS, self.adopt)
+                return
+            for task in tasks:
+                # An attempt that has ended is still leased until its outcome is durable.
+                if (task.run, task.number, task.lease) not in self._undelivered and not self.is_executing(task):
+                    self.on_adopted(task)
+
+        self.committer.submit(lambda store: store.leased(self.session), got)
+
+    def drop(self, owned: Owned, undecided: list[Pending]) -> None:
+        """Forget a run whose state is void, load it again, and decide its inputs anew."""
+        key = owned.state.key
+        self.hub.ended(key, None)
+        waiting = undecided + owned.pending
+        owned.pending = []
+        if self.runs.get(key) is owned:
+            del self.runs[key]
+        self._reload(key, [item for item in waiting if not item.cause])
+
+    def _reload(self, key: str, waiting: list[Pending]) -> None:
+        if self.closed:
+            self._tell_lost(waiting)
+            return
+        future = self.acquire(key, waiting)
+
+        def done(found: asyncio.Future[str | None]) -> None:
+            error = found.exception()
+            if error is None:
+                owner = found.result()
+                if owner is None:
+                    for item in waiting:
+                        self._tell(item, Refusal("run_not_found", "the run was deleted"), None)
+                elif owner:
+                    self._forward(key, waiting)
+            elif isinstance(error, StoreError) and not isinstance(error, SchemaVersionError):
+                self._loop.call_later(RETRY_SECONDS, self._reload, key, waiting)
+            else:
+                for item in waiting:
+                    self._tell(item, None, error)
+
+        future.add_done_callback(done)
+
+    def _forward(self, key: str, waiting: list[Pending]) -> None:
+        """Another session owns the run now: its outcomes go to the inbox, operators are told to ask again."""
+        for item in waiting:
+            if isinstance(item.value, inp.Outcome):
+                self._report(key, item.value, item.rows)
+            else:
+                self._tell(item, Refusal("conflict", "another session decides the run now; ask again"), None)
+
+    def will_tell(self, key: str) -> bool:
+        """Whether this engine decides the run and will tell the hub of its end."""
+        owned = self.runs.get(key)
+        return owned is not None and (owned.in_flight is not None or owned.state.status == RUNNING)
+
+    # -- inputs --------------------------------------------------------------------------------------------------
+
+    def outcome(self, task: Task, outcome: inp.Outcome, rows: list[Row]) -> None:
+        """A worker of this process ended an attempt."""
+        self._undelivered.add((task.run, outcome.number, outcome.lease))
+        owned = self.runs.get(task.run)
+        if owned is None or owned.closing:
+            self._report(task.run, outcome, rows)
+            return
+        owned.pending.append(Pending(outcome, "", rows, None))
+        if owned.in_flight is None:
+            self._decide(owned)
+
+    def give(self, key: str, value: AnyInput, waiter: Waiter | None) -> bool:
+        """Decide an input if this engine owns the run; False if it does not."""
+        owned = self.runs.get(key)
+        if owned is None or owned.closing:
+            return False
+        self._give(owned, Pending(value, "", [], waiter))
+        return True
+
+    def _give(self, owned: Owned, item: Pending) -> None:
+        if self.closed:
+            # What is in flight of this run may never be answered.
+            self._tell_lost([item])
+            return
+        owned.pending.append(item)
+        if owned.in_flight is None:
+            self._decide(owned)
+
+    def look(self, key: str) -> None:
+        """Read the inbox of an owned run."""
+
+        def got(items: list[InboxInput], error: BaseException | None) -> None:
+            owned = self.runs.get(key)
+            if error is not None or owned is None:
+                return
+            known = {item.cause for item in owned.pending}
+            known.update(item.cause for item in owned.in_flight or ())
+            for item in items:
+                if item.id not in known:
+                    owned.pending.append(Pending(decode_input(item.body), item.id, [], None))
+            if owned.pending and owned.in_flight is None:
+                self._decide(owned)
+
+        self.committer.submit(lambda store: store.inbox(key), got)
+
+    def look_around(self) -> None:
+        """A wake-up came: read the inboxes of all owned runs that have any input."""
+
+        def got(keys: list[str], error: BaseException | None) -> None:
+            for key in keys if error is None else ():
+                if key in self.runs:
+                    self.look(key)
+                else:
+                    # Given back by a call that failed: for the store this session still owns it, so nobody else may.
+                    self._loop.create_task(self._help(key))
+
+        self.committer.submit(lambda store: store.owned_inboxes(self.session), got)
+
+    def _report(self, key: str, outcome: inp.Outcome, rows: list[Row]) -> None:
+        """End a task whose run another session decides."""
+        item = InboxInput(self.ids.key(), key, encode_input(outcome))
+        report = Report(outcome.number, outcome.lease, item, rows)
+        session = self.session
+
+        def write(store: Store) -> bool:
+            done = store.report(session, [report])[0]
+            self.committer.notify(tasks=False, keys=[key])
+            return done
+
+        def written(done: bool, error: BaseException | None) -> None:
+            if isinstance(error, StoreError) and not self.closed:
+                self._loop.call_later(RETRY_SECONDS, self._report, key, outcome, rows)
+                return
+            self._undelivered.discard((key, outcome.number, outcome.lease))
+            if done and key not in self.runs:
+                # If nobody decides the run, this session does.
+                self._loop.create_task(self._help(key))
+
+        self.committer.submit(write, written)
+
+    async def _help(self, key: str) -> None:
+        try:
+            await self.acquire(key)
+        except TreadleError as error:
+            _log.warning("run %s cannot be decided here: %s", key, error)
+
+    # -- decide, commit, perform -----------------------------------------------------------------------------------
+
+    def _decide(self, owned: Owned, *, force: bool = False) -> None:
+        items = owned.pending
+        if not items and not owned.more and not force:
+            return
+        owned.pending = []
+        owned.more = False
+        state = owned.state
+        try:
+            decision = decide(
+                state, [(item.value, item.cause) for item in items], now=self.clock.now(), limits=self.limits
+            )
+        except Exception as caught:  # noqa: BLE001 - a fault of the kernel holds its run; nothing else may suffer
+            error = caught if isinstance(caught, InternalError) else InternalError(f"{type(caught).__name__}: {caught}")
+            _log.critical("run %r is held, please report this: %s", state.run_id, error, exc_info=caught)
+            self.runs.pop(state.key, None)
+            for item in items:
+                self._tell(item, None, error)
+            return
+        if not decision.events and not decision.ended and not any(item.cause for item in items):
+            if items:
+                owned.in_flight = items
+                self._confirm(owned, items, decision)
+            elif not state.tasks and state.status != "":
+                self._let_go(owned)
+            return
+        append = self._append(owned, decision, items)
+        owned.in_flight = items
+        then = partial(self._answered, owned, append, decision)
+        self.committer.append(append, then, alone=state.tasks <= 1 and len(self.runs) == 1)
+
+    def _append(self, owned: Owned, decision: Decision, items: list[Pending]) -> Append:
+        state = owned.state
+        expect = state.version
+        state.version = expect + 1
+        owned.more = decision.more
+        release = not state.tasks and not decision.more and not owned.pending
+        owned.closing = release
+        self._commit_id += 1
+        append = Append(
+            key=state.key,
+            expect=expect,
+            commit_id=self._commit_id,
+            time=state.now,
+            events=decision.events,
+            status=state.status,
+            tasks=decision.tasks,
+            ended=decision.ended,
+            release=release,
+        )
+        if decision.settled:
+            append.steps = [step_row(step) for step in decision.settled]
+        if any(item.cause or item.rows for item in items):
+            append.consumed = [item.cause for item in items if item.cause]
+            append.payloads = [row for item in items for row in item.rows]
+        if decision.steers:
+            append.unsettled = decision.unsettled
+            append.interrupts = decision.interrupts
+            append.hold = decision.hold
+            append.revoke = decision.revoke
+        return append
+
+    def _answered(
+        self, owned: Owned, append: Append, decision: Decision, answer: Answer, error: BaseException | None
+    ) -> None:
+        status = answer.status
+        if status == "committed":
+            self._committed(owned, append, decision, answer)
+        elif status == "doubt":
+            self._resolve_doubt(owned, append, decision, partial(self._doubt_resolved, owned, append, decision))
+        elif error is not None:
+            # The first time the node tells all who wait; who asked the old engine after that is told here.
+            closed = self.closed
+            self.on_lease_lost()
+            if closed:
+                self._tell_lost((owned.in_flight or []) + owned.pending)
+        else:
+            items = owned.in_flight or []
+            owned.in_flight = None
+            if status == "refused":
+                self.runs.pop(owned.state.key, None)
+                for item in items + owned.pending:
+                    self._tell(item, Refusal("run_not_found", f"run {owned.state.run_id!r} was deleted"), None)
+            else:
+                self.drop(owned, items)
+
+    def _committed(self, owned: Owned, append: Append, decision: Decision, answer: Answer) -> None:
+        items = owned.in_flight or []
+        # Still in flight for those who are told now: an outcome that comes of it (an interrupted attempt) waits for
+        # the decision below, else two appends would be on their way at once.
+        owned.in_flight = []
+        self._announce(owned.state.key, append, decision, answer, items)
+        owned.in_flight = None
+        key = append.key
+        if append.release:
+            if self.runs.get(key) is owned:
+                del self.runs[key]
+            if owned.pending or append.revoke:
+                waiting = owned.pending
+                owned.pending = []
+                self._reload(key, waiting)
+            return
+        if append.revoke:
+            self.look(key)
+        if owned.pending or owned.more:
+            self._decide(owned, force=owned.more)
+
+    def _announce(self, key: str, append: Append, decision: Decision, answer: Answer, items: list[Pending]) -> None:
+        """What is durable leaves the engine: attempts start, callers and watchers are told."""
+        for task in answer.leased:
+            self.on_leased(task)
+        if append.hold == 0:
+            # What waited under the hold may be claimed now, here and elsewhere.
+            self.committer.submit(lambda _store: self.committer.notify(tasks=True, keys=()), _ignore)
+        if answer.queued or append.hold == 0:
+            self.on_queued()
+        for number in decision.interrupts:
+            self.on_interrupt(key, number)
+        if items:
+            self._perform(key, items, decision)
+        self.hub.changed(key)
+        if append.status != RUNNING:
+            ends = [event for event in append.events if type(event) is RunSettled]
+            self.hub.ended(key, ends[-1] if ends else None)
+
+    def _perform(self, key: str, items: list[Pending], decision: Decision) -> None:
+        for position, item in enumerate(items):
+            if item.waiter is not None:
+                # What others asked in the same decision is not this one's answer.
+                begin, end = decision.spans[position]
+                item.waiter(decision.refusals.get(position), None, decision.events[begin:end])
+            elif type(item.value) is inp.Outcome:
+                self._undelivered.discard((key, item.value.number, item.value.lease))
+
+    def _tell(self, item: Pending, refusal: Refusal | None, error: BaseException | None) -> None:
+        if item.waiter is not None:
+            item.waiter(refusal, error, [])
+
+    def _confirm(self, owned: Owned, items: list[Pending], decision: Decision) -> None:
+        """Nothing came of these inputs: believe that only if the state is still the run's.
+
+        Another session may have taken the run and decided since; no append of ours has told us by its conflict.
+        """
+        state = owned.state
+
+        def read(newer: int | None, error: BaseException | None) -> None:
+            if error is not None:
+                if not self.closed:
+                    self._loop.call_later(RETRY_SECONDS, self._confirm, owned, items, decision)
+                else:
+                    self._tell_lost(items + owned.pending)
+                return
+            owned.in_flight = None
+            if newer is not None:
+                self.drop(owned, items)
+                return
+            self._perform(state.key, items, decision)
+            if owned.pending:
+                self._decide(owned)
+            elif not state.tasks and self.runs.get(state.key) is owned:
+                self._let_go(owned)
+
+        self.committer.submit(lambda store: store.committed(state.key, state.version + 1), read)
+
+    def _tell_lost(self, items: list[Pending]) -> None:
+        for item in items:
+            self._tell(item, None, LeaseLostError("the session was lost before this was decided; ask again"))
+
+    def _let_go(self, owned: Owned) -> None:
+        """Give back a run that was looked at and has nothing to decide."""
+        key = owned.state.key
+        del self.runs[key]
+        self.committer.submit(lambda store: store.release(self.session, [key]), _ignore)
+
+    def _resolve_doubt(self, owned: Owned, append: Append, decision: Decision, then: Callable[[bool], None]) -> None:
+        """Find out whether an append took effect by reading its row, never by trying it again."""
+
+        def read(commit_id: int | None, error: BaseException | None) -> None:
+            if error is None:
+                then(commit_id == append.commit_id)
+            elif not self.closed:
+                self._loop.call_later(RETRY_SECONDS, self._resolve_doubt, owned, append, decision, then)
+            else:
+                # The session is lost and decides nothing any more; whoever waits for a start learns that.
+                then(False)
+
+        self.committer.submit(lambda store: store.committed(append.key, append.expect + 1), read)
+
+    def _doubt_resolved(self, owned: Owned, append: Append, decision: Decision, took_effect: bool) -> None:
+        if took_effect:
+            self._committed(owned, append, decision, Answer("committed", queued=len(append.tasks)))
+            self.adopt()
+        else:
+            items = owned.in_flight or []
+            owned.in_flight = None
+            self.drop(owned, items)
+
+    def close(self) -> None:
+        """Take no more inputs."""
+        self.closed = True

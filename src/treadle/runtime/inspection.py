@@ -1,0 +1,555 @@
+"""What a run looks like now: one read model, folded from one consistent read of the store.
+
+`replay` folds the journal by the core's own `apply`, and keeps beside the state what the state forgets (when a
+signal came, when a breakpoint was reached, why a step was skipped). `snapshot` makes of it a document that needs
+no further look at the store; text reports render it. Nothing here reads a clock: `now` is an argument.
+
+What is shown and never stored: a step is `running` while a session holds its task, and `retrying` while its
+task waits after a failed attempt; a run is `pausing` or `cancelling` while sessions still execute its attempts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final, Literal
+
+import msgspec
+
+from treadle.core import events as ev
+from treadle.core.apply import apply, new_state
+from treadle.core.events import AnyEvent, Arg, decode_events
+from treadle.core.graph import Graph
+from treadle.core.operators import blocked_before
+from treadle.core.plan import Placement, decode_plan
+from treadle.core.state import RunState, ScopeState, StepState, settled
+from treadle.core.tables import (
+    CANCELLED,
+    DISPATCHED,
+    FAILED,
+    OUTCOMES,
+    READY,
+    RUNNING,
+    SKIPPED,
+    SUCCEEDED,
+    WAITING,
+)
+from treadle.store.base import Loaded, SessionRow, TaskRow
+
+RETRYING = "retrying"
+PAUSING = "pausing"
+PAUSED = "paused"
+CANCELLING = "cancelling"
+
+# The order in which counts are shown: what is still to come, then the outcomes.
+SHOWN: Final[tuple[str, ...]] = (WAITING, READY, DISPATCHED, RUNNING, RETRYING, SUCCEEDED, FAILED, SKIPPED, CANCELLED)
+
+
+class StepView(msgspec.Struct, frozen=True, kw_only=True):
+    """One step. Times are seconds since the epoch, None where nothing happened yet."""
+
+    address: str
+    id: str
+    action: str
+    # As journaled, and as people see it (`running` and `retrying` besides).
+    status: str
+    shown: str
+    attempt: int
+    generation: int
+    lost: int
+    optional: bool
+    # What the last attempt waited for a worker since it could start; how long it executes or executed.
+    queue_seconds: float | None
+    exec_seconds: float | None
+    added_at: float
+    ready_at: float | None
+    dispatched_at: float | None
+    started_at: float | None
+    finished_at: float | None
+    # The earliest start of a task that waits for a delay or a back-off.
+    not_before: float | None
+    worker: str
+    progress: str
+    # The result's handle: `=` and JSON text, `@` or `#` and the digest of a larger one.
+    result: str
+    failure: ev.Failure | None
+    # Why it was skipped: `condition`, `upstream`, `removed`, or empty; by which steps; whether no failure is behind it.
+    skip_reason: str
+    skip_causes: list[str]
+    by_condition: bool
+    # Upstreams in plan order; those not settled; those that hold it at a breakpoint after them.
+    needs: list[str]
+    waiting_on: list[str]
+    held_by: list[str]
+    missing_signals: list[str]
+    # `before` or `after` while the run stands at this step's breakpoint.
+    breakpoint: str
+    placement: str
+    annotations: dict[str, str]
+    # The step that added it, if the plan does not hold it.
+    added_by: str
+    queue: str
+
+
+class Blocked(msgspec.Struct, frozen=True, kw_only=True):
+    """A step that no worker can start yet, and what it waits for."""
+
+    address: str
+    waiting_on: list[str]
+    held_by: list[str]
+    missing_signals: list[str]
+    # Labels of the armed breakpoint that it stands at.
+    breakpoint: list[str]
+
+
+class BreakpointView(msgspec.Struct, frozen=True, kw_only=True):
+    """A declared breakpoint. `state` is empty, blocked or released; `holding` are the steps that it holds."""
+
+    address: str
+    position: Literal["before", "after"]
+    labels: list[str]
+    armed: bool
+    state: Literal["", "blocked", "released"]
+    since: float | None
+    holding: list[str]
+
+
+class SignalView(msgspec.Struct, frozen=True, kw_only=True):
+    """A signal that a step refers to, or that came. `payload` is a handle."""
+
+    name: str
+    delivered: bool
+    delivered_at: float | None
+    payload: str
+    waiting: list[str]
+
+
+class FailureView(msgspec.Struct, frozen=True, kw_only=True):
+    """A step that failed for good. `optional`: it does not fail the run. `detail` is the full text's handle."""
+
+    address: str
+    code: str
+    message: str
+    type: str
+    detail: str
+    attempt: int
+    optional: bool
+    finished_at: float | None
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """A run at one moment (`now`), JSON-able as it is. `version` is the journal's."""
+
+    id: str
+    key: str
+    workflow: str
+    # The outcome, or running, pausing, paused, cancelling.
+    status: str
+    labels: dict[str, str]
+    parent: str
+    plan: str
+    version: int
+    now: float
+    created_at: float
+    paused_at: float | None
+    finished_at: float | None
+    # From creation to the end; None while the run is open.
+    total_seconds: float | None
+    # The session that decides the run, and its worker's name.
+    owner: str
+    owner_worker: str
+    inbox: int
+    counts: dict[str, int]
+    steps: list[StepView]
+    blocked: list[Blocked]
+    breakpoints: list[BreakpointView]
+    signals: list[SignalView]
+    # Root causes first, in the order they happened; failures of optional steps last.
+    failures: list[FailureView]
+    # The result as handles; `missing` are steps it needs that did not succeed.
+    result: Arg
+    missing: list[str]
+
+    def step(self, address: str) -> StepView | None:
+        """The view of one step, None if there is none."""
+        return next((step for step in self.steps if step.address == address), None)
+
+
+class Replay:
+    """A folded journal: the core's state, and facts of its events that the state does not keep."""
+
+    __slots__ = (
+        "dispatches",
+        "events",
+        "finished_at",
+        "paused_at",
+        "reached",
+        "released",
+        "roots",
+        "run",
+        "signal_times",
+        "skips",
+    )
+
+    def __init__(self, run: RunState) -> None:
+        self.run = run
+        # Every event with its time, in journal order.
+        self.events: list[tuple[float, AnyEvent]] = []
+        self.finished_at: float | None = None
+        self.paused_at: float | None = None
+        # Root causes as the run's last settlement named them.
+        self.roots: list[str] = []
+        self.signal_times: dict[str, float] = {}
+        self.skips: dict[str, str] = {}
+        # (address, position) -> time.
+        self.reached: dict[tuple[str, str], float] = {}
+        self.released: dict[tuple[str, str], float] = {}
+        # Address -> how often it was dispatched since it became ready.
+        self.dispatches: dict[str, int] = {}
+
+    def note(self, time: float, event: AnyEvent) -> None:
+        """Keep what `apply` forgets."""
+        self.events.append((time, event))
+        match event:
+            case ev.StepDispatched(at=at):
+                self.dispatches[at] = self.dispatches.get(at, 0) + 1
+            case ev.StepSkipped(at=at, reason=reason):
+                self.skips[at] = reason
+            case ev.SignalReceived(name=name):
+                self.signal_times[name] = time
+            case ev.BreakpointReached(at=at, position=position):
+                self.reached[at, position] = time
+            case ev.BreakpointReleased(before=before, after=after):
+                self.released.update(((at, "before"), time) for at in before)
+                self.released.update(((at, "after"), time) for at in after)
+            case ev.StepsReopened(at=addresses):
+                self.finished_at = None
+                self.roots = []
+                for at in addresses:
+                    self.dispatches.pop(at, None)
+                    self.skips.pop(at, None)
+            case _:
+                self._note_run(time, event)
+
+    def _note_run(self, time: float, event: AnyEvent) -> None:
+        match event:
+            case ev.Paused():
+                self.paused_at = time
+            case ev.Resumed() | ev.CancelRequested():
+                self.paused_at = None
+            case ev.RunSettled(failures=failures):
+                self.finished_at = time
+                self.roots = failures
+            case _:
+                pass
+
+
+def replay(loaded: Loaded) -> Replay:
+    """Fold a loaded run's journal."""
+    head = loaded.head
+    graph = Graph(decode_plan(loaded.plan))
+    run = new_state(head.key, head.id, graph, head.constants, head.breakpoints)
+    told = Replay(run)
+    for version, _, time, text in loaded.rows:
+        run.now = time
+        for event in decode_events(text):
+            apply(run, event)
+            told.note(time, event)
+        run.version = version
+    return told
+
+
+def shown_status(status: str, *, hold: bool, cancelling: bool, leased: int) -> str:
+    """The status of a run as people see it, from its stored one and the number of tasks that are executed."""
+    if status == CANCELLED and leased:
+        return CANCELLING
+    if status in OUTCOMES:
+        return status
+    if cancelling:
+        return CANCELLING
+    if hold:
+        return PAUSING if leased else PAUSED
+    return status or RUNNING
+
+
+def shown_step(step: StepState, task: TaskRow | None) -> str:
+    """The status of a step as people see it."""
+    if step.status == DISPATCHED and task is not None:
+        if task.session:
+            return RUNNING
+        if step.failures:
+            return RETRYING
+    return step.status
+
+
+def snapshot(loaded: Loaded, sessions: Sequence[SessionRow], now: float) -> Snapshot:
+    """The run of one consistent read, as a document."""
+    return snapshot_of(loaded, replay(loaded), sessions, now)
+
+
+def snapshot_of(loaded: Loaded, told: Replay, sessions: Sequence[SessionRow], now: float) -> Snapshot:
+    """As `snapshot`, for a journal that is folded already."""
+    run, head = told.run, loaded.head
+    workers = {session.id: session.worker for session in sessions}
+    tasks = {row.task.number: row for row in loaded.tasks}
+    states = [state for state in run.steps() if not state.removed]
+    steps = [_view(told, state, tasks.get(state.node.number), workers, now) for state in states]
+    steps.sort(key=lambda step: step.added_at)
+    counts: dict[str, int] = dict.fromkeys(SHOWN, 0)
+    for step in steps:
+        counts[step.shown] = counts.get(step.shown, 0) + 1
+    finished = told.finished_at if run.status in OUTCOMES else None
+    return Snapshot(
+        id=head.id,
+        key=head.key,
+        workflow=head.workflow,
+        status=shown_status(
+            run.status or loaded.status,
+            hold=bool(run.hold),
+            cancelling=bool(run.cancelling),
+            leased=sum(1 for row in loaded.tasks if row.session),
+        ),
+        labels=head.labels,
+        parent=head.parent,
+        plan=head.plan,
+        version=loaded.version,
+        now=now,
+        created_at=head.created_at,
+        paused_at=told.paused_at if run.hold else None,
+        finished_at=finished,
+        total_seconds=max(finished - head.created_at, 0.0) if finished is not None else None,
+        owner=loaded.owner,
+        owner_worker=workers.get(loaded.owner, ""),
+        inbox=len(loaded.inbox),
+        counts=counts,
+        steps=steps,
+        blocked=[_blocked(run, step) for step in steps if _is_blocked(run, step)],
+        breakpoints=breakpoints_of(told),
+        signals=signals_of(told),
+        failures=_failures(told),
+        result=_result(run),
+        missing=run.missing,
+    )
+
+
+def _result(run: RunState) -> Arg:
+    result = run.result
+    assert isinstance(result, (str, ev.Pick, ev.ArgList, ev.ArgMap))
+    return result
+
+
+def _view(told: Replay, step: StepState, row: TaskRow | None, workers: dict[str, str], now: float) -> StepView:
+    run, node, spec = told.run, step.node, step.spec
+    shown = shown_step(step, row)
+    started = _started(step, row)
+    failure = step.failure if step.status == FAILED or shown == RETRYING else None
+    adder = run.adder.get(node.number)
+    open_ = run.status not in OUTCOMES and step.status == WAITING
+    return StepView(
+        address=node.address,
+        id=spec.id,
+        action=spec.action,
+        status=step.status,
+        shown=shown,
+        attempt=step.attempt,
+        generation=step.generation,
+        lost=step.lost,
+        optional=spec.optional,
+        queue_seconds=_queue_seconds(told, step, started),
+        exec_seconds=_exec_seconds(step, shown, started, now),
+        added_at=step.added_at,
+        ready_at=step.ready_at or None,
+        dispatched_at=step.dispatched_at or None,
+        started_at=started,
+        finished_at=(step.finished_at or None) if step.status in OUTCOMES else None,
+        not_before=row.task.not_before if row is not None and not row.session and row.task.not_before > now else None,
+        worker=row.worker if row is not None and row.session else workers.get(step.worker, step.worker),
+        progress=row.progress if row is not None else "",
+        result=step.result if step.status == SUCCEEDED else "",
+        failure=failure,
+        skip_reason=told.skips.get(node.address, "") if step.status == SKIPPED else "",
+        skip_causes=list(step.causes),
+        by_condition=step.by_condition,
+        needs=[run.states[number].node.address for number, _ in node.needs],
+        waiting_on=waiting_on(run, step) if open_ else [],
+        held_by=held_by(run, step) if open_ else [],
+        missing_signals=[name for name in node.signals if name not in run.signals] if open_ else [],
+        breakpoint=_standing(run, step),
+        placement=placement_text(spec.placement),
+        annotations=spec.annotations,
+        added_by=run.states[adder].node.address if adder is not None else "",
+        queue=spec.queue,
+    )
+
+
+def _started(step: StepState, row: TaskRow | None) -> float | None:
+    if step.status == DISPATCHED:
+        # The state still has the last ended attempt's time; this attempt's is in its task.
+        return (row.started_at or None) if row is not None and row.session else None
+    return step.started_at or None
+
+
+def _queue_seconds(told: Replay, step: StepState, started: float | None) -> float | None:
+    if started is None or not step.ready_at:
+        return None
+    first = told.dispatches.get(step.node.address, 0) <= 1
+    # A start delay, a back-off and earlier attempts are not time in a queue.
+    since = max(step.ready_at if first else step.dispatched_at, step.not_before)
+    return max(started - since, 0.0)
+
+
+def _exec_seconds(step: StepState, shown: str, started: float | None, now: float) -> float | None:
+    if started is None:
+        return None
+    if shown == RUNNING:
+        return max(now - started, 0.0)
+    return max(step.finished_at - started, 0.0) if step.status in OUTCOMES and step.finished_at else None
+
+
+def placement_text(placement: Placement | None) -> str:
+    """A placement as `mode` or `mode:what`."""
+    if placement is None:
+        return ""
+    what = placement.target or placement.step
+    return f"{placement.mode}:{what}" if what else placement.mode
+
+
+def _around(run: RunState, step: StepState) -> Iterable[StepState | ScopeState]:
+    """The step, and the groups around it that wait themselves."""
+    yield step
+    scope = step.node.scope
+    while scope is not None:
+        state = run.states[scope.number]
+        if isinstance(state, ScopeState) and state.gated:
+            yield state
+        scope = scope.scope
+
+
+def upstreams(run: RunState, step: StepState) -> list[StepState | ScopeState]:
+    """What a step and the groups around it wait for, each once, in plan order."""
+    numbers: dict[int, None] = {}
+    for state in _around(run, step):
+        numbers.update(dict.fromkeys(number for number, _ in state.node.needs))
+    return [run.states[number] for number in numbers]
+
+
+def waiting_on(run: RunState, step: StepState) -> list[str]:
+    """Addresses of the upstreams that are not settled; those of waiting groups around the step included."""
+    return [state.node.address for state in upstreams(run, step) if not settled(state)]
+
+
+def held_by(run: RunState, step: StepState) -> list[str]:
+    """Addresses of settled upstreams that hold their dependents at a breakpoint after them."""
+    return [
+        state.node.address
+        for state in upstreams(run, step)
+        if isinstance(state, StepState) and settled(state) and state.holding
+    ]
+
+
+def _standing(run: RunState, step: StepState) -> str:
+    if run.status in OUTCOMES:
+        return ""
+    if step.holding:
+        return "after"
+    return "before" if blocked_before(run, step) else ""
+
+
+def _is_blocked(run: RunState, step: StepView) -> bool:
+    if step.status != WAITING or run.status in OUTCOMES:
+        return False
+    return bool(step.waiting_on or step.held_by or step.missing_signals or step.breakpoint == "before")
+
+
+def _blocked(run: RunState, step: StepView) -> Blocked:
+    state = run.step_at(step.address)
+    assert state is not None
+    return Blocked(
+        address=step.address,
+        waiting_on=step.waiting_on,
+        held_by=step.held_by,
+        missing_signals=step.missing_signals,
+        breakpoint=list(state.spec.break_before) if step.breakpoint == "before" else [],
+    )
+
+
+def breakpoints_of(told: Replay) -> list[BreakpointView]:
+    """All declared breakpoints, by step id, `before` first. A final run stands at none."""
+    run = told.run
+    found: list[BreakpointView] = []
+    for step in run.steps():
+        if step.removed:
+            continue
+        if step.spec.break_before:
+            found.append(_breakpoint(told, step, "before", step.spec.break_before))
+        if step.spec.break_after:
+            found.append(_breakpoint(told, step, "after", step.spec.break_after))
+    found.sort(key=lambda view: (view.address, view.position != "before"))
+    return found
+
+
+def _breakpoint(
+    told: Replay, step: StepState, position: Literal["before", "after"], labels: Sequence[str]
+) -> BreakpointView:
+    run, at = told.run, step.node.address
+    blocked = _standing(run, step) == position
+    released = position[0] in step.released
+    since = told.reached.get((at, position)) if blocked else told.released.get((at, position)) if released else None
+    holding: list[str] = []
+    if blocked:
+        holding = [at] if position == "before" else sorted(_held(run, step))
+    return BreakpointView(
+        address=at,
+        position=position,
+        labels=list(labels),
+        armed=not run.labels.isdisjoint(labels),
+        state="blocked" if blocked else "released" if released else "",
+        since=since,
+        holding=holding,
+    )
+
+
+def _held(run: RunState, step: StepState) -> list[str]:
+    dependents = [run.states[number] for number, _ in run.dependents(step)]
+    return [state.node.address for state in dependents if not settled(state)]
+
+
+def signals_of(told: Replay) -> list[SignalView]:
+    """All signals that steps refer to or that came, by name. Nobody waits in a final run."""
+    run = told.run
+    waiting: dict[str, list[str]] = {name: [] for name in run.signals}
+    for step in run.steps():
+        for name in () if step.removed else step.node.signals:
+            names = waiting.setdefault(name, [])
+            if name not in run.signals and step.status == WAITING and run.status not in OUTCOMES:
+                names.append(step.node.address)
+    return [
+        SignalView(
+            name=name,
+            delivered=name in run.signals,
+            delivered_at=told.signal_times.get(name),
+            payload=run.signals.get(name, ""),
+            waiting=waiting[name],
+        )
+        for name in sorted(waiting)
+    ]
+
+
+def _failures(told: Replay) -> list[FailureView]:
+    run = told.run
+    failed = [step for step in run.steps() if step.status == FAILED and not step.removed]
+    place = {at: position for position, at in enumerate(told.roots)}
+    failed.sort(key=lambda s: (s.node.optional, place.get(s.node.address, len(place)), s.finished_at))
+    return [
+        FailureView(
+            address=step.node.address,
+            code=step.failure.code,
+            message=step.failure.message,
+            type=step.failure.type,
+            detail=step.failure.detail,
+            attempt=step.attempt,
+            optional=step.node.optional,
+            finished_at=step.finished_at or None,
+        )
+        for step in failed
+        if step.failure is not None
+    ]

@@ -1,0 +1,382 @@
+"""A node: one session of a process with its committer, engine, worker and sweeper, on one store."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from treadle.authoring.registry import Registry
+from treadle.core import inputs as inp
+from treadle.core.commands import Refusal, Task
+from treadle.core.decide import Limits
+from treadle.core.plan import Fragment, Plan, RetryPolicy
+from treadle.errors import (
+    DefinitionError,
+    DuplicateStepError,
+    LeaseLostError,
+    StoreError,
+    StoreUnavailableError,
+    TreadleError,
+)
+from treadle.ports import Environment
+from treadle.runtime.engine import Engine, Pending
+from treadle.runtime.failures import DEFAULT_CAP, ErrorText
+from treadle.runtime.hub import Hub
+from treadle.runtime.payloads import Payloads, Row
+from treadle.runtime.requests import request
+from treadle.runtime.slots import ASYNC, THREAD, Slots
+from treadle.runtime.sweeper import Sweeper
+from treadle.runtime.worker import RETRY_SECONDS, Worker
+from treadle.store.base import WAITS_CHANGES, WAITS_TASKS, Blobs, Reader, Renewal, SessionRow, Store
+from treadle.store.committer import Committer, Driver
+
+_log = logging.getLogger("treadle.node")
+T = TypeVar("T")
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """How a node works."""
+
+    # Attempts at a time: on the event loop, and in threads.
+    slots: int = 1000
+    threads: int = 16
+    # Whether this node executes steps; an operator's node only decides.
+    worker: bool = True
+    worker_id: str = ""
+    # A session whose renewal stands still for so long is dead.
+    lease_seconds: float = 15.0
+    # How often an elected sweeper looks around.
+    sweep_seconds: float = 1.0
+    limits: Limits = Limits()
+    error_bytes: int = DEFAULT_CAP
+    # The policy of steps for which neither they nor their workflow have one; fixed in a run when it is started.
+    retry: RetryPolicy | None = None
+
+
+class Node:
+    """One session's life: `open`, work, `close`. All methods are for its event loop."""
+
+    def __init__(
+        self,
+        environment: Environment,
+        *,
+        driver: Callable[[], Driver],
+        blobs: Blobs,
+        registry: Registry,
+        settings: Settings,
+        in_reader: Callable[[Callable[[], Any]], Awaitable[Any]],
+    ) -> None:
+        self.environment = environment
+        self.settings = settings
+        self.registry = registry
+        self.blobs = blobs
+        self.store: Store = environment.store
+        self._driver = driver
+        self._in_reader = in_reader
+        self.name = settings.worker_id or f"{socket.gethostname()}-{os.getpid()}"
+        self.closing = False
+        # The hungry worker has reason to believe that tasks wait in the store.
+        self._hungry = False
+        self._claiming = False
+        self._due: asyncio.TimerHandle | None = None
+        # A dict, since tasks are hashed by address: whatever goes through them does so in the order of their making.
+        self._tasks: dict[asyncio.Task[Any], None] = {}
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Open the store's session and begin to work."""
+        self.loop = asyncio.get_running_loop()
+        self.reader: Reader = await self._in_reader(self.store.reader)
+        self.payloads = Payloads(self.reader, self.blobs, self._in_reader)
+        await self.environment.wakeups.open(self._woken)
+        await self._begin()
+
+    async def _begin(self) -> None:
+        """Enter a new session; also after one was lost."""
+        environment, settings = self.environment, self.settings
+        self.session = environment.ids.key()
+        self.slots = Slots((settings.slots, settings.threads), self.registry.names(), self._kind_of)
+        waits = WAITS_TASKS if settings.worker else 0
+        row = SessionRow(
+            id=self.session,
+            worker=self.name,
+            wake=environment.wakeups.address,
+            beat=0,
+            waits=waits,
+            actions=list(self.registry.names()) if settings.worker else [],
+            info={"host": socket.gethostname(), "pid": os.getpid(), "slots": settings.slots if settings.worker else 0},
+        )
+        self.store.open_session(row)
+        offer = self.slots if settings.worker else None
+        self.committer = Committer(self.store, self.session, offer, environment.wakeups, self._driver())
+        self.committer.waits = waits
+        self.committer.on_renewal = self._renewed
+        self.hub = Hub(self._watching)
+        self.engine = Engine(
+            session=self.session,
+            committer=self.committer,
+            clock=environment.clock,
+            ids=environment.ids,
+            hub=self.hub,
+            limits=settings.limits,
+            on_leased=self._leased,
+            on_adopted=self._adopted,
+            on_queued=self._queued,
+            on_interrupt=self._interrupt,
+            on_lease_lost=self._lease_lost,
+            is_executing=lambda task: self.worker.knows(task),
+        )
+        self.worker = Worker(
+            session=self.session,
+            name=self.name,
+            registry=self.registry,
+            slots=self.slots,
+            clock=environment.clock,
+            threads=environment.threads,
+            payloads=self.payloads,
+            errors=ErrorText(settings.error_bytes),
+            finish=self._finished,
+            on_free=self.look_for_tasks,
+            steps=self,
+        )
+        self.sweeper = Sweeper(
+            session=self.session,
+            committer=self.committer,
+            clock=environment.clock,
+            engine=self.engine,
+            lease_seconds=settings.lease_seconds,
+            sweep_seconds=settings.sweep_seconds,
+            on_due=self._due_at,
+        )
+        self.sweeper.start()
+        self.look_for_tasks()
+
+    async def drain(self, grace_seconds: float | None = None) -> bool:
+        """Take no new attempts and wait for the live ones; False if some were still live after the grace."""
+        self.slots.close()
+        try:
+            async with asyncio.timeout(grace_seconds):
+                await self.worker.drained()
+        except TimeoutError:
+            return False
+        return True
+
+    async def close(self) -> None:
+        """End the session: what it holds goes to other sessions at once."""
+        if self.closing:
+            return
+        self.closing = True
+        self.sweeper.stop()
+        self.slots.close()
+        self.worker.abandon()
+        self.engine.close()
+        if self._due is not None:
+            self._due.cancel()
+        session = self.session
+        committer = self.committer
+
+        def leave(store: Store) -> None:
+            keys = store.bury(session)
+            committer.notify(tasks=True, keys=keys)
+
+        try:
+            await committer.call(leave)
+        except StoreError as error:
+            _log.warning("the session could not be ended in order, others will find it dead: %s", error)
+        await committer.stop()
+        for task in list(self._tasks):
+            task.cancel()
+        self.environment.wakeups.close()
+        self.environment.threads.close(wait=False)
+        await self._in_reader(self.reader.close)
+
+    def _lease_lost(self) -> None:
+        """Others declared this session dead: stop, write nothing, and begin anew."""
+        if self.closing or self.engine.closed:
+            return
+        _log.warning("session %s was declared dead; its attempts are void, a new session begins", self.session)
+        self.engine.close()
+        self.sweeper.stop()
+        self.worker.abandon()
+        self.slots.close()
+        hub, committer = self.hub, self.committer
+        waiting = [item for owned in self.engine.runs.values() for item in (owned.in_flight or []) + owned.pending]
+
+        async def again() -> None:
+            await committer.stop()
+            while not self.closing:
+                try:
+                    await self._begin()
+                    break
+                except StoreError as error:
+                    _log.warning("no new session yet: %s", error)
+                    await asyncio.sleep(1.0)
+            hub.all_changed()
+            for item in waiting:
+                if item.waiter is not None:
+                    item.waiter(None, LeaseLostError("the session was lost before this was decided; ask again"), [])
+
+        self.spawn(again())
+
+    def spawn(self, work: Any) -> None:
+        """Run a coroutine in the background and keep it alive."""
+        task = self.loop.create_task(work)
+        self._tasks[task] = None
+        task.add_done_callback(lambda done: self._tasks.pop(done, None))
+
+    def with_defaults(self, plan: Plan) -> Plan:
+        """The plan with this node's default policy, if it has none of its own."""
+        if self.settings.retry is None or plan.retry is not None:
+            return plan
+        return msgspec.structs.replace(plan, retry=self.settings.retry)
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    async def read(self, function: Callable[[], T]) -> T:
+        """Run a read on the thread that owns the reader."""
+        value: T = await self._in_reader(function)
+        return value
+
+    # -- tasks ---------------------------------------------------------------------------------------------------
+
+    def _kind_of(self, action: str) -> int | None:
+        try:
+            definition = self.registry.get(action)
+        except TreadleError:
+            return None
+        return ASYNC if definition.is_async else THREAD
+
+    def _leased(self, task: Task) -> None:
+        if self.slots.kind(task.action) is None or self.engine.closed:
+            return
+        self.worker.start(task)
+
+    def _adopted(self, task: Task) -> None:
+        """Start a task whose lease came with an answer that was lost, and with it the slot that it had taken."""
+        if self.slots.kind(task.action) is None or self.engine.closed:
+            return
+        self.slots.adopt(task.action)
+        self.worker.start(task)
+
+    def _queued(self) -> None:
+        self._hungry = True
+        self._claim()
+
+    def look_for_tasks(self) -> None:
+        """Claim waiting tasks if there is room for them."""
+        self._hungry = True
+        self._claim()
+
+    def _claim(self) -> None:
+        if self._claiming or not self.settings.worker or self.engine.closed or self.slots.free() <= 0:
+            return
+        self._claiming = True
+        self._hungry = False
+        committer, clock = self.committer, self.environment.clock
+        committer.submit(lambda store: committer.claim(store, clock.now()), self._claimed)
+
+    def _claimed(self, found: tuple[list[Task], float | None, bool] | None, error: BaseException | None) -> None:
+        self._claiming = False
+        if found is None:
+            if isinstance(error, LeaseLostError):
+                self._lease_lost()
+            elif not self.engine.closed:
+                # It may have taken effect: what it leased to this session nobody else would ever execute.
+                self.engine.adopt()
+                self.loop.call_later(0.2, self.look_for_tasks)
+            return
+        tasks, due, left = found
+        for task in tasks:
+            self._leased(task)
+        if due is not None:
+            self._due_at(due)
+        if left:
+            # Asked on the committer's thread: a slot that was freed since must not hide that tasks were left.
+            self._hungry = True
+        # While a kind is full an attempt of it is live, and its end asks again.
+        if self._hungry and (tasks or not left or not self.slots.full()):
+            self._claim()
+
+    def _due_at(self, at: float) -> None:
+        """A waiting task falls due then: look again."""
+        delay = max(0.0, at - self.environment.clock.now())
+        if self._due is not None:
+            if (
+                not self._due.cancelled()
+                and self._due.when() <= self.loop.time() + delay
+                and self._due.when() > self.loop.time()
+            ):
+                return
+            self._due.cancel()
+        self._due = self.loop.call_later(delay, self.look_for_tasks)
+
+    def _finished(self, task: Task, outcome: inp.Outcome, rows: list[Row]) -> None:
+        self.engine.outcome(task, outcome, rows)
+        if self._hungry:
+            self._claim()
+
+    def _interrupt(self, key: str, number: int) -> None:
+        self.worker.interrupt(key, number)
+
+    # -- wake-ups and renewals -----------------------------------------------------------------------------------
+
+    def _woken(self) -> None:
+        if self.closing or self.engine.closed:
+            return
+        self.engine.look_around()
+        self.hub.all_changed()
+        self.look_for_tasks()
+        if self.worker.active:
+            # A hard cancel elsewhere marks our tasks; the renewal's answer names them.
+            self.committer.submit(lambda store: store.renew(self.session), self._renewed)
+
+    def _renewed(self, renewal: Renewal | None, error: BaseException | None) -> None:
+        if isinstance(error, LeaseLostError):
+            self._lease_lost()
+        elif renewal is not None:
+            for key, number, lease in renewal.interrupts:
+                self.worker.interrupt(key, number, lease)
+
+    def _watching(self, watching: bool) -> None:
+        waits = (WAITS_TASKS if self.settings.worker else 0) | (WAITS_CHANGES if watching else 0)
+        if waits != self.committer.waits and self.environment.wakeups.address:
+            self.committer.waits = waits
+            self.committer.submit(lambda store: store.renew(self.session, waits), self._renewed)
+
+    # -- worker.Steps --------------------------------------------------------------------------------------------
+
+    def progress(self, task: Task, text: str) -> None:
+        """Store a progress text; a hint, lost without harm."""
+        item = (task.run, task.number, task.lease, text)
+        self.committer.submit(lambda store: store.progress(self.session, [item]), lambda _value, _error: None)
+
+    async def add_now(self, task: Task, fragments: Sequence[Fragment]) -> None:
+        """Add steps for a live attempt at once."""
+        for fragment in await self.worker.place_fragments(list(fragments), None):
+            value = inp.AddSteps(
+                number=task.number, generation=task.generation, attempt=task.attempt, fragment=fragment
+            )
+            refusal = await self._add(task.run, value)
+            if refusal is not None:
+                kind = DuplicateStepError if refusal.code == DuplicateStepError.code else DefinitionError
+                raise kind(refusal.message)
+
+    async def _add(self, key: str, value: inp.AddSteps) -> Refusal | None:
+        """Have steps added, again and again while the store does not answer: the same steps twice are once."""
+        while True:
+            try:
+                refusal, _events = await request(self, key, value)
+            except StoreUnavailableError:
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                return refusal
+
+
+__all__ = ["Node", "Pending", "Settings"]

@@ -1,0 +1,82 @@
+"""The offer of a worker: how many attempts of which kind it can take, shared with the committer's thread.
+
+Taken slots are counted by the committer's thread, freed ones by the event loop's; each counter has one writer,
+so no lock is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final, cast
+
+ASYNC: Final = 0
+THREAD: Final = 1
+
+
+class Slots:
+    """Slots for attempts on the event loop and in threads."""
+
+    __slots__ = ("_closed", "_freed", "_kind_of", "_kinds", "_names", "_sizes", "_taken")
+
+    def __init__(self, sizes: tuple[int, int], names: Sequence[str], kind_of: Callable[[str], int | None]) -> None:
+        self._sizes = sizes
+        self._names = names
+        self._kind_of = kind_of
+        self._kinds: dict[str, int | None] = {}
+        self._taken: list[int] = [0, 0]
+        self._freed = [0, 0]
+        self._closed = False
+
+    def kind(self, action: str) -> int | None:
+        """ASYNC or THREAD, None for a name that this process does not execute."""
+        try:
+            return self._kinds[action]
+        except KeyError:
+            found = self._kinds[action] = self._kind_of(action)
+            return found
+
+    def take(self, action: str, queue: str) -> bool:
+        """Use up a slot for an action; committer's thread only."""
+        kind = self.kind(action)
+        if kind is None or self._closed:
+            return False
+        if self._taken[kind] - self._freed[kind] >= self._sizes[kind]:
+            return False
+        self._taken[kind] += 1
+        return True
+
+    def mark(self) -> object:
+        """The present count; committer's thread only."""
+        return list(self._taken)
+
+    def reset(self, mark: object) -> None:
+        """Give back what was taken since `mark`; committer's thread only."""
+        self._taken = list(cast(list[int], mark))
+
+    def adopt(self, action: str) -> None:
+        """Use up a slot for a task that the store had already leased to this session; event loop only."""
+        kind = self.kind(action)
+        assert kind is not None
+        self._freed[kind] -= 1
+
+    def put_back(self, kind: int) -> None:
+        """Free the slot of an ended attempt; event loop's thread only."""
+        self._freed[kind] += 1
+
+    def free(self) -> int:
+        """How many slots are free, of both kinds."""
+        if self._closed:
+            return 0
+        return sum(self._sizes) - sum(self._taken) + sum(self._freed)
+
+    def full(self) -> bool:
+        """Whether a kind has no free slot, so that tasks of it may be left waiting."""
+        return any(self._taken[kind] - self._freed[kind] >= self._sizes[kind] for kind in (ASYNC, THREAD))
+
+    def actions(self) -> Sequence[str]:
+        """The names that can be executed."""
+        return [] if self._closed else self._names
+
+    def close(self) -> None:
+        """Take nothing more."""
+        self._closed = True

@@ -1,0 +1,420 @@
+"""Why a step is not running: each fence and each capacity reason by a stable name, now and in the past.
+
+A fence is a fact of the run (a need, a signal, a breakpoint, a pause, a cancel, a condition); a capacity reason
+is a fact of the store and its workers at this moment. `why` reads nothing: it is given the run, the sessions
+and the waiting tasks of one moment, as `inspection.snapshot` is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final, Literal
+
+import msgspec
+
+from treadle.core import events as ev
+from treadle.core.events import AnyEvent
+from treadle.core.state import StepState, settled
+from treadle.core.tables import CANCELLED, DISPATCHED, FAILED, OUTCOMES, READY, SKIPPED, SUCCEEDED
+from treadle.errors import StepNotFoundError
+from treadle.runtime.inspection import (
+    CANCELLING,
+    PAUSED,
+    PAUSING,
+    Replay,
+    held_by,
+    placement_text,
+    replay,
+    shown_status,
+    upstreams,
+)
+from treadle.store.base import Loaded, SessionRow, TaskRow
+
+# How many steps a sentence names before it says "and n more"; `on` has them all.
+NAMED = 5
+
+# Every code with its meaning, for documentation and for `treadle schema`.
+CODES: Final[dict[str, str]] = {
+    "finished": "the run is final; nothing more starts",
+    "running": "the step is being executed",
+    "settled": "the step has its outcome",
+    "needs": "fence: steps that it needs are not settled",
+    "signal": "fence: a signal has not come",
+    "breakpoint": "fence: an armed breakpoint before it, or after a step that it needs",
+    "pause": "fence: the run is held",
+    "cancel": "fence: the run is being cancelled; nothing new starts",
+    "condition": "the step's condition is being evaluated, or was false",
+    "skipped": "the step was skipped because of other steps",
+    "removed": "a rewind of the step that added it took it back",
+    "dispatch_limit": "capacity: the run has as many tasks in the store as it may have",
+    "delay": "capacity: the step's start delay is not over",
+    "backoff": "capacity: a failed attempt is tried again later",
+    "no_worker": "capacity: no living worker executes this action",
+    "busy": "capacity: the workers that execute it have no free slot, or others go first",
+    "placement": "where the step is to run",
+    "no_owner": "inputs of the run wait and no process decides it yet",
+    "no_process": "no living process is connected to the store",
+    "undecided": "an attempt has ended and its outcome is not decided yet",
+    "added": "the step came into the run",
+    "ready": "no fence held the step any more",
+    "dispatched": "an attempt could start",
+    "attempt_failed": "an attempt failed and another was due",
+    "attempt_lost": "the process that executed an attempt died",
+    "attempt_ended": "a late attempt ended; the step was settled already",
+    "reopened": "an operator's retry or rewind reopened the step",
+    "succeeded": "the step succeeded",
+    "failed": "the step failed for good",
+    "cancelled": "the step was cancelled",
+}
+
+
+_OUTCOME: Final[dict[type[ev.Event], str]] = {
+    ev.StepSucceeded: SUCCEEDED,
+    ev.StepFailed: FAILED,
+    ev.StepSkipped: SKIPPED,
+    ev.StepCancelled: CANCELLED,
+}
+
+
+class Reason(msgspec.Struct, frozen=True, kw_only=True):
+    """One reason. `code` is a name of `CODES`; `step` is empty for a reason that holds the whole run.
+
+    `tense`: `now` for what holds at this moment; `past` for what the journal tells, with its time in `at`.
+    `on` are the steps, signals or labels that it is about; `until` is when it ends, if that is known.
+    """
+
+    code: str
+    message: str
+    step: str = ""
+    tense: Literal["now", "past"] = "now"
+    kind: Literal["fence", "capacity", "fact"] = "fact"
+    at: float | None = None
+    until: float | None = None
+    on: list[str] = []
+
+
+class _Scene:
+    """Everything of one moment."""
+
+    __slots__ = ("now", "sessions", "tasks", "told", "waiting")
+
+    def __init__(self, loaded: Loaded, sessions: Sequence[SessionRow], waiting: Sequence[TaskRow], now: float) -> None:
+        self.told = replay(loaded)
+        self.sessions = sessions
+        self.waiting = waiting
+        self.tasks = {row.task.number: row for row in loaded.tasks}
+        self.now = now
+
+
+def why(
+    loaded: Loaded,
+    sessions: Sequence[SessionRow],
+    waiting: Sequence[TaskRow],
+    now: float,
+    step: str | None = None,
+) -> list[Reason]:
+    """The reasons of a whole run (each unsettled step, the interesting ones first), or of one step with its past.
+
+    Raises:
+        StepNotFoundError: the run holds no step at this address.
+    """
+    scene = _Scene(loaded, sessions, waiting, now)
+    run = scene.told.run
+    if step is not None:
+        state = run.step_at(step)
+        if state is None:
+            raise StepNotFoundError(f"run {run.run_id!r} has no step {step!r}", run_id=run.run_id)
+        return [*_run_reasons(scene, loaded), *_step_reasons(scene, state), *history(scene.told, state)]
+    open_steps = [state for state in run.steps() if not settled(state) and not state.removed]
+    found = [reason for state in open_steps for reason in _step_reasons(scene, state)]
+    # A step that waits for its upstreams is seldom the question; what those wait for is.
+    found.sort(key=lambda reason: reason.code == "needs")
+    return [*_run_reasons(scene, loaded), *found]
+
+
+# -- the run ---------------------------------------------------------------------------------------------------
+
+
+def _run_reasons(scene: _Scene, loaded: Loaded) -> Iterator[Reason]:
+    run = scene.told.run
+    leased = sum(1 for row in scene.tasks.values() if row.session)
+    if run.status in OUTCOMES:
+        yield Reason(
+            code="finished", message=f"the run {_ended_as(run.status)}; nothing more starts", at=scene.told.finished_at
+        )
+        if not leased:
+            return
+    shown = shown_status(run.status, hold=bool(run.hold), cancelling=bool(run.cancelling), leased=leased)
+    if shown in (PAUSED, PAUSING):
+        text = "the run is paused: no step starts until it is resumed"
+        if shown == PAUSING:
+            text = f"the run is pausing: {_count(leased, 'attempt')} still run; nothing else starts until it is resumed"
+        yield Reason(code="pause", kind="fence", message=text, at=scene.told.paused_at)
+    elif shown == CANCELLING:
+        text = f"the run is being cancelled: {_count(leased, 'attempt')} still run, and nothing new starts"
+        yield Reason(code="cancel", kind="fence", message=text)
+    yield from _deciders(scene, loaded)
+
+
+def _deciders(scene: _Scene, loaded: Loaded) -> Iterator[Reason]:
+    alive = {session.id for session in scene.sessions}
+    if not any(session.actions for session in scene.sessions) and loaded.status not in OUTCOMES:
+        text = "no worker is connected to this store; start `treadle worker` or `treadle run`"
+        yield Reason(code="no_process", kind="capacity", message=text)
+    if not loaded.inbox:
+        return
+    inputs = _count(len(loaded.inbox), "input")
+    if not loaded.owner:
+        yield Reason(code="no_owner", kind="capacity", message=f"{inputs} wait and no process decides the run yet")
+    elif loaded.owner not in alive:
+        text = f"{inputs} wait for session {loaded.owner}, which is gone; another process takes the run over"
+        yield Reason(code="no_owner", kind="capacity", message=text)
+    else:
+        yield Reason(code="undecided", kind="capacity", message=f"{inputs} wait for the process that decides the run")
+
+
+# -- one step now ------------------------------------------------------------------------------------------------
+
+
+def _step_reasons(scene: _Scene, step: StepState) -> Iterator[Reason]:
+    if settled(step):
+        yield _settled(scene.told, step)
+        return
+    run = scene.told.run
+    at = step.node.address
+    if step.removed:
+        adder = run.states[run.adder[step.node.number]].node.address
+        text = f"a rewind took it back; it is there again if {adder} adds it again"
+        yield Reason(step=at, code="removed", kind="fence", message=text, on=[adder])
+        return
+    if run.hold:
+        text = "the run is paused; resume it"
+        yield Reason(step=at, code="pause", kind="fence", message=text, at=scene.told.paused_at)
+    if run.cancelling:
+        yield Reason(
+            step=at, code="cancel", kind="fence", message="the run is being cancelled; the step will not start"
+        )
+    if step.status == DISPATCHED:
+        yield from _dispatched(scene, step)
+    elif step.status == READY:
+        text = f"ready, but the run already has its limit of tasks in the store ({run.tasks})"
+        yield Reason(step=at, code="dispatch_limit", kind="capacity", message=text, at=step.ready_at or None)
+    else:
+        yield from _waiting(scene, step)
+
+
+def _waiting(scene: _Scene, step: StepState) -> Iterator[Reason]:
+    run, at = scene.told.run, step.node.address
+    open_ = [state for state in upstreams(run, step) if not settled(state)]
+    if open_:
+        names = [state.node.address for state in open_]
+        said = [f"{state.node.address} ({state.status})" for state in open_[:NAMED]]
+        text = f"needs {_names(said, len(open_))}"
+        yield Reason(step=at, code="needs", kind="fence", message=text, on=names)
+    for name in held_by(run, step):
+        holder = run.step_at(name)
+        labels = sorted(run.labels.intersection(holder.spec.break_after)) if holder is not None else []
+        text = f"held by the breakpoint after {name} ({', '.join(labels)}); release it"
+        since = scene.told.reached.get((name, "after"))
+        yield Reason(step=at, code="breakpoint", kind="fence", message=text, on=labels, at=since)
+    for name in step.node.signals:
+        if name not in run.signals:
+            text = f"waits for the signal {name!r}"
+            yield Reason(step=at, code="signal", kind="fence", message=text, on=[name])
+    labels = sorted(run.labels.intersection(step.spec.break_before))
+    if labels and "b" not in step.released:
+        since = scene.told.reached.get((at, "before"))
+        text = f"stands at the breakpoint before it ({', '.join(labels)}); release it"
+        if since is None:
+            text = f"an armed breakpoint stands before it ({', '.join(labels)})"
+        yield Reason(step=at, code="breakpoint", kind="fence", message=text, on=labels, at=since)
+    if step.spec.when is not None and step.condition is None and step.tasked:
+        yield Reason(step=at, code="condition", message="its condition is being evaluated by a worker")
+        row = scene.tasks.get(step.node.number)
+        if row is not None and not row.session:
+            yield from _queued(scene, row)
+
+
+def _dispatched(scene: _Scene, step: StepState) -> Iterator[Reason]:
+    at = step.node.address
+    row = scene.tasks.get(step.node.number)
+    if row is None:
+        text = f"attempt {step.attempt} has ended; its outcome waits to be decided"
+        yield Reason(step=at, code="undecided", kind="capacity", message=text)
+        return
+    if row.session:
+        since = f" for {max(scene.now - row.started_at, 0.0):.1f} s" if row.started_at else ""
+        who = row.worker or row.session
+        text = f"attempt {step.attempt} is being executed by {who}{since}"
+        yield Reason(step=at, code="running", message=text, at=row.started_at or None, on=[who])
+        return
+    due = row.task.not_before
+    if due > scene.now:
+        left = due - scene.now
+        code, text = "delay", f"starts in {left:.1f} s: its start delay is not over"
+        if step.failures:
+            said = f" ({step.failure.code}: {step.failure.message})" if step.failure is not None else ""
+            code, text = (
+                "backoff",
+                f"attempt {step.attempt - 1} failed{said}; attempt {step.attempt} starts in {left:.1f} s",
+            )
+        yield Reason(step=at, code=code, kind="capacity", message=text, until=due)
+    yield from _queued(scene, row)
+
+
+def _queued(scene: _Scene, row: TaskRow) -> Iterator[Reason]:
+    task = row.task
+    at = task.address
+    able = [session for session in scene.sessions if task.action in session.actions]
+    placed = placement_text(task.call.placement)
+    if placed:
+        yield Reason(step=at, code="placement", message=f"is to run on {placed}", on=[placed])
+    if not able:
+        text = f"no living worker executes action {task.action!r}; start one with the module that defines it"
+        yield Reason(step=at, code="no_worker", kind="capacity", message=text, on=[task.action])
+    elif task.not_before <= scene.now and not scene.told.run.hold:
+        ahead = _ahead(scene, row)
+        workers = f"all slots of {_names([session.worker for session in able[:NAMED]], len(able))} are busy"
+        text = f"waits in queue {task.queue!r}: {workers}"
+        if ahead:
+            text = f"waits in queue {task.queue!r} behind {_count(ahead, 'task')}: {workers}"
+        yield Reason(step=at, code="busy", kind="capacity", message=text, on=[session.worker for session in able])
+
+
+def _ahead(scene: _Scene, row: TaskRow) -> int:
+    """How many due tasks of the same queue would be claimed before this one, as far as the list goes."""
+    ahead = 0
+    for other in scene.waiting:
+        if other.task.run == row.task.run and other.task.number == row.task.number:
+            break
+        if other.task.queue == row.task.queue and other.task.not_before <= scene.now:
+            ahead += 1
+    return ahead
+
+
+def _settled(told: Replay, step: StepState) -> Reason:
+    at = step.node.address
+    finished = step.finished_at or None
+    if step.status == SKIPPED:
+        reason = told.skips.get(at, "")
+        if reason == "condition":
+            text = "skipped: its condition was false"
+            return Reason(step=at, code="condition", message=text, at=finished, on=list(step.causes))
+        said = _names([_cause(told, name) for name in step.causes[:NAMED]], len(step.causes))
+        if reason == "removed":
+            text = f"skipped: a rewind took it back, and {said} did not add it again"
+            return Reason(step=at, code="removed", message=text, at=finished, on=list(step.causes))
+        return Reason(step=at, code="skipped", message=f"skipped because of {said}", at=finished, on=list(step.causes))
+    text = f"the step {_ended_as(step.status)}"
+    if step.failure is not None and step.status == FAILED:
+        text = f"the step failed: {step.failure.code}: {step.failure.message}"
+    return Reason(step=at, code="settled", message=text, at=finished)
+
+
+def _cause(told: Replay, address: str) -> str:
+    number = told.run.number_of(address)
+    return f"{address} ({told.run.states[number].status})" if number is not None else address
+
+
+# -- one step in the past --------------------------------------------------------------------------------------
+
+
+def history(told: Replay, step: StepState) -> list[Reason]:
+    """What the journal tells of a step: its own events, its upstreams' ends, its signals, pauses and cancels."""
+    at = step.node.address
+    needs = {state.node.address for state in upstreams(told.run, step)}
+    found: list[Reason] = []
+    added = Reason(step=at, code="added", tense="past", at=step.added_at, message="came into the run")
+    for time, event in told.events:
+        if time < step.added_at:
+            continue
+        said = _own(event, at) or _of_upstream(event, needs) or _of_run(event, step)
+        if said is not None:
+            code, message = said
+            found.append(Reason(step=at, code=code, tense="past", at=time, message=message))
+    return [added, *found]
+
+
+def _own(event: AnyEvent, at: str) -> tuple[str, str] | None:
+    """What an event tells of the step at `at`."""
+    if isinstance(event, ev.StepsReopened):
+        return ("reopened", "rewound" if event.rewind else "reopened by a retry") if at in event.at else None
+    if getattr(event, "at", None) != at:
+        return None
+    match event:
+        case ev.StepReady():
+            return "ready", "ready"
+        case ev.StepDispatched(attempt=attempt):
+            return "dispatched", f"attempt {attempt} dispatched"
+        case ev.ConditionEvaluated(value=value):
+            return "condition", f"its condition was {'true' if value else 'false'}"
+        case ev.BreakpointReached(position=position, labels=labels):
+            return "breakpoint", f"reached the breakpoint {position} it ({', '.join(labels)})"
+        case ev.EvaluationAsked():
+            return "condition", "its condition was asked for"
+        case _:
+            return _ended(event)
+
+
+def _ended(event: AnyEvent) -> tuple[str, str] | None:
+    match event:
+        case ev.AttemptFailed(attempt=attempt, failure=failure):
+            return "attempt_failed", f"attempt {attempt} failed: {failure.code}: {failure.message}"
+        case ev.AttemptLost(attempt=attempt, session=session):
+            return "attempt_lost", f"attempt {attempt} was lost: session {session} died"
+        case ev.AttemptEnded(attempt=attempt, outcome=outcome):
+            return "attempt_ended", f"attempt {attempt} ended late: {outcome}"
+        case ev.StepSucceeded(attempt=attempt):
+            return SUCCEEDED, f"attempt {attempt} succeeded"
+        case ev.StepFailed(attempt=attempt, failure=failure):
+            return FAILED, f"attempt {attempt} failed for good: {failure.code}: {failure.message}"
+        case ev.StepSkipped(reason=reason, causes=causes):
+            return "skipped", f"skipped ({reason}): {_names(causes[:NAMED], len(causes))}"
+        case ev.StepCancelled():
+            return CANCELLED, "cancelled"
+        case _:
+            return None
+
+
+def _of_upstream(event: AnyEvent, needs: set[str]) -> tuple[str, str] | None:
+    at: str = getattr(event, "at", "") if not isinstance(event, ev.StepsReopened) else ""
+    if at not in needs:
+        return None
+    match event:
+        case ev.StepSucceeded() | ev.StepFailed() | ev.StepSkipped() | ev.StepCancelled():
+            return "needs", f"{at} {_OUTCOME[type(event)]}"
+        case ev.ScopeSettled(outcome=word):
+            return "needs", f"{at} {word}"
+        case ev.BreakpointReached(position="after", labels=labels):
+            return "breakpoint", f"held by the breakpoint after {at} ({', '.join(labels)})"
+        case _:
+            return None
+
+
+def _of_run(event: AnyEvent, step: StepState) -> tuple[str, str] | None:
+    match event:
+        case ev.SignalReceived(name=name) if name in step.node.signals:
+            return "signal", f"the signal {name!r} came"
+        case ev.BreakpointReleased(label=label, before=before) if step.node.address in before:
+            return "breakpoint", f"released from its breakpoint ({label})"
+        case ev.Paused():
+            return "pause", "the run was paused"
+        case ev.Resumed():
+            return "pause", "the run was resumed"
+        case ev.CancelRequested(hard=hard):
+            return "cancel", f"a {'hard' if hard else 'soft'} cancel was asked for"
+        case _:
+            return None
+
+
+def _ended_as(outcome: str) -> str:
+    return "was cancelled" if outcome == CANCELLED else outcome
+
+
+def _names(shown: list[str], total: int) -> str:
+    text = ", ".join(shown)
+    return f"{text} and {total - len(shown)} more" if total > len(shown) else text
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"

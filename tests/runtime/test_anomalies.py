@@ -1,0 +1,148 @@
+"""Anomaly loops: the Nth store call fails, before or after it took effect, for every N until none is left to fail.
+
+The production node runs on virtual time, so that waiting for the store to answer again costs nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from treadle import PlanBuilder, Registry, Retry, RunNotRunningError, context, step
+from treadle.core import events as ev
+from treadle.errors import StoreError
+from treadle.ports import Environment
+from treadle.runtime.client import App
+from treadle.runtime.node import Node, Settings
+from treadle.runtime.truth import with_truth
+from treadle.runtime.wakeups import NoWakeups
+from treadle.store.base import Store
+from treadle.store.blobs import MemoryBlobs
+from treadle.store.committer import InlineDriver
+from treadle.store.memory import MemoryStore
+from treadle.store.sqlite import SqliteStore
+from treadle.testing import fail_nth
+from treadle.testing.sim_loop import SimLoop
+from treadle.testing.sim_ports import SimClock, SimIds, SimThreads
+
+registry = with_truth(Registry())
+
+
+@step(name="anomaly:add", registry=registry)
+async def add(left: int, right: int = 1) -> int:
+    return left + right
+
+
+@step(name="anomaly:flaky", registry=registry)
+def flaky(value: int) -> int:
+    if context().attempt < 2:
+        raise OSError("not yet")
+    return value
+
+
+@step(name="anomaly:spread", registry=registry)
+async def spread(width: int) -> str:
+    context().add(*[add.options(id=f"c{n}").bind(n) for n in range(width)])
+    return "x" * 3000
+
+
+def plan() -> Any:
+    builder = PlanBuilder("anomalies", registry=registry)
+    first = builder.step("first", add, 1)
+    again = builder.step("again", flaky, first, retry=Retry(attempts=3, initial="1s"))
+    grown = builder.step("grown", spread, 3, after=again)
+    held = builder.step("held", add, again, signals=["go"], after=grown)
+    builder.output([held, builder.step("last", add, held)])
+    return builder.build()
+
+
+async def scenario(app: App) -> None:
+    """Start, pause, resume, signal and await; each call is made again until the store has answered it."""
+    run = await insistently(lambda: app.start(plan(), id="run"))
+    try:
+        await insistently(run.pause)
+        await insistently(run.resume)
+    except RunNotRunningError:
+        # The pause took effect although its answer was lost; so it is resumed.
+        await insistently(run.resume)
+    await insistently(lambda: run.signal("go"))
+    assert await insistently(run.result) == [3, 4]
+
+
+async def insistently(call: Callable[[], Any]) -> Any:
+    while True:
+        try:
+            return await call()
+        except StoreError:
+            await asyncio.sleep(0.5)
+
+
+async def checked(app: App) -> None:
+    """Each step has one outcome, and nothing is left over."""
+    loaded = await insistently(app.run("run").load)
+    events = [event for _, _, _, text in loaded.rows for event in ev.decode_events(text)]
+    outcomes = Counter(event.at for event in events if isinstance(event, ev.StepSucceeded))
+    assert outcomes == dict.fromkeys(["first", "again", "grown", "grown/c0", "grown/c1", "grown/c2", "held", "last"], 1)
+    assert (loaded.tasks, loaded.inbox, loaded.status) == ([], [], "succeeded")
+
+
+def drive(make: Callable[[], Store], nth: int, *, before: bool) -> bool:
+    """Run the scenario with the Nth store call failing; False if no call was the Nth."""
+    loop = SimLoop(lambda: None)
+    rng = random.Random(nth)
+    clock = SimClock(loop, 0.0, 1.0)
+
+    async def main() -> bool:
+        inner = make()
+        inner.open()
+        store = fail_nth(inner, nth, before=before)
+
+        async def read(function: Callable[[], Any]) -> Any:
+            return function()
+
+        environment = Environment(
+            clock=clock, ids=SimIds(clock, rng), threads=SimThreads(loop, rng, 4), wakeups=NoWakeups(), store=store
+        )
+        node = Node(
+            environment,
+            driver=lambda: InlineDriver(renew_seconds=5.0),
+            blobs=MemoryBlobs(),
+            registry=registry,
+            settings=Settings(),
+            in_reader=read,
+        )
+        await insistently(node.open)
+        app = App(node, lambda: None)
+        await scenario(app)
+        await checked(app)
+        await app.close()
+        inner.close()
+        return store.fired
+
+    asyncio.set_event_loop(loop)
+    try:
+        return loop.run_until_complete(main())
+    finally:
+        asyncio.set_event_loop(None)
+        loop.dissolve()
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+def test_any_store_call_may_fail_before_or_after_it_took_effect(kind: str, before: bool, tmp_path: Path) -> None:
+    def make() -> Store:
+        if kind == "memory":
+            return MemoryStore()
+        return SqliteStore(str(tmp_path / f"{nth}.db"), sync="normal")
+
+    nth = 1
+    while drive(make, nth, before=before):
+        nth += 1
+
+    assert nth > 20

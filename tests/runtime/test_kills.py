@@ -1,0 +1,110 @@
+"""Real processes killed with -9 at any instant, on one SQLite file: nothing lost, nothing recorded twice."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from treadle import connect
+from treadle.core import events as ev
+
+TARGET = Path(__file__).with_name("kill_target.py")
+KILLS = int(os.environ.get("TREADLE_KILLS", "10"))
+LANES = 10
+
+
+def start(url: str, length: int, log: Path) -> subprocess.Popen[str]:
+    """One life of the program."""
+    return subprocess.Popen(
+        [sys.executable, str(TARGET), url, str(LANES), str(length)],
+        env={**os.environ, "KILL_LOG": str(log)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def lines(log: Path) -> int:
+    """How many steps were begun so far."""
+    return log.read_bytes().count(b"\n") if log.exists() else 0
+
+
+def wait_for_lines(log: Path, count: int, lives: list[subprocess.Popen[str]]) -> bool:
+    """Wait until the log has so many lines; False if every process ended before."""
+    deadline = time.monotonic() + 60
+    while lines(log) < count:
+        if all(life.poll() is not None for life in lives):
+            return False
+        assert time.monotonic() < deadline, "no progress for a minute"
+    return True
+
+
+async def check(url: str, length: int, log: Path) -> None:
+    """The run succeeded, each step has exactly one outcome, and every execution is accounted for by an attempt."""
+    async with connect(url, worker=False) as app:
+        run = app.run("victim")
+        assert await run.result() == LANES * length
+        succeeded: Counter[str] = Counter()
+        attempts: Counter[str] = Counter()
+        async for _version, _time, event in run.events():
+            if isinstance(event, ev.StepSucceeded):
+                succeeded[event.at] += 1
+            elif isinstance(event, ev.StepDispatched):
+                attempts[event.at] += 1
+        steps = LANES * length + LANES + LANES * 5 + 1
+        assert len(succeeded) == steps
+        assert set(succeeded.values()) == {1}
+        executed = Counter(line.rsplit(" ", 1)[0] for line in log.read_text().splitlines())
+        assert all(executed[step] <= attempts[step] for step in executed)
+        assert not (await app.check()).problems
+
+
+@pytest.mark.soak
+def test_one_process_at_a_time_killed_again_and_again(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/kill.db"
+    log = tmp_path / "log"
+    length = max(30, KILLS * 2)
+    dice = random.Random(7)
+
+    for _ in range(KILLS):
+        before = lines(log)
+        life = start(url, length, log)
+        if wait_for_lines(log, before + dice.randint(0, 12), [life]):
+            life.send_signal(signal.SIGKILL)
+        life.communicate()
+    last = start(url, length, log)
+    out, err = last.communicate(timeout=300)
+
+    assert last.returncode == 0, err
+    assert int(out) == LANES * length
+    asyncio.run(check(url, length, log))
+
+
+@pytest.mark.soak
+def test_three_processes_share_the_work_while_one_after_the_other_is_killed(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/kill.db"
+    log = tmp_path / "log"
+    length = max(40, KILLS * 4)
+    dice = random.Random(8)
+    lives = [start(url, length, log) for _ in range(3)]
+
+    for _ in range(KILLS):
+        if not wait_for_lines(log, lines(log) + dice.randint(5, 30), lives):
+            break
+        victim = lives.pop(dice.randrange(len(lives)))
+        victim.send_signal(signal.SIGKILL)
+        victim.communicate()
+        lives.append(start(url, length, log))
+    answers = [life.communicate(timeout=300) for life in lives]
+
+    assert all(life.returncode == 0 for life in lives), [err for _, err in answers]
+    asyncio.run(check(url, length, log))
