@@ -1,0 +1,303 @@
+"""The invariants of a simulated world, and the oracle: what the journals must say.
+
+While the simulation runs, each store call is followed by cheap checks (`Watch`), and each executed attempt is
+noted. When all is over, `judge` reads the journals alone and computes what they should contain.
+
+The names below are what a failure is reported under.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from treadle.authoring.context import StepContext
+from treadle.core import events as ev
+from treadle.core.addresses import child, encode_id
+from treadle.core.commands import Task
+from treadle.core.events import AnyEvent, decode_events
+from treadle.core.tables import RUNNING
+from treadle.errors import StoreError
+from treadle.store.memory_data import MemoryData, StoredRun, problems_of
+from treadle.testing.sim_loop import LIFE, Life
+
+VERSIONS: Final = "versions increase by one and journal time never runs backwards"
+STORE: Final = "the store's indexes agree, and every lease and owner is a living session"
+TOKENS: Final = "a task is leased to one session at a time, under a token that is never given twice"
+DURABLE: Final = "nothing leaves the process before its commit is durable"
+ONCE: Final = "an attempt is executed at most once"
+CURRENT: Final = "only the current attempt may report, once, with the token of its lease"
+OUTCOMES: Final = "a step has at most one outcome each time it is opened"
+SIGNALS: Final = "a signal is delivered once"
+ERRORS: Final = "a store error is never recorded as a result"
+SLOTS: Final = "a slot's holder is a live attempt"
+OWNERS: Final = "every pending task and input has a live owner or a future wake-up"
+PROGRESS: Final = "free capacity and a runnable task mean progress"
+CLOSED: Final = "when faults stop every run closes"
+LEFTOVERS: Final = "a closed run leaves no task, input or lease"
+DELETED: Final = "a deleted run leaves nothing reachable under its id"
+FOLD: Final = "every prefix of the journal is a legal state"
+RESULTS: Final = "a step's result is what its function gives for its inputs"
+ROWS: Final = "the stored status, hold and step rows are what the journal says"
+ANSWERS: Final = "what a client was told is what the journal says"
+CALLERS: Final = "no client waits for ever, and none gets an error that is not its own"
+TRACE: Final = "equal seeds give equal traces"
+
+NAMES: Final = (
+    VERSIONS, STORE, TOKENS, DURABLE, ONCE, CURRENT, OUTCOMES, SIGNALS, ERRORS, SLOTS, OWNERS, PROGRESS, CLOSED,
+    LEFTOVERS, DELETED, FOLD, RESULTS, ROWS, ANSWERS, CALLERS, TRACE,
+)  # fmt: skip
+
+_STORE_ERRORS: Final[tuple[type[StoreError], ...]] = (StoreError, *StoreError.__subclasses__())
+_STORE_CODES: Final = frozenset(kind.code for kind in _STORE_ERRORS)
+# A whole check of the store after so many calls: cheap enough, and near enough to the cause.
+_WHOLE_CHECK: Final = 16
+
+Fail = Callable[[str, str], None]
+
+
+class Execution:
+    """One attempt's code that ran."""
+
+    __slots__ = ("at", "attempt", "generation", "key", "life", "value")
+
+    def __init__(self, key: str, at: str, generation: int, attempt: int, life: Life | None) -> None:
+        self.key = key
+        self.at = at
+        self.generation = generation
+        self.attempt = attempt
+        self.life = life
+        self.value: object = None
+
+
+class Journal:
+    """What was seen of one run's journal, as it was written."""
+
+    def __init__(self, run: StoredRun) -> None:
+        self.run = run
+        self.version = 0
+        self.time = 0.0
+        # (address, generation) -> its dispatched attempts; open ones by address.
+        self.dispatched: set[tuple[str, int, int]] = set()
+        self.attempts: dict[str, int] = {}
+        self.open: dict[str, int] = {}
+        self.settled: dict[str, str] = {}
+        self.added: set[str] = set()
+        self.signals: dict[str, str] = {}
+        # Labels of breakpoints at which a step has stood.
+        self.reached: set[str] = set()
+        self.is_open = True
+        self.deleted = False
+
+
+class Watch:
+    """Checks after every store call; also the observer of the step functions."""
+
+    def __init__(self, data: MemoryData, fail: Fail, say: Callable[[str], None]) -> None:
+        self.data = data
+        self.fail = fail
+        self.say = say
+        self.journals: dict[str, Journal] = {}
+        # Sessions by the life that entered them, and those whose end is known without waiting.
+        self.sessions: dict[str, Life] = {}
+        self.known_dead: list[str] = []
+        # Token -> (session, run, step number, attempt).
+        self.tokens: dict[int, tuple[str, str, int, int]] = {}
+        self.executions: list[Execution] = []
+        self.began_keys: set[tuple[str, str, int, int]] = set()
+        self.calls = 0
+
+    # -- the store's calls ---------------------------------------------------------------------------------------
+
+    def opened(self, session: str, life: Life) -> None:
+        """A life entered a session."""
+        self.sessions[session] = life
+
+    def crashed_sessions(self) -> list[str]:
+        """What `dead_sessions` tells."""
+        return [session for session in self.known_dead if session in self.data.sessions]
+
+    def deleting(self, key: str) -> None:
+        """A run is about to be deleted: read the rest of its journal."""
+        self.look(key)
+
+    def leased(self, session: str, tasks: Sequence[Task]) -> None:
+        """Tasks were given out."""
+        for task in tasks:
+            if task.lease in self.tokens:
+                self.fail(TOKENS, f"token {task.lease} of {task.address} was given twice")
+            self.tokens[task.lease] = (session, task.run, task.number, task.attempt)
+
+    def wrote(self, life: Life, operation: str, keys: Sequence[str]) -> None:
+        """A call took effect."""
+        self.calls += 1
+        self.say(f"{life.name} {operation} {' '.join(self._short(key) for key in keys)}")
+        for key in keys:
+            self.look(key)
+        if self.calls % _WHOLE_CHECK == 0 or operation in ("bury", "delete"):
+            self.check_store()
+
+    def _short(self, key: str) -> str:
+        run = self.data.runs.get(key)
+        return f"{run.head.id}@{run.version}" if run is not None else key
+
+    def check_store(self) -> None:
+        """The whole store."""
+        for problem in problems_of(self.data):
+            self.fail(STORE, problem)
+        for key, journal in self.journals.items():
+            if journal.deleted and key in self.data.runs:
+                self.fail(DELETED, f"run {key} is there again")
+        for run in self.data.runs.values():
+            self.look(run.key)
+            if self.data.ids.get(run.head.id) != run.key:
+                self.fail(STORE, f"run {run.key} is not found by its id")
+
+    def look(self, key: str) -> None:
+        """Read what is new in a run's journal."""
+        run = self.data.runs.get(key)
+        journal = self.journals.get(key)
+        if run is None:
+            if journal is not None and not journal.deleted:
+                journal.deleted = True
+                if key in self.data.inboxes or key in self.data.ids.values():
+                    self.fail(DELETED, f"run {key} left an inbox or an id")
+            return
+        if journal is None:
+            journal = self.journals[key] = Journal(run)
+        if len(run.rows) < journal.version:
+            self.fail(VERSIONS, f"the journal of {run.head.id} has lost rows")
+        for row in run.rows[journal.version :]:
+            if row.version != journal.version + 1:
+                self.fail(VERSIONS, f"row {row.version} of {run.head.id} follows {journal.version}")
+            if row.time < journal.time:
+                self.fail(VERSIONS, f"row {row.version} of {run.head.id} is at {row.time}, before {journal.time}")
+            journal.version = row.version
+            journal.time = row.time
+            events = decode_events(row.events) if isinstance(row.events, str) else row.events
+            for event in events:
+                self.say(f"  {run.head.id}@{row.version} {event}")
+                self._event(journal, event)
+
+    # -- the events, one by one ------------------------------------------------------------------------------------
+
+    def _event(self, journal: Journal, event: AnyEvent) -> None:
+        where = f"{journal.run.head.id}@{journal.version} {event}"
+        match event:
+            case ev.StepDispatched():
+                self._dispatched(journal, event, where)
+            case ev.StepSucceeded() | ev.AttemptFailed() | ev.StepFailed() | ev.AttemptLost():
+                self._ended(journal, event, where)
+            case ev.StepSkipped() | ev.StepCancelled():
+                journal.open.pop(event.at, None)
+                self._settle(journal, event.at, where)
+            case ev.StepsReopened():
+                self._open(journal, [*event.at, *event.removed])
+            case ev.StepsAdded():
+                added = [child(event.into, encode_id(block.id)) for block in event.blocks]
+                journal.added.update(added)
+                # Among them ones that their rewound adder adds again.
+                self._open(journal, added)
+            case _:
+                self._of_run(journal, event, where)
+
+    def _of_run(self, journal: Journal, event: AnyEvent, where: str) -> None:
+        match event:
+            case ev.SignalReceived():
+                if event.name in journal.signals:
+                    self.fail(SIGNALS, f"{where}: it came before")
+                journal.signals[event.name] = event.value
+            case ev.BreakpointReached():
+                journal.reached.update(event.labels)
+            case ev.RunSettled():
+                if not journal.is_open:
+                    self.fail(OUTCOMES, f"{where}: the run has an outcome")
+                journal.is_open = False
+            case _:
+                pass
+
+    def _dispatched(self, journal: Journal, event: ev.StepDispatched, where: str) -> None:
+        if event.attempt != journal.attempts.get(event.at, 0) + 1:
+            self.fail(CURRENT, f"{where}: attempts count up by one")
+        if event.at in journal.open:
+            self.fail(CURRENT, f"{where}: an attempt is open")
+        journal.attempts[event.at] = event.attempt
+        journal.open[event.at] = event.attempt
+        journal.dispatched.add((event.at, event.generation, event.attempt))
+
+    def _open(self, journal: Journal, steps: Sequence[str]) -> None:
+        journal.is_open = True
+        for at in steps:
+            journal.settled.pop(at, None)
+
+    def _ended(
+        self,
+        journal: Journal,
+        event: ev.StepSucceeded | ev.AttemptFailed | ev.StepFailed | ev.AttemptLost,
+        where: str,
+    ) -> None:
+        if not isinstance(event, ev.AttemptFailed | ev.AttemptLost):
+            self._settle(journal, event.at, where)
+        if isinstance(event, ev.StepFailed | ev.AttemptFailed) and event.failure.code in _STORE_CODES:
+            self.fail(ERRORS, where)
+        if event.attempt <= 0:
+            return
+        if isinstance(event, ev.StepFailed) and event.failure.code == "lost":
+            # Said with the loss of its last attempt.
+            return
+        if isinstance(event, ev.StepFailed) and event.at not in journal.attempts:
+            return
+        if journal.open.pop(event.at, None) != event.attempt:
+            self.fail(CURRENT, f"{where}: no such attempt is open")
+        if not isinstance(event, ev.AttemptLost):
+            session, key, _number, attempt = self.tokens.get(event.token, ("", "", 0, 0))
+            if (session, key, attempt) != (event.session, journal.run.key, event.attempt):
+                self.fail(CURRENT, f"{where}: the token is of {session} {key} attempt {attempt}")
+
+    def _settle(self, journal: Journal, at: str, where: str) -> None:
+        if at in journal.settled:
+            self.fail(OUTCOMES, f"{where}: it has the outcome of {journal.settled[at]}")
+        journal.settled[at] = where
+
+    # -- the step functions ------------------------------------------------------------------------------------------
+
+    def began(self, step: StepContext) -> int:
+        """An attempt's code starts."""
+        key: str = step.idempotency_key.split("/", 1)[0]
+        execution = Execution(key, step.step, step.generation, step.attempt, LIFE.get())
+        self.executions.append(execution)
+        self.say(f"{execution.life} runs {step.run_id} {step.step} {step.generation}.{step.attempt}")
+        journal = self.journals.get(key)
+        if journal is None or (step.step, step.generation, step.attempt) not in journal.dispatched:
+            self.fail(DURABLE, f"{step.run_id} {step.step} attempt {step.attempt} runs before its dispatch is stored")
+        own = (key, step.step, step.generation, step.attempt)
+        if own in self.began_keys:
+            self.fail(ONCE, f"{step.run_id} {step.step} {step.generation}.{step.attempt} starts twice")
+        self.began_keys.add(own)
+        return len(self.executions) - 1
+
+    def ended(self, number: int, value: object) -> None:
+        """An attempt's code returns."""
+        self.executions[number].value = value
+
+    def added(self, step: StepContext, ids: list[str]) -> None:
+        """Steps were added at once; the call came back, so they must be stored."""
+        journal = self.journals.get(step.idempotency_key.split("/", 1)[0])
+        if journal is None:
+            return
+        missing = [id_ for id_ in ids if encode_id(id_) not in {at.rpartition("/")[2] for at in journal.added}]
+        if missing:
+            self.fail(DURABLE, f"{step.run_id} {step.step} was told that {missing} are added; they are not stored")
+
+
+def leftovers(data: MemoryData) -> list[str]:
+    """What closed runs left behind."""
+    found: list[str] = []
+    for run in data.runs.values():
+        if run.status == RUNNING:
+            found.append(f"run {run.head.id} is still open")
+        if run.tasks:
+            found.append(f"run {run.head.id} ({run.status}) has tasks of steps {sorted(run.tasks)}")
+        if run.inbox:
+            found.append(f"run {run.head.id} ({run.status}) has inputs {list(run.inbox)}")
+    return found

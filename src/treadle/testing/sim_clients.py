@@ -1,0 +1,86 @@
+"""What simulated operators and clients ask of runs, and what they are told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from treadle.errors import TreadleError
+from treadle.runtime.client import Run
+from treadle.testing.invariants import ANSWERS, DELETED, Fail, Watch
+from treadle.testing.sim_oracle import Told
+from treadle.testing.sim_workload import LABELS, SIGNALS, Act, RunSpec
+
+
+class Desk:
+    """Does what acts say, and keeps what comes of it."""
+
+    def __init__(self, watch: Watch, told: list[Told], fail: Fail) -> None:
+        self._watch = watch
+        self._told = told
+        self._fail = fail
+        # Ids of runs that an operator has deleted.
+        self.deleted: set[str] = set()
+
+    async def ask(self, act: Act, spec: RunSpec, run: Run[Any], key: str) -> None:
+        """One request of an operator."""
+        match act.what:
+            case "signal":
+                await self._signal(act, spec, run, key)
+            case "retry_one" | "rewind":
+                await self._reopen(act, run, key)
+            case "delete":
+                await self._delete(spec, run, key)
+            case "await":
+                await self.await_result(run, key)
+            case "await_step":
+                await self._await_step(run, key, spec.step)
+            case _:
+                await self._simple(act, run)
+
+    async def _simple(self, act: Act, run: Run[Any]) -> None:
+        match act.what:
+            case "cancel" | "cancel_hard":
+                await run.cancel(hard=act.what == "cancel_hard")
+            case "release":
+                await run.release(LABELS[int(act.number * len(LABELS))])
+            case "inspect":
+                await run.inspect()
+                await run.why()
+            case _:
+                await getattr(run, act.what)()
+
+    async def _signal(self, act: Act, spec: RunSpec, run: Run[Any], key: str) -> None:
+        name = SIGNALS[int(act.number * len(SIGNALS))]
+        first = await run.signal(name, act.name)
+        stored = self._watch.journals[key].signals
+        if name not in stored or (first and stored[name] != f'="{act.name}"'):
+            self._fail(ANSWERS, f"signal {name} to {spec.id} was answered {first}; stored {stored}")
+
+    async def _reopen(self, act: Act, run: Run[Any], key: str) -> None:
+        steps = list(self._watch.journals[key].settled)
+        if steps:
+            at = steps[int(act.number * len(steps))]
+            await (run.rewind(at) if act.what == "rewind" else run.retry(at))
+
+    async def _delete(self, spec: RunSpec, run: Run[Any], key: str) -> None:
+        await run.delete()
+        self.deleted.add(spec.id)
+        if key in self._watch.data.runs:
+            self._fail(DELETED, f"{spec.id} was deleted and is there")
+
+    async def await_result(self, run: Run[Any], key: str) -> None:
+        """Wait for a run's result, and note it."""
+        try:
+            value = await run.result()
+        except TreadleError as error:
+            self._told.append(Told("result", key, None, error))
+            raise
+        self._told.append(Told("result", key, value, None))
+
+    async def _await_step(self, run: Run[Any], key: str, at: str) -> None:
+        try:
+            value = await run.step(at, timeout=500)
+        except TreadleError as error:
+            self._told.append(Told("step", key, None, error, at))
+            raise
+        self._told.append(Told("step", key, value, None, at))

@@ -1,0 +1,232 @@
+"""The oracle: reads the journals alone, computes what they should say, and compares.
+
+Slots are resolved here a second time, by a few lines that know nothing of the core's own resolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from treadle.core import events as ev
+from treadle.core.apply import apply, new_state
+from treadle.core.events import Arg, ArgList, ArgMap, Handle, Pick, decode_events
+from treadle.core.graph import Graph, Node
+from treadle.core.plan import Const, ListOf, MapOf, Predicate, Ref, SignalValue, decode_plan
+from treadle.core.state import RunState, StepState, settled
+from treadle.core.tables import RUNNING, SUCCEEDED
+from treadle.errors import InternalError
+from treadle.store.blobs import MemoryBlobs
+from treadle.testing.invariants import ANSWERS, FOLD, RESULTS, ROWS, Fail, Journal
+from treadle.testing.sim_workload import OWN, truth_of, value_of
+
+
+class Oracle:
+    """Judges one run's journal."""
+
+    def __init__(self, journal: Journal, blobs: MemoryBlobs, fail: Fail) -> None:
+        self.journal = journal
+        self.run = journal.run
+        self.blobs = blobs
+        self.fail = fail
+        self._values: dict[Handle, Any] = {}
+        # Step number -> its arguments at its last dispatch.
+        self._arguments: dict[int, dict[str, Any] | None] = {}
+        self.state: RunState | None = None
+        # Values of all outcomes that the run ever had, in order.
+        self.outcomes: list[tuple[str, Any]] = []
+        # Address -> all results that the step ever had.
+        self.results: dict[str, list[Any]] = {}
+
+    def judge(self) -> None:
+        """Fold the journal event by event, and check each."""
+        head = self.run.head
+        state = new_state(head.key, head.id, Graph(decode_plan(self.run.plan)), head.constants, head.breakpoints)
+        self.state = state
+        for row in self.run.rows:
+            state.now = row.time
+            events = decode_events(row.events) if isinstance(row.events, str) else row.events
+            for event in events:
+                try:
+                    self._before(state, event)
+                    apply(state, event)
+                except (InternalError, AssertionError, LookupError) as error:
+                    self.fail(FOLD, f"{head.id}@{row.version} {event}: {error!r}")
+                    return
+                self._after(state, event)
+            state.version = row.version
+        self._rows(state)
+
+    def _before(self, state: RunState, event: ev.AnyEvent) -> None:
+        if isinstance(event, ev.StepSucceeded):
+            step = state.step_at(event.at)
+            assert step is not None
+            arguments = self._arguments.get(step.node.number)
+            found = self.value(event.result)
+            self.results.setdefault(event.at, []).append(found)
+            # Only the functions of the simulation's own workload are known to be deterministic.
+            if (
+                step.spec.action in OWN
+                and arguments is not None
+                and found != value_of(arguments["conduct"], arguments["values"])
+            ):
+                text = f"{state.run_id} {event.at}: {_cut(found)} for {_cut(arguments)}"
+                self.fail(RESULTS, text)
+        elif isinstance(event, ev.ConditionEvaluated):
+            step = state.step_at(event.at)
+            assert step is not None
+            self._condition(state, step, event)
+
+    def _condition(self, state: RunState, step: StepState, event: ev.ConditionEvaluated) -> None:
+        when = step.spec.when
+        assert when is not None
+        if isinstance(when, Predicate):
+            slots = {name: self.resolve(state, step.node, slot) for name, slot in when.slots.items()}
+            if when.name not in OWN:
+                return
+            expected = truth_of(slots["value"], slots["salt"])
+        else:
+            expected = self.resolve(state, step.node, when)
+        if event.value is not expected:
+            self.fail(RESULTS, f"{state.run_id} {event.at}: its condition is {expected}, not {event.value}")
+
+    def _after(self, state: RunState, event: ev.AnyEvent) -> None:
+        if isinstance(event, ev.StepDispatched):
+            step = state.step_at(event.at)
+            assert step is not None
+            try:
+                self._arguments[step.node.number] = {
+                    name: self.resolve(state, step.node, slot) for name, slot in step.spec.slots.items()
+                }
+            except (LookupError, TypeError):
+                # A path that leads to nothing: the attempt must fail, which its event shows.
+                self._arguments[step.node.number] = None
+        elif isinstance(event, ev.RunSettled):
+            try:
+                self.outcomes.append((event.outcome, self.assembled(event.result)))
+            except LookupError:
+                self.outcomes.append((event.outcome, None))
+
+    # -- values --------------------------------------------------------------------------------------------------
+
+    def value(self, handle: Handle) -> Any:
+        """The value behind a handle."""
+        if handle not in self._values:
+            if handle[0] == "=":
+                text: str | bytes = handle[1:]
+            elif handle[0] == "@":
+                text = self.run.payloads[handle[1:]]
+            else:
+                text = self.blobs.get(handle[1:])
+            self._values[handle] = msgspec.json.decode(text)
+        return self._values[handle]
+
+    def assembled(self, arg: Arg) -> Any:
+        """The value of an argument."""
+        if isinstance(arg, str):
+            return self.value(arg)
+        if isinstance(arg, Pick):
+            value = self.value(arg.value)
+            for part in arg.path:
+                value = value[part]
+            return value
+        if isinstance(arg, ArgList):
+            return [self.assembled(item) for item in arg.items]
+        assert isinstance(arg, ArgMap)
+        return {key: self.assembled(item) for key, item in arg.items.items()}
+
+    def resolve(self, state: RunState, node: Node, slot: Any) -> Any:
+        """The value of a slot as the run stands."""
+        constants = node.constants if node.constants is not None else state.constants
+        match slot:
+            case Const():
+                return self.value(constants[slot.index])
+            case Ref():
+                upstream = state.states[node.refs[slot.step]]
+                if upstream.status == SUCCEEDED and isinstance(upstream, StepState):
+                    value = self.value(upstream.result)
+                    for part in slot.path:
+                        value = value[part]
+                    return value
+                return self.value(constants[slot.default])
+            case SignalValue():
+                return self.value(state.signals[slot.name])
+            case ListOf():
+                return [self.resolve(state, node, item) for item in slot.items]
+            case MapOf():
+                return {key: self.resolve(state, node, item) for key, item in slot.items.items()}
+            case _:
+                raise AssertionError(slot)
+
+    # -- rows ------------------------------------------------------------------------------------------------------
+
+    def _rows(self, state: RunState) -> None:
+        """Compare the rows beside the journal with it."""
+        run = self.run
+        if run.status != (state.status or RUNNING) or (run.hold != state.hold and state.status == RUNNING):
+            text = f"{state.run_id}: stored {run.status}, hold {run.hold}; journal {state.status}, hold {state.hold}"
+            self.fail(ROWS, text)
+        for step in state.steps():
+            row = run.steps.get(step.node.number)
+            if not settled(step):
+                if row is not None and not step.removed:
+                    self.fail(
+                        ROWS, f"{state.run_id} {step.node.address} is {step.status} and has a row of {row.status}"
+                    )
+            elif row is None:
+                # A step that its rewound adder did not add again is taken back without an event of its own.
+                if not (step.status == "skipped" and step.finished_at == 0):
+                    self.fail(ROWS, f"{state.run_id} {step.node.address} is {step.status} and has no row")
+            elif (row.status, row.result, row.generation, row.attempt) != (
+                step.status,
+                step.result,
+                step.generation,
+                step.attempt,
+            ):
+                self.fail(ROWS, f"{state.run_id} {step.node.address}: {row}, journal {step.status} {step.result}")
+
+
+class Told:
+    """What a client was told of a run."""
+
+    __slots__ = ("error", "key", "kind", "step", "value")
+
+    def __init__(self, kind: str, key: str, value: Any, error: Exception | None, step: str = "") -> None:
+        self.kind = kind
+        self.key = key
+        self.value = value
+        self.error = error
+        self.step = step
+
+
+# The error that a run's outcome becomes for who awaits its result.
+_OUTCOME_OF = {"RunFailedError": "failed", "RunCancelledError": "cancelled", "StepSkippedError": "succeeded"}
+
+
+def judge(journals: Mapping[str, Journal], blobs: MemoryBlobs, told: Iterable[Told], fail: Fail) -> None:
+    """Judge all journals, and compare what clients were told with them."""
+    oracles: dict[str, Oracle] = {}
+    for key, journal in journals.items():
+        oracle = oracles[key] = Oracle(journal, blobs, fail)
+        oracle.judge()
+    for one in told:
+        _compare(one, oracles[one.key], fail)
+
+
+def _compare(told: Told, oracle: Oracle, fail: Fail) -> None:
+    name = oracle.run.head.id
+    if told.kind == "result":
+        if told.error is None and ("succeeded", told.value) not in oracle.outcomes:
+            fail(ANSWERS, f"{name} gave {_cut(told.value)}; its outcomes are {_cut(oracle.outcomes)}")
+        outcome = _OUTCOME_OF.get(type(told.error).__name__)
+        if outcome is not None and outcome not in [one for one, _ in oracle.outcomes]:
+            fail(ANSWERS, f"{name} was {told.error!r}; its outcomes are {_cut(oracle.outcomes)}")
+    elif told.error is None and told.value not in oracle.results.get(told.step, []):
+        fail(ANSWERS, f"step {told.step} of {name} gave {_cut(told.value)}, which it never had")
+
+
+def _cut(value: object) -> str:
+    text = repr(value)
+    return text if len(text) < 300 else text[:300] + "..."

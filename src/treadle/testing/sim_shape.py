@@ -1,0 +1,67 @@
+"""What a simulated world is made of: its machines, their limits, and an ear for what the engine calls critical."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import random
+
+from treadle.core.decide import Limits
+from treadle.runtime.client import App
+from treadle.runtime.node import Node
+from treadle.testing.invariants import FOLD, Fail
+from treadle.testing.sim_faults import Profile
+from treadle.testing.sim_loop import Life
+from treadle.testing.sim_ports import SimClock
+
+
+class Shape:
+    """What a seed's world is made of."""
+
+    def __init__(self, rng: random.Random, profile: Profile) -> None:
+        self.nodes = rng.choice((1, 2, 2, 3, 4))
+        self.slots = [rng.choice((2, 3, 8)) for _ in range(self.nodes)]
+        self.threads = [rng.choice((1, 2, 4)) for _ in range(self.nodes)]
+        self.limits = Limits(dispatched=rng.choice((3, 5, 20)), events=rng.choice((5, 12, 50)))
+        self.lease = rng.choice((3.0, 8.0, 15.0))
+        self.skews = [rng.choice((0.0, 0.0, 0.5, 30.0)) * (rng.random() - 0.5) for _ in range(self.nodes)]
+        self.seconds = profile.seconds
+        self.inline = [rng.random() < 0.2 for _ in range(self.nodes)]
+        # Whether each node executes steps; one of them always does.
+        self.workers = [index == 0 or rng.random() < 0.85 for index in range(self.nodes)]
+
+
+class Host:
+    """A machine: it survives the crashes of its process."""
+
+    def __init__(self, index: int, clock: SimClock) -> None:
+        self.index = index
+        self.clock = clock
+        self.lives = 0
+        self.life: Life | None = None
+        self.node: Node | None = None
+        self.app: App | None = None
+        self.context: contextvars.Context | None = None
+
+
+class Critical(logging.Handler):
+    """A run that the engine holds because of a broken invariant is a finding."""
+
+    def __init__(self, fail: Fail) -> None:
+        super().__init__(logging.CRITICAL)
+        self._fail = fail
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Report it."""
+        self._fail(FOLD, record.getMessage())
+
+
+def where(error: BaseException) -> str:
+    """The files and lines that an error came through."""
+    trace = error.__traceback__
+    places: list[str] = []
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        places.append(f"{code.co_filename.rpartition('/')[2]}:{trace.tb_lineno}")
+        trace = trace.tb_next
+    return " ".join(places)

@@ -1,0 +1,436 @@
+"""Workloads of the simulation: random plans, the step functions they call, and what operators do to the runs.
+
+The step functions are deterministic in what they return, so that the invariants can compute from the journal what
+every result must be; whether an attempt fails, and how long it takes, depends on its name and number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextvars import ContextVar
+from typing import Any, Protocol
+from zlib import crc32
+
+import msgspec
+
+from treadle.authoring.bound import Bound, or_default, scope, signal_value
+from treadle.authoring.builder import PlanBuilder, Planned
+from treadle.authoring.context import StepContext, context
+from treadle.authoring.decorators import predicate, step
+from treadle.authoring.options import Retry
+from treadle.authoring.registry import Registry
+from treadle.errors import DefinitionError, Permanent, Retryable, RetryLater, StepInterrupt
+
+Conduct = dict[str, Any]
+registry = Registry()
+# Names of the functions below.
+OWN = frozenset({"sim:work", "sim:toil", "sim:truth", "sim:heavy-truth"})
+
+
+class Observer(Protocol):
+    """Who is told what the step functions do."""
+
+    def began(self, step: StepContext) -> int:
+        """An attempt's code starts; gives its number."""
+        ...
+
+    def ended(self, number: int, value: object) -> None:
+        """An attempt's code returns `value`."""
+        ...
+
+    def added(self, step: StepContext, ids: list[str]) -> None:
+        """Steps were added at once, and the call came back."""
+        ...
+
+
+OBSERVER: ContextVar[Observer] = ContextVar("treadle_sim_observer")
+
+
+# -- what steps do -------------------------------------------------------------------------------------------------
+
+
+def fraction(*parts: object) -> float:
+    """A number from 0 to 1 that depends on the parts only."""
+    return (crc32(repr(parts).encode()) * 0x9E3779B1 & 0xFFFFFFFF) / 0x1_0000_0000
+
+
+def value_of(conduct: Conduct, values: list[Any]) -> dict[str, Any]:
+    """What a step returns for its arguments, in whichever attempt."""
+    digest = crc32(msgspec.json.encode([conduct["name"], values], order="deterministic"))
+    value: dict[str, Any] = {"of": conduct["name"], "sum": digest, "odd": bool(digest & 1)}
+    if conduct.get("size"):
+        value["pad"] = "x" * conduct["size"]
+    return value
+
+
+def truth_of(value: Any, salt: int) -> bool:
+    """What the predicate answers."""
+    return crc32(msgspec.json.encode([value, salt], order="deterministic")) % 3 != 0
+
+
+def _fail(conduct: Conduct, step: StepContext) -> None:
+    """Raise if this attempt is one that fails."""
+    if fraction("fails", conduct["name"], step.generation, step.attempt) >= conduct.get("fails", 0.0):
+        return
+    kind = fraction("kind", conduct["name"], step.attempt)
+    text = f"{conduct['name']} fails in attempt {step.attempt}"
+    if kind < 0.35:
+        raise ValueError(text)
+    if kind < 0.6:
+        raise Retryable(text)
+    if kind < 0.8:
+        raise RetryLater(0.3 + 3 * fraction(text))
+    if kind < 0.95:
+        raise Permanent(text)
+    raise SystemExit(3)
+
+
+def _additions(conduct: Conduct) -> list[tuple[Conduct, Any, bool]]:
+    """The steps that a step adds: each with its place and whether at once."""
+    return [(child, child.get("into"), bool(child.get("now"))) for child in conduct.get("adds", ())]
+
+
+def _bound(child: Conduct) -> Any:
+    """The planned step of a child's conduct."""
+    function = toil if child.get("sync") else work
+    own = {key: part for key, part in child.items() if key not in ("into", "now", "retry", "dedup")}
+    options: dict[str, Any] = {
+        "id": child["id"],
+        "retry": Retry(attempts=3, initial=0.5) if child.get("retry") else None,
+    }
+    if child.get("dedup"):
+        options["dedup"] = child["dedup"]
+    return function.options(**options).bind(own, [])
+
+
+@step(registry=registry, name="sim:work")
+async def work(conduct: Conduct, values: list[Any]) -> dict[str, Any]:
+    """An async step."""
+    own = context()
+    observer = OBSERVER.get()
+    number = observer.began(own)
+    await _sleep(conduct, conduct["sleep"] * fraction("sleep", conduct["name"], own.attempt))
+    if conduct.get("progress"):
+        own.progress(f"half of {conduct['name']}")
+    now: list[str] = []
+    for child, into, at_once in _additions(conduct):
+        bound = _bound(child)
+        if at_once:
+            await own.add(bound, into=into, now=True)
+            if not child.get("dedup"):
+                now.append(child["id"])
+        else:
+            own.add(bound, into=into)
+    observer.added(own, now)
+    _fail(conduct, own)
+    value = value_of(conduct, values)
+    observer.ended(number, value)
+    return value
+
+
+async def _sleep(conduct: Conduct, seconds: float) -> None:
+    loop = asyncio.get_running_loop()
+    until = loop.time() + seconds
+    while True:
+        try:
+            await asyncio.sleep(until - loop.time())
+            return
+        except asyncio.CancelledError:
+            if not conduct.get("stubborn"):
+                raise
+            # Code that swallows its cancellation, and then ends later than it was told.
+            until = max(until, loop.time() + 1.0)
+
+
+@step(registry=registry, name="sim:toil")
+def toil(conduct: Conduct, values: list[Any]) -> dict[str, Any]:
+    """A sync step: all of it happens at one instant of its thread."""
+    own = context()
+    observer = OBSERVER.get()
+    number = observer.began(own)
+    if own.cancelled and not conduct.get("stubborn"):
+        raise StepInterrupt
+    for child, into, _ in _additions(conduct):
+        own.add(_bound(child), into=into)
+    _fail(conduct, own)
+    value = value_of(conduct, values)
+    observer.ended(number, value)
+    return value
+
+
+@predicate(registry=registry, name="sim:truth")
+async def truth(value: Any, salt: int) -> bool:
+    """A condition; now and then it cannot tell."""
+    own = context()
+    await asyncio.sleep(fraction("truth", own.step, own.attempt))
+    if fraction("unable", own.step, salt) < 0.05:
+        raise ValueError("the condition cannot be evaluated")
+    return truth_of(value, salt)
+
+
+@predicate(registry=registry, name="sim:heavy-truth")
+def heavy_truth(value: Any, salt: int) -> bool:
+    """A condition evaluated in a thread."""
+    return truth_of(value, salt)
+
+
+# -- plans ------------------------------------------------------------------------------------------------------------
+
+SIGNALS = ("go", "paid", "näher")
+LABELS = ("one", "two")
+IDS = ("a b", "x/y", "ü", "100%", "p#1", "q~2", "[r]", "plain")
+
+
+class RunSpec(msgspec.Struct):
+    """A run to start: when, where, under which id, and with which plan."""
+
+    name: str
+    id: str
+    at: float
+    node: int
+    planned: Planned
+    breakpoints: list[str]
+    # How often and where the same id is started again.
+    again: list[tuple[float, int]]
+    awaits: bool
+    # The address of a step to wait for.
+    step: str
+
+
+class Planner:
+    """Makes one random plan."""
+
+    def __init__(self, rng: random.Random, name: str) -> None:
+        self.rng = rng
+        self.name = name
+        self.count = 0
+        self.placed: list[Any] = []
+        self.addresses: list[str] = []
+
+    def conduct(self, name: str, *, depth: int = 0) -> Conduct:
+        """How a step behaves."""
+        rng = self.rng
+        made: Conduct = {"name": name, "sleep": rng.choice((0.0, 0.1, 1.0, 1.0, 5.0))}
+        if rng.random() < 0.3:
+            made["fails"] = rng.choice((0.1, 0.3, 0.7))
+        if rng.random() < 0.1:
+            made["size"] = rng.choice((2_000, 2_000, 2_000, 20_000, 300_000) if rng.random() < 0.5 else (2_000,))
+        if rng.random() < 0.15:
+            made["stubborn"] = True
+        if rng.random() < 0.1:
+            made["progress"] = True
+        if rng.random() < 0.03:
+            made["sleep"] = 120.0
+        if depth < 2 and rng.random() < (0.18 if depth == 0 else 0.3):
+            made["adds"] = [self.child(depth + 1, index) for index in range(rng.randint(1, 3))]
+        return made
+
+    def child(self, depth: int, index: int) -> Conduct:
+        """How an added step behaves, and where it goes."""
+        rng = self.rng
+        into = rng.choice((None, None, "root"))
+        # Ids from a small set: two adders may add the same step, or different ones of one id.
+        key = rng.choice(("c1", "c2", "c3", "c/4")) if into or rng.random() < 0.1 else f"k{index}"
+        shape = rng.randrange(2) if rng.random() < 0.2 else 0
+        name = f"{self.name}:{key}:{shape}" if into else f"{self.name}:{key}:{depth}"
+        if into:
+            # One definition an id and shape: what is added into the root by two steps is one step.
+            rng = random.Random(name)
+            made: Conduct = {"name": name, "sleep": rng.random(), "fails": rng.choice((0.0, 0.3))}
+        else:
+            made = self.conduct(name, depth=depth)
+        made.update(id=key, into=into, sync=rng.random() < 0.3, retry=rng.random() < 0.5)
+        if self.rng.random() < 0.3:
+            made["now"] = True
+        if into is None and self.rng.random() < 0.1:
+            made["dedup"] = self.rng.choice(("d1", "d2"))
+        return made
+
+    def arguments(self) -> list[Any]:
+        """Refs to steps placed before, whole or in part, with and without defaults; constants; signals."""
+        rng = self.rng
+        values: list[Any] = []
+        for _ in range(rng.choice((0, 0, 1, 1, 1, 2, 3))):
+            if not self.placed:
+                break
+            # Near ones make chains, far ones diamonds.
+            bound = self.placed[-1] if rng.random() < 0.5 else rng.choice(self.placed)
+            if rng.random() < 0.3:
+                bound = bound[rng.choice(("sum", "odd", "of"))]
+            values.append(or_default(bound, None) if rng.random() < 0.25 else bound)
+        if rng.random() < 0.3:
+            values.append(rng.randrange(100))
+        if rng.random() < 0.04:
+            values.append(signal_value(rng.choice(SIGNALS)))
+        return values
+
+    def options(self) -> dict[str, Any]:
+        """What else a step may have."""
+        rng = self.rng
+        options: dict[str, Any] = {}
+        if rng.random() < 0.35:
+            options["retry"] = Retry(
+                attempts=rng.randint(1, 4),
+                initial=rng.choice((0, 0.2, 1.0)),
+                backoff=rng.choice(("fixed", "linear", "exponential")),
+                cap=5,
+                jitter=rng.choice((0.0, 0.5)),
+            )
+        if rng.random() < 0.15:
+            options["optional"] = True
+        if rng.random() < 0.15:
+            options["timeout"] = rng.choice((0.5, 2.0, 8.0))
+        if rng.random() < 0.1:
+            options["delay"] = rng.choice((0.5, 3.0))
+        if rng.random() < 0.3:
+            options["priority"] = rng.randint(-2, 5)
+        self._fences(options)
+        return options
+
+    def _fences(self, options: dict[str, Any]) -> None:
+        rng = self.rng
+        if rng.random() < 0.15:
+            options["queue"] = rng.choice(("q1", "q2"))
+        if rng.random() < 0.06:
+            options["signals"] = [rng.choice(SIGNALS)]
+        if rng.random() < 0.1:
+            options[rng.choice(("break_before", "break_after"))] = [rng.choice(LABELS)]
+        if rng.random() < 0.05:
+            options["dedup"] = f"{self.name}{self.count}"
+        if self.placed:
+            self._edges(options)
+
+    def _edges(self, options: dict[str, Any]) -> None:
+        rng = self.rng
+        if rng.random() < 0.2:
+            chosen = rng.choice(self.placed)
+            options["after"] = [scope(chosen) if rng.random() < 0.3 else chosen]
+        if rng.random() < 0.2:
+            options["after_any"] = [rng.choice(self.placed)]
+        if rng.random() < 0.2:
+            bound = rng.choice(self.placed)
+            asked = truth if rng.random() < 0.7 else heavy_truth
+            way = rng.random()
+            if way < 0.4:
+                options["when"] = bound["odd"]
+            else:
+                options["when"] = asked.bind(or_default(bound, None) if way < 0.6 else bound, rng.randrange(1000))
+
+    def step(self, builder: PlanBuilder, address: str) -> None:
+        """Place one step."""
+        self.count += 1
+        own = f"s{self.count}" if self.rng.random() < 0.85 else f"{self.rng.choice(IDS)}{self.count}"
+        function: Any = work if self.rng.random() < 0.65 else toil
+        bound = builder.step(own, function, self.conduct(f"{self.name}:{own}"), self.arguments(), **self.options())
+        self.placed.append(bound)
+        node = bound.__treadle_node__
+        self.addresses.append(f"{address}/{node.segment}" if address else node.segment)
+
+    def fill(self, builder: PlanBuilder, count: int, address: str, depth: int) -> None:
+        """Place steps and groups."""
+        rng = self.rng
+        while count > 0:
+            if depth < 2 and count >= 2 and rng.random() < 0.12:
+                inner = rng.randint(1, count)
+                options: dict[str, Any] = {"optional": rng.random() < 0.2}
+                if self.placed and rng.random() < 0.5:
+                    options["after" if rng.random() < 0.6 else "after_any"] = rng.choice(self.placed)
+                self.count += 1
+                name = f"g{self.count}"
+                with builder.group(name, **options) as group:
+                    self.fill(builder, inner, f"{address}/{name}" if address else name, depth + 1)
+                if rng.random() < 0.4:
+                    # What follows waits for the whole group.
+                    self.count += 1
+                    builder.step(f"s{self.count}", work, self.conduct(f"{self.name}:s{self.count}"), [], after=group)
+                count -= inner
+            else:
+                self.step(builder, address)
+                count -= 1
+
+    def plan(self) -> Planned:
+        """A whole plan; drawn again if chance made one that contradicts itself."""
+        rng = self.rng
+        while True:
+            self.placed, self.addresses, self.count = [], [], 0
+            builder = PlanBuilder(self.name, registry=registry)
+            try:
+                self.fill(builder, rng.choice((1, 3, 5, 8, 12, 20)), "", 0)
+                if self.placed and rng.random() < 0.8:
+                    builder.output([_tolerant(rng, bound) for bound in self.placed[-3:]])
+                return builder.build()
+            except DefinitionError:
+                continue
+
+
+def _tolerant(rng: random.Random, bound: Bound) -> Any:
+    return or_default(bound, None) if rng.random() < 0.6 else bound
+
+
+# -- operators ---------------------------------------------------------------------------------------------------------
+
+
+class Act(msgspec.Struct):
+    """Something that an operator, or the world, does at an instant."""
+
+    name: str
+    at: float
+    what: str
+    node: int
+    run: int
+    number: float
+
+
+OPERATIONS = (
+    "pause", "pause", "resume", "resume", "cancel", "cancel_hard", "signal", "signal", "release", "release",
+    "retry", "retry_one", "rewind", "rewind", "delete", "replace", "await", "await_step", "inspect",
+)  # fmt: skip
+INSTANTS = ("crash", "crash", "condemn", "steal", "steal", "steal", "jump", "restart")
+
+
+class Workload(msgspec.Struct):
+    """All that is asked of the world in one simulation."""
+
+    runs: list[RunSpec]
+    acts: list[Act]
+
+
+def make_workload(rng: random.Random, seconds: float, nodes: int, instants: int) -> Workload:
+    """A random workload for so many seconds of trouble."""
+    runs: list[RunSpec] = []
+    for index in range(rng.choice((1, 2, 3, 4, 6))):
+        planner = Planner(rng, f"w{index}")
+        planned = planner.plan()
+        again = [(rng.random() * seconds, rng.randrange(nodes)) for _ in range(rng.choice((0, 0, 1, 2)))]
+        at = rng.random() * seconds * 0.5
+        if again and rng.random() < 0.5:
+            # At the same instant from another node.
+            again[0] = (at, rng.randrange(nodes))
+        runs.append(
+            RunSpec(
+                name=f"run{index}",
+                id=f"r{index}",
+                at=at,
+                node=rng.randrange(nodes),
+                planned=planned,
+                breakpoints=[label for label in LABELS if rng.random() < 0.5],
+                again=again,
+                awaits=rng.random() < 0.7,
+                step=rng.choice(planner.addresses) if planner.addresses else "",
+            )
+        )
+    acts: list[Act] = []
+    for index in range(rng.choice((0, 5, 15, 40))):
+        what, run = rng.choice(OPERATIONS), rng.randrange(len(runs))
+        # Most of them while the run is young; some when it has long ended.
+        at = min(seconds, runs[run].at + rng.choice((1.0, 5.0, 15.0, seconds)) * rng.random())
+        acts.append(Act(f"op{index}", at, what, rng.randrange(nodes), run, rng.random()))
+        if rng.random() < 0.15:
+            # Two operators at once.
+            other = rng.choice((what, rng.choice(OPERATIONS)))
+            acts.append(Act(f"op{index}b", at, other, rng.randrange(nodes), run, rng.random()))
+    for index in range(instants):
+        what = rng.choice(INSTANTS)
+        acts.append(Act(f"at{index}", rng.random() * seconds, what, rng.randrange(nodes), 0, rng.random()))
+    return Workload(runs, sorted(acts, key=lambda act: act.at))

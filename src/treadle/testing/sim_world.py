@@ -1,0 +1,539 @@
+"""The simulated world: machines that crash and start again, clients and operators on them, and the end of all trouble.
+
+All nodes are production `Node`s on one loop, each with ports of its own, on one shared store. When the trouble is
+over (`Faults.calm`), the world's keeper starts what is down, lifts what holds runs back, and waits until every
+run is closed; that it takes longer than `PATIENCE` is a finding.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import hashlib
+import logging
+import random
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+from treadle.authoring.registry import Registry
+from treadle.core.tables import RUNNING
+from treadle.errors import InternalError, StoreError, TreadleError
+from treadle.ports import Environment
+from treadle.runtime.client import App
+from treadle.runtime.node import Node, Settings
+from treadle.runtime.truth import with_truth
+from treadle.store.blobs import MemoryBlobs
+from treadle.store.committer import Driver, InlineDriver
+from treadle.store.memory import MemoryData, MemoryStore
+from treadle.testing.invariants import (
+    CALLERS,
+    CLOSED,
+    DURABLE,
+    FOLD,
+    LEFTOVERS,
+    OWNERS,
+    PROGRESS,
+    SLOTS,
+    STORE,
+    Journal,
+    Watch,
+    leftovers,
+)
+from treadle.testing.sim_clients import Desk
+from treadle.testing.sim_faults import Faults, Profile
+from treadle.testing.sim_loop import LIFE, Life, NodeCrashed, SimLoop, place_of
+from treadle.testing.sim_oracle import Told, judge
+from treadle.testing.sim_ports import (
+    SimBlobs,
+    SimClock,
+    SimDriver,
+    SimIds,
+    SimNetwork,
+    SimReaderThread,
+    SimThreads,
+    SimWakeups,
+)
+from treadle.testing.sim_shape import Critical, Host, Shape, where
+from treadle.testing.sim_store import SimStore
+from treadle.testing.sim_workload import LABELS, OBSERVER, SIGNALS, Act, RunSpec, Workload
+
+# What a user's own simulation does: starts runs, waits for them, asserts what must hold.
+Program = Callable[[App], Awaitable[None]]
+# In calm, all runs close within so many virtual seconds; 40 minutes hold the longest chain of sleeps and retries.
+PATIENCE = 2400.0
+# Who may hold a pending task or input without doing anything about it, in virtual seconds of trouble.
+NEGLECT = 90.0
+
+
+class World:
+    """One simulation."""
+
+    def __init__(
+        self,
+        seed: int,
+        profile: Profile,
+        shape: Shape,
+        workload: Workload,
+        registry: Registry,
+        drop: Iterable[str],
+        program: Program | None = None,
+    ) -> None:
+        self.seed = seed
+        self.shape = shape
+        self.workload = workload
+        self.drop = frozenset(drop)
+        self.registry = with_truth(registry)
+        self.rng = random.Random(seed ^ 0xC0FFEE)
+        self.trace: list[str] = []
+        # A user's program, run again from its start whenever it died with its node.
+        self.program = program
+        self.programmed = program is None
+        self.failures: list[tuple[str, str]] = []
+        self.loop = SimLoop(self._deadlocked)
+        self.data = MemoryData()
+        self.blobs = MemoryBlobs()
+        self.faults = Faults(seed, profile, drop, self.crash, self.say)
+        self.network = SimNetwork(self.loop, self.faults)
+        self.watch = Watch(self.data, self.fail, self.say)
+        self.told: list[Told] = []
+        self.clients: list[tuple[str, Life, asyncio.Task[Any]]] = []
+        self.desk = Desk(self.watch, self.told, self.fail)
+        self.over = False
+        self.dissolved = False
+        self._neglected: dict[tuple[str, ...], float] = {}
+        self.root = contextvars.copy_context()
+        self.root.run(OBSERVER.set, self.watch)
+        self.root.run(LIFE.set, None)
+        self.hosts = [
+            Host(index, SimClock(self.loop, shape.skews[index], 1.0 + 0.02 * (self.rng.random() - 0.5)))
+            for index in range(shape.nodes)
+        ]
+
+    # -- findings ------------------------------------------------------------------------------------------------
+
+    def say(self, text: str) -> None:
+        """Add a line to the trace."""
+        self.trace.append(f"{self.loop.time():.6f} {text}")
+
+    def fail(self, name: str, text: str) -> None:
+        """Note a broken invariant, and stop."""
+        if self.dissolved:
+            return
+        self.failures.append((name, text))
+        self.say(f"BROKEN {name}: {text}")
+        self.over = True
+        self.loop.stop()
+
+    def _deadlocked(self) -> None:
+        waits = "\n".join(f"  {place_of(task)}" for task in self.loop.pending())
+        self.fail(CLOSED, f"deadlock: nothing is ready and no timer is set; pending:\n{waits}")
+
+    def _handle(self, _loop: asyncio.AbstractEventLoop, facts: dict[str, Any]) -> None:
+        error = facts.get("exception")
+        if isinstance(error, NodeCrashed) or self.over:
+            return
+        self.fail(CALLERS, f"{facts.get('message')}: {error!r} {facts.get('handle') or facts.get('task')}")
+
+    # -- hosts ---------------------------------------------------------------------------------------------------
+
+    def boot(self, host: Host) -> None:
+        """Start a host's process."""
+        if host.life is not None and not host.life.dead:
+            return
+        host.lives += 1
+        host.life = Life(f"n{host.index}.{host.lives}")
+        context = self.root.copy()
+        context.run(LIFE.set, host.life)
+        host.context = context
+        self.say(f"boot {host.life.name}")
+        self.loop.create_task(self._boot(host, host.life), context=context)
+
+    async def _boot(self, host: Host, life: Life) -> None:
+        shape, index, loop, faults = self.shape, host.index, self.loop, self.faults
+        rng = random.Random(f"{self.seed} {life.name}")
+        store = SimStore(MemoryStore(self.data), faults, life, self.watch)
+        environment = Environment(
+            clock=host.clock,
+            ids=SimIds(host.clock, rng),
+            threads=SimThreads(loop, rng, shape.threads[index]),
+            wakeups=SimWakeups(self.network, life.name),
+            store=store,
+        )
+
+        def driver() -> Driver:
+            # The memory store's own driver now and then: it answers at once, inside the call that asks.
+            if shape.inline[index]:
+                return InlineDriver(renew_seconds=shape.lease / 3)
+            return SimDriver(loop, faults, life.name, shape.lease / 3)
+
+        node = Node(
+            environment,
+            driver=driver,
+            blobs=SimBlobs(self.blobs, faults, life),
+            registry=self.registry,
+            settings=Settings(
+                slots=shape.slots[index],
+                threads=shape.threads[index],
+                worker=shape.workers[index],
+                worker_id=f"n{index}",
+                lease_seconds=shape.lease,
+                limits=shape.limits,
+            ),
+            in_reader=SimReaderThread(loop, faults, life).run,
+        )
+        try:
+            await node.open()
+        except StoreError as error:
+            # The program ends with an error; whoever runs it starts it again.
+            self.say(f"{life.name} cannot start: {error}")
+            self.crash(life, "at its start")
+            return
+        host.node = node
+        host.app = App(node, _nothing)
+
+    def crash(self, life: Life, why: str) -> None:
+        """A host's process dies."""
+        if life.dead:
+            return
+        self.say(f"crash {life.name} {why}")
+        self.loop.kill(life)
+        self.network.leave(f"sim:{life.name}")
+        self._gone(life)
+
+    def _gone(self, life: Life) -> None:
+        """Its sessions are dead, which some stores can tell, and it starts again after a while."""
+        for session, own in self.watch.sessions.items():
+            if own is life and self.rng.random() < 0.5:
+                self.watch.known_dead.append(session)
+        for host in self.hosts:
+            if host.life is life:
+                host.node = host.app = None
+                seconds = 0.5 if self.faults.calm else self.rng.choice((0.1, 2.0, 20.0)) * self.rng.random()
+                self.loop.call_later(seconds, self.boot, host, context=self.root)
+
+    async def _restart(self, host: Host, grace: float) -> None:
+        """A process ends in order."""
+        node, life = host.node, host.life
+        assert node is not None
+        assert life is not None
+        host.app = host.node = None
+        await node.drain(grace)
+        await node.close()
+        life.dead = True
+        self._gone(life)
+
+    # -- what happens at instants ----------------------------------------------------------------------------------
+
+    def _act(self, act: Act) -> None:
+        if self.faults.calm and act.name.startswith("at"):
+            return
+        host = self.hosts[act.node]
+        if act.name.startswith("op"):
+            self._operate(host, act)
+            return
+        self.faults.strike(act.what, act.name)
+        life, node = host.life, host.node
+        if life is None or life.dead or node is None:
+            return
+        if act.what == "crash":
+            self.crash(life, "at a random instant")
+        elif act.what == "jump":
+            host.clock.jump((act.number - 0.5) * 120)
+        elif act.what == "restart":
+            assert host.context is not None
+            self.loop.create_task(self._restart(host, 3 * act.number), context=host.context.copy())
+        elif act.what == "condemn":
+            self._on_other(host, lambda other: other.committer.submit(lambda store: store.bury(node.session), _ignore))
+        elif act.what == "steal":
+            keys = [
+                key for key, run in self.data.runs.items() if run.owner is not None and run.owner.id == node.session
+            ]
+            if keys:
+                key = keys[int(act.number * len(keys))]
+                self._on_other(host, lambda other: self._steal(other, key))
+
+    def _steal(self, node: Node, key: str) -> None:
+        # Another session thinks that the owner is silent.
+        node.engine.acquire(key, steal=True).add_done_callback(lambda found: found.cancelled() or found.exception())
+
+    def _on_other(self, host: Host, work: Callable[[Node], None]) -> None:
+        for other in self.hosts:
+            if other is not host and other.node is not None and other.context is not None:
+                other.context.copy().run(work, other.node)
+                return
+
+    # -- clients ---------------------------------------------------------------------------------------------------
+
+    def client(self, host: Host, name: str, work: Callable[[App], Awaitable[None]]) -> None:
+        """Let a client do something on a host, if it is up."""
+        life, app = host.life, host.app
+        if life is None or app is None or life.dead or host.context is None:
+            return
+        task = self.loop.create_task(self._client(name, lambda: work(app)), context=host.context.copy())
+        self.clients.append((name, life, task))
+
+    async def _client(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except (TreadleError, TimeoutError) as error:
+            self.say(f"client {name}: {type(error).__name__} {error}")
+            if isinstance(error, InternalError):
+                self.fail(FOLD, f"client {name} was told {error!r}")
+        except Exception as error:  # noqa: BLE001 - any other error is a finding
+            self.fail(CALLERS, f"client {name} got {error!r} at {where(error)}")
+        else:
+            self.say(f"client {name}: done")
+
+    def _start(self, host: Host, spec: RunSpec, *, replace: bool = False, awaits: bool = False) -> None:
+        async def work(app: App) -> None:
+            run = await app.start(
+                spec.planned,
+                id=spec.id,
+                breakpoints=spec.breakpoints,
+                on_conflict="replace" if replace else "reuse",
+            )
+            key = await run.key()
+            if key not in self.watch.journals:
+                self.fail(DURABLE, f"start of {spec.id} returned {key}, which is not stored")
+            if awaits:
+                await self.desk.await_result(run, key)
+
+        self.client(host, f"start {spec.name}", work)
+
+    def _operate(self, host: Host, act: Act) -> None:
+        spec = self.workload.runs[act.run]
+        if spec.name in self.drop:
+            return
+        if act.what == "replace":
+            self._start(host, spec, replace=True)
+            return
+
+        async def work(app: App) -> None:
+            # Some callers give up early.
+            patience = act.number * 2 if act.number < 0.2 else None
+            async with asyncio.timeout(patience):
+                run = app.run(spec.id)
+                key = await run.key()
+                await self.desk.ask(act, spec, run, key)
+
+        self.client(host, f"{act.name} {act.what} {spec.name}", work)
+
+    # -- the course of the world -----------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Let it all happen; `failures` says what was found."""
+        logging.getLogger("treadle").addHandler(handler := Critical(self.fail))
+        level = logging.getLogger("treadle").level
+        logging.getLogger("treadle").setLevel(logging.CRITICAL)
+        loop = self.loop
+        loop.set_exception_handler(self._handle)
+        try:
+            loop.call_soon(self._begin, context=self.root)
+            loop.run_forever()
+        finally:
+            logging.getLogger("treadle").removeHandler(handler)
+            logging.getLogger("treadle").setLevel(level)
+        self.over = True
+        if not self.failures:
+            self._judge()
+
+    def dissolve(self) -> None:
+        """Let go of the loop and of all that was kept."""
+        self.dissolved = True
+        self.loop.dissolve()
+
+    def _begin(self) -> None:
+        for host in self.hosts:
+            self.loop.call_later(self.rng.random() * 0.2, self.boot, host)
+        for spec in self.workload.runs:
+            if spec.name not in self.drop:
+                self.loop.call_later(spec.at, self._start_at, spec.node, spec, spec.awaits)
+                for at, node in spec.again:
+                    self.loop.call_later(at, self._start_at, node, spec, False)
+        for act in self.workload.acts:
+            if act.name not in self.drop:
+                self.loop.call_later(act.at, self._act, act)
+        self.loop.create_task(self._keep(), context=self.root)
+        if self.program is not None:
+            self.loop.create_task(self._run_program(self.program), context=self.root)
+
+    async def _run_program(self, program: Program) -> None:
+        while not self.programmed:
+            host = self.hosts[self.rng.randrange(len(self.hosts))]
+            before = len(self.clients)
+            self.client(host, "program", lambda app: self._programmed(program, app))
+            if len(self.clients) > before:
+                # A look now and then: a program whose node died never ends.
+                _, life, task = self.clients[-1]
+                while not life.dead and not task.done():
+                    await asyncio.wait([task], timeout=0.5)
+            await asyncio.sleep(0.5)
+
+    async def _programmed(self, program: Program, app: App) -> None:
+        await program(app)
+        self.programmed = True
+
+    def _start_at(self, node: int, spec: RunSpec, awaits: bool) -> None:
+        self._start(self.hosts[node], spec, awaits=awaits)
+
+    async def _keep(self) -> None:
+        """Watch over the trouble, then over the calm."""
+        step = 2.0
+        while self.loop.time() < self.shape.seconds:
+            await asyncio.sleep(step)
+            self._check_neglect()
+        self.faults.calm = True
+        self.say("calm")
+        deadline = self.loop.time() + PATIENCE
+        await asyncio.sleep(step)
+        while not await self._settle():
+            self._check_neglect()
+            if self.loop.time() > deadline:
+                self._say_open()
+                return
+            await asyncio.sleep(step)
+        await self._end()
+
+    async def _settle(self) -> bool:
+        """Lift what holds runs back; True when all is closed."""
+        up = [host for host in self.hosts if host.app is not None]
+        for host in self.hosts:
+            if host.app is None:
+                return False
+        host = up[int(self.loop.time()) % len(up)]
+        for spec in self.workload.runs:
+            if spec.name not in self.drop and spec.id not in self.data.ids and spec.id not in self.desk.deleted:
+                self._start(host, spec)
+        for key, run in self.data.runs.items():
+            if self.program is None and run.status == RUNNING and int(self.loop.time()) % 5 == 0:
+                self._lift(host, run.head.id, self.watch.journals[key])
+        waiting = [task for _, life, task in self.clients if not life.dead and not task.done()]
+        return self.programmed and not leftovers(self.data) and not waiting
+
+    def _lift(self, host: Host, id_: str, journal: Journal) -> None:
+        """Do for a run what its operators have left undone."""
+        missing = [name for name in SIGNALS if name not in journal.signals]
+        labels = [label for label in LABELS if label in journal.reached]
+        if not missing and not labels and not journal.run.hold:
+            return
+
+        async def work(app: App) -> None:
+            run = app.run(id_)
+            if journal.run.hold:
+                await run.resume()
+            for name in missing:
+                await run.signal(name, "calm")
+            for label in labels:
+                await run.release(label)
+
+        self.client(host, f"lift {id_}", work)
+
+    def _say_open(self) -> None:
+        lines = leftovers(self.data)
+        lines += [
+            f"client {name} of {life.name} waits: {place_of(task)}"
+            for name, life, task in self.clients
+            if not life.dead and not task.done()
+        ]
+        if not self.programmed:
+            lines.append("the program has not come to its end")
+        lines += [f"host n{host.index} is not up" for host in self.hosts if host.app is None]
+        only_clients = all(line.startswith("client") for line in lines)
+        self.fail(CALLERS if only_clients else CLOSED, f"after {PATIENCE:g} s of calm:\n  " + "\n  ".join(lines))
+
+    async def _end(self) -> None:
+        """All is closed: slots are free, and every node ends in order."""
+        for _ in range(100):
+            if not any(self._busy(host) for host in self.hosts) and not self._unburied():
+                break
+            await asyncio.sleep(5.0)
+        for host in self.hosts:
+            if text := self._busy(host):
+                self.fail(SLOTS, text)
+        if dead := self._unburied():
+            self.fail(OWNERS, f"sessions {dead} are dead and nobody buries them")
+        for host in self.hosts:
+            if host.node is not None:
+                closing = self.loop.create_task(host.node.close(), context=host.context)
+                await asyncio.wait([closing], timeout=60.0)
+                if not closing.done():
+                    self.fail(CALLERS, f"n{host.index} does not close: {place_of(closing)}")
+        await asyncio.sleep(2 * self.shape.lease)
+        if not self.over:
+            self.loop.stop()
+
+    def _unburied(self) -> list[str]:
+        """Sessions whose process is gone."""
+        alive = {host.node.session for host in self.hosts if host.node is not None}
+        return [session for session in self.data.sessions if session not in alive]
+
+    def _busy(self, host: Host) -> str:
+        node = host.node
+        if node is None:
+            return ""
+        if node.worker.active:
+            return f"n{host.index} still executes {list(node.worker.active)}"
+        size = node.settings.slots + node.settings.threads
+        free = node.slots.free()
+        if free != size and node.settings.worker:
+            return f"n{host.index} executes nothing and has {free} of {size} slots free"
+        return ""
+
+    # -- checks at intervals -------------------------------------------------------------------------------------
+
+    def _check_neglect(self) -> None:
+        """Every pending task and input has somebody who does something about it."""
+        self.watch.check_store()
+        seen: dict[tuple[str, ...], float] = {}
+        alive = {host.node.session: host for host in self.hosts if host.node is not None}
+        for run in self.data.runs.values():
+            for entry in run.tasks.values():
+                host = alive.get(entry.session)
+                task = entry.task
+                if entry.session and host is not None and host.node is not None:
+                    if not host.node.worker.knows(task):
+                        self._note(seen, ("lease", task.run, task.address, str(task.lease)), OWNERS, entry.session)
+                elif not entry.session and not run.hold and task.not_before < self._now() - 120 and self._room():
+                    self._note(seen, ("task", task.run, task.address, str(task.attempt)), PROGRESS, "nobody")
+            if run.inbox:
+                own = run.owner.id if run.owner is not None else ""
+                first = next(iter(run.inbox))
+                self._note(seen, ("input", run.key, first), OWNERS, own)
+        self._neglected = seen
+
+    def _note(self, seen: dict[tuple[str, ...], float], what: tuple[str, ...], name: str, holder: str) -> None:
+        now = self.loop.time()
+        since = self._neglected.get(what, now)
+        seen[what] = since
+        if now - since > NEGLECT:
+            self.fail(name, f"{' '.join(what)} waits since {since:.3f}; {holder or 'nobody'} does nothing about it")
+
+    def _now(self) -> float:
+        return min(host.clock.now() for host in self.hosts)
+
+    def _room(self) -> bool:
+        """Whether a working node is up and has room of both kinds."""
+        nodes = [host.node for host in self.hosts if self.shape.workers[host.index]]
+        return any(node is not None and not node.slots.full() for node in nodes)
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def _judge(self) -> None:
+        for text in leftovers(self.data):
+            self.fail(LEFTOVERS, text)
+        self.watch.check_store()
+        if self.data.sessions:
+            self.fail(STORE, f"all nodes are closed, and sessions {list(self.data.sessions)} live")
+        judge(self.watch.journals, self.blobs, self.told, self.fail)
+
+    def digest(self) -> str:
+        """The hash of the trace: of every call, fault, event and execution, with its time."""
+        return hashlib.sha256("\n".join(self.trace).encode()).hexdigest()[:16]
+
+
+def _nothing() -> None:
+    """The store outlives its nodes."""
+
+
+def _ignore(_value: object, _error: BaseException | None) -> None:
+    """What becomes of it shows in the world."""
