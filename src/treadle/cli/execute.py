@@ -1,0 +1,251 @@
+"""Verbs that execute steps: `run` holds an engine and a worker for one run, `worker` for all."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from treadle.cli.complaints import INTERRUPTED
+from treadle.cli.desk import Desk, pairs, with_desk
+from treadle.cli.output import emit, say, write_value
+from treadle.cli.progress import QuietView, View, follow, view_for
+from treadle.cli.settings import find_project, make_folder
+from treadle.cli.targets import (
+    Inputs,
+    Workflow,
+    load_module,
+    load_workflow,
+    name_of,
+    parse_inputs,
+    plan_of,
+    split_target,
+    workflows_of,
+)
+from treadle.errors import DefinitionError, RunExistsError, UsageError
+from treadle.runtime.report import clean, duration
+
+if TYPE_CHECKING:
+    from treadle.authoring.builder import Planned
+    from treadle.runtime.client import App, Run
+
+DEFAULT_SLOTS = 1000
+DEFAULT_THREADS = 16
+
+
+def _capacity(function: Any) -> Any:
+    """The options that say how much is executed at a time."""
+    positive = click.IntRange(1)
+    slots = click.option(
+        "--slots", type=positive, default=DEFAULT_SLOTS, show_default=True, help="Async steps at a time."
+    )
+    threads = click.option(
+        "--threads", type=positive, default=DEFAULT_THREADS, show_default=True, help="Sync steps at a time."
+    )
+    return slots(threads(function))
+
+
+@contextlib.contextmanager
+def stopping(say_first: Callable[[], None]) -> Generator[asyncio.Event]:
+    """An event that SIGINT or SIGTERM sets; the second one ends the process at once.
+
+    What is lost then is lost as by a crash: another process executes it again.
+    """
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+
+    def asked() -> None:
+        if stop.is_set():
+            os._exit(INTERRUPTED)
+        stop.set()
+        say_first()
+
+    def late(_number: int, _frame: object) -> None:
+        loop.call_soon_threadsafe(asked)
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    former: dict[int, Any] = {}
+    for number in signals:
+        try:
+            loop.add_signal_handler(number, asked)
+        except NotImplementedError:
+            # Windows has no handlers on its loop.
+            former[number] = signal.signal(number, late)
+    try:
+        yield stop
+    finally:
+        for number in signals:
+            if number in former:
+                signal.signal(number, former[number])
+            else:
+                loop.remove_signal_handler(number)
+
+
+# -- run -----------------------------------------------------------------------------------------------------------
+
+
+@click.command()
+@with_desk("json", "jsonl")
+@click.option(
+    "--input", "inputs", multiple=True, metavar="JSON|@FILE|K=V", help="Arguments of the workflow; may be repeated."
+)
+@click.option("--id", "run_id", metavar="ID", help="The run's id; the same id again attaches to that run.")
+@click.option("--label", "labels", multiple=True, metavar="K=V", help="A label of the run; may be repeated.")
+@click.option("--break", "breaks", multiple=True, metavar="LABEL", help="Arm the breakpoints of this label.")
+@_capacity
+@click.option("--detach", is_flag=True, help="Only start it, for workers to execute; print the run's id.")
+@click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+@click.argument("target")
+async def run(
+    desk: Desk,
+    target: str,
+    inputs: tuple[str, ...],
+    run_id: str | None,
+    labels: tuple[str, ...],
+    breaks: tuple[str, ...],
+    detach: bool,
+    quiet: bool,
+    **capacity: int,
+) -> int | None:
+    """Run TARGET (file.py:workflow or module:workflow), show its progress, print its result as JSON.
+
+    The name may be left out if the file holds one workflow. A second run of the same --id attaches to the run and
+    finishes what is left of it. Ctrl-C lets running steps end; the same command goes on later.
+    """
+    workflow = load_workflow(target)
+    given = parse_inputs(inputs)
+    marks = pairs(labels, "--label")
+    planned = _planned(workflow, given, run_id)
+    make_folder(desk.url)
+    async with desk.connect(create=True, worker=not detach, **capacity) as app:
+        handle = await _attached(app, workflow, given, run_id)
+        if handle is None:
+            if isinstance(planned, DefinitionError):
+                raise planned
+            handle = await app.start(planned, id=run_id, labels=marks, breakpoints=breaks)
+        if detach:
+            emit({"run": handle.id, "key": await handle.key()}, desk.output, "")
+            return None
+        if not quiet:
+            say(f"run {clean(handle.id)} of {clean(name_of(workflow))}")
+        return await _execute(app, handle, view_for(quiet=quiet))
+
+
+def _planned(workflow: Workflow, given: Inputs, run_id: str | None) -> Planned | DefinitionError:
+    """The plan, made before there is a store. Without input an existing run may be meant: its error can wait."""
+    try:
+        return plan_of(workflow, given)
+    except DefinitionError as error:
+        if run_id is None or given.given:
+            raise
+        return error
+
+
+async def _attached(app: App, workflow: Workflow, given: Inputs, run_id: str | None) -> Run[Any] | None:
+    """The run of this id, if it exists and no input was given that could differ from its own."""
+    if run_id is None or given.given:
+        return None
+    row = next((row for row in await app.find(run_id) if row.id == run_id), None)
+    if row is None:
+        return None
+    definition = getattr(workflow, "definition", None)
+    known = (name_of(workflow), *(definition.aliases if definition is not None else ()))
+    if row.workflow not in known:
+        text = f"run {run_id!r} exists and is a run of {row.workflow!r}, not of {name_of(workflow)!r}"
+        raise RunExistsError(text, run_id=run_id)
+    handle = app.run(row.key)
+    handle.id = row.id
+    if row.hold:
+        say(f"run {clean(row.id)} is paused; `treadle resume {clean(row.id)}` lets it go on")
+    return handle
+
+
+async def _execute(app: App, handle: Run[Any], view: View) -> int | None:
+    """Wait for the run's end, or for a signal to stop; print the result."""
+    from treadle.authoring import codec
+
+    resume = f"the same command goes on with it (--id {clean(handle.id)})"
+    with stopping(lambda: say(f"\nstopping: waiting for running steps; again to exit at once. {resume}")) as stop:
+        end = asyncio.create_task(handle.wait())
+        asked = asyncio.create_task(stop.wait())
+        shown = asyncio.create_task(follow(handle, view))
+        try:
+            await asyncio.wait({end, asked}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            shown.cancel()
+            await asyncio.gather(shown, return_exceptions=True)
+            asked.cancel()
+        if not end.done():
+            view.close()
+            await app.drain()
+            # The last steps may have been the run's last.
+            await asyncio.sleep(0)
+            if not end.done():
+                end.cancel()
+                return INTERRUPTED
+        end.result()
+    snapshot = await handle.inspect()
+    view.update(snapshot)
+    view.close()
+    value = await handle.result()
+    if not isinstance(view, QuietView):
+        say(f"{snapshot.status} in {duration(snapshot.total_seconds)}")
+    write_value(codec.encode(value))
+    return None
+
+
+# -- worker --------------------------------------------------------------------------------------------------------
+
+
+@click.command()
+@with_desk()
+@click.option("--id", "worker_id", default="", metavar="NAME", help="The worker's name; else host and process id.")
+@_capacity
+@click.option(
+    "--grace", type=float, metavar="SECONDS", help="How long to wait for running steps at the end; else as needed."
+)
+@click.argument("targets", metavar="TARGET...", nargs=-1)
+async def worker(desk: Desk, targets: tuple[str, ...], grace: float | None, **capacity: Any) -> int | None:
+    """Execute the steps of all runs, until SIGTERM or SIGINT; then let running steps end.
+
+    TARGET is a file or a module; without it, `modules` of [tool.treadle] in pyproject.toml.
+    """
+    names = _import_all(targets)
+    make_folder(desk.url)
+    async with desk.connect(create=True, worker=True, **capacity) as app:
+        actions = app.registry.names()
+        listed = ", ".join(clean(name) for name in actions[:8])
+        more = f" and {len(actions) - 8} more" if len(actions) > 8 else ""
+        say(f"worker of {desk.url} for {', '.join(names)}: {listed}{more}")
+        with stopping(lambda: say("stopping: waiting for running steps; again to exit at once")) as stop:
+            await stop.wait()
+            drained = await app.drain(grace)
+    if not drained:
+        say("some steps still ran; other workers execute them again")
+        return 1
+    say("stopped")
+    return None
+
+
+def _import_all(targets: tuple[str, ...]) -> list[str]:
+    """Import the modules of targets, or those that pyproject.toml names.
+
+    Raises:
+        UsageError: nothing is named.
+    """
+    names = [split_target(target)[0] for target in targets]
+    if not names:
+        names = find_project(Path.cwd()).modules
+    if not names:
+        raise UsageError("name a file or module with steps, or set modules = [...] under [tool.treadle]")
+    for name in names:
+        module = load_module(name)
+        # Asked for its mistakes: a workflow that is broken is better known now than at its first run.
+        workflows_of(module)
+    return names

@@ -1,0 +1,156 @@
+"""Plans as text: an indented tree, Mermaid, Graphviz DOT."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from treadle.core.addresses import child, encode_id
+from treadle.core.analysis import Edge, edges, levels
+from treadle.core.plan import Block, Group, Plan, Step
+from treadle.runtime.report import clean, names
+
+INDENT: Final = "  "
+
+
+def tree(plan: Plan) -> str:
+    """The blocks in plan order, groups around their content, each step with what it needs and its rules."""
+    needs: dict[str, list[str]] = {}
+    for edge in edges(plan):
+        needs.setdefault(edge.target, []).append(_need(edge))
+    depth = levels(plan)
+    steps = sum(len(level) for level in depth)
+    lines = [f"{clean(plan.workflow)}  {steps} step{'' if steps == 1 else 's'} in {len(depth)} levels"]
+    _branch(plan.blocks, "", 1, needs, lines)
+    return "\n".join(lines) + "\n"
+
+
+def _need(edge: Edge) -> str:
+    return edge.name if edge.kind == "ref" else f"{edge.name} ({edge.kind})"
+
+
+def _branch(blocks: list[Step | Group], scope: str, depth: int, needs: dict[str, list[str]], lines: list[str]) -> None:
+    for block in blocks:
+        address = child(scope, encode_id(block.id))
+        waits = list(dict.fromkeys(needs.get(address, [])))
+        parts = [f"{INDENT * depth}{clean(block.id)}{'/' if isinstance(block, Group) else ''}"]
+        if waits:
+            parts.append(f"← {names(waits)}")
+        parts += _rules(block)
+        lines.append("  ".join(parts))
+        if isinstance(block, Group):
+            _branch(block.blocks, address, depth + 1, needs, lines)
+
+
+def _rules(block: Block) -> list[str]:
+    """The options of a block that are not the usual ones."""
+    said = ["optional"] if block.optional else []
+    if isinstance(block, Group):
+        return said
+    if block.retry is not None:
+        said.append(f"retry={block.retry.attempts or '∞'}")
+    if block.timeout is not None:
+        said.append(f"timeout={block.timeout:g}s")
+    if block.delay:
+        said.append(f"delay={block.delay:g}s")
+    if block.queue != "default":
+        said.append(f"queue={clean(block.queue)}")
+    if block.when is not None:
+        said.append("when")
+    if block.signals:
+        said.append(f"⚑ {names(block.signals)}")
+    if block.break_before or block.break_after:
+        said.append(f"⦿ {names([*block.break_before, *block.break_after])}")
+    return said
+
+
+def _ids(plan: Plan) -> dict[str, str]:
+    """Short ids that both languages take, by address: addresses may hold any text."""
+    found: dict[str, str] = {}
+
+    def number(blocks: list[Step | Group], scope: str) -> None:
+        for block in blocks:
+            address = child(scope, encode_id(block.id))
+            found[address] = f"n{len(found)}"
+            if isinstance(block, Group):
+                number(block.blocks, address)
+
+    number(plan.blocks, "")
+    return found
+
+
+def _quoted(text: str) -> str:
+    """Text inside a Mermaid label: its own entity codes for what it would read as syntax."""
+    return "".join(c if c.isalnum() or c in " _-.,:/" else f"#{ord(c)};" for c in clean(text))
+
+
+def mermaid(plan: Plan) -> str:
+    """The graph as a Mermaid flowchart; dotted edges do not require success."""
+    ids = _ids(plan)
+    lines = ["flowchart TD"]
+
+    def draw(blocks: list[Step | Group], scope: str, depth: int) -> None:
+        pad = INDENT * depth
+        for block in blocks:
+            address = child(scope, encode_id(block.id))
+            if isinstance(block, Group):
+                lines.append(f'{pad}subgraph {ids[address]}["{_quoted(block.id)}"]')
+                draw(block.blocks, address, depth + 1)
+                lines.append(f"{pad}end")
+            else:
+                lines.append(f'{pad}{ids[address]}["{_quoted(block.id)}"]')
+
+    draw(plan.blocks, "", 1)
+    for edge in _distinct(plan):
+        arrow = "-.->" if edge.kind in ("default", "after_any") else "-->"
+        lines.append(f"{INDENT}{ids[edge.source]} {arrow} {ids[edge.target]}")
+    return "\n".join(lines) + "\n"
+
+
+def dot(plan: Plan) -> str:
+    """The graph for Graphviz; dashed edges do not require success, an edge of a group ends at its border."""
+    ids = _ids(plan)
+    first: dict[str, str] = {}
+    lines = [f"digraph {_string(plan.workflow)} {{", f"{INDENT}compound=true; node [shape=box];"]
+
+    def draw(blocks: list[Step | Group], scope: str, depth: int) -> str:
+        pad = INDENT * depth
+        inner = ""
+        for block in blocks:
+            address = child(scope, encode_id(block.id))
+            if isinstance(block, Group):
+                lines.append(f"{pad}subgraph cluster_{ids[address]} {{ label={_string(block.id)};")
+                first[address] = draw(block.blocks, address, depth + 1)
+                lines.append(f"{pad}}}")
+            else:
+                first[address] = ids[address]
+                lines.append(f"{pad}{ids[address]} [label={_string(block.id)}];")
+            inner = inner or first[address]
+        return inner
+
+    draw(plan.blocks, "", 1)
+    for edge in _distinct(plan):
+        marks = ["style=dashed"] if edge.kind in ("default", "after_any") else []
+        if first[edge.source] != ids[edge.source]:
+            marks.append(f"ltail=cluster_{ids[edge.source]}")
+        if first[edge.target] != ids[edge.target]:
+            marks.append(f"lhead=cluster_{ids[edge.target]}")
+        suffix = f" [{', '.join(marks)}]" if marks else ""
+        lines.append(f"{INDENT}{first[edge.source]} -> {first[edge.target]}{suffix};")
+    return "\n".join([*lines, "}"]) + "\n"
+
+
+def _distinct(plan: Plan) -> list[Edge]:
+    """One edge for each pair; the one that requires most."""
+    order = {"ref": 0, "when": 1, "placement": 2, "after": 3, "default": 4, "after_any": 5}
+    found: dict[tuple[str, str], Edge] = {}
+    for edge in edges(plan):
+        pair = (edge.source, edge.target)
+        known = found.get(pair)
+        if known is None or order[edge.kind] < order[known.kind]:
+            found[pair] = edge
+    return list(found.values())
+
+
+def _string(text: str) -> str:
+    quoted = clean(text).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{quoted}"'

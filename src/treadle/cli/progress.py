@@ -1,0 +1,184 @@
+"""How a run is watched: a live tree on a terminal, plain lines elsewhere. Both are talk, so both go to stderr."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from treadle.cli.output import colourful, say
+from treadle.runtime.inspection import Snapshot, StepView
+from treadle.runtime.report import GLYPHS, annotations_of, clean, counts_line, cut, duration, header, tree_rows
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.live import Live
+
+    from treadle.runtime.client import Run
+
+# Seconds between two looks at the run: on a terminal, and for plain lines.
+LIVE_SECONDS: Final = 0.2
+PLAIN_SECONDS: Final = 1.0
+# Watching may take this part of a processor: reading a run costs time in proportion to its length.
+SHARE: Final = 0.05
+# Without news, running times are still to grow.
+REFRESH_SECONDS: Final = 1.0
+
+_STYLES: Final[dict[str, str]] = {
+    "succeeded": "green",
+    "failed": "bold red",
+    "skipped": "bright_black",
+    "cancelled": "magenta",
+    "running": "bold cyan",
+    "retrying": "yellow",
+}
+_BUSY: Final = ("running", "retrying", "failed")
+
+
+class View(Protocol):
+    """Something that shows snapshots."""
+
+    seconds: float
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Show the run as it is now."""
+        ...
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        ...
+
+
+def view_for(*, quiet: bool = False) -> View:
+    """The live tree if stderr is a terminal that can, else plain lines."""
+    if quiet:
+        return QuietView()
+    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        return LiveView()
+    return PlainView()
+
+
+class QuietView:
+    """Shows nothing."""
+
+    seconds = PLAIN_SECONDS
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Show nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class PlainView:
+    """A line with the counts when they change, and one for each step that failed or is tried again."""
+
+    seconds = PLAIN_SECONDS
+
+    def __init__(self) -> None:
+        self._said = ""
+        self._told: set[tuple[str, int, str]] = set()
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Say what is new."""
+        for step in snapshot.steps:
+            if step.shown in ("failed", "retrying"):
+                mark = (step.address, step.attempt, step.shown)
+                if mark not in self._told:
+                    self._told.add(mark)
+                    say(f"{GLYPHS[step.shown]} {clean(step.address)}  {step.shown}  {'  '.join(annotations_of(step))}")
+        line = f"[{snapshot.status}] {counts_line(snapshot)}"
+        if line != self._said:
+            self._said = line
+            say(line)
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class LiveView:
+    """A tree of steps that is drawn again in place; as tall as the terminal allows, what is busy first."""
+
+    seconds = LIVE_SECONDS
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._console = Console(stderr=True, no_color=not colourful(sys.stderr), highlight=False, markup=False)
+        self._live: Live = Live(console=self._console, auto_refresh=False)
+        self._live.start()
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Draw the run."""
+        self._live.update(self._draw(snapshot), refresh=True)
+
+    def close(self) -> None:
+        """Leave the last picture standing."""
+        self._live.stop()
+
+    def _draw(self, snapshot: Snapshot) -> RenderableType:
+        from rich.console import Group
+        from rich.text import Text
+
+        size = self._console.size
+        lines: list[Any] = [
+            Text(cut(header(snapshot), size.width - 1), style="bold"),
+            Text(cut(counts_line(snapshot), size.width - 1)),
+        ]
+        rows = fitting(tree_rows(snapshot.steps), max(size.height - 5, 3))
+        lines += [Text(cut(row_text(d, step), size.width - 1), style=_STYLES.get(step.shown, "")) for d, step in rows]
+        if len(rows) < len(snapshot.steps):
+            lines.append(Text(f"  … {len(snapshot.steps) - len(rows)} more steps", style="bright_black"))
+        return Group(*lines)
+
+
+def row_text(depth: int, step: StepView) -> str:
+    """One row of the tree."""
+    parts = [f"{'  ' * (depth + 1)}{GLYPHS.get(step.shown, '?')} {clean(step.address)}"]
+    if step.exec_seconds is not None:
+        parts.append(duration(step.exec_seconds))
+    return "  ".join([*parts, *annotations_of(step)])
+
+
+def fitting(rows: list[tuple[int, StepView]], height: int) -> list[tuple[int, StepView]]:
+    """At most `height` rows: all of a small tree; of a large one what is busy, then what ended last, then the next."""
+    if len(rows) <= height:
+        return rows
+
+    def rank(place: int) -> tuple[int, float]:
+        step = rows[place][1]
+        if step.shown in _BUSY:
+            return 0, float(place)
+        return (1, -step.finished_at) if step.finished_at is not None else (2, float(place))
+
+    chosen = sorted(sorted(range(len(rows)), key=rank)[:height])
+    return [(0, rows[place][1]) for place in chosen]
+
+
+async def follow(run: Run[Any], view: View) -> None:
+    """Show the run whenever it changes, for ever; the caller cancels. The last picture is the caller's."""
+    loop = asyncio.get_running_loop()
+    changed = asyncio.Event()
+
+    async def listen() -> None:
+        async for _ in run.changes():
+            changed.set()
+
+    listener = asyncio.create_task(listen())
+    try:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(REFRESH_SECONDS):
+                    await changed.wait()
+            changed.clear()
+            if listener.done():
+                # It ends by an error only: the run is gone, or the store.
+                listener.result()
+            before = loop.time()
+            view.update(await run.inspect())
+            await asyncio.sleep(max(view.seconds, (loop.time() - before) / SHARE))
+    finally:
+        listener.cancel()

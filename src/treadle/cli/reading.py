@@ -1,0 +1,282 @@
+"""Verbs that read: runs, show, result, why, breakpoints, dead. They make no store and change nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from treadle.cli.complaints import NotFinishedError
+from treadle.cli.desk import Desk, complete_run, pairs, run_argument, with_desk
+from treadle.cli.output import emit, paint, plainly, say, table, write, write_value
+from treadle.errors import StepNotFoundError
+from treadle.runtime.report import clean, cut, duration, names, preview, render_report, render_tree
+
+if TYPE_CHECKING:
+    from treadle.runtime.client import App, Run
+    from treadle.runtime.inspection import StepView
+    from treadle.runtime.why import Reason
+    from treadle.store.base import RunRow
+
+STATUSES = ("running", "paused", "succeeded", "failed", "cancelled")
+
+
+def now() -> float:
+    """The time that ages are counted from."""
+    from treadle.runtime.clock import SystemClock
+
+    return SystemClock().now()
+
+
+def shown(row: RunRow) -> str:
+    """A listed run's status as people see it."""
+    from treadle.runtime.inspection import shown_status
+
+    return shown_status(row.status, hold=bool(row.hold), cancelling=False, leased=row.leased)
+
+
+def run_facts(row: RunRow) -> dict[str, Any]:
+    """A listed run as data, with the shown status."""
+    facts: dict[str, Any] = plainly(row)
+    return {**facts, "status": shown(row)}
+
+
+@click.command()
+@with_desk()
+@click.option("--status", type=click.Choice(STATUSES), help="Only runs with this status.")
+@click.option("--workflow", default="", metavar="NAME", help="Only runs of this workflow.")
+@click.option("--label", "labels", multiple=True, metavar="K=V", help="Only runs with this label; may be repeated.")
+@click.option("--id-prefix", default="", metavar="TEXT", help="Only runs whose id starts with this.")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="At most so many.")
+@click.option("--after", default="", metavar="KEY", help="Go on after the run with this key.")
+async def runs(desk: Desk, status: str | None, labels: tuple[str, ...], limit: int, **query: str) -> None:
+    """List runs, newest first."""
+    async with desk.connect() as app:
+        rows = await _listed(app, status or "", limit, {"labels": pairs(labels, "--label"), **query})
+    at = now()
+    cells = [
+        [
+            row.id,
+            shown(row),
+            row.workflow,
+            str(row.leased or ""),
+            duration(max(at - row.created_at, 0.0)),
+            " ".join(f"{key}={value}" for key, value in row.labels.items()),
+        ]
+        for row in rows
+    ]
+    text = table(("ID", "STATUS", "WORKFLOW", "RUNNING", "AGE", "LABELS"), cells, status=1, empty="no runs")
+    emit([run_facts(row) for row in rows], desk.output, text)
+    if len(rows) == limit and desk.output == "table":
+        say(f"there may be more: --limit, or --after {rows[-1].key}")
+
+
+async def _listed(app: App, status: str, limit: int, query: dict[str, Any]) -> list[RunRow]:
+    """A page of runs. A hold is a fence and no status: held runs are looked for among the running ones."""
+    if status not in ("paused", "running"):
+        return await app.runs(status=status, limit=limit, **query)
+    found: list[RunRow] = []
+    while len(found) < limit:
+        page = await app.runs(status="running", limit=max(limit, 1000), **query)
+        found += [row for row in page if bool(row.hold) == (status == "paused")]
+        if len(page) < max(limit, 1000):
+            break
+        query = {**query, "after": page[-1].key}
+    return found[:limit]
+
+
+@click.command()
+@with_desk()
+@click.option("--tree", is_flag=True, help="Only the tree of steps.")
+@run_argument
+@click.argument("step", required=False)
+async def show(desk: Desk, run_id: str, step: str | None, tree: bool) -> None:
+    """Show a run: status, steps, times, what is blocked and by what. With STEP: that step, with its full error."""
+    async with desk.connect() as app:
+        run = await desk.find(app, run_id)
+        snapshot = await run.inspect()
+        if step is None:
+            emit(snapshot, desk.output, render_tree(snapshot) if tree else render_report(snapshot))
+            return
+        view = snapshot.step(step)
+        if view is None:
+            raise StepNotFoundError(f"run {run.id!r} has no step {step!r}", run_id=run.id)
+        detail = await full_text(run, view)
+    emit({**plainly(view), "detail": detail}, desk.output, step_text(view, detail))
+
+
+async def full_text(run: Run[Any], view: StepView) -> str:
+    """The whole text of a step's failure, with its traceback where one was kept."""
+    if view.failure is None or not view.failure.detail:
+        return ""
+    return str(await run.detail(view.failure.detail))
+
+
+def step_text(view: StepView, detail: str) -> str:
+    """A step as a page of text."""
+    times = (
+        f"queue {duration(view.queue_seconds)}",
+        f"exec {duration(view.exec_seconds)}",
+        f"worker {view.worker or '—'}",
+    )
+    lines = [
+        f"Step {clean(view.address)}  [{paint(view.shown, view.shown.upper())}]  attempt {view.attempt}"
+        f"  generation {view.generation}",
+        f"action {clean(view.action)}  queue {clean(view.queue)}",
+        "  ".join(times),
+    ]
+    facts = (
+        ("progress", view.progress),
+        ("needs", names(view.needs)),
+        ("waits for", names(view.waiting_on)),
+        ("held after", names(view.held_by)),
+        ("signals missing", names(view.missing_signals)),
+        ("breakpoint", view.breakpoint),
+        ("skipped", f"{view.skip_reason} {names(view.skip_causes)}".strip()),
+        ("placed", view.placement),
+        ("added by", view.added_by),
+        ("result", preview(view.result, 400)),
+        ("lost attempts", str(view.lost or "")),
+    )
+    lines += [f"{name}: {clean(text)}" for name, text in facts if text]
+    lines += [f"annotation {clean(name)}: {clean(text)}" for name, text in view.annotations.items()]
+    if view.failure is not None:
+        lines += ["", f"{clean(view.failure.code)}: {clean(view.failure.message)}"]
+    lines += [clean(line) for line in detail.splitlines()]
+    return "\n".join(lines) + "\n"
+
+
+@click.command()
+@with_desk("json", "jsonl")
+@click.option("--wait", is_flag=True, help="Wait until there is a result.")
+@click.option("--timeout", type=float, metavar="SECONDS", help="Wait at most so long (implies --wait).")
+@run_argument
+@click.argument("step", required=False)
+async def result(desk: Desk, run_id: str, step: str | None, wait: bool, timeout: float | None) -> None:
+    """Print the result of a run, or of one STEP, as JSON. A failure is an error with its exit code."""
+    from treadle.authoring import codec
+
+    async with desk.connect() as app:
+        run = await desk.find(app, run_id)
+        if not wait and timeout is None:
+            await _refuse_unfinished(run, step)
+        try:
+            value = await (run.result(timeout) if step is None else run.step(step, timeout=timeout))
+        except TimeoutError:
+            what = f"step {step!r} of run {run.id!r}" if step else f"run {run.id!r}"
+            raise NotFinishedError(f"{what} has no result after {timeout:g} s", run_id=run.id) from None
+    write_value(codec.encode(value))
+
+
+async def _refuse_unfinished(run: Run[Any], step: str | None) -> None:
+    """Raise if there is no outcome yet."""
+    if step is None:
+        row = await run.row()
+        if row.status == "running":
+            raise NotFinishedError(f"run {run.id!r} is {shown(row)}; it has no result yet", run_id=run.id)
+        return
+    snapshot = await run.inspect()
+    view = snapshot.step(step)
+    if view is None:
+        raise StepNotFoundError(f"run {run.id!r} has no step {step!r}", run_id=run.id)
+    if view.finished_at is None and snapshot.finished_at is None:
+        text = f"step {step!r} of run {run.id!r} is {view.shown}; it has no result yet"
+        raise NotFinishedError(text, run_id=run.id)
+
+
+@click.command()
+@with_desk()
+@click.option("--limit", default=100, show_default=True, type=click.IntRange(1), help="Print at most so many lines.")
+@run_argument
+@click.argument("step", required=False)
+async def why(desk: Desk, run_id: str, step: str | None, limit: int) -> None:
+    """Say why a run, or one STEP, is not going on: each fence and each lack of capacity, by name; and its past."""
+    async with desk.connect() as app:
+        run = await desk.find(app, run_id)
+        reasons = await run.why(step)
+    if desk.output != "table":
+        emit(reasons, desk.output, "")
+        return
+    if not reasons:
+        write("nothing holds the run\n")
+    write("".join(_reason_line(reason) for reason in reasons[:limit]))
+    if len(reasons) > limit:
+        say(f"and {len(reasons) - limit} more; --limit, or ask for one step")
+
+
+def _reason_line(reason: Reason) -> str:
+    where = f"{clean(reason.step)}  " if reason.step and reason.tense == "now" else ""
+    when = ""
+    if reason.at is not None:
+        when = f"  ({duration(max(now() - reason.at, 0.0))} ago)"
+    mark = "was " if reason.tense == "past" else ""
+    return f"{mark}{reason.code:<14}  {where}{clean(reason.message)}{when}\n"
+
+
+@click.command()
+@with_desk()
+@run_argument
+async def breakpoints(desk: Desk, run_id: str) -> None:
+    """List the declared breakpoints of a run, which of them are armed, and what stands at them."""
+    async with desk.connect() as app:
+        snapshot = await (await desk.find(app, run_id)).inspect()
+    rows = [
+        [
+            view.address,
+            view.position,
+            ",".join(view.labels),
+            "yes" if view.armed else "no",
+            view.state or "—",
+            duration(max(snapshot.now - view.since, 0.0)) if view.since is not None else "—",
+            names(view.holding),
+        ]
+        for view in snapshot.breakpoints
+    ]
+    headers = ("STEP", "POSITION", "LABELS", "ARMED", "STATE", "SINCE", "HOLDING")
+    emit(snapshot.breakpoints, desk.output, table(headers, rows, empty="no breakpoints declared"))
+
+
+@click.command()
+@with_desk()
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="At most so many.")
+@click.option("--full", is_flag=True, help="Print the whole error texts, with tracebacks.")
+@click.argument("run_id", metavar="[RUN]", required=False, shell_complete=complete_run)
+async def dead(desk: Desk, run_id: str | None, limit: int, full: bool) -> None:
+    """List steps that failed for good, newest first; with RUN: those of that run."""
+    async with desk.connect() as app:
+        rows = await app.dead(limit)
+        if run_id is not None:
+            key = (await desk.row(app, run_id)).key
+            rows = [pair for pair in await app.dead(1_000_000) if pair[0].key == key][:limit]
+        wanted = [row.detail if full or desk.output != "table" else "" for _, row in rows]
+        details = [
+            str(await app.run(run.key).detail(detail)) if detail else ""
+            for (run, _), detail in zip(rows, wanted, strict=True)
+        ]
+    facts = [
+        {**plainly(step), "detail": detail, "run": run.id, "key": run.key}
+        for (run, step), detail in zip(rows, details, strict=True)
+    ]
+    at = now()
+    cells = [
+        [
+            run.id,
+            step.address,
+            cut(f"{step.code}: {step.message}", 60),
+            str(step.attempt),
+            duration(max(at - step.finished_at, 0.0)),
+        ]
+        for run, step in rows
+    ]
+    text = table(("RUN", "STEP", "ERROR", "ATTEMPTS", "AGE"), cells, empty="no step has failed for good")
+    if full:
+        blocks = [
+            f"{clean(run.id)}  {clean(step.address)}\n{_indented(d)}"
+            for (run, step), d in zip(rows, details, strict=True)
+        ]
+        text = "\n".join(blocks) or text
+    emit(facts, desk.output, text)
+
+
+def _indented(text: str) -> str:
+    return "".join(f"  {clean(line)}\n" for line in text.splitlines())
