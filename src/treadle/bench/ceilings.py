@@ -1,0 +1,114 @@
+"""What the machine can do without an engine: the same graph in plain asyncio, or the same rows in raw commits."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+_EVENTS = (
+    '[{"kind":"step_succeeded","at":"s17","attempt":1,"result":"=18","session":"0190f7a2-3a4b-7c5d-8e9f-0a1b2c3d4e5f",'
+    '"token":4294967313,"started_at":1700000000.123456},{"kind":"step_dispatched","at":"s18"}]'
+)
+_CALL = '{"args":{"value":"=18"}}'
+_SCHEMA = """
+create table runs(n integer primary key, version integer, status text) strict;
+create table journal(run integer, version integer, commit_id integer, time real, events text,
+  primary key(run, version)) without rowid, strict;
+create table tasks(run integer, number integer, attempt integer, action text, session text, lease integer, call text,
+  primary key(run, number)) without rowid, strict;
+create table steps(run integer, number integer, address text, status text, result text, finished_at real,
+  primary key(run, number)) without rowid, strict;
+"""
+# One step's worth of rows, with the final state of each row written once.
+_STATEMENTS = (
+    "update runs set version = ?2 where n = ?1",
+    "insert into journal values(?1, ?2, 7, 1700000000.5, ?3)",
+    "delete from tasks where run = ?1 and number = ?2 - 1",
+    "insert into tasks values(?1, ?2, 1, 'treadle.bench:bump', 's', 42, ?3)",
+    "insert into steps values(?1, ?2, 's17', 'succeeded', '=18', 1700000000.5)",
+)
+
+
+def plain_chain(length: int) -> float:
+    """Seconds of a chain of asyncio tasks, one created and awaited per step."""
+
+    async def bump(value: int) -> int:
+        return value + 1
+
+    async def main() -> float:
+        began = time.perf_counter()
+        value = 0
+        for _ in range(length):
+            value = await asyncio.create_task(bump(value))
+        return time.perf_counter() - began
+
+    return asyncio.run(main())
+
+
+def plain_fan(width: int) -> float:
+    """Seconds of a fan of asyncio tasks, one created and awaited per step."""
+
+    async def bump(value: int) -> int:
+        return value + 1
+
+    async def main() -> float:
+        began = time.perf_counter()
+        first = await asyncio.create_task(bump(0))
+        tasks = [asyncio.create_task(bump(first)) for _ in range(width)]
+        sum([await task for task in tasks])
+        return time.perf_counter() - began
+
+    return asyncio.run(main())
+
+
+def plain_many(runs: int, length: int) -> float:
+    """Seconds of many chains of asyncio tasks at once."""
+
+    async def bump(value: int) -> int:
+        return value + 1
+
+    async def one() -> None:
+        value = 0
+        for _ in range(length):
+            value = await asyncio.create_task(bump(value))
+
+    async def main() -> float:
+        began = time.perf_counter()
+        await asyncio.gather(*[asyncio.create_task(one()) for _ in range(runs)])
+        return time.perf_counter() - began
+
+    return asyncio.run(main())
+
+
+def raw_commits(folder: Path, steps: int, group: int, sync: str) -> float:
+    """Seconds to commit the rows of `steps` steps in groups, by apsw at the same durability."""
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        # apsw's stubs leave some types open.
+        connection: Any = apsw.Connection(str(Path(place) / "raw.db"))
+        with contextlib.closing(connection):
+            list(
+                connection.execute(
+                    f"pragma journal_mode=wal; pragma synchronous={sync}; pragma wal_autocheckpoint=4000"
+                )
+            )
+            list(connection.execute(_SCHEMA))
+            connection.executemany("insert into runs values(?, 0, 'running')", [(n,) for n in range(group)])
+            cursor = connection.cursor()
+            rounds = max(1, steps // group)
+            began = time.perf_counter()
+            for version in range(1, rounds + 1):
+                cursor.execute("begin immediate")
+                plain = [(run, version) for run in range(group)]
+                cursor.executemany(_STATEMENTS[0], plain)
+                cursor.executemany(_STATEMENTS[1], [(run, version, _EVENTS) for run in range(group)])
+                cursor.executemany(_STATEMENTS[2], plain)
+                cursor.executemany(_STATEMENTS[3], [(run, version, _CALL) for run in range(group)])
+                cursor.executemany(_STATEMENTS[4], plain)
+                cursor.execute("commit")
+            return (time.perf_counter() - began) * steps / (rounds * group)

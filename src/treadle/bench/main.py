@@ -1,0 +1,169 @@
+"""Runs one workload and prints one line about it."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from treadle.bench import ceilings, graphs
+from treadle.bench.grow import grow
+from treadle.bench.recover import recover
+from treadle.connect import connect
+from treadle.errors import UsageError
+from treadle.runtime.client import App
+
+# Group size of the raw commits beside `many` and `fan`: about what the engine's own groups reach.
+RAW_GROUP = 500
+DEFAULT_SIZES = {"chain": 1000, "fan": 10_000, "many": 1000, "recover": 1000, "grow": 10_000}
+
+
+class Line(msgspec.Struct, kw_only=True):
+    """What a benchmark found. `ratio` is `steps_per_s` to `ceiling_per_s`; milliseconds are per step, or as noted."""
+
+    workload: str
+    size: int
+    store: str
+    seconds: float
+    steps_per_s: float
+    p50_ms: float
+    p99_ms: float
+    peak_rss_mb: float
+    ceiling_per_s: float
+    ratio: float
+    notes: str
+
+
+def run_bench(workload: str, size: int | None, store: str) -> Line:
+    """Measure a workload on a store.
+
+    Raises:
+        UsageError: there is no such workload, or the size makes no sense.
+    """
+    if workload not in DEFAULT_SIZES:
+        raise UsageError(f"there is no workload {workload!r}; choose one of {', '.join(DEFAULT_SIZES)}")
+    amount = DEFAULT_SIZES[workload] if size is None else size
+    if amount < 1:
+        raise UsageError("the size is the number of steps or runs; it must be at least 1")
+    if workload == "recover":
+        return _line(workload, amount, store, *recover(store, amount))
+    if workload == "grow":
+        return _line(workload, amount, store, *asyncio.run(grow(store, amount)))
+    measure = {"chain": _chain, "fan": _fan, "many": _many}[workload]
+    seconds, steps, delays, notes = asyncio.run(measure(store, amount))
+    ceiling, what = _ceiling(workload, amount, steps, store)
+    return _line(workload, amount, store, seconds, steps, delays, ceiling, f"{notes}; ceiling: {what}")
+
+
+def _line(
+    workload: str, size: int, store: str, seconds: float, steps: int, delays: list[float], ceiling: float, notes: str
+) -> Line:
+    rate = steps / seconds
+    delays = sorted(delays) or [0.0]
+    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
+    return Line(
+        workload=workload,
+        size=size,
+        store=store,
+        seconds=round(seconds, 4),
+        steps_per_s=round(rate, 1),
+        p50_ms=round(statistics.median(delays) * 1000, 4),
+        p99_ms=round(delays[min(len(delays) - 1, int(len(delays) * 0.99))] * 1000, 4),
+        peak_rss_mb=round(rss, 1),
+        ceiling_per_s=round(ceiling, 1),
+        ratio=round(rate / ceiling, 3) if ceiling else 0.0,
+        notes=notes,
+    )
+
+
+Found = tuple[float, int, list[float], str]
+
+
+async def _warm(app: App) -> tuple[int, int]:
+    """Run a little, so that code is compiled and memory is there; returns the engine's counters after it."""
+    planned = graphs.chain(5)
+    runs = [await app.start(planned) for _ in range(100)]
+    await asyncio.gather(*[run.result() for run in runs])
+    graphs.starts.clear()
+    return _counters(app)
+
+
+def _counters(app: App) -> tuple[int, int]:
+    committer = app._node.committer  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # the engine's own counters
+    return committer.commits, committer.appended
+
+
+def _notes(app: App, steps: int, before: tuple[int, int], unit: str) -> str:
+    commits, appended = _counters(app)
+    counts = f"{commits - before[0]} commits, {(appended - before[1]) / steps:.2f} appends a step"
+    return f"{app.durability}; {counts}; {unit}"
+
+
+def _gaps() -> list[float]:
+    return [after - before for before, after in zip(graphs.starts, graphs.starts[1:], strict=False)]
+
+
+async def _chain(store: str, size: int) -> Found:
+    planned = graphs.chain(size)
+    async with connect(store) as app:
+        before = await _warm(app)
+        began = time.perf_counter()
+        run = await app.start(planned)
+        assert await run.result() == size
+        seconds = time.perf_counter() - began
+        return seconds, size, _gaps(), _notes(app, size, before, "ms per hop")
+
+
+async def _fan(store: str, size: int) -> Found:
+    planned = graphs.fan(size)
+    async with connect(store) as app:
+        before = await _warm(app)
+        began = time.perf_counter()
+        run = await app.start(planned)
+        assert await run.result() == 2 * size
+        seconds = time.perf_counter() - began
+        return seconds, size + 2, _gaps(), _notes(app, size, before, "ms between starts")
+
+
+async def _many(store: str, size: int) -> Found:
+    planned = graphs.chain(5)
+    async with connect(store) as app:
+        before = await _warm(app)
+        ends: list[float] = []
+
+        async def one() -> None:
+            run = await app.start(planned)
+            assert await run.result() == 5
+            ends.append(time.perf_counter() - began)
+
+        began = time.perf_counter()
+        await asyncio.gather(*[one() for _ in range(size)])
+        seconds = time.perf_counter() - began
+        unit = "ms from the common start to a run's end"
+        return seconds, size * 5, ends, _notes(app, size * 5, before, unit)
+
+
+def _ceiling(workload: str, size: int, steps: int, store: str) -> tuple[float, str]:
+    """Steps a second without an engine; the median of three."""
+    if store.startswith("memory"):
+        plain: dict[str, Callable[[], float]] = {
+            "chain": lambda: ceilings.plain_chain(size),
+            "fan": lambda: ceilings.plain_fan(size),
+            "many": lambda: ceilings.plain_many(size, 5),
+        }
+        return steps / statistics.median(plain[workload]() for _ in range(3)), "plain asyncio"
+    sync = "normal" if "sync=normal" in store else "full"
+    folder = Path(store.partition("?")[0].removeprefix("sqlite:///")).absolute().parent
+    if not folder.is_dir():
+        folder = Path(tempfile.gettempdir())
+    group = 1 if workload == "chain" else RAW_GROUP
+    amount = min(steps, 2000) if group == 1 else max(steps, 4 * RAW_GROUP)
+    seconds = statistics.median(ceilings.raw_commits(folder, amount, group, sync) for _ in range(3))
+    return amount / seconds, f"raw commits of the same rows, {group} a commit, sync={sync}"
