@@ -1,0 +1,136 @@
+"""The link checker of the examples: killed once in the middle, it finds what a plain crawl of the same site finds."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[1] / "examples" / "linkcheck"
+# Some eighty pages, broken links and broken anchors among them.
+PACKAGES = ["asyncio", "importlib", "json", "multiprocessing"]
+KILL_AT = 15
+SECONDS = 120.0
+
+
+class Programs(NamedTuple):
+    """The example's modules, as its own programs import them."""
+
+    pages: ModuleType
+    report: ModuleType
+    server: ModuleType
+    store_facts: ModuleType
+
+
+@pytest.fixture
+def programs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Programs]:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    yield Programs(*(importlib.import_module(name) for name in Programs._fields))
+    for name in Programs._fields:
+        sys.modules.pop(name, None)
+
+
+def command_for(url: str, store: Path) -> list[str]:
+    return [sys.executable, str(FOLDER / "linkcheck.py"), url, "--store", str(store), "--json", "--only", *PACKAGES]
+
+
+def report_of(command: list[str]) -> dict[str, Any]:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def kill_in_the_middle(programs: Programs, command: list[str], store: Path) -> None:
+    crawler = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + SECONDS
+        while programs.store_facts.pages_done(store, "linkcheck") < KILL_AT:
+            assert crawler.poll() is None, "the crawler ended before it could be killed"
+            assert time.monotonic() < end
+            time.sleep(0.02)
+    finally:
+        crawler.kill()
+        crawler.wait()
+
+
+def direct_crawl(programs: Programs, url: str) -> dict[str, Any]:
+    """The figures of a crawl by a plain loop."""
+    site = programs.pages.Site(url, PACKAGES)
+    found: dict[str, Any] = {programs.pages.FIRST: None}
+    todo = [programs.pages.FIRST]
+    for path in todo:
+        found[path] = programs.pages.read(site, path)
+        new = [target for target in found[path].follow(site) if target not in found]
+        todo += new
+        found.update(dict.fromkeys(new))
+    figures: dict[str, Any] = programs.report.figures_of(site, found).as_dict()
+    return figures
+
+
+def test_a_killed_crawl_finds_what_a_plain_crawl_finds(programs: Programs, tmp_path: Path) -> None:
+    store = tmp_path / "store.db"
+
+    with programs.server.PydocServer() as site:
+        # What pydoc makes a link of depends on the modules that it has imported so far: from here on, all of them.
+        direct_crawl(programs, site.url)
+        command = command_for(site.url, store)
+        kill_in_the_middle(programs, command, store)
+        before = programs.store_facts.recorded(store, "linkcheck")
+        report = report_of(command)
+        expected = direct_crawl(programs, site.url)
+    # Finished: the report comes from the store, and nobody serves the site any more.
+    again = report_of(command)
+
+    assert programs.store_facts.faults(store, "linkcheck", before) == []
+    assert len(before) >= KILL_AT
+    assert {name: report[name] for name in expected} == expected
+    assert expected["pages"] > len(before)
+    assert expected["broken"]
+    assert expected["missing"] == []
+    assert report["unreachable"] == []
+    assert report["attempts"] == report["pages"] + report["retried"] + report["lost"]
+    assert again == report
+
+
+@pytest.mark.parametrize(
+    ("path", "wanted"),
+    [
+        ("index.html", True),
+        ("json.decoder.html", True),
+        ("topic?key=and", True),
+        ("this.html", False),
+        ("antigravity.html", False),
+        ("idlelib.pyshell.html", False),
+        ("unittest.test.html", False),
+        ("venv.__main__.html", False),
+        ("encodings.cp037.html", False),
+        ("pydoc_data/_pydoc.css", False),
+    ],
+)
+def test_modules_with_side_effects_are_left_out(programs: Programs, path: str, wanted: bool) -> None:
+    assert programs.pages.Site("http://127.0.0.1:1/").wanted(path) is wanted
+
+
+@pytest.mark.parametrize(
+    ("href", "expected"),
+    [
+        ("json.html", ("json.html", "")),
+        ("json.html#-dumps", ("json.html", "-dumps")),
+        ("#JSONDecoder", ("os.html", "JSONDecoder")),
+        (".", ("index.html", "")),
+        ("https://docs.python.org/3/", (None, "")),
+        ("file:json.py", (None, "")),
+        ("http://[", ("http://[", "")),
+    ],
+)
+def test_where_a_link_leads(programs: Programs, href: str, expected: tuple[str | None, str]) -> None:
+    assert programs.pages.Site("http://127.0.0.1:1/").locate("os.html", href) == expected
