@@ -473,6 +473,8 @@ class Engine:
             if status == "refused":
                 self.runs.pop(owned.state.key, None)
                 for item in items + owned.pending:
+                    if isinstance(item.value, inp.Outcome):
+                        self._undelivered.discard((owned.state.key, item.value.number, item.value.lease))
                     self._tell(item, Refusal("run_not_found", f"run {owned.state.run_id!r} was deleted"), None)
             else:
                 self.drop(owned, items)

@@ -40,6 +40,10 @@ _log = logging.getLogger("treadle.node")
 T = TypeVar("T")
 
 
+# How long after a wake-up the store is asked for interrupts.
+ASK_SECONDS = 0.05
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How a node works."""
 
@@ -85,6 +89,8 @@ class Node:
         self._hungry = False
         self._claiming = False
         self._due: asyncio.TimerHandle | None = None
+        # Set while a question for interrupts is on its way.
+        self._asking: asyncio.TimerHandle | None = None
         # A dict, since tasks are hashed by address: whatever goes through them does so in the order of their making.
         self._tasks: dict[asyncio.Task[Any], None] = {}
 
@@ -177,8 +183,9 @@ class Node:
         self.slots.close()
         self.worker.abandon()
         self.engine.close()
-        if self._due is not None:
-            self._due.cancel()
+        for timer in (self._due, self._asking):
+            if timer is not None:
+                timer.cancel()
         session = self.session
         committer = self.committer
 
@@ -333,8 +340,14 @@ class Node:
         self.engine.look_around()
         self.hub.all_changed()
         self.look_for_tasks()
-        if self.worker.active:
-            # A hard cancel elsewhere marks our tasks; the renewal's answer names them.
+        if self.worker.active and self._asking is None:
+            # A hard cancel elsewhere marks our tasks; the renewal's answer names them. A renewal is a write, so the
+            # wake-ups of a busy neighbour share one.
+            self._asking = self.loop.call_later(ASK_SECONDS, self._ask)
+
+    def _ask(self) -> None:
+        self._asking = None
+        if not self.closing and not self.engine.closed:
             self.committer.submit(lambda store: store.renew(self.session), self._renewed)
 
     def _renewed(self, renewal: Renewal | None, error: BaseException | None) -> None:

@@ -25,19 +25,30 @@ class NoWakeups:
         """There is nothing to close."""
 
 
+class _Receiver(asyncio.DatagramProtocol):
+    """Calls back for every datagram; what it holds means nothing."""
+
+    def __init__(self, on_wake: Callable[[], None]) -> None:
+        self._on_wake = on_wake
+
+    def datagram_received(self, data: bytes, addr: object) -> None:
+        self._on_wake()
+
+
 class DatagramWakeups:
     """One socket a session. A datagram's content means nothing: it says "look at the store"."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, unix: bool = hasattr(socket, "AF_UNIX")) -> None:
         self._name = name
-        self._socket: socket.socket | None = None
+        self._unix = unix
+        self._transport: asyncio.DatagramTransport | None = None
         self._sender: socket.socket | None = None
         self._path = ""
         self.address = ""
 
     async def open(self, on_wake: Callable[[], None]) -> None:
         """Bind the socket and call `on_wake` for whatever comes."""
-        if hasattr(socket, "AF_UNIX"):
+        if self._unix:
             # Not beside the database: a socket's path may have about 100 bytes only.
             folder = os.path.join(tempfile.gettempdir(), f"treadle-{os.getuid()}")
             os.makedirs(folder, mode=0o700, exist_ok=True)
@@ -52,18 +63,10 @@ class DatagramWakeups:
             listener.bind(("127.0.0.1", 0))
             self.address = f"udp:{listener.getsockname()[1]}"
         listener.setblocking(False)
-        self._socket = listener
-        family = listener.family
-        self._sender = socket.socket(family, socket.SOCK_DGRAM)
+        self._sender = socket.socket(listener.family, socket.SOCK_DGRAM)
         self._sender.setblocking(False)
-
-        def readable() -> None:
-            with contextlib.suppress(BlockingIOError, OSError):
-                while True:
-                    listener.recv(16)
-            on_wake()
-
-        asyncio.get_running_loop().add_reader(listener.fileno(), readable)
+        loop = asyncio.get_running_loop()
+        self._transport, _ = await loop.create_datagram_endpoint(lambda: _Receiver(on_wake), sock=listener)
 
     def send(self, address: str) -> None:
         """Send one datagram; a full or missing receiver loses it, which the sweep makes good."""
@@ -76,10 +79,8 @@ class DatagramWakeups:
 
     def close(self) -> None:
         """Stop listening."""
-        if self._socket is not None:
-            with contextlib.suppress(RuntimeError):
-                asyncio.get_running_loop().remove_reader(self._socket.fileno())
-            self._socket.close()
+        if self._transport is not None:
+            self._transport.close()
         if self._sender is not None:
             self._sender.close()
         if self._path:
