@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
+from contextlib import aclosing
 from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar, overload
@@ -212,10 +213,11 @@ class App:
     async def _clear(self, run: Run[Any]) -> None:
         """Cancel a run hard, wait for its end, and delete it."""
         await run.cancel(hard=True)
-        async for _ in run.changes():
-            row = await run.row()
-            if row.status != RUNNING and not row.leased:
-                break
+        async with aclosing(run.changes()) as changes:
+            async for _ in changes:
+                row = await run.row()
+                if row.status != RUNNING and not row.leased:
+                    break
         await run.delete()
 
     def run(self, id: str, type: Any = Any) -> Run[Any]:
@@ -343,7 +345,7 @@ class Run(Generic[R]):
             finally:
                 hub.drop(key, ended, end=True)
 
-    async def changes(self) -> AsyncIterator[None]:
+    async def changes(self) -> AsyncGenerator[None, None]:
         """Yield now, and whenever the run may have changed."""
         key = await self.key()
         while True:
@@ -431,8 +433,8 @@ class Run(Generic[R]):
             TimeoutError: the step has not settled after `timeout` seconds.
         """
         key = await self.key()
-        async with asyncio.timeout(timeout):
-            async for _ in self.changes():
+        async with asyncio.timeout(timeout), aclosing(self.changes()) as changes:
+            async for _ in changes:
                 answer = await self._node.read(lambda: self._node.reader.step(key, id))
                 if answer.step is not None:
                     return await self._step_value(answer.step, codec.adapter(type))
@@ -488,18 +490,19 @@ class Run(Generic[R]):
     async def events(self, *, after: int = 0, follow: bool = False) -> AsyncIterator[tuple[int, float, AnyEvent]]:
         """The journal as (version, time, event); with `follow`, until the run has its outcome."""
         key = await self.key()
-        async for _ in self.changes():
-            row = await self.row()
-            while True:
-                rows = await self._node.read(partial(self._node.reader.rows, key, after))
-                for version, _commit, time, text in rows:
-                    after = version
-                    for event in decode_events(text):
-                        yield version, time, event
-                if not rows:
-                    break
-            if not follow or row.status != RUNNING:
-                return
+        async with aclosing(self.changes()) as changes:
+            async for _ in changes:
+                row = await self.row()
+                while True:
+                    rows = await self._node.read(partial(self._node.reader.rows, key, after))
+                    for version, _commit, time, text in rows:
+                        after = version
+                        for event in decode_events(text):
+                            yield version, time, event
+                    if not rows:
+                        break
+                if not follow or row.status != RUNNING:
+                    return
 
     # -- operators -------------------------------------------------------------------------------------------------
 
