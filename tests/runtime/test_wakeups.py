@@ -19,7 +19,7 @@ async def test_a_datagram_wakes_the_session_at_its_address(unix: bool) -> None:
     two.send(one.address)
 
     async with asyncio.timeout(10):
-        await woken.wait()
+        assert await woken.wait()
     one.close()
     two.close()
 
