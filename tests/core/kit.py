@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 from treadle.core import events as ev
 from treadle.core import inputs as inp
@@ -14,7 +14,7 @@ from treadle.core.decide import Decision, Limits, decide, start
 from treadle.core.events import Failure, decode_events, encode_events
 from treadle.core.graph import Graph
 from treadle.core.inputs import decode_input, encode_input
-from treadle.core.plan import Block, Fragment, Plan, Ref, Step, decode_plan, encode_plan
+from treadle.core.plan import Block, Fragment, Plan, Ref, Step, Undo, decode_plan, encode_plan
 from treadle.core.state import RunState, ScopeState, StepState
 
 HINTS = {"frontier", "ready", "signal_waiters", "cancel_at", "states", "graph", "own"}
@@ -27,6 +27,7 @@ def digest(run: RunState) -> dict[str, Any]:
     found["children"] = {number: {k: n.number for k, n in c.items()} for number, c in run.children.items()}
     found["own"] = {number: scope.node.number for number, scope in run.own.items()}
     found["added_by"] = {number: added for number, added in run.added_by.items() if added}
+    found["unwindings"] = list(run.unwindings)
     found["states"] = [_facts(state) for state in run.states]
     return found
 
@@ -35,6 +36,11 @@ def _facts(state: StepState | ScopeState) -> dict[str, Any]:
     names = state.__struct_fields__ if isinstance(state, StepState) else ScopeState.__slots__
     facts = {name: getattr(state, name) for name in names if name not in ("node", "around", "more")}
     facts["more"] = state.more or None
+    if isinstance(state, ScopeState) and (unwinding := state.unwinding) is not None:
+        facts["unwinding"] = (
+            [step.node.address for step in unwinding.taken],
+            (unwinding.left, unwinding.running, sorted(unwinding.busy), unwinding.parked, unwinding.rewind),
+        )
     facts["bad"] = list(facts.get("bad", ()))
     node = state.node
     facts["node"] = (node.number, node.address, node.needs, node.refs, node.signals, node.optional, node.spec)
@@ -54,8 +60,11 @@ class Driver:
         limits: Limits = WIDE,
         key: str = "k",
         begin: bool = True,
+        on_failure: Literal["stop", "unwind"] = "stop",
+        undo_limit: int = 0,
     ) -> None:
-        plan = decode_plan(encode_plan(Plan(workflow="w", blocks=list(blocks), output=output)))
+        made = Plan(workflow="w", blocks=list(blocks), output=output, on_failure=on_failure, undo_limit=undo_limit)
+        plan = decode_plan(encode_plan(made))
         self.graph = Graph(plan)
         self.constants = [handle(value) for value in constants]
         self.breakpoints = list(breakpoints)
@@ -201,7 +210,7 @@ class Driver:
         """Answer every task, in the order of their numbers, until none is left."""
         while self.tasks:
             task = self.tasks[min(self.tasks)]
-            value = True if task.call.purpose == "condition" else task.address
+            value = True if task.call.purpose in ("condition", "reconcile") else task.address
             self.give(answer(task) if answer is not None else self.outcome(task, value))
 
     def check(self) -> None:
@@ -233,6 +242,13 @@ def step(id: str, *refs: str, **more: Any) -> Step:
         f"p{n}": Ref(step=name.rstrip("?"), default=0 if name.endswith("?") else -1) for n, name in enumerate(refs)
     }
     return Step(id=id, action=more.pop("action", "act"), slots={**slots, **more.pop("slots", {})}, **more)
+
+
+PLAIN = Undo(action="undo")
+
+
+def undoable(id: str, *refs: str, undo: Undo = PLAIN, **more: Any) -> Step:
+    return step(id, *refs, undo=undo, **more)
 
 
 def adding(*blocks: Block, constants: Iterable[Any] = (), into: str | None = None) -> list[Fragment]:

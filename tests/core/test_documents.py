@@ -23,6 +23,7 @@ from treadle.core.plan import (
     Ref,
     RetryPolicy,
     SignalValue,
+    Undo,
     decode_plan,
     encode_plan,
     plan_hash,
@@ -42,13 +43,16 @@ FULL = step(
     signals=("s",),
     break_before=("l",),
     break_after=("l",),
+    undo=Undo("u", prepare="p", reconcile="r", resource="disk"),
 )
 
 EVENTS: list[ev.AnyEvent] = [
-    ev.RunStarted(at="x"),
+    ev.RunStarted(at="x", on_failure="unwind"),
     ev.StepsAdded(by="a", into="", blocks=[FULL, Group(id="g", blocks=[FULL])], constants=["=1"], aliases={"x": "y"}),
     ev.StepReady(at="a"),
     ev.StepDispatched(at="a", attempt=2, generation=3, not_before=4.5),
+    ev.PrepareDispatched(at="a", number=2, generation=3, not_before=4.5),
+    ev.StepPrepared(at="a", attempt=-2, state="@d", session="s", token=7, started_at=1.5),
     ev.StepSucceeded(at="a", attempt=1, result="@d", session="s", token=7, started_at=1.5),
     ev.AttemptFailed(at="a", attempt=1, failure=Failure("c", "m", "t", "@d"), session="s", token=7, started_at=1.5),
     ev.AttemptLost(at="a", attempt=-1, session="s"),
@@ -63,13 +67,26 @@ EVENTS: list[ev.AnyEvent] = [
     ev.BreakpointReleased(label="l", before=["a"], after=["b"]),
     ev.Paused(hold=3),
     ev.Resumed(),
-    ev.CancelRequested(hard=True),
+    ev.CancelRequested(hard=True, unwind=True),
     ev.StepsReopened(at=["a"], rewind=True, removed=["b"], scopes=["g"]),
     ev.ScopeOpened(at="g"),
     ev.ScopeSettled(at="g", outcome="skipped", causes=["a"], by_condition=True),
     ev.RunSettled(
         outcome="failed", result=ev.ArgList([ev.ArgMap({"k": ev.Pick("=1", ("a", 1))}), "@d"]), missing=["a"]
     ),
+    ev.UnwindingStarted(at="g", reason="failed", to="a", only="b", again=True, rewind="c"),
+    ev.UndoDispatched(at="a", number=2, check=True, not_before=4.5),
+    ev.UndoConfirmed(at="a", number=2),
+    ev.UndoAttemptFailed(at="a", number=2, failure=Failure("c"), session="s"),
+    ev.UndoAttemptLost(at="a", number=2, session="s"),
+    ev.StepUndone(at="a", number=2, session="s", started_at=1.5),
+    ev.UndoFailed(at="a", failure=Failure("c"), session="s"),
+    ev.UndoNotCompensable(at="a", failure=Failure("c"), session="s"),
+    ev.UndoSkipped(at="a", reason="drift"),
+    ev.UndoParked(at="a", reason="cancel"),
+    ev.UndoReopened(at="a"),
+    ev.UnwindingParked(hard=True),
+    ev.Unwound(at="g", fully=False),
     ev.InputRefused(code="c", message="m", cause="i"),
     ev.InputAccepted(note="n", cause="i"),
 ]
@@ -83,10 +100,12 @@ INPUTS: list[inp.AnyInput] = [
     inp.Signal("s", "=1"),
     inp.Pause(),
     inp.Resume(),
-    inp.Cancel(hard=True),
+    inp.Cancel(hard=True, unwind=True),
     inp.Release("l"),
     inp.Retry("a"),
-    inp.Rewind("a"),
+    inp.Rewind("a", keep=True),
+    inp.Undo("a"),
+    inp.UndoStep("park", "a"),
 ]
 
 

@@ -10,19 +10,29 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.core.kit import Driver, adding, digest
 
+from treadle.core import events as ev
 from treadle.core import inputs as inp
 from treadle.core.commands import Task
 from treadle.core.decide import Limits, decide
 from treadle.core.events import encode_events
 from treadle.core.inputs import decode_input, encode_input
-from treadle.core.plan import Block, Group, ListOf, MapOf, Predicate, Ref, RetryPolicy, SignalValue, Step
+from treadle.core.plan import Block, Group, ListOf, MapOf, Predicate, Ref, RetryPolicy, SignalValue, Step, Undo
 from treadle.core.state import ScopeState, counts_as_cancelled, is_bad, settled
 from treadle.core.tables import OUTCOMES, RUNNING
+from treadle.core.undo import resource_of
 
 SIGNALS = ["go", "ok"]
 LABELS = ["red", "blue"]
 # Handles of the run head's constants.
 CONSTANTS = [0, True, False, 5]
+UNDOS = [
+    None,
+    None,
+    Undo(action="undo"),
+    Undo(action="undo", prepare="prepare"),
+    Undo(action="undo", prepare="prepare", reconcile="check", resource="disk"),
+    Undo(action="undo", resource="disk"),
+]
 
 # Small in `make test`; a soak sets the variable.
 EXAMPLES = int(os.environ.get("TREADLE_EXAMPLES", "150"))
@@ -71,6 +81,7 @@ def steps(draw: st.DrawFn, id_: str, names: list[str], orders: list[str], plain:
         priority=draw(st.integers(0, 2)),
         delay=draw(st.sampled_from([0.0, 0.0, 5.0])),
         lost_limit=2,
+        undo=draw(st.sampled_from(UNDOS)),
     )
 
 
@@ -100,6 +111,59 @@ def blocks(draw: st.DrawFn, plain: bool = False, most: int = 7) -> list[Block]:
     return found
 
 
+class OrderOfUndos:
+    """Reads a journal as it grows, and checks the order of undos against its own notes of what began and ended."""
+
+    def __init__(self, driver: Driver) -> None:
+        self.driver = driver
+        self.read = 0
+        self.began: dict[str, int] = {}
+        self.ended: dict[str, int] = {}
+        self.open: set[str] = set()
+        self.running: set[str] = set()
+
+    def check(self) -> None:
+        """Read on."""
+        events = self.driver.events
+        while self.read < len(events):
+            self.take(events[self.read], self.read)
+            self.read += 1
+
+    def take(self, event: ev.AnyEvent, position: int) -> None:
+        at: str = getattr(event, "at", "") if not isinstance(event, ev.StepsReopened) else ""
+        match ev.kind_of(event):
+            case "step_dispatched" | "prepare_dispatched":
+                self.began.setdefault(at, position)
+            case "step_succeeded" | "step_failed" | "step_cancelled" | "attempt_ended":
+                self.ended[at] = position
+            case "steps_reopened" if isinstance(event, ev.StepsReopened):
+                for name in [*event.at, *event.removed] if event.rewind else []:
+                    self.began.pop(name, None)
+            case "unwinding_started":
+                # One that is over already has dispatched nothing.
+                unwinding = self.driver.run.unwindings.get(0)
+                self.open = {s.node.address for s in unwinding.taken} if unwinding is not None else set()
+            case "undo_dispatched":
+                if at not in self.running:
+                    self.start(at)
+            case "step_undone" | "undo_failed" | "undo_not_compensable" | "undo_skipped" | "undo_parked":
+                self.open.discard(at)
+                self.running.discard(at)
+            case "undo_reopened":
+                self.open.add(at)
+            case _:
+                pass
+
+    def start(self, at: str) -> None:
+        run = self.driver.run
+        limit = run.graph.plan.undo_limit
+        self.running.add(at)
+        assert not limit or len(self.running) <= limit
+        resources = [resource_of(step) for step in map(self.driver.step, self.running)]
+        assert resources.count("disk") <= 1
+        assert all(self.began[other] < self.ended[at] for other in self.open - {at})
+
+
 # -- random histories ------------------------------------------------------------------------------------------------
 
 
@@ -109,8 +173,14 @@ class Chaos:
     def __init__(self, data: st.DataObject, plan: list[Block], limits: Limits) -> None:
         self.draw = data.draw
         self.driver = Driver(
-            *plan, constants=CONSTANTS, breakpoints=self.draw(st.sampled_from([[], ["red"], LABELS])), limits=limits
+            *plan,
+            constants=CONSTANTS,
+            breakpoints=self.draw(st.sampled_from([[], ["red"], LABELS])),
+            limits=limits,
+            on_failure=self.draw(st.sampled_from(["stop", "unwind"])),
+            undo_limit=self.draw(st.sampled_from([0, 1, 2])),
         )
+        self.order = OrderOfUndos(self.driver)
         self.past: list[inp.AnyInput] = []
 
     def answer(self, task: Task) -> inp.Outcome:
@@ -120,6 +190,8 @@ class Chaos:
             if kind == "failed":
                 return driver.failed(task)
             return driver.outcome(task, {"true": True, "false": False, "number": 3}[kind])
+        if task.call.purpose == "reconcile":
+            return driver.outcome(task, self.draw(st.sampled_from([True, True, False, 3])))
         kind = self.draw(st.sampled_from(["ok", "ok", "ok", "ok", "failed", "again", "later", "add", "cancelled"]))
         if kind == "failed":
             return driver.failed(task, verdict=self.draw(st.sampled_from(["", "final"])))
@@ -130,6 +202,9 @@ class Chaos:
         if kind == "cancelled":
             return driver.outcome(task, status="cancelled")
         result = self.draw(st.sampled_from([True, False, 1]))
+        if task.call.purpose != "step":
+            code = self.draw(st.sampled_from(["", "not_compensable"]))
+            return driver.failed(task, code=code) if code else driver.outcome(task, result)
         return driver.outcome(task, result, added=self.fragment(task) if kind == "add" else [])
 
     def fragment(self, task: Task) -> Any:
@@ -148,7 +223,7 @@ class Chaos:
         driver = self.driver
         tasks = [driver.tasks[number] for number in sorted(driver.tasks)]
         kinds = ["outcome"] * 12 + ["past", "past", "signal", "signal", "release", "release", "retry", "rewind"]
-        kinds += ["lost", "pause", "resume", "cancel", "hard", "add"]
+        kinds += ["lost", "pause", "resume", "cancel", "hard", "add", "undo", "undo", "steer", "steer"]
         kind = self.draw(st.sampled_from(kinds))
         if kind == "past":
             return self.draw(st.sampled_from(self.past)) if self.past else None
@@ -175,13 +250,18 @@ class Chaos:
             case "retry":
                 return inp.Retry(self.draw(st.sampled_from(["", *names])))
             case "rewind":
-                return inp.Rewind(self.draw(st.sampled_from(names)))
+                return inp.Rewind(self.draw(st.sampled_from(names)), keep=self.draw(st.booleans()))
+            case "undo":
+                return inp.Undo(self.draw(st.sampled_from(["", "", *names])))
+            case "steer":
+                verb: Any = self.draw(st.sampled_from(["retry", "skip", "park"]))
+                return inp.UndoStep(verb, self.draw(st.sampled_from(["", *names])))
             case "pause":
                 return inp.Pause()
             case "resume":
                 return inp.Resume()
             case _:
-                return inp.Cancel(hard=kind == "hard")
+                return inp.Cancel(hard=kind == "hard", unwind=self.draw(st.booleans()))
 
     def give(self, value: inp.AnyInput, *, cause: str = "") -> None:
         driver = self.driver
@@ -213,6 +293,11 @@ class Chaos:
     def check(self) -> None:
         """What holds in every state."""
         run = self.driver.run
+        self.order.check()
+        for unwinding in run.unwindings.values():
+            statuses = [step.undo.status for step in unwinding.taken if step.undo is not None]
+            assert unwinding.left == sum(status in ("pending", "running") for status in statuses)
+            assert unwinding.running == statuses.count("running")
         tasked = {state.node.number for state in run.steps() if state.tasked}
         assert tasked == set(self.driver.tasks)
         assert run.readied == sum(state.status == "ready" for state in run.steps())
@@ -282,7 +367,10 @@ def test_an_input_that_comes_twice_changes_nothing(data: st.DataObject, plan: li
         chaos.take_back()
         driver.settle()
         # An operator's word may be meant twice: the next stop is released, what failed again is retried again.
-        if isinstance(value, (inp.Release, inp.Retry, inp.Rewind)):
+        if isinstance(value, (inp.Release, inp.Retry, inp.Rewind, inp.Undo, inp.UndoStep)):
+            continue
+        # The first cancel ended the run, the second one parks what follows.
+        if isinstance(value, inp.Cancel) and driver.run.unwindings:
             continue
         before = digest(driver.run)
         again = driver.give(value)

@@ -12,17 +12,21 @@ from treadle.core import events as ev
 from treadle.core import inputs as inp
 from treadle.core.apply import apply
 from treadle.core.events import Failure
-from treadle.core.plan import Group, Step
-from treadle.core.state import RunState, ScopeState
+from treadle.core.plan import Group, Step, Undo
+from treadle.core.state import RunState, ScopeState, StepState
 from treadle.core.tables import (
     ATTEMPT,
     CANCELLED,
     DISPATCHED,
     FAILED,
     LOST,
+    NONE,
+    NOT_COMPENSABLE,
     NOTHING,
     OPEN,
     OUTCOMES,
+    PARKED,
+    PENDING,
     READY,
     RUN,
     RUNNING,
@@ -31,6 +35,9 @@ from treadle.core.tables import (
     STEP,
     SUCCEEDED,
     TABLES,
+    UNDO,
+    UNDONE,
+    UNWINDING,
     WAITING,
     Table,
     diagram,
@@ -50,6 +57,8 @@ STEP_EVENTS: dict[str, Callable[[RunState], ev.AnyEvent]] = {
     "attempt_ended": lambda run: ev.AttemptEnded(at=X, attempt=tasked(run), outcome="succeeded"),
     "step_ready": lambda _: ev.StepReady(at=X),
     "step_dispatched": lambda _: ev.StepDispatched(at=X),
+    "prepare_dispatched": lambda _: ev.PrepareDispatched(at=X),
+    "step_prepared": lambda run: ev.StepPrepared(at=X, attempt=tasked(run), state="=1"),
     "step_succeeded": lambda run: ev.StepSucceeded(at=X, attempt=tasked(run)),
     "step_failed": lambda run: ev.StepFailed(at=X, attempt=tasked(run), failure=BOOM),
     "step_skipped": lambda _: ev.StepSkipped(at=X, reason="upstream"),
@@ -61,6 +70,8 @@ SCOPE_EVENTS: dict[str, ev.AnyEvent] = {
     "scope_opened": ev.ScopeOpened(at=G),
     **{f"scope_settled:{outcome}": ev.ScopeSettled(at=G, outcome=outcome) for outcome in sorted(OUTCOMES)},
     "steps_reopened": ev.StepsReopened(at=[], scopes=[G]),
+    "unwinding_started": ev.UnwindingStarted(at=G),
+    "unwound": ev.Unwound(at=G),
     "steps_added": ev.StepsAdded(by="a", into="a", blocks=[Group(id="g")]),
 }
 RUN_EVENTS: dict[str, ev.AnyEvent] = {
@@ -71,6 +82,22 @@ RUN_EVENTS: dict[str, ev.AnyEvent] = {
     "resumed": ev.Resumed(),
     **{f"run_settled:{outcome}": ev.RunSettled(outcome=outcome) for outcome in sorted(OUTCOMES)},
     "steps_reopened": ev.StepsReopened(at=[]),
+    "unwinding_started": ev.UnwindingStarted(),
+    "unwinding_parked": ev.UnwindingParked(),
+    "unwound": ev.Unwound(),
+}
+UNDO_EVENTS: dict[str, Callable[[StepState], ev.AnyEvent]] = {
+    "unwinding_started": lambda _: ev.UnwindingStarted(again=True),
+    "undo_dispatched": lambda _: ev.UndoDispatched(at="x", number=2),
+    "undo_confirmed": lambda step: ev.UndoConfirmed(at="x", number=-step.tasked),
+    "undo_attempt_failed": lambda step: ev.UndoAttemptFailed(at="x", number=-step.tasked, failure=BOOM),
+    "undo_attempt_lost": lambda step: ev.UndoAttemptLost(at="x", number=-step.tasked),
+    "step_undone": lambda step: ev.StepUndone(at="x", number=-step.tasked),
+    "undo_failed": lambda _: ev.UndoFailed(at="x", failure=BOOM),
+    "undo_not_compensable": lambda _: ev.UndoNotCompensable(at="x", failure=BOOM),
+    "undo_skipped": lambda _: ev.UndoSkipped(at="x", reason="drift"),
+    "undo_parked": lambda _: ev.UndoParked(at="x"),
+    "undo_reopened": lambda _: ev.UndoReopened(at="x"),
 }
 
 
@@ -83,7 +110,8 @@ def tasked(run: RunState) -> int:
 def added_by_a() -> RunState:
     """A run whose step `a` runs and has added a step that waits for a signal, and an empty group that waits for it."""
     driver = Driver(step("a"))
-    blocks = (step("x", signals=("never",)), Group(id="g", after=("x",)))
+    undo = Undo(action="undo", prepare="prepare")
+    blocks = (step("x", signals=("never",), undo=undo), Group(id="g", after=("x",)))
     driver.give(inp.AddSteps(driver.task("a").number, adding(*blocks)[0]))
     return driver.run
 
@@ -102,11 +130,13 @@ def step_in(status: str, kind: str) -> RunState:
         SKIPPED: [ev.StepSkipped(at=X, reason="upstream")],
         CANCELLED: [ev.StepDispatched(at=X), ev.StepCancelled(at=X, live=live)],
     }
+    if kind == "step_prepared" and status == DISPATCHED:
+        path[DISPATCHED] = [ev.PrepareDispatched(at=X)]
     for event in path[status]:
         apply(run, event)
     if evaluating:
         apply(run, ev.EvaluationAsked(at=X))
-    if kind == "step_dispatched" and status == DISPATCHED:
+    if kind in ("step_dispatched", "prepare_dispatched") and status == DISPATCHED:
         apply(run, ev.AttemptFailed(at=X, attempt=1, failure=BOOM))
     found = run.step_at(X)
     assert found is not None
@@ -191,6 +221,8 @@ def test_a_scope_goes_by_its_table(before: str, kind: str) -> None:
     run = added_by_a()
     if before != OPEN:
         apply(run, ev.ScopeSettled(at=G, outcome=before))
+    elif kind == "unwound":
+        apply(run, ev.UnwindingStarted(at=G))
     scope = run.at(G)
     assert isinstance(scope, ScopeState)
     scope.removed = kind == "steps_added"
@@ -199,7 +231,7 @@ def test_a_scope_goes_by_its_table(before: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", RUN_EVENTS)
-@pytest.mark.parametrize("before", [NOTHING, RUNNING, SUCCEEDED, FAILED, CANCELLED])
+@pytest.mark.parametrize("before", [NOTHING, RUNNING, SUCCEEDED, FAILED, CANCELLED, UNWINDING])
 def test_a_run_goes_by_its_table(before: str, kind: str) -> None:
     driver = Driver(step("a"), begin=before != NOTHING)
     run = driver.run
@@ -208,8 +240,52 @@ def test_a_run_goes_by_its_table(before: str, kind: str) -> None:
         apply(run, ev.StepSucceeded(at="a", attempt=1)) if before != NOTHING else None
     if before in OUTCOMES:
         apply(run, ev.RunSettled(outcome=before))
+    if before == UNWINDING:
+        apply(run, ev.UnwindingStarted())
+        if kind.startswith("run_settled") or kind in ("unwinding_started", "steps_reopened"):
+            apply(run, ev.Unwound())
 
     check(run, RUN, before, kind, RUN_EVENTS[kind], lambda: run.status)
+
+
+@pytest.mark.parametrize("kind", UNDO_EVENTS)
+@pytest.mark.parametrize("before", [NONE, PENDING, RUNNING, UNDONE, FAILED, NOT_COMPENSABLE, SKIPPED, PARKED])
+def test_an_undo_goes_by_its_table(before: str, kind: str) -> None:
+    driver = Driver(step("a"), Step(id="x", action="act", undo=Undo(action="undo"), signals=("never",)))
+    run = driver.run
+    apply(run, ev.StepDispatched(at="x"))
+    apply(run, ev.StepSucceeded(at="x", attempt=1))
+    apply(run, ev.StepSucceeded(at="a", attempt=1))
+    unwinding: list[ev.AnyEvent] = [ev.UnwindingStarted(), ev.UndoDispatched(at="x")]
+    path: dict[str, list[ev.AnyEvent]] = {
+        NONE: [],
+        PENDING: unwinding[:1],
+        RUNNING: unwinding,
+        UNDONE: [*unwinding, ev.StepUndone(at="x", number=1)],
+        FAILED: [*unwinding, ev.UndoFailed(at="x", failure=BOOM)],
+        NOT_COMPENSABLE: [*unwinding, ev.UndoNotCompensable(at="x", failure=BOOM)],
+        SKIPPED: [*unwinding, ev.UndoSkipped(at="x", reason="operator")],
+        PARKED: [*unwinding, ev.UndoParked(at="x")],
+    }
+    for event in path[before]:
+        apply(run, event)
+    if kind == "undo_dispatched" and before == RUNNING:
+        apply(run, ev.UndoAttemptFailed(at="x", number=1, failure=BOOM))
+    over = kind == "unwinding_started" and before not in (NONE, PENDING, RUNNING)
+    if over:
+        apply(run, ev.Unwound())
+        apply(run, ev.RunSettled(outcome=SUCCEEDED))
+    found = run.step_at("x")
+    assert found is not None
+    assert found.undo is not None
+    undo = found.undo
+    if kind == "unwinding_started" and before == UNDONE:
+        # It takes on nothing that is undone.
+        apply(run, ev.UnwindingStarted(again=True))
+        assert undo.status == UNDONE
+        return
+
+    check(run, UNDO, before, kind, UNDO_EVENTS[kind](found), lambda: undo.status)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from treadle.core.decision import Decision, Limits
 from treadle.core.events import Arg, Failure
 from treadle.core.plan import Predicate
 from treadle.core.resolve import is_inline, resolve_args, resolve_output, truth_of
+from treadle.core.retrying import due_at
 from treadle.core.state import (
     BY_CONDITION,
     BY_FAILURE,
@@ -26,12 +27,23 @@ from treadle.core.state import (
     number_of_key,
     settled,
 )
-from treadle.core.tables import CANCELLED, DISPATCHED, FAILED, OPEN, READY, RUNNING, SKIPPED, SUCCEEDED, WAITING
+from treadle.core.tables import (
+    CANCELLED,
+    DISPATCHED,
+    FAILED,
+    OPEN,
+    READY,
+    RUNNING,
+    SKIPPED,
+    SUCCEEDED,
+    UNWINDING,
+    WAITING,
+)
+from treadle.core.undo_attempts import must_prepare, prepare
+from treadle.core.unwinding import begin_unwinding, must_unwind, unwind
 
 # The registered predicate that tells whether a value that is not at hand is true.
 TRUTH = "treadle:truth"
-# No start is put off further than this (about a century): JSON has no infinity.
-LONGEST_DELAY = 3.2e9
 # An event names at most so many addresses of a cause.
 MAX_NAMED = 100
 
@@ -45,6 +57,9 @@ def advance(run: RunState, decision: Decision, limits: Limits) -> None:
     if run.cancelling and run.status == RUNNING:
         _cancel_waiting(run, decision, bound)
     while True:
+        before = len(events)
+        if run.unwindings:
+            unwind(run, decision, limits, bound)
         while frontier and len(events) < bound:
             state = states[heappop(frontier)]
             if type(state) is StepState:
@@ -55,9 +70,11 @@ def advance(run: RunState, decision: Decision, limits: Limits) -> None:
                 _look_at_scope(run, decision, state)
         _start_ready(run, decision, limits, bound)
         if len(events) >= bound:
-            decision.more = decision.more or bool(frontier) or _next_ready(run, limits) is not None
+            left = bool(frontier or run.unwindings) or _next_ready(run, limits) is not None
+            decision.more = decision.more or left
             return
-        if not frontier:
+        # The frontier may have begun an unwinding.
+        if not frontier and (not run.unwindings or len(events) == before):
             return
 
 
@@ -137,13 +154,11 @@ def _begin(run: RunState, decision: Decision, step: StepState, limits: Limits) -
         dispatch(run, decision, step, due if due > run.now else 0.0)
 
 
-def due_at(since: float, delay: float) -> float:
-    """When a delay is over; 0 for none, and for what is no number."""
-    return since + min(delay, LONGEST_DELAY) if delay > 0 else 0.0
-
-
 def dispatch(run: RunState, decision: Decision, step: StepState, not_before: float) -> None:
-    """Ask for the step's next attempt, at `not_before` at the earliest (0: at once)."""
+    """Ask for the step's next attempt (or its first half), at `not_before` at the earliest (0: at once)."""
+    if step.node.undoable and must_prepare(step):
+        prepare(run, decision, step, not_before)
+        return
     event = ev.StepDispatched(
         at=step.node.address, attempt=step.attempt + 1, generation=step.generation, not_before=not_before
     )
@@ -272,7 +287,7 @@ def _cancel_waiting(run: RunState, decision: Decision, bound: int) -> None:
 
 def _look_at_scope(run: RunState, decision: Decision, scope: ScopeState) -> None:
     """Open a group, or give a scope its outcome."""
-    if scope.status != OPEN or run.status != RUNNING:
+    if scope.status != OPEN or scope.unwinding is not None or run.status not in (RUNNING, UNWINDING):
         return
     at = scope.node.address
     # While the run is cancelled no group opens, so one inside a closed group must not wait for that.
@@ -327,9 +342,14 @@ def _settle_run(run: RunState, decision: Decision) -> None:
     else:
         outcome = SUCCEEDED
         result, missing = resolve_output(run)
+    if must_unwind(run, outcome) and begin_unwinding(run, decision, root, reason=outcome):
+        return
     if run.hold:
         decision.hold = 0
-    decision.record(run, ev.RunSettled(outcome=outcome, result=result, missing=missing, failures=failures))
+    decision.record(
+        run,
+        ev.RunSettled(outcome=outcome, result=result, missing=missing, failures=failures, unwound=root.unwound),
+    )
 
 
 def root_causes(run: RunState) -> list[str]:

@@ -12,9 +12,11 @@ from heapq import heappush
 from typing import Any
 
 from treadle.core import events as ev
+from treadle.core import undoing
 from treadle.core.counts import (
     allowed_scope_status,
     allowed_status,
+    mark_ended,
     release,
     scope_at,
     settle,
@@ -70,6 +72,7 @@ def _no_attempt(step: StepState, kind: str) -> InternalError:
 def _run_started(run: RunState, event: ev.RunStarted) -> None:
     run.status = _run_status(run, "run_started")
     run.started_at = now = run.now
+    run.on_failure = event.on_failure or run.on_failure
     run.dedup.update(run.graph.dedup)
     states = run.states
     for node in run.graph.nodes:
@@ -101,6 +104,8 @@ def _run_settled(run: RunState, event: ev.RunSettled) -> None:
     kind = f"settled:{event.outcome}"
     status = _run_status(run, f"run_{kind}")
     root = run.root
+    if run.unwindings:
+        raise InternalError(f"run {run.run_id!r} cannot settle: it is being unwound")
     if root.unsettled:
         raise InternalError(f"run {run.run_id!r} cannot settle: {root.unsettled} of its blocks have not")
     root.status = allowed_scope_status(root, f"scope_{kind}")
@@ -123,8 +128,10 @@ def _resumed(run: RunState, event: ev.Resumed) -> None:
 def _cancel_requested(run: RunState, event: ev.CancelRequested) -> None:
     run.status = _run_status(run, "cancel_requested")
     run.cancelling = "hard" if event.hard else "soft"
+    run.unwind = run.unwind or event.unwind
     run.cancel_at = 1
     run.hold = 0
+    undoing.park_all(run)
 
 
 def _signal_received(run: RunState, event: ev.SignalReceived) -> None:
@@ -166,6 +173,8 @@ def _step_dispatched(run: RunState, event: ev.StepDispatched) -> None:
     step.not_before = event.not_before
     step.attempt = step.tasked = event.attempt
     run.tasks += 1
+    if step.node.undoable and step.undo is None:
+        undoing.began(run, step)
 
 
 def _step_succeeded(run: RunState, event: ev.StepSucceeded) -> None:
@@ -218,6 +227,9 @@ def _attempt_ended(run: RunState, event: ev.AttemptEnded) -> None:
         raise _no_attempt(step, "attempt_ended")
     step.status = status
     untask(run, step)
+    if run.undoes:
+        # It may have acted until now.
+        mark_ended(run, step)
 
 
 def _step_failed(run: RunState, event: ev.StepFailed) -> None:
@@ -338,6 +350,8 @@ _APPLY: dict[type, Callable[[RunState, Any], None]] = {
     ev.StepsAdded: steps_added,
     ev.StepReady: _step_ready,
     ev.StepDispatched: _step_dispatched,
+    ev.PrepareDispatched: undoing.prepare_dispatched,
+    ev.StepPrepared: undoing.step_prepared,
     ev.StepSucceeded: _step_succeeded,
     ev.AttemptFailed: _attempt_failed,
     ev.AttemptLost: _attempt_lost,
@@ -357,6 +371,19 @@ _APPLY: dict[type, Callable[[RunState, Any], None]] = {
     ev.ScopeOpened: _scope_opened,
     ev.ScopeSettled: _scope_settled,
     ev.RunSettled: _run_settled,
+    ev.UnwindingStarted: undoing.unwinding_started,
+    ev.UndoDispatched: undoing.undo_dispatched,
+    ev.UndoConfirmed: undoing.undo_confirmed,
+    ev.UndoAttemptFailed: undoing.undo_attempt_failed,
+    ev.UndoAttemptLost: undoing.undo_attempt_lost,
+    ev.StepUndone: undoing.step_undone,
+    ev.UndoFailed: undoing.undo_failed,
+    ev.UndoNotCompensable: undoing.undo_failed,
+    ev.UndoSkipped: undoing.undo_put_off,
+    ev.UndoParked: undoing.undo_put_off,
+    ev.UndoReopened: undoing.undo_reopened,
+    ev.UnwindingParked: undoing.unwinding_parked,
+    ev.Unwound: undoing.unwound,
     ev.InputRefused: _nothing,
     ev.InputAccepted: _nothing,
 }

@@ -6,21 +6,18 @@ late, and changes nothing. An attempt that a cancel left behind is still live; i
 
 from __future__ import annotations
 
-from zlib import crc32
-
 from treadle.core import events as ev
 from treadle.core import inputs as inp
 from treadle.core.additions import added_events
-from treadle.core.advance import dispatch, due_at, reach
+from treadle.core.advance import dispatch, reach
 from treadle.core.commands import Refusal
 from treadle.core.decision import Decision
 from treadle.core.events import Failure
-from treadle.core.plan import RetryPolicy
 from treadle.core.resolve import truth_of
+from treadle.core.retrying import DEFAULT_RETRY, due_at, fraction_of, may_retry
 from treadle.core.state import RunState, StepState
 from treadle.core.tables import CANCELLED, DISPATCHED, OUTCOMES, RUNNING, SUCCEEDED
-
-DEFAULT_RETRY = RetryPolicy()
+from treadle.core.undo_attempts import undo_lost, undo_outcome, undo_revoked, undo_runs
 
 
 def _live(run: RunState, number: int, generation: int, attempt: int) -> StepState | None:
@@ -39,12 +36,16 @@ def outcome(run: RunState, decision: Decision, value: inp.Outcome, cause: str) -
     if step is None:
         return None
     decision.ended.append(value.number)
-    if step.status in OUTCOMES:
+    if undo_runs(step):
+        undo_outcome(run, decision, step, value, cause)
+    elif step.status in OUTCOMES:
         _ended(run, decision, step, value.status, value.session, cause)
     elif value.status == CANCELLED:
         decision.settle(run, step, ev.StepCancelled(at=step.node.address, cause=cause))
-    elif value.attempt < 0:
+    elif value.attempt < 0 and step.status != DISPATCHED:
         _evaluated(run, decision, step, value, cause)
+    elif value.status == SUCCEEDED and value.attempt < 0:
+        _prepared(run, decision, step, value, cause)
     elif value.status == SUCCEEDED:
         _succeeded(run, decision, step, value, cause)
     else:
@@ -83,13 +84,31 @@ def _succeeded(run: RunState, decision: Decision, step: StepState, value: inp.Ou
         reach(run, decision, step, "after", step.spec.break_after)
 
 
+def _prepared(run: RunState, decision: Decision, step: StepState, value: inp.Outcome, cause: str) -> None:
+    """The undo state is known: the step may act, unless its run is being cancelled."""
+    event = ev.StepPrepared(
+        at=step.node.address,
+        attempt=value.attempt,
+        state=value.result,
+        session=value.session,
+        token=value.lease,
+        started_at=value.started_at,
+        cause=cause,
+    )
+    decision.record(run, event)
+    if run.cancelling:
+        decision.settle(run, step, ev.StepCancelled(at=step.node.address))
+    else:
+        dispatch(run, decision, step, 0.0)
+
+
 def _failed(run: RunState, decision: Decision, step: StepState, value: inp.Outcome, cause: str) -> None:
     """Try again, if the step's policy and the verdict of the code that failed say so."""
     failure = value.failure or Failure(code="error")
     policy = step.spec.retry or run.graph.plan.retry
     if policy is None and value.verdict == "retry":
         policy = DEFAULT_RETRY
-    if policy is None or value.verdict == "final" or not _may_retry(policy, step, failure):
+    if policy is None or value.verdict == "final" or not may_retry(policy, step.failures, failure):
         _fail(run, decision, step, value, failure, cause)
         return
     event = ev.AttemptFailed(
@@ -107,18 +126,8 @@ def _failed(run: RunState, decision: Decision, step: StepState, value: inp.Outco
         return
     delay = value.delay
     if delay is None:
-        delay = policy.delay(step.failures, _fraction(run, step))
+        delay = policy.delay(step.failures, fraction_of(run, step, step.attempt))
     dispatch(run, decision, step, due_at(run.now, delay))
-
-
-def _may_retry(policy: RetryPolicy, step: StepState, failure: Failure) -> bool:
-    return failure.code not in policy.never and (policy.attempts == 0 or step.failures + 1 < policy.attempts)
-
-
-def _fraction(run: RunState, step: StepState) -> float:
-    """A fixed fraction for the jitter of this attempt: the core draws no random numbers."""
-    text = f"{run.key}/{step.node.address}/{step.generation}/{step.attempt}"
-    return crc32(text.encode()) / 0xFFFFFFFF
 
 
 def _fail(run: RunState, decision: Decision, step: StepState, value: inp.Outcome, failure: Failure, cause: str) -> None:
@@ -155,6 +164,9 @@ def lost(run: RunState, decision: Decision, value: inp.Lost, cause: str) -> Refu
     if step is None:
         return None
     decision.ended.append(value.number)
+    if undo_runs(step):
+        undo_lost(run, decision, step, value, cause)
+        return None
     if step.status in OUTCOMES:
         _ended(run, decision, step, "lost", value.session, cause)
         return None
@@ -176,6 +188,9 @@ def revoked(run: RunState, decision: Decision, value: inp.Revoked, cause: str) -
     """The store took back tasks that nobody had claimed, as a cancel had asked."""
     for number in value.numbers:
         step = run.step(number)
+        if step is not None and undo_runs(step):
+            undo_revoked(run, decision, step, cause)
+            continue
         # Without a cancel it is a repetition from before the run was reopened.
         if step is None or not step.tasked or not run.cancelling:
             continue

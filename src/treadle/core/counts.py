@@ -78,6 +78,8 @@ def settle(run: RunState, state: StepState | ScopeState) -> None:
     """Count the outcome in the scope around and release the dependents."""
     around = state.around
     around.unsettled -= 1
+    if run.undoes and isinstance(state, StepState):
+        mark_ended(run, state)
     if state.status != SUCCEEDED:
         if is_bad(state):
             around.bad[state.node.number] = None
@@ -89,6 +91,12 @@ def settle(run: RunState, state: StepState | ScopeState) -> None:
         _settle_adder(run, state)
     if not state.holding:
         release(run, state)
+
+
+def mark_ended(run: RunState, step: StepState) -> None:
+    """Note where in the run's order the step ended: undos go by it."""
+    run.position += 1
+    step.ended = run.position
 
 
 def _settle_adder(run: RunState, state: NodeState) -> None:
@@ -179,12 +187,14 @@ def reset(run: RunState, step: StepState, status: str, reopened: dict[int, NodeS
     step.by_condition = False
     step.causes = []
     step.holding = False
+    step.ended = 0
     step.ready_at = step.dispatched_at = step.started_at = step.finished_at = step.not_before = 0.0
     if rewind:
         step.generation += 1
         # A condition and a release hold for all of a generation.
         step.condition = None
         step.released = step.reached = ""
+        step.undo = None
 
 
 def recount_all(run: RunState, reopened: dict[int, NodeState]) -> None:

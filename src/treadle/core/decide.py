@@ -22,18 +22,21 @@ from typing import Any
 from treadle.core import events as ev
 from treadle.core import inputs as inp
 from treadle.core.advance import advance, causes_of, root_causes, task_of
-from treadle.core.attempts import DEFAULT_RETRY, add_steps, lost, outcome, revoked
+from treadle.core.attempts import add_steps, lost, outcome, revoked
 from treadle.core.commands import Refusal
 from treadle.core.decision import Decision, Limits
 from treadle.core.operators import operator_events
-from treadle.core.state import RunState, StepState
+from treadle.core.retrying import DEFAULT_RETRY
+from treadle.core.state import RunState
+from treadle.core.undo_attempts import undo_runs
+from treadle.core.unwinding import undo_run, undo_step
 
 
-def start(run: RunState, *, now: float, limits: Limits) -> Decision:
-    """The first decision of a new run."""
+def start(run: RunState, *, now: float, limits: Limits, on_failure: str = "") -> Decision:
+    """The first decision of a new run; `on_failure` overrides what the plan says."""
     decision = Decision()
     run.now = now
-    decision.record(run, ev.RunStarted())
+    decision.record(run, ev.RunStarted(on_failure=on_failure))
     advance(run, decision, limits)
     return decision
 
@@ -72,9 +75,13 @@ def _operate(run: RunState, decision: Decision, value: Any, cause: str) -> Refus
             # A held run's hold ends with the cancel: nothing of it is claimed any more in any case.
             decision.hold = 0
             decision.revoke = True
-        elif isinstance(event, ev.StepsReopened):
-            reopened = [run.at(at) for at in (*event.at, *event.removed)]
-            decision.reopen([state.node.number for state in reopened if isinstance(state, StepState)])
+        elif isinstance(event, ev.UnwindingParked):
+            decision.hold = 0
+            decision.revoke = True
+            if event.hard:
+                decision.interrupts += [step.node.number for step in run.steps() if undo_runs(step)]
+        else:
+            decision.note_reopened(run, event)
     return None
 
 
@@ -96,6 +103,8 @@ _HANDLERS: dict[type, Callable[[RunState, Decision, Any, str], Refusal | None]] 
     inp.Release: _operate,
     inp.Retry: _operate,
     inp.Rewind: _operate,
+    inp.Undo: undo_run,
+    inp.UndoStep: undo_step,
 }
 
 __all__ = ["DEFAULT_RETRY", "Decision", "Limits", "causes_of", "decide", "root_causes", "start", "task_of"]

@@ -6,7 +6,7 @@ import msgspec
 
 from treadle.core.apply import apply
 from treadle.core.commands import Refusal, Task
-from treadle.core.events import AnyEvent
+from treadle.core.events import AnyEvent, StepsReopened
 from treadle.core.state import RunState, StepState
 
 
@@ -56,6 +56,12 @@ class Decision(msgspec.Struct, eq=False):
         self.events.append(event)
         apply(run, event)
         self.settled.append(step)
+
+    def note_reopened(self, run: RunState, event: AnyEvent) -> None:
+        """Note the steps that an applied event has reopened, if it is one that does."""
+        if isinstance(event, StepsReopened):
+            states = [run.at(at) for at in (*event.at, *event.removed)]
+            self.reopen([state.node.number for state in states if isinstance(state, StepState)])
 
     def reopen(self, numbers: list[int]) -> None:
         """Note steps that have no outcome any more."""

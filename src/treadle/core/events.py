@@ -54,9 +54,10 @@ class Event(msgspec.Struct, frozen=True, tag_field="kind", omit_defaults=True, k
 
 
 class RunStarted(Event, frozen=True, tag="run_started"):
-    """The run began; its plan, constants and labels are in the head."""
+    """The run began; its plan, constants and labels are in the head. `on_failure` overrides the plan's."""
 
     at: str = ""
+    on_failure: str = ""
 
 
 class StepsAdded(Event, frozen=True, tag="steps_added"):
@@ -85,6 +86,26 @@ class StepDispatched(Event, frozen=True, tag="step_dispatched"):
     attempt: int = 1
     generation: int = 1
     not_before: float = 0.0
+
+
+class PrepareDispatched(Event, frozen=True, tag="prepare_dispatched"):
+    """The first half of a step with undo may start. `number` counts what workers were asked beside attempts."""
+
+    at: str
+    number: int = 1
+    generation: int = 1
+    not_before: float = 0.0
+
+
+class StepPrepared(Event, frozen=True, tag="step_prepared"):
+    """The step's undo state is known, once and for all of this generation; its action may be dispatched."""
+
+    at: str
+    attempt: int
+    state: Handle = NULL
+    session: str = ""
+    token: int = 0
+    started_at: float = 0.0
 
 
 class StepSucceeded(Event, frozen=True, tag="step_succeeded"):
@@ -208,9 +229,10 @@ class Resumed(Event, frozen=True, tag="resumed"):
 
 
 class CancelRequested(Event, frozen=True, tag="cancel_requested"):
-    """Nothing new starts; `hard` also ends what runs."""
+    """Nothing new starts; `hard` also ends what runs; `unwind` undoes what the run has done when all has ended."""
 
     hard: bool = False
+    unwind: bool = False
 
 
 class StepsReopened(Event, frozen=True, tag="steps_reopened"):
@@ -247,6 +269,117 @@ class RunSettled(Event, frozen=True, tag="run_settled"):
     result: Arg = NULL
     missing: list[str] = []
     failures: list[str] = []
+    # `fully` or `partly`, if what the run had done was undone.
+    unwound: str = ""
+
+
+class UnwindingStarted(Event, frozen=True, tag="unwinding_started"):
+    """What was done below the scope `at` is undone from now on.
+
+    All of it that stands; with `to` only what ended after that step; with `only` that step's. `again` also takes
+    undos that have failed or were skipped before. `rewind` is the step that is rewound when it is done.
+    """
+
+    at: str = ""
+    reason: str = ""
+    to: str = ""
+    only: str = ""
+    again: bool = False
+    rewind: str = ""
+
+
+class UndoDispatched(Event, frozen=True, tag="undo_dispatched"):
+    """An attempt to undo the step may start, or (`check`) the question whether that is safe.
+
+    `number` counts what workers were asked beside attempts.
+    """
+
+    at: str
+    number: int = 1
+    check: bool = False
+    not_before: float = 0.0
+
+
+class UndoConfirmed(Event, frozen=True, tag="undo_confirmed"):
+    """The step's `reconcile` found that its undo is safe; it is not asked again."""
+
+    at: str
+    number: int
+
+
+class UndoAttemptFailed(Event, frozen=True, tag="undo_attempt_failed"):
+    """An attempt to undo failed and another one follows."""
+
+    at: str
+    number: int
+    failure: Failure
+    session: str = ""
+
+
+class UndoAttemptLost(Event, frozen=True, tag="undo_attempt_lost"):
+    """The session that held the attempt to undo died."""
+
+    at: str
+    number: int
+    session: str = ""
+
+
+class StepUndone(Event, frozen=True, tag="step_undone"):
+    """What the step had done was taken back."""
+
+    at: str
+    number: int
+    session: str = ""
+    started_at: float = 0.0
+
+
+class UndoFailed(Event, frozen=True, tag="undo_failed"):
+    """The last attempt to undo the step failed; what it had done stands. The unwinding goes on."""
+
+    at: str
+    failure: Failure
+    session: str = ""
+
+
+class UndoNotCompensable(Event, frozen=True, tag="undo_not_compensable"):
+    """The step's undo said that this cannot be undone: what it had done stands, and that is known."""
+
+    at: str
+    failure: Failure
+    session: str = ""
+
+
+class UndoSkipped(Event, frozen=True, tag="undo_skipped"):
+    """The undo is not made: its `reconcile` found it unsafe (`drift`), or an operator said so (`operator`)."""
+
+    at: str
+    reason: str
+
+
+class UndoParked(Event, frozen=True, tag="undo_parked"):
+    """The undo is put aside, by a cancel or by an operator: the next unwinding takes it on again."""
+
+    at: str
+    reason: str = ""
+
+
+class UndoReopened(Event, frozen=True, tag="undo_reopened"):
+    """An operator asked for an undo once more that had ended without undoing, while its unwinding goes on."""
+
+    at: str
+
+
+class UnwindingParked(Event, frozen=True, tag="unwinding_parked"):
+    """A cancel stopped the run's unwinding: undos that run finish (`hard`: are interrupted), the rest is parked."""
+
+    hard: bool = False
+
+
+class Unwound(Event, frozen=True, tag="unwound"):
+    """The unwinding of the scope is over; `fully`: nothing that could be undone stands below it."""
+
+    at: str = ""
+    fully: bool = True
 
 
 class InputRefused(Event, frozen=True, tag="input_refused"):
@@ -267,6 +400,8 @@ AnyEvent = (
     | StepsAdded
     | StepReady
     | StepDispatched
+    | PrepareDispatched
+    | StepPrepared
     | StepSucceeded
     | AttemptFailed
     | AttemptLost
@@ -286,6 +421,19 @@ AnyEvent = (
     | ScopeOpened
     | ScopeSettled
     | RunSettled
+    | UnwindingStarted
+    | UndoDispatched
+    | UndoConfirmed
+    | UndoAttemptFailed
+    | UndoAttemptLost
+    | StepUndone
+    | UndoFailed
+    | UndoNotCompensable
+    | UndoSkipped
+    | UndoParked
+    | UndoReopened
+    | UnwindingParked
+    | Unwound
     | InputRefused
     | InputAccepted
 )

@@ -37,6 +37,8 @@ class Node(msgspec.Struct, gc=False, eq=False):
     spec: Block | None
     is_step: bool = False
     optional: bool = False
+    # It is a step whose effect can be undone.
+    undoable: bool = False
     needs: Sequence[tuple[int, int]] = ()
     dependents: Sequence[tuple[int, int]] = ()
     # Step text of a Ref -> number of the node it names.
@@ -62,6 +64,7 @@ class Node(msgspec.Struct, gc=False, eq=False):
         self.spec = spec
         self.optional = spec.optional
         self.is_step = type(spec) is Step
+        self.undoable = isinstance(spec, Step) and spec.undo is not None
 
 
 def refs_of(slot: object) -> Iterator[Ref]:
@@ -134,7 +137,7 @@ class Space(Protocol):
 class Graph:
     """The nodes of a plan, by number and by address. Shared by all its runs."""
 
-    __slots__ = ("children", "dedup", "index", "nodes", "output_refs", "plan")
+    __slots__ = ("children", "dedup", "index", "nodes", "output_refs", "plan", "undoable")
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -154,6 +157,8 @@ class Graph:
                 dependents.setdefault(number, []).append((node.number, flags))
         for number, edges in dependents.items():
             self.nodes[number].dependents = tuple(edges)
+        # Whether any step can be undone.
+        self.undoable = any(node.undoable for node in self.nodes)
         self.output_refs = {ref.step: _step_named(root, ref.step, self, None).number for ref in refs_of(plan.output)}
 
     def new(self, address: str, scope: Node, spec: Block | None) -> Node:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from treadle.core.events import NULL, Failure, Handle
@@ -81,9 +83,13 @@ class Resume(Input, frozen=True, tag="resume"):
 
 
 class Cancel(Input, frozen=True, tag="cancel"):
-    """Stop the run; `hard` also ends what runs."""
+    """Stop the run; `hard` also ends what runs; `unwind` then undoes what the run has done.
+
+    For a run that is being unwound: park the undos that are left, unless `unwind` asks for them.
+    """
 
     hard: bool = False
+    unwind: bool = False
 
 
 class Release(Input, frozen=True, tag="release"):
@@ -99,12 +105,44 @@ class Retry(Input, frozen=True, tag="retry"):
 
 
 class Rewind(Input, frozen=True, tag="rewind"):
-    """Reopen a settled step and all that depends on it, as the next generation."""
+    """Reopen a settled step and all that depends on it, as the next generation.
+
+    What they have done is undone first; `keep` leaves it as it is.
+    """
 
     at: str
+    keep: bool = False
 
 
-AnyInput = Outcome | Lost | Revoked | Look | AddSteps | Signal | Pause | Resume | Cancel | Release | Retry | Rewind
+class Undo(Input, frozen=True, tag="undo"):
+    """Undo what a settled run has done; with `to`, only what ended after that step."""
+
+    to: str = ""
+
+
+class UndoStep(Input, frozen=True, tag="undo_step"):
+    """Retry, skip or park the undo of a step; a retry without `at` is of all undos that did not undo."""
+
+    verb: Literal["retry", "skip", "park"]
+    at: str = ""
+
+
+AnyInput = (
+    Outcome
+    | Lost
+    | Revoked
+    | Look
+    | AddSteps
+    | Signal
+    | Pause
+    | Resume
+    | Cancel
+    | Release
+    | Retry
+    | Rewind
+    | Undo
+    | UndoStep
+)
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(AnyInput)

@@ -7,7 +7,7 @@ from treadle.core import inputs as inp
 from treadle.core.commands import Refusal
 from treadle.core.reopening import retry, rewind
 from treadle.core.state import RunState, StepState
-from treadle.core.tables import RUNNING, WAITING
+from treadle.core.tables import RUNNING, UNWINDING, WAITING
 
 OperatorInput = inp.Signal | inp.Pause | inp.Resume | inp.Cancel | inp.Release | inp.Retry | inp.Rewind
 
@@ -28,10 +28,12 @@ def operator_events(run: RunState, value: OperatorInput, cause: str) -> list[ev.
         case inp.Retry():
             return retry(run, value.at, cause)
         case inp.Rewind():
-            return rewind(run, value.at, cause)
+            return rewind(run, value.at, cause, keep=value.keep)
 
 
 def _shown(run: RunState) -> str:
+    if run.status == UNWINDING and run.hold:
+        return "paused"
     if run.status != RUNNING:
         return run.status
     return "cancelling" if run.cancelling else "paused" if run.hold else RUNNING
@@ -39,7 +41,7 @@ def _shown(run: RunState) -> str:
 
 def _pause(run: RunState, cause: str) -> list[ev.AnyEvent] | Refusal:
     shown = _shown(run)
-    if shown != RUNNING:
+    if shown not in (RUNNING, UNWINDING):
         return Refusal("run_not_running", f"run {run.run_id!r} is {shown}; only a running run pauses", shown)
     return [ev.Paused(hold=run.version + 1, cause=cause)]
 
@@ -53,7 +55,7 @@ def _resume(run: RunState, cause: str) -> list[ev.AnyEvent] | Refusal:
 
 def _signal(run: RunState, value: inp.Signal, cause: str) -> list[ev.AnyEvent] | Refusal:
     shown = _shown(run)
-    if shown not in (RUNNING, "paused"):
+    if run.status != RUNNING or run.cancelling:
         return Refusal("run_not_active", f"run {run.run_id!r} is {shown}; the signal was not delivered", shown)
     if not value.name:
         return Refusal("usage", "a signal needs a name")
@@ -63,9 +65,15 @@ def _signal(run: RunState, value: inp.Signal, cause: str) -> list[ev.AnyEvent] |
 
 
 def _cancel(run: RunState, value: inp.Cancel, cause: str) -> list[ev.AnyEvent]:
-    if run.status != RUNNING or run.cancelling == "hard" or (run.cancelling and not value.hard):
+    if run.status == UNWINDING:
+        done = value.unwind or (not value.hard and all(one.parked for one in run.unwindings.values()))
+        return [] if done else [ev.UnwindingParked(hard=value.hard, cause=cause)]
+    harder = value.hard and run.cancelling != "hard"
+    further = value.unwind and not run.unwind
+    if run.status != RUNNING or (run.cancelling and not harder and not further):
         return []
-    return [ev.CancelRequested(hard=value.hard, cause=cause)]
+    hard = value.hard or run.cancelling == "hard"
+    return [ev.CancelRequested(hard=hard, unwind=value.unwind or run.unwind, cause=cause)]
 
 
 def blocked_before(run: RunState, step: StepState) -> bool:

@@ -100,6 +100,21 @@ class Placement(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     step: str = ""
 
 
+class Undo(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """How a step's effect is taken back: names of actions, all of which get the step's arguments by name.
+
+    With `prepare` the step has two halves: its result, the undo state, is committed before the step's own action is
+    dispatched. `action` and `reconcile` get it as `state`, and the step's result (null without one) as `result`.
+    """
+
+    action: str
+    prepare: str = ""
+    # Asked before the undo whether it is safe: a bool.
+    reconcile: str = ""
+    # Undos of one resource are made one at a time.
+    resource: str = ""
+
+
 class Step(msgspec.Struct, frozen=True, gc=False, tag="step", tag_field="block", kw_only=True, omit_defaults=True):
     """A unit of work: an action's name, its slots, and the rules under which it runs."""
 
@@ -129,6 +144,7 @@ class Step(msgspec.Struct, frozen=True, gc=False, tag="step", tag_field="block",
     annotations: dict[str, str] = {}
     # How many lost attempts (their worker died) fail the step, so that a step that kills its worker ends.
     lost_limit: int = 3
+    undo: Undo | None = None
 
 
 class Group(msgspec.Struct, frozen=True, gc=False, tag="group", tag_field="block", kw_only=True, omit_defaults=True):
@@ -155,6 +171,10 @@ class Plan(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     blocks: list[Step | Group]
     output: Slot | None = None
     retry: RetryPolicy | None = None
+    # What a failed run does about what its steps have done.
+    on_failure: Literal["stop", "unwind"] = "stop"
+    # How many undos of one unwinding may run together; 0 is as many as the run may have tasks.
+    undo_limit: int = 0
 
 
 class Fragment(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):

@@ -13,7 +13,8 @@ from collections.abc import Iterable
 from treadle.core import events as ev
 from treadle.core.commands import Refusal
 from treadle.core.state import BY_FAILURE, RunState, ScopeState, StepState, counts_as_cancelled, doom_of, settled
-from treadle.core.tables import CANCELLED, FAILED, RUNNING, SKIPPED, SUCCEEDED
+from treadle.core.tables import CANCELLED, FAILED, NONE, RUNNING, SKIPPED, SUCCEEDED
+from treadle.core.undo import is_standing
 
 AnyState = StepState | ScopeState
 # A refusal names at most so many steps.
@@ -43,6 +44,9 @@ def retry(run: RunState, at: str, cause: str) -> list[ev.AnyEvent] | Refusal:
     if busy := _named(step for step in chosen if isinstance(step, StepState) and step.tasked):
         return Refusal("step_busy", f"attempts of {busy} have not ended yet; try again then")
     found = _Retry(run, chosen)
+    if undone := _undone(run, found.reopened):
+        text = f"what {undone} did has been undone, or its undo was tried; rewind it, so that it is done again"
+        return Refusal("usage", text)
     return [
         ev.StepsReopened(
             at=_addresses(s for s in found.reopened if isinstance(s, StepState) and not found.is_gone(s)),
@@ -53,8 +57,8 @@ def retry(run: RunState, at: str, cause: str) -> list[ev.AnyEvent] | Refusal:
     ]
 
 
-def rewind(run: RunState, at: str, cause: str) -> list[ev.AnyEvent] | Refusal:
-    """Reopen a settled step and all that depends on it."""
+def rewind(run: RunState, at: str, cause: str, *, keep: bool) -> list[ev.AnyEvent] | Refusal:
+    """Reopen a settled step and all that depends on it; unless `keep` is set, undo first what they have done."""
     if refused := _cancelling(run, "rewind"):
         return refused
     step = run.step_at(at)
@@ -69,6 +73,12 @@ def rewind(run: RunState, at: str, cause: str) -> list[ev.AnyEvent] | Refusal:
     if busy := _named(s for s in found.affected if isinstance(s, StepState) and s.tasked):
         text = f"{busy} would be reopened but is being executed; pause the run and wait, or cancel it"
         return Refusal("step_busy", text)
+    standing = [s for s in found.affected if isinstance(s, StepState) and is_standing(s)]
+    if standing and not keep:
+        if run.status == RUNNING:
+            text = f"the run goes on, so what {_named(standing)} did cannot be undone first; cancel it, or keep that"
+            return Refusal("run_not_settled", text, RUNNING)
+        return [ev.UnwindingStarted(reason="rewind", rewind=at, cause=cause)]
     return [
         ev.StepsReopened(
             at=_addresses(s for s in found.affected if isinstance(s, StepState) and not found.is_removed(s)),
@@ -80,7 +90,27 @@ def rewind(run: RunState, at: str, cause: str) -> list[ev.AnyEvent] | Refusal:
     ]
 
 
+def rewound_effects(run: RunState, at: str) -> list[StepState]:
+    """The steps that a rewind of a step reopens, and whose effects stand."""
+    step = run.step_at(at)
+    found = _Rewind(run, step).affected if step is not None else {}
+    return [state for state in found if isinstance(state, StepState) and is_standing(state)]
+
+
+def _undone(run: RunState, reopened: Iterable[AnyState]) -> str:
+    """The steps of a retry, and those whose results they take, that do not stand as they once ended."""
+    found: dict[StepState, None] = {}
+    for state in reopened:
+        for near in (state, *(run.states[number] for number, _ in state.node.needs)):
+            if isinstance(near, StepState) and near.undo is not None and near.undo.status != NONE:
+                found[near] = None
+    return _named(found)
+
+
 def _cancelling(run: RunState, verb: str) -> Refusal | None:
+    if run.unwindings:
+        text = f"run {run.run_id!r} is being unwound; wait for its end, then {verb}"
+        return Refusal("run_not_running", text, "unwinding")
     if not run.cancelling or run.status != RUNNING:
         return None
     text = f"run {run.run_id!r} is being cancelled; wait for its end, then {verb}"

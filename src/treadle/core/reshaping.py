@@ -45,6 +45,7 @@ def steps_added(run: RunState, event: ev.StepsAdded) -> None:
             state.around.unsettled += 1
     for node in nodes:
         _connect(run, node, adder)
+        run.undoes = run.undoes or node.undoable
     recount_all(run, changed)
 
 
@@ -117,6 +118,8 @@ def steps_reopened(run: RunState, event: ev.StepsReopened) -> None:
     status = RUN.get((run.status, "steps_reopened"))
     if status is None:
         raise InternalError(f"run {run.run_id!r} is {run.status}: nothing can be reopened")
+    if run.unwindings:
+        raise InternalError(f"run {run.run_id!r} is being unwound: nothing can be reopened")
     steps = [step_of(run, at) for at in event.at]
     scopes = [scope_at(run, at) for at in event.scopes]
     removed: list[StepState | ScopeState] = []
@@ -131,6 +134,8 @@ def steps_reopened(run: RunState, event: ev.StepsReopened) -> None:
         raise InternalError(f"run {run.run_id!r}: {busy[0]!r} was reopened while it is being executed")
     run.status = status
     run.cancelling = ""
+    run.unwind = False
+    run.root.unwound = ""
     run.result = ev.NULL
     run.missing = []
     reopened: dict[int, NodeState] = {}

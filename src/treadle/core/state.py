@@ -20,6 +20,7 @@ from treadle.core.events import NULL, Arg, Failure
 from treadle.core.graph import AFTER, DEFAULT, REF, Graph, Node
 from treadle.core.plan import Block, Step
 from treadle.core.tables import CANCELLED, FAILED, NOTHING, OPEN, OUTCOMES, SKIPPED, SUCCEEDED, WAITING
+from treadle.core.undo import StepUndo, Unwinding
 
 # Why a node may not run: an upstream was skipped by its own condition, or one did not succeed.
 BY_CONDITION = 1
@@ -48,6 +49,8 @@ class ScopeState:
         "result",
         "status",
         "unsettled",
+        "unwinding",
+        "unwound",
         "waiting",
     )
 
@@ -75,6 +78,9 @@ class ScopeState:
         self.cancelled = 0
         # Its content waits until what the group needs has come.
         self.gated = False
+        # What was done below it is being undone; how much was, by its last unwinding: "", "fully" or "partly".
+        self.unwinding: Unwinding | None = None
+        self.unwound = ""
 
 
 class StepState(msgspec.Struct, gc=False, eq=False):
@@ -121,6 +127,10 @@ class StepState(msgspec.Struct, gc=False, eq=False):
     finished_at: float = 0.0
     not_before: float = 0.0
     worker: str = ""
+    # The run's position when it got its outcome; kept only in runs with steps that can be undone.
+    ended: int = 0
+    # Once such a step has begun.
+    undo: StepUndo | None = None
 
     @property
     def spec(self) -> Step:
@@ -150,7 +160,9 @@ class RunState:
         "labels",
         "missing",
         "now",
+        "on_failure",
         "own",
+        "position",
         "readied",
         "ready",
         "result",
@@ -161,6 +173,9 @@ class RunState:
         "states",
         "status",
         "tasks",
+        "undoes",
+        "unwind",
+        "unwindings",
         "version",
     )
 
@@ -199,6 +214,13 @@ class RunState:
         self.added_by: dict[int, list[int]] = {}
         # Step number -> the scope of all that the step adds, where something asked for it.
         self.own: dict[int, ScopeState] = {}
+        # Whether any step can be undone; then `position` counts the beginnings of such steps and the ends of all.
+        self.undoes = graph.undoable
+        self.position = 0
+        # "stop" or "unwind"; whether a cancel asked to unwind; the unwindings under way, by the scope's number.
+        self.on_failure: str = graph.plan.on_failure
+        self.unwind = False
+        self.unwindings: dict[int, Unwinding] = {}
 
     # -- names -------------------------------------------------------------------------------------------
 

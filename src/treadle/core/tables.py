@@ -1,4 +1,4 @@
-"""The transition tables of run, scope, step and attempt: which event may come in which status, and what follows.
+"""The transition tables of run, scope, step, attempt and undo: which event may come in which status, and what follows.
 
 `apply` changes a status through these tables and in no other way; an event that a table does not allow is a
 broken invariant. The diagrams of docs/architecture.md and the exhaustive tests are generated from them.
@@ -11,6 +11,9 @@ Rules of the file:
 - An attempt's status is not stored either; `apply` knows the live one by the step's `tasked`. The attempt table
   covers evaluations of conditions too: they are attempts that workers make before the step is dispatched.
 - The scope table writes the outcome behind a colon, since one event carries all of them.
+- A step's undo has its own status beside the outcome, which it never changes. Attempts to prepare and to undo are not
+  in the attempt table: they are live while the step is dispatched, and while its undo is `running`. A rewind forgets
+  the undo with the generation it belongs to.
 """
 
 from __future__ import annotations
@@ -29,6 +32,13 @@ CANCELLED: Final = "cancelled"
 OPEN: Final = "open"
 RUNNING: Final = "running"
 LOST: Final = "lost"
+UNWINDING: Final = "unwinding"
+# The statuses of a step's undo, besides `running`, `failed` and `skipped`.
+NONE: Final = "none"
+PENDING: Final = "pending"
+UNDONE: Final = "undone"
+NOT_COMPENSABLE: Final = "not_compensable"
+PARKED: Final = "parked"
 
 OUTCOMES: Final = frozenset({SUCCEEDED, FAILED, SKIPPED, CANCELLED})
 
@@ -40,6 +50,8 @@ STEP: Final[Table] = {
     (WAITING, "attempt_lost"): WAITING,
     (WAITING, "step_ready"): READY,
     (WAITING, "step_dispatched"): DISPATCHED,
+    # The first half of a step that has something to prepare for its undo.
+    (WAITING, "prepare_dispatched"): DISPATCHED,
     (WAITING, "step_skipped"): SKIPPED,
     (WAITING, "step_cancelled"): CANCELLED,
     # A condition that cannot be evaluated fails the step before it is dispatched.
@@ -49,12 +61,15 @@ STEP: Final[Table] = {
     (READY, "condition_evaluated"): READY,
     (READY, "attempt_lost"): READY,
     (READY, "step_dispatched"): DISPATCHED,
+    (READY, "prepare_dispatched"): DISPATCHED,
     (READY, "step_skipped"): SKIPPED,
     (READY, "step_cancelled"): CANCELLED,
     (READY, "step_failed"): FAILED,
     (DISPATCHED, "attempt_failed"): DISPATCHED,
     (DISPATCHED, "attempt_lost"): DISPATCHED,
     (DISPATCHED, "step_dispatched"): DISPATCHED,
+    (DISPATCHED, "prepare_dispatched"): DISPATCHED,
+    (DISPATCHED, "step_prepared"): DISPATCHED,
     (DISPATCHED, "step_succeeded"): SUCCEEDED,
     (DISPATCHED, "step_failed"): FAILED,
     (DISPATCHED, "step_cancelled"): CANCELLED,
@@ -101,6 +116,12 @@ SCOPE: Final[Table] = {
     (FAILED, "steps_reopened"): OPEN,
     (SKIPPED, "steps_reopened"): OPEN,
     (CANCELLED, "steps_reopened"): OPEN,
+    (OPEN, "unwinding_started"): OPEN,
+    (OPEN, "unwound"): OPEN,
+    # Only the root: an operator undoes a run that has its outcome, and gets again when it is done.
+    (SUCCEEDED, "unwinding_started"): OPEN,
+    (FAILED, "unwinding_started"): OPEN,
+    (CANCELLED, "unwinding_started"): OPEN,
     # Only for a group that a rewind of its adder took back.
     (OPEN, "steps_added"): OPEN,
     (SKIPPED, "steps_added"): OPEN,
@@ -120,9 +141,54 @@ RUN: Final[Table] = {
     (SUCCEEDED, "steps_reopened"): RUNNING,
     (FAILED, "steps_reopened"): RUNNING,
     (CANCELLED, "steps_reopened"): RUNNING,
+    # Of the root; the unwinding of a scope below it leaves the run's status alone.
+    (RUNNING, "unwinding_started"): UNWINDING,
+    (SUCCEEDED, "unwinding_started"): UNWINDING,
+    (FAILED, "unwinding_started"): UNWINDING,
+    (CANCELLED, "unwinding_started"): UNWINDING,
+    (UNWINDING, "paused"): UNWINDING,
+    (UNWINDING, "resumed"): UNWINDING,
+    (UNWINDING, "unwinding_parked"): UNWINDING,
+    (UNWINDING, "unwound"): UNWINDING,
+    (UNWINDING, "steps_reopened"): RUNNING,
+    (UNWINDING, "run_settled:succeeded"): SUCCEEDED,
+    (UNWINDING, "run_settled:failed"): FAILED,
+    (UNWINDING, "run_settled:cancelled"): CANCELLED,
 }
 
-TABLES: Final[dict[str, Table]] = {"run": RUN, "scope": SCOPE, "step": STEP, "attempt": ATTEMPT}
+UNDO: Final[Table] = {
+    (NONE, "unwinding_started"): PENDING,
+    (PENDING, "undo_dispatched"): RUNNING,
+    (PENDING, "undo_skipped"): SKIPPED,
+    (PENDING, "undo_parked"): PARKED,
+    (RUNNING, "undo_dispatched"): RUNNING,
+    (RUNNING, "undo_confirmed"): RUNNING,
+    (RUNNING, "undo_attempt_failed"): RUNNING,
+    (RUNNING, "undo_attempt_lost"): RUNNING,
+    (RUNNING, "step_undone"): UNDONE,
+    (RUNNING, "undo_failed"): FAILED,
+    (RUNNING, "undo_not_compensable"): NOT_COMPENSABLE,
+    (RUNNING, "undo_skipped"): SKIPPED,
+    (RUNNING, "undo_parked"): PARKED,
+    # An operator thinks again about one that did not undo.
+    (FAILED, "undo_skipped"): SKIPPED,
+    (FAILED, "undo_parked"): PARKED,
+    (NOT_COMPENSABLE, "undo_skipped"): SKIPPED,
+    (NOT_COMPENSABLE, "undo_parked"): PARKED,
+    (SKIPPED, "undo_parked"): PARKED,
+    (PARKED, "undo_skipped"): SKIPPED,
+    (FAILED, "undo_reopened"): PENDING,
+    (NOT_COMPENSABLE, "undo_reopened"): PENDING,
+    (SKIPPED, "undo_reopened"): PENDING,
+    (PARKED, "undo_reopened"): PENDING,
+    # A later unwinding takes on what was parked and, if it is told to try again, what did not undo.
+    (PARKED, "unwinding_started"): PENDING,
+    (FAILED, "unwinding_started"): PENDING,
+    (NOT_COMPENSABLE, "unwinding_started"): PENDING,
+    (SKIPPED, "unwinding_started"): PENDING,
+}
+
+TABLES: Final[dict[str, Table]] = {"run": RUN, "scope": SCOPE, "step": STEP, "attempt": ATTEMPT, "undo": UNDO}
 
 
 def diagram(name: str) -> str:

@@ -1,0 +1,302 @@
+"""Part of `apply`: the events that prepare steps for their undo, and that undo them.
+
+A step's undo changes by `tables.UNDO` only, and changes neither the step's outcome nor what follows from it.
+"""
+
+from __future__ import annotations
+
+from heapq import heappush
+
+from treadle.core import events as ev
+from treadle.core.counts import allowed_scope_status, allowed_status, scope_at, step_of, task, untask
+from treadle.core.reopening import rewound_effects
+from treadle.core.state import NodeState, RunState, ScopeState, StepState
+from treadle.core.tables import (
+    FAILED,
+    NONE,
+    NOT_COMPENSABLE,
+    PARKED,
+    PENDING,
+    READY,
+    RUN,
+    RUNNING,
+    SKIPPED,
+    UNDO,
+    WAITING,
+)
+from treadle.core.undo import STANDING, StepUndo, Unwinding, has_effect, undo_of
+from treadle.errors import InternalError
+
+# What an unwinding takes on that is told to try again.
+_AGAIN = frozenset({NONE, PARKED, FAILED, SKIPPED, NOT_COMPENSABLE})
+
+
+# -- the forward half ------------------------------------------------------------------------------------------------
+
+
+def began(run: RunState, step: StepState) -> None:
+    """A step that can be undone is dispatched for the first time."""
+    run.position += 1
+    step.undo = StepUndo(run.position)
+
+
+def prepare_dispatched(run: RunState, event: ev.PrepareDispatched) -> None:
+    """Let the first half of the step be made."""
+    step = step_of(run, event.at)
+    before = step.status
+    status = allowed_status(step, "prepare_dispatched")
+    if step.tasked or (step.undo is not None and step.undo.state):
+        raise InternalError(f"step {event.at!r} is being executed or is prepared: it cannot be prepared")
+    step.status = status
+    if before == WAITING:
+        step.ready_at = run.now
+    elif before == READY:
+        run.readied -= 1
+    if step.undo is None:
+        began(run, step)
+    step.dispatched_at = run.now
+    step.not_before = event.not_before
+    step.asking = event.number
+    task(run, step, -event.number)
+
+
+def step_prepared(run: RunState, event: ev.StepPrepared) -> None:
+    """Keep the undo state: all attempts of this generation have it in common."""
+    step = step_of(run, event.at)
+    status = allowed_status(step, "step_prepared")
+    if step.tasked != event.attempt or step.undo is None or step.undo.state:
+        raise InternalError(f"step {event.at!r} is not being prepared: step_prepared is not allowed")
+    step.status = status
+    step.undo.state = event.state
+    step.worker = event.session
+    untask(run, step)
+
+
+# -- unwinding a scope ---------------------------------------------------------------------------------------------
+
+
+def steps_below(run: RunState, scope: ScopeState) -> list[StepState]:
+    """All steps of a scope, of the scopes in it, and of what its steps have added."""
+    if scope is scope.around:
+        return run.steps()
+    found: list[StepState] = []
+    queue: list[NodeState] = [scope]
+    for state in queue:
+        if isinstance(state, StepState):
+            found.append(state)
+            own = run.own.get(state.node.number)
+            if own is not None:
+                queue.append(own)
+        else:
+            queue += run.content(state)
+    return found
+
+
+def effects(
+    run: RunState, below: list[StepState], *, to: str = "", only: str = "", again: bool = False
+) -> list[StepState]:
+    """Those of the steps below a scope whose undo an unwinding takes on (see `events.UnwindingStarted`)."""
+    statuses = _AGAIN if again else STANDING
+    after = step_of(run, to).ended if to else 0
+    return [
+        step
+        for step in below
+        if step.undo is not None
+        and step.undo.status in statuses
+        and has_effect(step)
+        and (step.ended > after or not step.ended)
+        and (not only or step.node.address == only)
+    ]
+
+
+def unwinding_started(run: RunState, event: ev.UnwindingStarted) -> None:
+    """Take on the undos of what stands below the scope."""
+    scope = scope_at(run, event.at)
+    below = steps_below(run, scope)
+    if event.rewind:
+        taken = rewound_effects(run, event.rewind)
+    else:
+        taken = effects(run, below, to=event.to, only=event.only, again=event.again)
+    if scope.unwinding is not None:
+        raise InternalError(f"scope {event.at!r} is being unwound already")
+    status = _run_status(run, scope, "unwinding_started")
+    scope.status = allowed_scope_status(scope, "unwinding_started")
+    run.status = status
+    for step in taken:
+        undo = undo_of(step)
+        undo.status = _allowed(step, "unwinding_started")
+        undo.scope = scope.node.number
+        undo.checking = undo.confirmed = False
+        undo.failures = undo.lost = 0
+        undo.failure = None
+        undo.reason = ""
+    scope.unwound = ""
+    scope.unwinding = run.unwindings[scope.node.number] = Unwinding(scope, below, taken, event.rewind)
+
+
+def _run_status(run: RunState, scope: ScopeState, kind: str) -> str:
+    if scope is scope.around:
+        return _root_status(run, kind)
+    if run.status != RUNNING:
+        raise InternalError(f"run {run.run_id!r} is {run.status}: {kind} is not allowed below it")
+    return run.status
+
+
+def _root_status(run: RunState, kind: str) -> str:
+    status = RUN.get((run.status, kind))
+    if status is None:
+        raise InternalError(f"run {run.run_id!r} is {run.status or 'not started'}: {kind} is not allowed")
+    return status
+
+
+def unwound(run: RunState, event: ev.Unwound) -> None:
+    """The scope goes on where its unwinding had stopped it."""
+    scope = scope_at(run, event.at)
+    unwinding = scope.unwinding
+    if unwinding is None or unwinding.left:
+        raise InternalError(f"scope {event.at!r} has undos that are not final, or is not being unwound")
+    run.status = _run_status(run, scope, "unwound")
+    scope.status = allowed_scope_status(scope, "unwound")
+    scope.unwinding = None
+    scope.unwound = "fully" if event.fully else "partly"
+    del run.unwindings[scope.node.number]
+    heappush(run.frontier, scope.node.number)
+
+
+def unwinding_parked(run: RunState, event: ev.UnwindingParked) -> None:
+    """Nothing more is undone; what runs may end."""
+    run.status = _root_status(run, "unwinding_parked")
+    run.hold = 0
+    park_all(run)
+
+
+def park_all(run: RunState) -> None:
+    """Let no unwinding start another undo."""
+    for unwinding in run.unwindings.values():
+        unwinding.parked = True
+
+
+# -- the undo of one step --------------------------------------------------------------------------------------------
+
+
+def _allowed(step: StepState, kind: str) -> str:
+    undo = step.undo
+    status = UNDO.get((undo.status, kind)) if undo is not None else None
+    if status is None:
+        shown = undo.status if undo is not None else NONE
+        raise InternalError(f"the undo of step {step.node.address!r} is {shown}: {kind} is not allowed")
+    return status
+
+
+def _live(step: StepState, number: int, kind: str) -> None:
+    if step.tasked != -number:
+        raise InternalError(f"step {step.node.address!r} has no such attempt to undo under way: {kind} is not allowed")
+
+
+def _unwinding_of(run: RunState, undo: StepUndo) -> Unwinding | None:
+    return run.unwindings.get(undo.scope)
+
+
+def undo_dispatched(run: RunState, event: ev.UndoDispatched) -> None:
+    """Let an attempt to undo be made."""
+    step = step_of(run, event.at)
+    status = _allowed(step, "undo_dispatched")
+    undo = undo_of(step)
+    unwinding = _unwinding_of(run, undo)
+    if step.tasked or unwinding is None:
+        raise InternalError(f"step {event.at!r} is being executed, or its scope is not being unwound")
+    if undo.status == PENDING:
+        unwinding.started(step)
+    undo.status = status
+    undo.checking = event.check
+    undo.changed_at = run.now
+    step.asking = event.number
+    task(run, step, -event.number)
+
+
+def undo_confirmed(run: RunState, event: ev.UndoConfirmed) -> None:
+    """The undo is safe."""
+    step = step_of(run, event.at)
+    status = _allowed(step, "undo_confirmed")
+    _live(step, event.number, "undo_confirmed")
+    undo = undo_of(step)
+    undo.status = status
+    undo.checking = False
+    undo.confirmed = True
+    untask(run, step)
+
+
+def undo_attempt_failed(run: RunState, event: ev.UndoAttemptFailed) -> None:
+    """An attempt to undo failed, and is made again."""
+    step = step_of(run, event.at)
+    status = _allowed(step, "undo_attempt_failed")
+    _live(step, event.number, "undo_attempt_failed")
+    undo = undo_of(step)
+    undo.status = status
+    undo.failures += 1
+    undo.failure = event.failure
+    untask(run, step)
+
+
+def undo_attempt_lost(run: RunState, event: ev.UndoAttemptLost) -> None:
+    """An attempt to undo was lost with its session."""
+    step = step_of(run, event.at)
+    status = _allowed(step, "undo_attempt_lost")
+    _live(step, event.number, "undo_attempt_lost")
+    undo = undo_of(step)
+    undo.status = status
+    undo.lost += 1
+    untask(run, step)
+
+
+def step_undone(run: RunState, event: ev.StepUndone) -> None:
+    """What the step did is taken back."""
+    step = step_of(run, event.at)
+    _allowed(step, "step_undone")
+    _live(step, event.number, "step_undone")
+    _finish(run, step, "step_undone")
+
+
+def undo_failed(run: RunState, event: ev.UndoFailed | ev.UndoNotCompensable) -> None:
+    """What the step did stands."""
+    step = step_of(run, event.at)
+    _finish(run, step, ev.kind_of(event))
+    undo_of(step).failure = event.failure
+
+
+def undo_put_off(run: RunState, event: ev.UndoSkipped | ev.UndoParked) -> None:
+    """The undo is not made, or not now."""
+    step = step_of(run, event.at)
+    _finish(run, step, ev.kind_of(event))
+    undo_of(step).reason = event.reason
+
+
+def _finish(run: RunState, step: StepState, kind: str) -> None:
+    """Give an undo its final status, and end what runs of it."""
+    status = _allowed(step, kind)
+    undo = undo_of(step)
+    before = undo.status
+    undo.status = status
+    undo.checking = False
+    undo.changed_at = run.now
+    if before in (PENDING, RUNNING):
+        untask(run, step)
+        unwinding = _unwinding_of(run, undo)
+        assert unwinding is not None
+        unwinding.ended(step, before)
+
+
+def undo_reopened(run: RunState, event: ev.UndoReopened) -> None:
+    """Take an undo on again."""
+    step = step_of(run, event.at)
+    status = _allowed(step, "undo_reopened")
+    undo = undo_of(step)
+    unwinding = _unwinding_of(run, undo)
+    if unwinding is None:
+        raise InternalError(f"step {event.at!r} is in no scope that is being unwound")
+    undo.status = status
+    undo.confirmed = False
+    undo.failures = undo.lost = 0
+    undo.failure = None
+    undo.reason = ""
+    unwinding.again()

@@ -1,0 +1,194 @@
+"""Unwinding: what the steps of a scope have done is undone, as durable work like the steps themselves.
+
+A scope is unwound by `begin_unwinding`; the root so when a run fails under `on_failure="unwind"`, when a cancel asks
+for it, and by an operator for a run that has its outcome. What still runs below is interrupted and waited for. Then
+undos start in the order of `undo.UndoOrder`, as tasks of their steps (`undo_attempts`); one that fails is reported and
+holds back nothing. When all are final, `unwound` puts the scope on the frontier, where whoever began the unwinding
+finds `scope.unwinding` None and goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from treadle.core import events as ev
+from treadle.core import inputs as inp
+from treadle.core.commands import Refusal
+from treadle.core.decision import Decision, Limits
+from treadle.core.reopening import rewind
+from treadle.core.state import RunState, ScopeState, StepState, settled
+from treadle.core.tables import FAILED, OUTCOMES, PENDING, RUNNING, UNDO, UNDONE
+from treadle.core.undo import Unwinding, has_effect, undo_of
+from treadle.core.undo_attempts import dispatch_undo, end_undo, undo_runs
+from treadle.core.undoing import effects, steps_below
+
+# What an operator says of an undo -> the event it leads to.
+_VERBS = {"retry": "undo_reopened", "skip": "undo_skipped", "park": "undo_parked"}
+
+
+# -- a scope ---------------------------------------------------------------------------------------------------------
+
+
+def begin_unwinding(run: RunState, decision: Decision, scope: ScopeState, *, reason: str = "", cause: str = "") -> bool:
+    """Undo all that stands below a scope; False if nothing does, and nothing is to be waited for.
+
+    When it is done, `scope.unwound` tells how much was undone (`fully` or `partly`), and the scope is on the frontier.
+    Call it once an entry: what an unwinding has dealt with is not taken on again by the next.
+    """
+    below = steps_below(run, scope)
+    if not effects(run, below):
+        return False
+    decision.record(run, ev.UnwindingStarted(at=scope.node.address, reason=reason, cause=cause))
+    return True
+
+
+def must_unwind(run: RunState, outcome: str) -> bool:
+    """Whether a run that is to settle with this outcome is unwound first."""
+    if run.status != RUNNING or not run.undoes:
+        return False
+    return run.unwind if run.cancelling else outcome == FAILED and run.on_failure == "unwind"
+
+
+def undo_stack(run: RunState, to: str = "") -> list[StepState]:
+    """The steps whose effects stand and would be undone now, in the order of their undos: the last ended first.
+
+    With `to`, only those that ended after that step. Which of them may be undone together see `undo.UndoOrder`.
+    """
+    return sorted(effects(run, run.steps(), to=to), key=lambda step: -step.ended)
+
+
+def unwind(run: RunState, decision: Decision, limits: Limits, bound: int) -> None:
+    """Go on with all unwindings, as far as the decision has room."""
+    for unwinding in list(run.unwindings.values()):
+        if not _is_quiet(run, decision, unwinding, bound):
+            continue
+        if unwinding.parked:
+            _park_pending(run, decision, unwinding, bound)
+        else:
+            _start_undos(run, decision, unwinding, limits, bound)
+        if not unwinding.left and len(decision.events) < bound:
+            _finish(run, decision, unwinding)
+
+
+def _is_quiet(run: RunState, decision: Decision, unwinding: Unwinding, bound: int) -> bool:
+    """Cancel what has no outcome yet below, and tell whether no attempt runs there any more."""
+    below, live = unwinding.below, unwinding.live
+    while unwinding.looked < len(below):
+        if len(decision.events) >= bound:
+            return False
+        step = below[unwinding.looked]
+        unwinding.looked += 1
+        if step.undo is not None and step.undo.status == RUNNING:
+            continue
+        if step.tasked:
+            live.append(step)
+            decision.interrupts.append(step.node.number)
+        if not settled(step):
+            decision.settle(run, step, ev.StepCancelled(at=step.node.address, live=step.tasked != 0))
+    # One that has ended since may have a task again: that of its undo.
+    while live and (not live[-1].tasked or undo_runs(live[-1])):
+        live.pop()
+    return not live
+
+
+def _start_undos(run: RunState, decision: Decision, unwinding: Unwinding, limits: Limits, bound: int) -> None:
+    most = run.graph.plan.undo_limit or limits.dispatched
+    while unwinding.running < most and run.tasks < limits.dispatched and len(decision.events) < bound:
+        step = unwinding.first()
+        if step is None:
+            return
+        dispatch_undo(run, decision, step, 0.0)
+
+
+def _park_pending(run: RunState, decision: Decision, unwinding: Unwinding, bound: int) -> None:
+    while unwinding.parked_to < len(unwinding.taken) and len(decision.events) < bound:
+        step = unwinding.taken[unwinding.parked_to]
+        unwinding.parked_to += 1
+        if undo_of(step).status == PENDING:
+            end_undo(run, decision, step, ev.UndoParked(at=step.node.address, reason="cancel"))
+
+
+def _finish(run: RunState, decision: Decision, unwinding: Unwinding) -> None:
+    scope = unwinding.scope
+    fully = all(undo_of(step).status == UNDONE for step in unwinding.below if has_effect(step))
+    reopened = unwinding.rewind and all(undo_of(step).status == UNDONE for step in unwinding.taken)
+    decision.record(run, ev.Unwound(at=scope.node.address, fully=fully))
+    if reopened:
+        found = rewind(run, unwinding.rewind, "", keep=True)
+        for event in [] if isinstance(found, Refusal) else found:
+            decision.record(run, event)
+            decision.note_reopened(run, event)
+
+
+# -- operators -------------------------------------------------------------------------------------------------------
+
+
+def undo_run(run: RunState, decision: Decision, value: inp.Undo, cause: str) -> Refusal | None:
+    """Undo what a run that has its outcome has done, or what of it ended after a step."""
+    if run.status not in OUTCOMES:
+        text = f"run {run.run_id!r} is {run.status}; only a settled run is undone (cancel it, with unwind)"
+        return Refusal("run_not_settled", text, run.status)
+    if value.to:
+        step = run.step_at(value.to)
+        if step is None:
+            return Refusal("step_not_found", f"run {run.run_id!r} has no step {value.to!r}")
+    if not effects(run, run.steps(), to=value.to):
+        after = f" that ended after {value.to!r}" if value.to else ""
+        return Refusal("nothing_to_undo", f"run {run.run_id!r} has done nothing{after} that is left to undo")
+    decision.record(run, ev.UnwindingStarted(reason="operator", to=value.to, cause=cause))
+    return None
+
+
+def undo_step(run: RunState, decision: Decision, value: inp.UndoStep, cause: str) -> Refusal | None:
+    """Retry, skip or park the undo of one step; a retry without a step is of all that did not undo."""
+    if run.status not in OUTCOMES and not run.unwindings:
+        text = f"run {run.run_id!r} is {run.status}; undos are steered while it unwinds, or once it has its outcome"
+        return Refusal("run_not_settled", text, run.status)
+    found = _steered(run, value)
+    if isinstance(found, Refusal):
+        return found
+    if value.verb != "retry":
+        _put_off(run, decision, found[0], value.verb, cause)
+    elif run.unwindings:
+        for step in found:
+            decision.record(run, ev.UndoReopened(at=step.node.address, cause=cause))
+    else:
+        decision.record(run, ev.UnwindingStarted(reason="operator", only=value.at, again=True, cause=cause))
+    return None
+
+
+def _steered(run: RunState, value: inp.UndoStep) -> Sequence[StepState] | Refusal:
+    """The steps that an operator means, or why there are none."""
+    if not value.at:
+        steps = [step for step in run.steps() if _may(run, step, value.verb)] if value.verb == "retry" else []
+        if steps:
+            return steps
+        why = "has no undo to retry" if value.verb == "retry" else f"has many undos; name the step to {value.verb}"
+        return Refusal("usage", f"run {run.run_id!r} {why}")
+    step = run.step_at(value.at)
+    if step is None:
+        return Refusal("step_not_found", f"run {run.run_id!r} has no step {value.at!r}")
+    if not _may(run, step, value.verb):
+        shown = step.undo.status if step.undo is not None else "none"
+        return Refusal("usage", f"the undo of step {value.at!r} is {shown}; there is nothing to {value.verb}")
+    return [step]
+
+
+def _may(run: RunState, step: StepState, verb: str) -> bool:
+    undo = step.undo
+    if undo is None or (undo.status, _VERBS[verb]) not in UNDO:
+        return False
+    # What an unwinding that is over has left is steered when the run has its outcome.
+    return not run.unwindings or undo.scope in run.unwindings
+
+
+def _put_off(run: RunState, decision: Decision, step: StepState, verb: str, cause: str) -> None:
+    at, number = step.node.address, step.node.number
+    if step.tasked:
+        # Its task goes, whoever holds it; what that attempt reports is not heard any more.
+        decision.ended.append(number)
+        decision.interrupts.append(number)
+    if verb == "skip":
+        end_undo(run, decision, step, ev.UndoSkipped(at=at, reason="operator", cause=cause))
+    else:
+        end_undo(run, decision, step, ev.UndoParked(at=at, reason="operator", cause=cause))
