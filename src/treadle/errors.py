@@ -7,9 +7,10 @@
     ├─ RunError(run_id)       what a caller learns about one run
     │   ├─ RunNotFoundError · StepNotFoundError · RunExistsError
     │   ├─ RunNotActiveError ─ RunNotRunningError · RunNotPausedError
+    │   ├─ RunNotSettledError
     │   ├─ RunFailedError · RunCancelledError
     │   └─ StepFailedError · StepSkippedError(upstream) · StepCancelledError
-    ├─ Permanent · Retryable · RetryLater     raised BY step code to steer the engine
+    ├─ Permanent · Retryable · RetryLater · NotCompensable     raised BY step code to steer the engine
     ├─ StoreError             the store could not do it
     │   ├─ StoreUnavailableError · ConflictError · LeaseLostError · SchemaVersionError
     │   └─ StoreCorruptError · StoreReadOnlyError · StoreFullError · StaleVersionError
@@ -136,6 +137,12 @@ class RunNotPausedError(RunNotActiveError):
     code = "run_not_paused"
 
 
+class RunNotSettledError(RunError):
+    """What a run has done is undone when it has its outcome; wait for it, or cancel the run with `unwind`."""
+
+    code = "run_not_settled"
+
+
 class RunFailedError(RunError):
     """The run failed; `failures` maps the addresses of the failed steps to what went wrong, root cause first."""
 
@@ -222,6 +229,12 @@ class RetryLater(TreadleError):  # noqa: N818 - as Permanent
         super().__init__(message or f"again in {delay}")
         if code is not None:
             self.code = code
+
+
+class NotCompensable(TreadleError):  # noqa: N818 - as Permanent
+    """Raise it in an undo: this cannot be taken back, and that is known. The unwinding goes on with the rest."""
+
+    code = "not_compensable"
 
 
 class StoreError(TreadleError):
@@ -348,6 +361,7 @@ EXIT_CODES: dict[str, int] = {
     "run_not_active": 5,
     "run_not_running": 5,
     "run_not_paused": 5,
+    "run_not_settled": 5,
     "step_busy": 5,
     "stale_version": 5,
     "conflict": 5,

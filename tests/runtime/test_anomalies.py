@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,39 @@ async def spread(width: int) -> str:
     return "x" * 3000
 
 
+world: dict[str, int] = {}
+
+
+def look(key: str) -> int | None:
+    return world.get(key)
+
+
+async def put_back(key: str, state: int | None) -> None:
+    world.pop(key, None)
+    if state is not None:
+        world[key] = state
+
+
+@step(name="anomaly:put", registry=registry, prepare=look, undo=put_back, reconcile=lambda key: key in world)
+async def put(key: str) -> None:
+    world[key] = 1
+
+
+@step(name="anomaly:fail", registry=registry)
+async def fail() -> None:
+    raise RuntimeError("the end")
+
+
+def undoable_plan(*, fails: bool) -> Any:
+    builder = PlanBuilder("undone", registry=registry, on_failure="unwind")
+    builder.step("a", put, "a")
+    builder.step("b", put, "b", after="a")
+    builder.step("c", put, "c", after="b")
+    if fails:
+        builder.step("end", fail, after="c")
+    return builder.build()
+
+
 def plan() -> Any:
     builder = PlanBuilder("anomalies", registry=registry)
     first = builder.step("first", add, 1)
@@ -92,8 +125,43 @@ async def checked(app: App) -> None:
     assert (loaded.tasks, loaded.inbox, loaded.status) == ([], [], "succeeded")
 
 
-def drive(make: Callable[[], Store], nth: int, *, before: bool) -> bool:
-    """Run the scenario with the Nth store call failing; False if no call was the Nth."""
+async def undone(app: App) -> None:
+    """A run fails and is unwound; then another one that has its outcome is undone in two parts."""
+    world.clear()
+    await insistently(lambda: app.start(undoable_plan(fails=True), id="run"))
+    await insistently(app.run("run").wait)
+    assert world == {}
+    run = await insistently(lambda: app.start(undoable_plan(fails=False), id="undone"))
+    await insistently(run.wait)
+    await insistently(lambda: run.undo(to="a"))
+    await insistently(run.wait)
+    assert world == {"a": 1}
+    await insistently(run.undo)
+    await insistently(run.wait)
+    assert world == {}
+
+
+async def checked_undos(app: App) -> None:
+    """Each step was undone once, the last one first, and nothing is left over."""
+    for name, status in (("run", "failed"), ("undone", "succeeded")):
+        loaded = await insistently(app.run(name).load)
+        events = [event for _, _, _, text in loaded.rows for event in ev.decode_events(text)]
+        assert [event.at for event in events if isinstance(event, ev.StepUndone)] == ["c", "b", "a"]
+        assert [event.at for event in events if isinstance(event, ev.StepPrepared)] == ["a", "b", "c"]
+        assert (loaded.tasks, loaded.inbox, loaded.status) == ([], [], status)
+        row = await insistently(app.run(name).row)
+        assert row.unwound == "fully"
+
+
+def drive(
+    make: Callable[[], Store],
+    nth: int,
+    *,
+    before: bool,
+    act: Callable[[App], Awaitable[None]] = scenario,
+    check: Callable[[App], Awaitable[None]] = checked,
+) -> bool:
+    """Run a scenario with the Nth store call failing; False if no call was the Nth."""
     loop = SimLoop(lambda: None)
     rng = random.Random(nth)
     clock = SimClock(loop, 0.0, 1.0)
@@ -119,8 +187,8 @@ def drive(make: Callable[[], Store], nth: int, *, before: bool) -> bool:
         )
         await insistently(node.open)
         app = App(node, lambda: None)
-        await scenario(app)
-        await checked(app)
+        await act(app)
+        await check(app)
         await app.close()
         inner.close()
         return store.fired
@@ -143,6 +211,15 @@ def test_any_store_call_may_fail_before_or_after_it_took_effect(kind: str, befor
 
     nth = 1
     while drive(make, nth, before=before):
+        nth += 1
+
+    assert nth > 20
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+def test_any_store_call_of_an_unwinding_may_fail(before: bool) -> None:
+    nth = 1
+    while drive(MemoryStore, nth, before=before, act=undone, check=checked_undos):
         nth += 1
 
     assert nth > 20

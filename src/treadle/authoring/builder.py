@@ -18,7 +18,17 @@ from typing import Any, Final, Protocol, TypeVar, Unpack, cast, overload
 from treadle.authoring.bound import UNSET, Action, Bound, Condition, Named, Node, Signalled, this_frame
 from treadle.authoring.codec import Adapter, adapter
 from treadle.authoring.drafts import draft, draft_arguments
-from treadle.authoring.options import NOTHING, Chosen, Retry, StepOptions, choose, policy_of
+from treadle.authoring.options import (
+    NOTHING,
+    Chosen,
+    OnFailure,
+    Retry,
+    StepOptions,
+    choose,
+    on_failure_of,
+    policy_of,
+    undo_limit_of,
+)
 from treadle.authoring.registry import Registry, default_registry
 from treadle.authoring.scopes import GroupPlace, Scope, owner_text, referred
 from treadle.authoring.signatures import ANYTHING, Signature, Target
@@ -92,7 +102,9 @@ class Addition:
 class PlanBuilder:
     """Makes one plan, step by step.
 
-    `retry` is the policy of steps that have none. Inside `with builder:` every `.bind` adds to it too.
+    `retry` is the policy of steps that have none. Inside `with builder:` every `.bind` adds to it too. With
+    `on_failure="unwind"` a run that fails undoes what its steps have done; `undo_limit` is how many undos may run
+    together (None: no limit of its own; 1: strictly the reverse of completion).
     """
 
     inside_step = False
@@ -104,8 +116,12 @@ class PlanBuilder:
         retry: Retry | RetryPolicy | int | None = None,
         result: object = UNSET,
         registry: Registry | None = None,
+        on_failure: OnFailure = "stop",
+        undo_limit: int | None = None,
     ) -> None:
         self.name = name
+        self.on_failure: Final = on_failure_of(on_failure)
+        self.undo_limit: Final = undo_limit_of(undo_limit)
         self.registry = registry if registry is not None else default_registry
         self.errors: list[DefinitionError] = []
         self.defaults: dict[str, Any] = {} if retry is None else {"retry": policy_of(retry)}
@@ -208,7 +224,14 @@ class PlanBuilder:
             DefinitionError: a mistake; several are raised together as DefinitionErrors.
         """
         output = self._lower_output()
-        plan = Plan(workflow=self.name, blocks=self.root.blocks, output=output, retry=self.defaults.get("retry"))
+        plan = Plan(
+            workflow=self.name,
+            blocks=self.root.blocks,
+            output=output,
+            retry=self.defaults.get("retry"),
+            on_failure=self.on_failure,
+            undo_limit=self.undo_limit,
+        )
         # Planned values only refer to what was planned before, so circles and unknown names need names or groups.
         if self.suspect or not plan.blocks:
             for group in self._groups:

@@ -15,13 +15,17 @@ from treadle.authoring.options import (
     NOTHING,
     STATIC_NAMES,
     Chosen,
+    OnFailure,
     Retry,
     StaticOptions,
     StepOptions,
     choose,
+    on_failure_of,
     policy_of,
+    undo_limit_of,
 )
 from treadle.authoring.registry import Definition, Registry, WorkflowDefinition, default_registry
+from treadle.authoring.undo import Declared, UndoDefinition
 from treadle.errors import DefinitionError, DefinitionErrors, SlotError, UsageError
 
 P = ParamSpec("P")
@@ -128,7 +132,13 @@ class WorkflowFunction(Generic[P, R]):
         signature = definition.signature
         values, changed = self._checked(args, kwargs)
         declared = signature.result.annotation
-        builder = PlanBuilder(definition.name, retry=definition.retry, result=UNSET if declared is Any else declared)
+        builder = PlanBuilder(
+            definition.name,
+            retry=definition.retry,
+            result=UNSET if declared is Any else declared,
+            on_failure=definition.on_failure,
+            undo_limit=definition.undo_limit or None,
+        )
         with builder:
             try:
                 result = signature.invoke(values) if changed else definition.function(*args, **kwargs)
@@ -223,6 +233,10 @@ def step(
     name: str | None = ...,
     aliases: Iterable[str] = ...,
     registry: Registry | None = ...,
+    undo: Callable[..., Any] | None = ...,
+    prepare: Callable[..., Any] | None = ...,
+    reconcile: Callable[..., Any] | None = ...,
+    resource: str = ...,
     **options: Unpack[StaticOptions],
 ) -> StepDecorator: ...
 def step(
@@ -232,6 +246,10 @@ def step(
     name: str | None = None,
     aliases: Iterable[str] = (),
     registry: Registry | None = None,
+    undo: Callable[..., Any] | None = None,
+    prepare: Callable[..., Any] | None = None,
+    reconcile: Callable[..., Any] | None = None,
+    resource: str = "",
     **options: Unpack[StaticOptions],
 ) -> Any:
     """Make a function a step. It stays callable as what it is; `.bind` plans it, `.options` changes how it runs.
@@ -241,24 +259,36 @@ def step(
         name: what it is stored as, instead of `module:qualname`.
         aliases: former names, so that runs made before a renaming still find it.
         registry: where to register it, instead of the process's own registry.
+        undo: takes back what the step did, by the step's arguments, `state` and `result`. It must stand a step that
+            acted in part or not at all, and being called twice.
+        prepare: looks and backs up before the step acts; what it returns is the undo state, committed before the
+            step starts.
+        reconcile: asked before the undo whether that is safe; False leaves things as they are.
+        resource: undos of one resource are made one at a time.
         options: what holds for all steps planned through it; see `StaticOptions`.
 
     Raises:
         StepNameError: it has no durable name, or another function has that name.
-        DefinitionError: an option, or the function, makes no sense.
+        DefinitionError: an option, or a function, makes no sense.
     """
     chosen = _static(options)
     names = _names(aliases)
+    declared = Declared(undo, prepare, reconcile, resource)
 
     def decorate(function: Callable[..., Any], frame: FrameType | None = None) -> Any:
         _refuse_twice(function)
-        definition = Definition(
-            function, name=name, aliases=names, options=chosen, namespace=_namespace(function, frame or this_frame(1))
-        )
-        (registry or default_registry).add(definition)
+        namespace = _namespace(function, frame or this_frame(1))
+        kept, helpers = chosen, list[UndoDefinition]()
+        if declared and inspect.isroutine(function):
+            stored, helpers = declared.definitions(function, name, names, namespace)
+            kept = choose(chosen, {})
+            kept.fields["undo"] = stored
+        definition = Definition(function, name=name, aliases=names, options=kept, namespace=namespace)
+        for one in (definition, *helpers):
+            (registry or default_registry).add(one)
         if definition.is_async:
-            return AsyncStepFunction[..., Any](definition, chosen)
-        return SyncStepFunction[..., Any](definition, chosen)
+            return AsyncStepFunction[..., Any](definition, kept)
+        return SyncStepFunction[..., Any](definition, kept)
 
     return decorate if function is None else decorate(function, this_frame(1))
 
@@ -306,6 +336,8 @@ def workflow(
     name: str | None = ...,
     aliases: Iterable[str] = ...,
     retry: Retry | int | None = ...,
+    on_failure: OnFailure = ...,
+    undo_limit: int | None = ...,
     registry: Registry | None = ...,
 ) -> WorkflowDecorator: ...
 def workflow(
@@ -315,15 +347,22 @@ def workflow(
     name: str | None = None,
     aliases: Iterable[str] = (),
     retry: Retry | int | None = None,
+    on_failure: OnFailure = "stop",
+    undo_limit: int | None = None,
     registry: Registry | None = None,
 ) -> Any:
     """Make a function that plans steps a workflow. `retry` is the policy of steps that have none of their own.
+
+    With `on_failure="unwind"` a run that fails undoes what its steps have done. `undo_limit` is how many undos may
+    run together: 1 undoes strictly in the reverse order of completion, None has no limit of its own.
 
     Raises:
         DefinitionError: it is an `async def`; in this version a workflow is a `def` that plans steps.
         StepNameError: it has no durable name, or another function has that name.
     """
     policy = policy_of(retry)
+    limit = undo_limit_of(undo_limit)
+    on_failure_of(on_failure)
     names = _names(aliases)
 
     def decorate(function: Callable[..., Any], frame: FrameType | None = None) -> Any:
@@ -334,7 +373,15 @@ def workflow(
                 "that plans its steps with .bind, or make the whole function one @step"
             )
         namespace = _namespace(function, frame or this_frame(1))
-        definition = WorkflowDefinition(function, retry=policy, name=name, aliases=names, namespace=namespace)
+        definition = WorkflowDefinition(
+            function,
+            retry=policy,
+            on_failure=on_failure,
+            undo_limit=limit,
+            name=name,
+            aliases=names,
+            namespace=namespace,
+        )
         (registry or default_registry).add(definition)
         return WorkflowFunction[..., Any](definition)
 

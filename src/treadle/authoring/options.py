@@ -17,6 +17,8 @@ from treadle.core.plan import Placement, RetryPolicy
 from treadle.errors import DefinitionError
 
 Labels = str | Iterable[str]
+# What a failed run does about what its steps have done.
+OnFailure = Literal["stop", "unwind"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +185,30 @@ def policy_of(value: Retry | RetryPolicy | int | None) -> RetryPolicy | None:
         jitter=_between(value.jitter, "jitter", 0.0, 1.0),
         never=_labels(value.never),
     )
+
+
+def on_failure_of(value: OnFailure) -> OnFailure:
+    """What a failed run does, checked.
+
+    Raises:
+        DefinitionError: it is no such word.
+    """
+    if value not in ("stop", "unwind"):
+        raise DefinitionError(f"on_failure={value!r}: stop or unwind")
+    return value
+
+
+def undo_limit_of(value: int | None) -> int:
+    """How many undos may run together, as it is stored: 0 is no limit.
+
+    Raises:
+        DefinitionError: it is no number from 1.
+    """
+    if value is None:
+        return 0
+    if not _is_whole(value) or value < 1:
+        raise DefinitionError(f"undo_limit={value!r}: a number from 1, or None for no limit")
+    return value
 
 
 def _is_whole(value: object) -> bool:

@@ -28,7 +28,15 @@ from treadle.core.plan import RetryPolicy
 from treadle.errors import DefinitionError, StepNameError, UnregisteredStepError, UsageError
 
 _MAIN: Final = ("__main__", "__mp_main__")
-_KINDS: Final = {"step": "a step", "predicate": "a predicate", "workflow": "a workflow"}
+_KINDS: Final = {
+    "step": "a step",
+    "predicate": "a predicate",
+    "workflow": "a workflow",
+    "undo": "an undo",
+    "prepare": "a prepare",
+    "reconcile": "a reconcile",
+}
+Kind = Literal["step", "predicate", "workflow", "undo", "prepare", "reconcile"]
 
 
 class Definition:
@@ -41,7 +49,7 @@ class Definition:
         self,
         function: Callable[..., Any],
         *,
-        kind: Literal["step", "predicate", "workflow"] = "step",
+        kind: Kind = "step",
         name: str | None = None,
         aliases: Iterable[str] = (),
         options: Chosen = NOTHING,
@@ -94,11 +102,21 @@ StepDefinition = Definition
 
 
 class WorkflowDefinition(Definition):
-    """A function that plans steps, with the retry policy of those that have none of their own."""
+    """A function that plans steps: the retry policy of those that have none of their own, and what a failure does."""
 
-    def __init__(self, function: Callable[..., Any], *, retry: RetryPolicy | None = None, **named: Any) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        retry: RetryPolicy | None = None,
+        on_failure: Literal["stop", "unwind"] = "stop",
+        undo_limit: int = 0,
+        **named: Any,
+    ) -> None:
         super().__init__(function, kind="workflow", **named)
         self.retry = retry
+        self.on_failure: Final = on_failure
+        self.undo_limit: Final = undo_limit
 
 
 class Defined(Protocol):

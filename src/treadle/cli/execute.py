@@ -8,7 +8,7 @@ import os
 import signal
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -98,6 +98,7 @@ def stopping(say_first: Callable[[], None]) -> Generator[asyncio.Event]:
 @click.option("--id", "run_id", metavar="ID", help="The run's id; the same id again attaches to that run.")
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="A label of the run; may be repeated.")
 @click.option("--break", "breaks", multiple=True, metavar="LABEL", help="Arm the breakpoints of this label.")
+@click.option("--on-failure", type=click.Choice(("stop", "unwind")), help="What a failure does, if not the workflow's.")
 @_capacity
 @click.option("--detach", is_flag=True, help="Only start it, for workers to execute; print the run's id.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
@@ -109,6 +110,7 @@ async def run(
     run_id: str | None,
     labels: tuple[str, ...],
     breaks: tuple[str, ...],
+    on_failure: Literal["stop", "unwind"] | None,
     detach: bool,
     quiet: bool,
     **capacity: int,
@@ -128,7 +130,7 @@ async def run(
         if handle is None:
             if isinstance(planned, DefinitionError):
                 raise planned
-            handle = await app.start(planned, id=run_id, labels=marks, breakpoints=breaks)
+            handle = await app.start(planned, id=run_id, labels=marks, breakpoints=breaks, on_failure=on_failure)
         if detach:
             emit({"run": handle.id, "key": await handle.key()}, desk.output, "")
             return None

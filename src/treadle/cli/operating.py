@@ -11,6 +11,7 @@ import msgspec
 from treadle.cli.desk import Desk, confirm, run_argument, with_desk
 from treadle.cli.output import emit
 from treadle.cli.reading import shown
+from treadle.core.tables import LIVE
 from treadle.errors import RunNotActiveError, UsageError
 from treadle.runtime.report import clean, names
 
@@ -26,17 +27,18 @@ def _answer(desk: Desk, text: str, **facts: Any) -> None:
 @click.command()
 @with_desk()
 @click.option("--hard", is_flag=True, help="Also end the attempts that run.")
+@click.option("--unwind", is_flag=True, help="Then undo what the run has done.")
 @click.option("--wait", is_flag=True, help="Return when nothing of the run is executed any more.")
 @_yes
 @run_argument
-async def cancel(desk: Desk, run_id: str, hard: bool, wait: bool, yes: bool) -> None:
-    """Stop a run: what runs may finish, nothing follows. A finished run stays as it is."""
+async def cancel(desk: Desk, run_id: str, hard: bool, unwind: bool, wait: bool, yes: bool) -> None:
+    """Stop a run: what runs may finish, nothing follows. A finished run stays as it is; one that unwinds is parked."""
     async with desk.connect() as app:
         run = await desk.find(app, run_id)
         if hard:
             # A script that says --hard has said enough.
             confirm(f"End all attempts of {run.id} now?", yes=yes, refuse=False)
-        await run.cancel(hard=hard)
+        await run.cancel(hard=hard, unwind=unwind)
         if wait:
             await run.wait()
         snapshot = await run.inspect()
@@ -80,16 +82,19 @@ async def retry(desk: Desk, run_id: str, step: str | None) -> None:
 
 @click.command()
 @with_desk()
+@click.option("--keep", is_flag=True, help="Leave what the steps did as it is, instead of undoing it first.")
 @_yes
 @run_argument
 @click.argument("step")
-async def rewind(desk: Desk, run_id: str, step: str, yes: bool) -> None:
+async def rewind(desk: Desk, run_id: str, step: str, keep: bool, yes: bool) -> None:
     """Reopen a settled STEP and all that depends on it, as the next generation: they are executed again."""
     async with desk.connect() as app:
         run = await desk.find(app, run_id)
         confirm(f"Execute {step} of {run.id} again, and all that depends on it?", yes=yes, refuse=False)
-        reopened = await run.rewind(step)
+        reopened = await run.rewind(step, keep=keep)
     text = f"rewound {names(reopened)} of {clean(run.id)}"
+    if not reopened:
+        text = f"{clean(run.id)} undoes first what {clean(step)} and the steps after it did"
     _answer(desk, text, run=run.id, reopened=reopened)
 
 
@@ -150,7 +155,7 @@ async def delete(desk: Desk, run_ids: tuple[str, ...], yes: bool) -> None:
     async with desk.connect() as app:
         rows = [await desk.row(app, prefix) for prefix in run_ids]
         for row in rows:
-            if row.status == "running" or row.leased:
+            if row.status in LIVE or row.leased:
                 text = f"run {row.id!r} is {shown(row)}; cancel it, then delete it"
                 raise RunNotActiveError(text, run_id=row.id, status=shown(row))
         said = ", ".join(f"{clean(row.id)} ({shown(row)})" for row in rows)

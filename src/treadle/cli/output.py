@@ -24,6 +24,7 @@ _COLOURS: Final[dict[str, str]] = {
     "paused": "yellow",
     "pausing": "yellow",
     "cancelling": "magenta",
+    "unwinding": "yellow",
 }
 
 
@@ -75,7 +76,10 @@ def write_value(text: str) -> None:
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, status: int = -1, empty: str = "") -> str:
-    """Aligned columns; `status` is the column that is coloured; `empty` is said when there are no rows."""
+    """Aligned columns; `empty` is said when there are no rows.
+
+    `status` is the column that is coloured: by a status, after which more may be said behind a comma.
+    """
     if not rows:
         return f"{empty}\n" if empty else ""
     cells = [[clean(cell) for cell in row] for row in rows]
@@ -84,7 +88,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, status: int 
     for row in cells:
         shown = [f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)]
         if status >= 0:
-            shown[status] = paint(row[status], shown[status])
+            shown[status] = paint(row[status].partition(",")[0], shown[status])
         lines.append("  ".join(shown).rstrip())
     return "\n".join(lines) + "\n"
 

@@ -9,7 +9,9 @@ import click
 from treadle.cli.complaints import NotFinishedError
 from treadle.cli.desk import Desk, complete_run, pairs, run_argument, with_desk
 from treadle.cli.output import emit, paint, plainly, say, table, write, write_value
+from treadle.core.tables import LIVE
 from treadle.errors import StepNotFoundError
+from treadle.runtime.inspection import UNWOUND
 from treadle.runtime.report import clean, cut, duration, names, preview, render_report, render_tree
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from treadle.runtime.why import Reason
     from treadle.store.base import RunRow
 
-STATUSES = ("running", "paused", "succeeded", "failed", "cancelled")
+STATUSES = ("running", "paused", "unwinding", "succeeded", "failed", "cancelled")
 
 
 def now() -> float:
@@ -57,7 +59,7 @@ async def runs(desk: Desk, status: str | None, labels: tuple[str, ...], limit: i
     cells = [
         [
             row.id,
-            shown(row),
+            f"{shown(row)}, {UNWOUND[row.unwound]}" if row.unwound else shown(row),
             row.workflow,
             str(row.leased or ""),
             duration(max(at - row.created_at, 0.0)),
@@ -172,7 +174,7 @@ async def _refuse_unfinished(run: Run[Any], step: str | None) -> None:
     """Raise if there is no outcome yet."""
     if step is None:
         row = await run.row()
-        if row.status == "running":
+        if row.status in LIVE:
             raise NotFinishedError(f"run {run.id!r} is {shown(row)}; it has no result yet", run_id=run.id)
         return
     snapshot = await run.inspect()

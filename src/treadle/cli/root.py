@@ -29,6 +29,7 @@ VERBS: Final[dict[str, str]] = {
     "resume": "operating",
     "retry": "operating",
     "rewind": "operating",
+    "undo": "undo",
     "signal": "operating",
     "release": "operating",
     "breakpoints": "reading",

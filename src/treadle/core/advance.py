@@ -346,6 +346,8 @@ def _settle_run(run: RunState, decision: Decision) -> None:
         return
     if run.hold:
         decision.hold = 0
+    if root.unwound:
+        decision.unwound = root.unwound
     decision.record(
         run,
         ev.RunSettled(outcome=outcome, result=result, missing=missing, failures=failures, unwound=root.unwound),

@@ -43,7 +43,7 @@ def start(run: RunState, *, now: float, limits: Limits, on_failure: str = "") ->
 
 def decide(run: RunState, inputs: Sequence[tuple[inp.AnyInput, str]], *, now: float, limits: Limits) -> Decision:
     """Decide inputs, each with its inbox id ("" for one that did not come through the inbox)."""
-    decision = Decision()
+    decision = Decision(was=run.status)
     # Journal time never runs backwards.
     if now > run.now:
         run.now = now

@@ -8,6 +8,7 @@ from treadle.core.apply import apply
 from treadle.core.commands import Refusal, Task
 from treadle.core.events import AnyEvent, StepsReopened
 from treadle.core.state import RunState, StepState
+from treadle.core.tables import RUNNING
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -28,23 +29,30 @@ class Decision(msgspec.Struct, eq=False):
     # Numbers of steps whose task is over; steps that settled; numbers of steps that were reopened.
     ended: list[int] = []
     settled: list[StepState] = []
+    # Steps whose undo came to an end.
+    undone: list[StepState] = []
     unsettled: list[int] = []
     # Numbers of steps whose leased task is to be interrupted.
     interrupts: list[int] = []
     # The run's new hold, if it changes; whether all waiting tasks of the run are to be taken back.
     hold: int | None = None
     revoke: bool = False
+    # How much of what the run did is undone, if that changes.
+    unwound: str | None = None
     # Position of the input -> why it was refused.
     refusals: dict[int, Refusal] = {}
     # Position of the input -> where in `events` those that it led to by itself begin and end.
     spans: list[tuple[int, int]] = []
+    # The run's status before.
+    was: str = RUNNING
     # There is more to do at once; decide again after the commit.
     more: bool = False
 
     @property
     def steers(self) -> bool:
-        """Whether an operator's input changed more than steps and tasks."""
-        return self.revoke or self.hold is not None or bool(self.unsettled or self.interrupts)
+        """Whether more than steps and tasks changed, as an operator's input does."""
+        changed = self.revoke or self.hold is not None or self.unwound is not None
+        return changed or bool(self.unsettled or self.interrupts)
 
     def record(self, run: RunState, event: AnyEvent) -> None:
         """Enter an event, and apply it."""
@@ -62,6 +70,8 @@ class Decision(msgspec.Struct, eq=False):
         if isinstance(event, StepsReopened):
             states = [run.at(at) for at in (*event.at, *event.removed)]
             self.reopen([state.node.number for state in states if isinstance(state, StepState)])
+            if run.undoes:
+                self.unwound = run.root.unwound
 
     def reopen(self, numbers: list[int]) -> None:
         """Note steps that have no outcome any more."""

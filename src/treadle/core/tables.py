@@ -40,6 +40,8 @@ UNDONE: Final = "undone"
 NOT_COMPENSABLE: Final = "not_compensable"
 PARKED: Final = "parked"
 
+# A run that has no outcome, or will have it again.
+LIVE: Final = frozenset({RUNNING, UNWINDING})
 OUTCOMES: Final = frozenset({SUCCEEDED, FAILED, SKIPPED, CANCELLED})
 
 Table = dict[tuple[str, str], str]

@@ -13,7 +13,7 @@ from treadle.core.decision import Decision
 from treadle.core.events import NULL, Arg, Failure, Handle
 from treadle.core.resolve import resolve_args, truth_of
 from treadle.core.retrying import DEFAULT_RETRY, due_at, fraction_of, may_retry
-from treadle.core.state import RunState, StepState, settled
+from treadle.core.state import RunState, StepState
 from treadle.core.tables import CANCELLED, RUNNING, SUCCEEDED
 from treadle.core.undo import undo_of
 
@@ -79,8 +79,7 @@ def _task(run: RunState, step: StepState, purpose: str, action: str, not_before:
 def end_undo(run: RunState, decision: Decision, step: StepState, event: ev.AnyEvent) -> None:
     """Give an undo its final status; its stored row shows it."""
     decision.record(run, event)
-    if settled(step):
-        decision.settled.append(step)
+    decision.undone.append(step)
 
 
 def undo_outcome(run: RunState, decision: Decision, step: StepState, value: inp.Outcome, cause: str) -> None:

@@ -132,10 +132,8 @@ def undo_run(run: RunState, decision: Decision, value: inp.Undo, cause: str) -> 
         step = run.step_at(value.to)
         if step is None:
             return Refusal("step_not_found", f"run {run.run_id!r} has no step {value.to!r}")
-    if not effects(run, run.steps(), to=value.to):
-        after = f" that ended after {value.to!r}" if value.to else ""
-        return Refusal("nothing_to_undo", f"run {run.run_id!r} has done nothing{after} that is left to undo")
-    decision.record(run, ev.UnwindingStarted(reason="operator", to=value.to, cause=cause))
+    if effects(run, run.steps(), to=value.to):
+        decision.record(run, ev.UnwindingStarted(reason="operator", to=value.to, cause=cause))
     return None
 
 

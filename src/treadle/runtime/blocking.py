@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 from treadle.core.events import AnyEvent
 from treadle.runtime.client import App, Run
 from treadle.runtime.inspection import Snapshot
+from treadle.runtime.undo import UndoEntry
 from treadle.runtime.why import Reason
 from treadle.store.base import Health, RunRow, SessionRow, StepRow
 
@@ -154,9 +155,9 @@ class BlockingRun(Generic[R]):
         """Lift the hold."""
         self._thread.call(self._run.resume())
 
-    def cancel(self, *, hard: bool = False) -> None:
-        """Stop the run."""
-        self._thread.call(self._run.cancel(hard=hard))
+    def cancel(self, *, hard: bool = False, unwind: bool = False) -> None:
+        """Stop the run; see `Run.cancel`."""
+        self._thread.call(self._run.cancel(hard=hard, unwind=unwind))
 
     def release(self, label: str) -> int:
         """Release the steps that stand at breakpoints of this label."""
@@ -166,9 +167,29 @@ class BlockingRun(Generic[R]):
         """Reopen failed or cancelled steps."""
         return self._thread.call(self._run.retry(step))
 
-    def rewind(self, step: str) -> list[str]:
-        """Reopen a settled step and all that depends on it."""
-        return self._thread.call(self._run.rewind(step))
+    def rewind(self, step: str, *, keep: bool = False) -> list[str]:
+        """Reopen a settled step and all that depends on it; see `Run.rewind`."""
+        return self._thread.call(self._run.rewind(step, keep=keep))
+
+    def undo_stack(self, *, to: str = "") -> list[UndoEntry]:
+        """What `undo` would undo now, in that order."""
+        return self._thread.call(self._run.undo_stack(to=to))
+
+    def undo(self, *, to: str = "") -> bool:
+        """Undo what the settled run has done; see `Run.undo`."""
+        return self._thread.call(self._run.undo(to=to))
+
+    def retry_undo(self, step: str = "") -> None:
+        """Try the undo of a step again."""
+        self._thread.call(self._run.retry_undo(step))
+
+    def skip_undo(self, step: str) -> None:
+        """Give up the undo of a step."""
+        self._thread.call(self._run.skip_undo(step))
+
+    def park_undo(self, step: str) -> None:
+        """Put the undo of a step aside."""
+        self._thread.call(self._run.park_undo(step))
 
     def delete(self) -> None:
         """Remove a closed run wholly."""

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import aclosing
 from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar, overload
 
-import msgspec
-
 from treadle.authoring import codec
 from treadle.authoring.builder import Planned
 from treadle.authoring.decorators import WorkflowFunction
+from treadle.authoring.options import OnFailure, on_failure_of
 from treadle.authoring.registry import Registry
 from treadle.core import events as ev
 from treadle.core import inputs as inp
@@ -22,7 +20,7 @@ from treadle.core.addresses import check_id
 from treadle.core.commands import Refusal
 from treadle.core.events import AnyEvent, Arg, Handle, decode_events
 from treadle.core.plan import encode_plan, plan_hash
-from treadle.core.tables import RUNNING, SUCCEEDED
+from treadle.core.tables import LIVE, SUCCEEDED
 from treadle.errors import (
     ConflictError,
     DefinitionError,
@@ -34,6 +32,7 @@ from treadle.errors import (
     RunNotFoundError,
     RunNotPausedError,
     RunNotRunningError,
+    RunNotSettledError,
     StepBusyError,
     StepCancelledError,
     StepFailedError,
@@ -42,11 +41,12 @@ from treadle.errors import (
     StoreUnavailableError,
     UsageError,
 )
-from treadle.runtime.folding import CAUSE_SEPARATOR
+from treadle.runtime.folding import CAUSE_SEPARATOR, why_failed
 from treadle.runtime.inspection import Snapshot, snapshot
 from treadle.runtime.node import Node
-from treadle.runtime.payloads import Row, assemble, handles_of
+from treadle.runtime.payloads import Row, assemble, handles_of, input_hash
 from treadle.runtime.requests import request
+from treadle.runtime.undo import UndoOperations
 from treadle.runtime.why import Reason, why
 from treadle.store.base import Health, Loaded, RunHead, RunQuery, RunRow, SessionRow, StepRow
 
@@ -56,6 +56,7 @@ _REFUSALS: dict[str, type[RunError]] = {
     "run_not_found": RunNotFoundError,
     "step_not_found": StepNotFoundError,
     "step_busy": StepBusyError,
+    "run_not_settled": RunNotSettledError,
 }
 _INACTIVE: dict[str, type[RunNotActiveError]] = {
     "run_not_running": RunNotRunningError,
@@ -105,6 +106,7 @@ class App:
         labels: Mapping[str, str] | None = ...,
         breakpoints: Iterable[str] = ...,
         on_conflict: OnConflict = ...,
+        on_failure: OnFailure | None = ...,
         **kwargs: Any,
     ) -> Run[R]: ...
     @overload
@@ -116,6 +118,7 @@ class App:
         labels: Mapping[str, str] | None = ...,
         breakpoints: Iterable[str] = ...,
         on_conflict: OnConflict = ...,
+        on_failure: OnFailure | None = ...,
     ) -> Run[Any]: ...
     async def start(
         self,
@@ -125,13 +128,15 @@ class App:
         labels: Mapping[str, str] | None = None,
         breakpoints: Iterable[str] = (),
         on_conflict: OnConflict = "reuse",
+        on_failure: OnFailure | None = None,
         **kwargs: Any,
     ) -> Run[Any]:
         """Start a run; durable when this returns.
 
         `id` is an idempotency key (a new key where it is left out). If a run of that id exists, `on_conflict`
         decides: `reuse` attaches to it if workflow and input are the same, `reject` raises, `replace` cancels
-        hard and deletes it first. `breakpoints` are the labels to arm.
+        hard and deletes it first. `breakpoints` are the labels to arm. `on_failure` (stop or unwind) overrides
+        the workflow's.
 
         Raises:
             DefinitionError: the workflow as written is wrong; all mistakes at once.
@@ -140,11 +145,12 @@ class App:
         planned = workflow if isinstance(workflow, Planned) else workflow.plan(*args, **kwargs)
         if id is not None:
             check_id(id, "run id")
+        failing = "" if on_failure is None else on_failure_of(on_failure)
         armed = list(breakpoints)
         if any(not label for label in armed):
             raise DefinitionError("a breakpoint label is empty; give the label that the steps carry")
         while True:
-            run = await self._start(planned, id, dict(labels or {}), armed)
+            run = await self._start(planned, id, dict(labels or {}), armed, failing)
             if run is not None:
                 return run
             assert id is not None
@@ -156,7 +162,7 @@ class App:
             return existing
 
     async def _start(
-        self, planned: Planned, id_: str | None, labels: dict[str, str], breakpoints: list[str]
+        self, planned: Planned, id_: str | None, labels: dict[str, str], breakpoints: list[str], on_failure: str
     ) -> Run[Any] | None:
         node = self._node
         rows: list[Row] = []
@@ -178,6 +184,7 @@ class App:
             labels=labels,
             input_hash=input_hash(handles),
             created_at=node.environment.clock.now(),
+            on_failure=on_failure,
         )
         run = Run[Any](node, head.id, planned.result, key)
         future: asyncio.Future[str] = node.loop.create_future()
@@ -216,7 +223,7 @@ class App:
         async with aclosing(run.changes()) as changes:
             async for _ in changes:
                 row = await run.row()
-                if row.status != RUNNING and not row.leased:
+                if row.status not in LIVE and not row.leased:
                     break
         await run.delete()
 
@@ -272,7 +279,7 @@ class App:
         self._on_close()
 
 
-class Run(Generic[R]):
+class Run(UndoOperations, Generic[R]):
     """The handle of one run. All methods may be called by any process that knows the id."""
 
     def __init__(self, node: Node, id: str, result: codec.Adapter, key: str = "") -> None:
@@ -337,7 +344,7 @@ class Run(Generic[R]):
                     if event is not None:
                         return event
                 row = await self.row()
-                if row.status != RUNNING:
+                if row.status not in LIVE:
                     return await self._settled(row.version)
                 if not node.engine.will_tell(key):
                     # The datagram of an end can be lost; a look every few seconds makes that good.
@@ -403,7 +410,7 @@ class Run(Generic[R]):
         for address in settled.failures[:20]:
             answer = await self._node.read(partial(self._node.reader.step, key, address))
             if answer.step is not None:
-                failures[address] = _why_failed(answer.step)
+                failures[address] = why_failed(answer.step)
         first = next(iter(failures.items()), ("", ""))
         text = f"run {self.id!r} failed: step {first[0]!r}: {first[1]}" if first[0] else f"run {self.id!r} failed"
         if len(settled.failures) > 1:
@@ -440,7 +447,7 @@ class Run(Generic[R]):
                     return await self._step_value(answer.step, codec.adapter(type))
                 if not answer.status:
                     raise self._not_found()
-                if answer.status != RUNNING:
+                if answer.status not in LIVE:
                     raise StepNotFoundError(
                         f"run {self.id!r} is {answer.status} and has no step {id!r}", run_id=self.id
                     )
@@ -501,7 +508,7 @@ class Run(Generic[R]):
                             yield version, time, event
                     if not rows:
                         break
-                if not follow or row.status != RUNNING:
+                if not follow or row.status not in LIVE:
                     return
 
     # -- operators -------------------------------------------------------------------------------------------------
@@ -528,9 +535,12 @@ class Run(Generic[R]):
         """Lift the hold."""
         await self._request(inp.Resume())
 
-    async def cancel(self, *, hard: bool = False) -> None:
-        """Stop the run: what runs may finish, or with `hard` is ended too. A finished run stays as it is."""
-        await self._request(inp.Cancel(hard=hard))
+    async def cancel(self, *, hard: bool = False, unwind: bool = False) -> None:
+        """Stop the run: what runs may finish, or with `hard` is ended too. A finished run stays as it is.
+
+        With `unwind` all that the run did is undone then. Without it, a run that unwinds leaves the rest as it is.
+        """
+        await self._request(inp.Cancel(hard=hard, unwind=unwind))
 
     async def release(self, label: str) -> int:
         """Release the steps that stand at breakpoints of this label; returns how many."""
@@ -542,9 +552,12 @@ class Run(Generic[R]):
         """Reopen a failed or cancelled step (all of them without `step`) and what was skipped because of it."""
         return self._reopened(await self._request(inp.Retry(at=step or "")))
 
-    async def rewind(self, step: str) -> list[str]:
-        """Reopen a settled step and all that depends on it, as the next generation; returns the addresses."""
-        return self._reopened(await self._request(inp.Rewind(at=step)))
+    async def rewind(self, step: str, *, keep: bool = False) -> list[str]:
+        """Reopen a settled step and all that depends on it, as the next generation; returns the addresses.
+
+        If they have an undo, what they did is undone first (then nothing is returned), unless `keep` is set.
+        """
+        return self._reopened(await self._request(inp.Rewind(at=step, keep=keep)))
 
     async def delete(self) -> None:
         """Remove a closed run wholly.
@@ -580,15 +593,3 @@ class Run(Generic[R]):
         if (known := _REFUSALS.get(refusal.code)) is not None:
             return known(refusal.message, run_id=self.id)
         return UsageError(refusal.message)
-
-
-def _why_failed(step: StepRow) -> str:
-    """What a step did to fail its run: its failure, or that it was skipped because of others."""
-    if step.status == "skipped":
-        return f"skipped because of {', '.join(step.causes.split(CAUSE_SEPARATOR))}"
-    return f"{step.code}: {step.message}"
-
-
-def input_hash(handles: list[Handle]) -> str:
-    """The hash by which two starts of one id are seen to be the same."""
-    return hashlib.sha256(msgspec.json.encode(handles)).hexdigest()[:32]

@@ -24,10 +24,10 @@ from treadle.core.graph import Graph
 from treadle.core.inputs import AnyInput, decode_input, encode_input
 from treadle.core.plan import Plan, decode_plan
 from treadle.core.state import RunState
-from treadle.core.tables import RUNNING
+from treadle.core.tables import LIVE
 from treadle.errors import InternalError, LeaseLostError, SchemaVersionError, StoreError, TreadleError
 from treadle.ports import Clock, Ids
-from treadle.runtime.folding import fold_run, step_row
+from treadle.runtime.folding import fold_run, step_row, undo_rows
 from treadle.runtime.hub import Hub
 from treadle.runtime.payloads import Row
 from treadle.store.base import FORMAT, Acquired, Answer, Append, InboxInput, Loaded, Report, RunHead, Store
@@ -136,7 +136,7 @@ class Engine:
         """Make a run; `then` gets the answer's status (`committed`, `exists`, ...)."""
         state = new_state(head.key, head.id, self.graph(head.plan, encoded, plan), head.constants, head.breakpoints)
         owned = Owned(state, head)
-        decision = start(state, now=self.clock.now(), limits=self.limits)
+        decision = start(state, now=self.clock.now(), limits=self.limits, on_failure=head.on_failure)
         append = self._append(owned, decision, [])
         append.head = head
         append.plan = encoded
@@ -300,7 +300,7 @@ class Engine:
     def will_tell(self, key: str) -> bool:
         """Whether this engine decides the run and will tell the hub of its end."""
         owned = self.runs.get(key)
-        return owned is not None and (owned.in_flight is not None or owned.state.status == RUNNING)
+        return owned is not None and (owned.in_flight is not None or owned.state.status in LIVE)
 
     # -- inputs --------------------------------------------------------------------------------------------------
 
@@ -440,9 +440,12 @@ class Engine:
             tasks=decision.tasks,
             ended=decision.ended,
             release=release,
+            was=decision.was,
         )
         if decision.settled:
             append.steps = [step_row(step) for step in decision.settled]
+        if decision.undone:
+            append.undos = undo_rows(decision.undone)
         if any(item.cause or item.rows for item in items):
             append.consumed = [item.cause for item in items if item.cause]
             append.payloads = [row for item in items for row in item.rows]
@@ -450,6 +453,7 @@ class Engine:
             append.unsettled = decision.unsettled
             append.interrupts = decision.interrupts
             append.hold = decision.hold
+            append.unwound = decision.unwound
             append.revoke = decision.revoke
         return append
 
@@ -514,7 +518,7 @@ class Engine:
         if items:
             self._perform(key, items, decision)
         self.hub.changed(key)
-        if append.status != RUNNING:
+        if append.status not in LIVE:
             ends = [event for event in append.events if type(event) is RunSettled]
             self.hub.ended(key, ends[-1] if ends else None)
 

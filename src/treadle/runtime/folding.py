@@ -8,6 +8,7 @@ from treadle.core.apply import fold, new_state
 from treadle.core.events import decode_events
 from treadle.core.graph import Graph
 from treadle.core.state import RunState, StepState
+from treadle.core.tables import NONE, SKIPPED
 from treadle.errors import SchemaVersionError
 from treadle.store.base import Loaded, StepRow
 
@@ -34,6 +35,18 @@ def fold_run(loaded: Loaded, graph: Graph) -> RunState:
     return state
 
 
+def undo_rows(steps: list[StepState]) -> list[tuple[str, str]]:
+    """What the stored rows of settled steps are to say of their undo."""
+    return [(step.node.address, step.undo.status) for step in steps if step.undo is not None]
+
+
+def why_failed(step: StepRow) -> str:
+    """What a step did to fail its run: its failure, or that it was skipped because of others."""
+    if step.status == SKIPPED:
+        return f"skipped because of {', '.join(step.causes.split(CAUSE_SEPARATOR))}"
+    return f"{step.code}: {step.message}"
+
+
 def step_row(step: StepState) -> StepRow:
     """The stored row of a settled step."""
     node = step.node
@@ -56,4 +69,5 @@ def step_row(step: StepState) -> StepRow:
         step.started_at,
         step.finished_at,
         step.worker,
+        step.undo.status if step.undo is not None else NONE,
     )

@@ -26,19 +26,25 @@ from treadle.core.tables import (
     CANCELLED,
     DISPATCHED,
     FAILED,
+    NONE,
+    NOT_COMPENSABLE,
     OUTCOMES,
     READY,
     RUNNING,
     SKIPPED,
     SUCCEEDED,
+    UNWINDING,
     WAITING,
 )
+from treadle.core.undo import StepUndo
 from treadle.store.base import Loaded, SessionRow, TaskRow
 
 RETRYING = "retrying"
 PAUSING = "pausing"
 PAUSED = "paused"
 CANCELLING = "cancelling"
+# How much of what a run did is undone, as it is shown beside its outcome.
+UNWOUND: Final[dict[str, str]] = {"fully": "unwound", "partly": "partly unwound"}
 
 # The order in which counts are shown: what is still to come, then the outcomes.
 SHOWN: Final[tuple[str, ...]] = (WAITING, READY, DISPATCHED, RUNNING, RETRYING, SUCCEEDED, FAILED, SKIPPED, CANCELLED)
@@ -88,6 +94,10 @@ class StepView(msgspec.Struct, frozen=True, kw_only=True):
     # The step that added it, if the plan does not hold it.
     added_by: str
     queue: str
+    # The status of its undo; why it failed, is skipped or parked; the undo state's handle.
+    undo: str
+    undo_reason: str
+    undo_state: str
 
 
 class Blocked(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,8 +152,10 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     key: str
     workflow: str
-    # The outcome, or running, pausing, paused, cancelling.
+    # The outcome, or running, pausing, paused, cancelling, unwinding.
     status: str
+    # How much of what the run did is undone: fully, partly, or empty.
+    unwound: str
     labels: dict[str, str]
     parent: str
     plan: str
@@ -264,7 +276,7 @@ def shown_status(status: str, *, hold: bool, cancelling: bool, leased: int) -> s
         return CANCELLING
     if status in OUTCOMES:
         return status
-    if cancelling:
+    if cancelling and status != UNWINDING:
         return CANCELLING
     if hold:
         return PAUSING if leased else PAUSED
@@ -308,6 +320,7 @@ def snapshot_of(loaded: Loaded, told: Replay, sessions: Sequence[SessionRow], no
             cancelling=bool(run.cancelling),
             leased=sum(1 for row in loaded.tasks if row.session),
         ),
+        unwound=run.root.unwound if run.states else "",
         labels=head.labels,
         parent=head.parent,
         plan=head.plan,
@@ -378,7 +391,20 @@ def _view(told: Replay, step: StepState, row: TaskRow | None, workers: dict[str,
         annotations=spec.annotations,
         added_by=run.states[adder].node.address if adder is not None else "",
         queue=spec.queue,
+        undo=step.undo.status if step.undo is not None else NONE,
+        undo_reason=_undo_reason(step.undo),
+        undo_state=step.undo.state if step.undo is not None else "",
     )
+
+
+def _undo_reason(undo: StepUndo | None) -> str:
+    if undo is None:
+        return ""
+    if undo.failure is not None and undo.status in (FAILED, RUNNING):
+        return f"{undo.failure.code}: {undo.failure.message}"
+    if undo.failure is not None and undo.status == NOT_COMPENSABLE:
+        return undo.failure.message
+    return undo.reason
 
 
 def _started(step: StepState, row: TaskRow | None) -> float | None:

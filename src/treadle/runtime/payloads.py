@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import TypeVar, cast
 
+import msgspec
+
 from treadle.authoring import codec
 from treadle.core.events import Arg, ArgList, ArgMap, Handle, Pick
 from treadle.errors import StoreError
@@ -79,6 +81,11 @@ class Payloads:
 
     async def _run(self, function: Callable[[], T]) -> T:
         return cast(T, await self._in_reader(function))
+
+
+def input_hash(handles: list[Handle]) -> str:
+    """The hash by which two starts of one id are seen to be the same."""
+    return hashlib.sha256(msgspec.json.encode(handles)).hexdigest()[:32]
 
 
 def handles_of(arg: Arg, into: list[Handle]) -> None:

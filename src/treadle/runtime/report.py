@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from treadle.core.events import Arg, ArgList, ArgMap, Handle, Pick
-from treadle.core.tables import CANCELLED, DISPATCHED, FAILED, READY, RUNNING, SKIPPED, SUCCEEDED, WAITING
-from treadle.runtime.inspection import RETRYING, Blocked, BreakpointView, SignalView, Snapshot, StepView
+from treadle.core.tables import CANCELLED, DISPATCHED, FAILED, NONE, READY, RUNNING, SKIPPED, SUCCEEDED, WAITING
+from treadle.runtime.inspection import RETRYING, UNWOUND, Blocked, BreakpointView, SignalView, Snapshot, StepView
 
 GLYPHS: Final[dict[str, str]] = {
     SUCCEEDED: "✓",
@@ -104,6 +104,7 @@ def header(snapshot: Snapshot) -> str:
     parts = [
         f"Run {clean(snapshot.id)}",
         f"[{snapshot.status.upper()}]",
+        *([UNWOUND[snapshot.unwound]] if snapshot.unwound else []),
         f"workflow {clean(snapshot.workflow)}",
         f"created {duration(max(snapshot.now - snapshot.created_at, 0.0))} ago",
     ]
@@ -140,13 +141,15 @@ def annotations_of(step: StepView) -> list[str]:
 
 
 def _marks(step: StepView) -> list[str]:
-    """Why the step failed, was skipped or stands."""
+    """Why the step failed, was skipped or stands, and what became of its undo."""
     said: list[str] = []
     if step.failure is not None:
         said.append(cut(clean(f"{step.failure.code}: {step.failure.message}"), 2 * PREVIEW))
     if step.skip_reason:
         causes = [name for name in step.skip_causes if name != step.address]
         said.append(f"({step.skip_reason})" + (f" because of {names(causes)}" if causes else ""))
+    if step.undo != NONE:
+        said.append(f"undo {step.undo}" + (f" ({cut(clean(step.undo_reason), PREVIEW)})" if step.undo_reason else ""))
     if step.breakpoint:
         said.append(f"⦿ {step.breakpoint}")
     if step.missing_signals:

@@ -58,8 +58,8 @@ class RunningStep(msgspec.Struct, eq=False):
 
     @property
     def attempt(self) -> int:
-        """The number of this attempt, from 1."""
-        return self._task.attempt
+        """The number of this attempt, from 1. What is done for the step's undo is counted apart."""
+        return abs(self._task.attempt)
 
     @property
     def generation(self) -> int:
@@ -117,7 +117,7 @@ class RunningStep(msgspec.Struct, eq=False):
         """
         self.check_cancelled()
         if self._task.call.purpose != "step":
-            raise UsageError("a condition cannot add steps")
+            raise UsageError(f"a {self._task.call.purpose} cannot add steps")
         if self._additions is None:
             self._additions = Additions(self._task.address)
         found = self._additions.add(bounds, into)

@@ -21,6 +21,7 @@ import msgspec
 from treadle.authoring import codec
 from treadle.authoring.context import step_context
 from treadle.authoring.registry import Registry, StepDefinition
+from treadle.authoring.undo import UndoDefinition
 from treadle.core.commands import Task
 from treadle.core.events import Handle
 from treadle.core.inputs import Outcome
@@ -28,6 +29,7 @@ from treadle.core.plan import Fragment
 from treadle.errors import (
     DecodeError,
     EncodeError,
+    NotCompensable,
     Permanent,
     Retryable,
     RetryLater,
@@ -50,6 +52,10 @@ Finish = Callable[[Task, Outcome, list[Row]], None]
 _NO_ROWS: list[Row] = []
 
 
+def _nothing(_result: object) -> str:
+    return "null"
+
+
 class Steps(Protocol):
     """What a running step asks of the engine while it runs."""
 
@@ -65,7 +71,7 @@ class Steps(Protocol):
 class Callee:
     """What an action's name stands for here, looked up once."""
 
-    __slots__ = ("action", "adapters", "decoders", "encode", "invoke")
+    __slots__ = ("action", "adapters", "decoders", "encode", "invoke", "picks")
 
     def __init__(self, action: str, definition: StepDefinition) -> None:
         self.action = action
@@ -73,6 +79,17 @@ class Callee:
         self.decoders = {name: adapter.decode for name, adapter in self.adapters.items()}
         self.invoke = definition.invoke
         self.encode = definition.result.encode
+        # Whether it takes only some of the arguments it is offered.
+        self.picks = isinstance(definition, UndoDefinition)
+        if isinstance(definition, UndoDefinition):
+            self._be_undo(definition)
+
+    def _be_undo(self, definition: UndoDefinition) -> None:
+        """Take the step's defaults for what its plan left out; what an undo returns is of no use to anybody."""
+        if definition.kind == "undo":
+            self.encode = _nothing
+        if defaults := definition.defaults:
+            self.invoke = lambda values: definition.invoke({**defaults, **values})
 
     def unknown(self, name: str) -> DecodeError:
         """The error of an argument that the function does not take."""
@@ -304,6 +321,8 @@ class Worker:
                 return None
             decode = decoders.get(name)
             if decode is None:
+                if callee.picks:
+                    continue
                 raise callee.unknown(name)
             try:
                 values[name] = decode(arg[1:])
@@ -313,12 +332,15 @@ class Worker:
 
     async def _fetch(self, callee: Callee, task: Task) -> dict[str, Any]:
         handles: list[Handle] = []
-        for arg in task.call.args.values():
+        args = task.call.args
+        if callee.picks:
+            args = {name: arg for name, arg in args.items() if name in callee.adapters}
+        for arg in args.values():
             handles_of(arg, handles)
         texts = await self._patiently(lambda: self.payloads.load(task.run, handles))
         trees: dict[str, object] = {handle: codec.plain(text) for handle, text in texts.items()}
         values: dict[str, Any] = {}
-        for name, arg in task.call.args.items():
+        for name, arg in args.items():
             adapter = callee.adapters.get(name)
             if adapter is None:
                 raise callee.unknown(name)
@@ -373,7 +395,7 @@ class Worker:
             delay = self.errors.seconds(error.delay)
         elif isinstance(error, Retryable):
             verdict = "retry"
-        elif isinstance(error, (EncodeError, DecodeError, StepInterrupt)):
+        elif isinstance(error, (EncodeError, DecodeError, StepInterrupt, NotCompensable)):
             # The same value would fail again.
             verdict = "final"
         rows: list[Row] = []

@@ -10,7 +10,7 @@ Words
   that the store never gives twice. A run has at most one task of a step number.
 - A **session** is one life of a process. Its leases (runs it owns, tasks it holds) live exactly as long as it:
   `bury` ends a session and in one transaction turns each of its leased tasks into a `core.inputs.Lost` input of
-  its run, frees the runs it owned, and puts a `core.inputs.Look` input into those of them that are running and have
+  its run, frees the runs it owned, and puts a `core.inputs.Look` input into those of them that are not settled and have
   no other input: their last decision may have left something. A buried session can write nothing any more
   (`LeaseLostError`).
 - The **inbox** of a run holds inputs that wait for its decider, each with a unique id; adding one with an id that
@@ -47,6 +47,7 @@ import msgspec
 
 from treadle.core.commands import Task
 from treadle.core.events import AnyEvent
+from treadle.core.tables import NONE, RUNNING
 
 FORMAT = 1
 # Payloads up to this many bytes of JSON ride in the event; up to the second they are rows; larger ones are blobs.
@@ -69,6 +70,8 @@ class RunHead(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     input_hash: str = ""
     created_at: float = 0.0
     format: int = FORMAT
+    # What a failure does, if it is not what the plan says.
+    on_failure: str = ""
 
 
 class StepRow(msgspec.Struct, frozen=True, gc=False):
@@ -91,6 +94,8 @@ class StepRow(msgspec.Struct, frozen=True, gc=False):
     started_at: float
     finished_at: float
     worker: str
+    # The status of its undo; changed by `Append.undos`.
+    undo: str = NONE
 
 
 class Append(msgspec.Struct, kw_only=True, gc=False):
@@ -101,8 +106,11 @@ class Append(msgspec.Struct, kw_only=True, gc=False):
     commit_id: int
     time: float
     events: list[AnyEvent]
-    # The run's outcome or "running", as it is after the events.
+    # The run's outcome, "running" or "unwinding", as it is after the events, and as it was before them.
     status: str
+    was: str = RUNNING
+    # How much of what the run did is undone ("", "fully" or "partly"), if that changes.
+    unwound: str | None = None
     # Set by the append that makes the run, with the encoded plan.
     head: RunHead | None = None
     plan: bytes | None = None
@@ -113,6 +121,8 @@ class Append(msgspec.Struct, kw_only=True, gc=False):
     consumed: Sequence[str] = ()
     payloads: Sequence[tuple[str, bytes]] = ()
     steps: Sequence[StepRow] = ()
+    # Addresses of steps whose rows are to tell another status of their undo, after `steps` are written.
+    undos: Sequence[tuple[str, str]] = ()
     # Numbers of steps whose step rows no longer hold (reopened steps).
     unsettled: Sequence[int] = ()
     # Numbers of the leased tasks whose attempt is to be interrupted.
@@ -220,6 +230,8 @@ class RunRow(msgspec.Struct):
     created_at: float
     updated_at: float
     leased: int = 0
+    # How much of what it did is undone: "", "fully" or "partly".
+    unwound: str = ""
 
 
 class SessionRow(msgspec.Struct):

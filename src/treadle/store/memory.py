@@ -17,7 +17,7 @@ import msgspec
 from treadle.core.commands import Task
 from treadle.core.events import encode_events
 from treadle.core.inputs import Look, Lost, encode_input
-from treadle.core.tables import FAILED, RUNNING
+from treadle.core.tables import FAILED, LIVE
 from treadle.errors import LeaseLostError
 from treadle.store.base import (
     WAITS_CHANGES,
@@ -114,7 +114,7 @@ class MemoryStore:
             own.leases.clear()
             for key in list(own.owned):
                 run = data.runs[key]
-                if run.status == RUNNING and not run.inbox:
+                if run.status in LIVE and not run.inbox:
                     data.put_input(run, InboxInput(f"look:{session}", key, encode_input(Look(session=session))))
                 data.free(run)
             data.elected = {role: holder for role, holder in data.elected.items() if holder is not own}
@@ -176,6 +176,8 @@ class MemoryStore:
         for row in append.steps:
             run.steps[row.number] = row
             run.by_address[row.address] = row
+        if append.undos or append.unwound is not None:
+            self._undo(run, append)
         return self._dispatch(own, run, append, offer) if append.tasks else Answer("committed")
 
     def _make(self, own: StoredSession, append: Append, run: StoredRun | None) -> StoredRun | Answer:
@@ -194,6 +196,14 @@ class MemoryStore:
         data.ids[head.id] = run.key
         data.own(run, own)
         return run
+
+    def _undo(self, run: StoredRun, append: Append) -> None:
+        """Enter what an append says of undos; after its step rows."""
+        if append.unwound is not None:
+            run.unwound = append.unwound
+        for address, status in append.undos:
+            if (row := run.by_address.get(address)) is not None:
+                run.steps[row.number] = run.by_address[address] = msgspec.structs.replace(row, undo=status)
 
     def _steer(self, run: StoredRun, append: Append) -> None:
         """The rare parts of an append; before its own tasks, which a revoke leaves alone, and its step rows."""
@@ -367,7 +377,7 @@ class MemoryStore:
             run = data.runs.get(key)
             if run is None:
                 return "missing"
-            if run.tasks or run.status == RUNNING:
+            if run.tasks or run.status in LIVE:
                 return "open"
             data.free(run)
             del data.runs[key]
@@ -457,6 +467,7 @@ class MemoryStore:
             created_at=run.head.created_at,
             updated_at=run.updated_at,
             leased=sum(1 for entry in run.tasks.values() if entry.session),
+            unwound=run.unwound,
         )
 
     def step(self, key: str, address: str) -> StepAnswer:

@@ -82,6 +82,7 @@ class StoredRun:
         "status",
         "steps",
         "tasks",
+        "unwound",
         "updated_at",
         "version",
     )
@@ -92,6 +93,7 @@ class StoredRun:
         self.plan = plan
         self.version = 0
         self.status = RUNNING
+        self.unwound = ""
         self.hold = 0
         self.owner: StoredSession | None = None
         self.updated_at = head.created_at

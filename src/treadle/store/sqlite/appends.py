@@ -1,8 +1,8 @@
 """Appends: how a group of decisions becomes rows, in one transaction and with as few statements as can be.
 
 The way taken first believes what an append says of its run: that it is at `expect`, owned by the session, not
-held and running. The runs' rows are updated under that condition, all in one batch, and the number of changed
-rows tells whether all of it was true. Only if it was not, the transaction starts again, reads the runs one by
+held, and has the status `was`. The runs' rows are updated under that condition, all in one batch, and the number of
+changed rows tells whether all of it was true. Only if it was not, the transaction starts again, reads the runs one by
 one, and goes on with those appends that may take effect. Nothing is read back on the first way.
 
 After that nothing but the disk can fail. Rows go in sorted by key, one final state each, so that a group touches
@@ -112,7 +112,7 @@ class Appends:
                 expect = append.expect
                 hold = 0 if append.hold is None else append.hold
                 runs[key] = AppendedRun(
-                    key, n, expect, 0, RUNNING, expect + 1, hold, append.status, append.time, append.release
+                    key, n, expect, 0, append.was, expect + 1, hold, append.status, append.time, append.release
                 )
                 continue
             elif append.expect == 0:

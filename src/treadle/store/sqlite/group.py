@@ -27,6 +27,7 @@ _INSERT_TASK = (
 _DELETE_TASK = "DELETE FROM tasks WHERE run = ? AND number = ?"
 _DELETE_LEASED = "DELETE FROM tasks WHERE run = ? AND number = ? AND state = 3"
 _DELETE_STEPS = "DELETE FROM steps WHERE run = ? AND number IN (SELECT value FROM json_each(?))"
+_UPDATE_UNDO = "UPDATE steps SET undo = ? WHERE run = ? AND address = ?"
 _DELETE_INPUT = "DELETE FROM inbox WHERE run = ? AND id = ?"
 INSERT_INPUT = "INSERT OR IGNORE INTO inbox (run, id, body) VALUES (?, ?, ?)"
 INSERT_PAYLOAD = "INSERT OR IGNORE INTO payloads (run, digest, body) VALUES (?, ?, ?)"
@@ -100,7 +101,7 @@ class Group:
             answers.append(answer)
             if append.ended and (stacked or self.late):
                 self._end_late(append)
-            if append.hold is not None or append.revoke or append.interrupts:
+            if append.hold is not None or append.revoke or append.interrupts or append.unwound is not None:
                 self._steer(append)
             if append.tasks:
                 self._dispatch(append, runs[append.key], answer)
@@ -142,6 +143,9 @@ class Group:
             self._end_leased(ended)
         if steps:
             con.executemany(_INSERT_STEP, sorted(steps.values()))
+        undos = [(status, runs[append.key].n, address) for append in appends for address, status in append.undos]
+        if undos:
+            con.executemany(_UPDATE_UNDO, undos)
         payloads = [(runs[append.key].n, *payload) for append in appends for payload in append.payloads]
         if payloads:
             con.executemany(INSERT_PAYLOAD, payloads)
@@ -188,6 +192,8 @@ class Group:
             run.hold_was = append.hold
         if append.revoke:
             self._revoke(run.n, append.expect + 1)
+        if append.unwound is not None:
+            self.con.execute("UPDATE runs SET unwound = ? WHERE n = ?", (append.unwound, run.n))
         for number in append.interrupts:
             self.interrupts[run.n, number] = None
 

@@ -179,13 +179,19 @@ CREATE TABLE tombstones (
 );
 """
 
-MIGRATIONS = (_MIGRATION_1,)
+_MIGRATION_2 = """
+ALTER TABLE steps ADD COLUMN undo TEXT NOT NULL DEFAULT 'none';
+-- How much of what the run did is undone: '', 'fully' or 'partly'.
+ALTER TABLE runs ADD COLUMN unwound TEXT NOT NULL DEFAULT '';
+"""
+
+MIGRATIONS = (_MIGRATION_1, _MIGRATION_2)
 VERSION = len(MIGRATIONS)
 
 VIEWS = {
     # One row a run. `owner` is the session that decides it, empty if none does.
     "v_runs": """
-SELECT r.key, r.id, r.workflow, r.status, r.hold, r.version,
+SELECT r.key, r.id, r.workflow, r.status, r.unwound, r.hold, r.version,
     coalesce((SELECT s.id FROM sessions s WHERE s.n = r.owner AND s.ended = 0), '') AS owner,
     CASE r.labels WHEN '' THEN '{}' ELSE r.labels END AS labels,
     r.created_at, r.updated_at,
@@ -196,18 +202,35 @@ FROM runs r
 """,
     # One row a step that is settled, or has a task: dispatched (waits for a worker), retrying (waits for a
     # further attempt), running. `result` is a handle: `=` and JSON, `@` and the digest of a payload, `#` of a blob.
-    # A step that waits for others has no row here. Times are seconds since the epoch, 0 for never.
+    # A step that waits for others has no row here. `undo` is the status of its undo as far as that has ended, `v_undos`
+    # has all of them. Times are seconds since the epoch, 0 for never.
     "v_steps": """
 SELECT r.key, r.id AS run, s.number, s.address, s.action, s.status, s.generation, s.attempt, s.result, s.code,
     s.message, s.causes, s.added_at, s.ready_at, s.dispatched_at, s.started_at, s.finished_at, s.worker,
-    '' AS progress
+    '' AS progress, s.undo
 FROM steps s JOIN runs r ON r.n = s.run
 UNION ALL
 SELECT r.key, r.id, t.number, t.address, t.action,
     CASE WHEN t.state = 3 THEN 'running' WHEN t.attempt > 1 THEN 'retrying' ELSE 'dispatched' END,
-    t.generation, t.attempt, '', '', '', '', 0.0, 0.0, 0.0, t.started_at, 0.0, coalesce(o.worker, ''), t.progress
+    t.generation, t.attempt, '', '', '', '', 0.0, 0.0, 0.0, t.started_at, 0.0, coalesce(o.worker, ''), t.progress,
+    'none'
 FROM tasks t JOIN runs r ON r.n = t.run LEFT JOIN sessions o ON o.n = t.session AND t.state = 3
-WHERE t.attempt > 0
+WHERE t.attempt > 0 OR t.call ->> '$.purpose' = 'prepare'
+""",
+    # One row an undo that was begun or put off, as its last event tells: running (an attempt or a question is under
+    # way, or follows), undone, failed, not_compensable, skipped, parked. `position` orders them.
+    "v_undos": """
+SELECT r.key, r.id AS run, e.value ->> '$.at' AS address,
+    CASE e.value ->> '$.kind'
+        WHEN 'step_undone' THEN 'undone' WHEN 'undo_failed' THEN 'failed' WHEN 'undo_skipped' THEN 'skipped'
+        WHEN 'undo_not_compensable' THEN 'not_compensable' WHEN 'undo_parked' THEN 'parked' ELSE 'running'
+    END AS status,
+    coalesce(e.value ->> '$.reason', '') AS reason, coalesce(e.value ->> '$.failure.code', '') AS code,
+    coalesce(e.value ->> '$.failure.message', '') AS message, max(j.version * 1000000 + e.key) AS position, j.time
+FROM runs r JOIN journal j ON j.run = r.n JOIN json_each(j.events) e
+WHERE e.value ->> '$.kind' IN ('undo_dispatched', 'step_undone', 'undo_failed', 'undo_not_compensable',
+    'undo_skipped', 'undo_parked')
+GROUP BY r.n, address
 """,
     # One row an event, in journal order by (key, version, position). `event` is the whole event as JSON;
     # `session` is the one that decided.

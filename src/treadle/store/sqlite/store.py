@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from treadle.core.commands import Task
 from treadle.core.inputs import Look, Lost, encode_input
-from treadle.core.tables import RUNNING
+from treadle.core.tables import LIVE
 from treadle.errors import LeaseLostError, StoreError, StoreNotFoundError, StoreReadOnlyError
 from treadle.store.base import (
     WAITS_CHANGES,
@@ -253,9 +253,9 @@ class SqliteStore(SqliteReader):
         con.executemany("DELETE FROM tasks WHERE run = ? AND number = ?", [row[:2] for row in leased])
         # A scan of the runs, once in a session's life: an index on the owner would cost every run two writes.
         con.execute(
-            "INSERT OR IGNORE INTO inbox (run, id, body) SELECT n, ?, ? FROM runs WHERE owner = ? AND status = ?"
+            "INSERT OR IGNORE INTO inbox (run, id, body) SELECT n, ?, ? FROM runs WHERE owner = ? AND status IN (?, ?)"
             " AND NOT EXISTS (SELECT 1 FROM inbox i WHERE i.run = runs.n)",
-            (f"look:{session}", encode_input(Look(session=session)), n, RUNNING),
+            (f"look:{session}", encode_input(Look(session=session)), n, *sorted(LIVE)),
         )
         con.execute("DELETE FROM roles WHERE session = ?", (n,))
         # The row stays: journal rows name it. Owned runs need no change, since an ended session owns nothing.
@@ -442,7 +442,7 @@ class SqliteStore(SqliteReader):
             if found is None:
                 return "missing"
             n, id, plan, status, has_tasks = found
-            if has_tasks or status == RUNNING:
+            if has_tasks or status in LIVE:
                 return "open"
             # By name and value, the key of that table; by run alone it would be read wholly.
             con.execute(

@@ -1,0 +1,95 @@
+"""What a client asks about undo: what would be undone, and that it is done, tried again, skipped or parked."""
+
+from __future__ import annotations
+
+import msgspec
+
+from treadle.core import events as ev
+from treadle.core import inputs as inp
+from treadle.core.events import AnyEvent
+from treadle.core.undo import undo_of
+from treadle.core.unwinding import undo_stack
+from treadle.errors import StepNotFoundError
+from treadle.runtime.inspection import replay
+from treadle.store.base import Loaded
+
+
+class UndoEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """A step whose effect stands and can be undone. `state` is the handle of its undo state, if it prepared one."""
+
+    address: str
+    action: str
+    undo: str
+    resource: str
+    state: str
+    # The step's outcome: one that acted in part is undone too.
+    outcome: str
+    finished_at: float
+
+
+def stack_of(loaded: Loaded, to: str = "") -> list[UndoEntry]:
+    """The undo stack of a stored run, what is undone first at its head; with `to`, what ended after that step.
+
+    Raises:
+        StepNotFoundError: there is no such step.
+    """
+    run = replay(loaded).run
+    if to and run.step_at(to) is None:
+        raise StepNotFoundError(f"run {run.run_id!r} has no step {to!r}", run_id=run.run_id)
+    entries: list[UndoEntry] = []
+    for step in undo_stack(run, to):
+        declared = step.spec.undo
+        assert declared is not None
+        entry = UndoEntry(
+            address=step.node.address,
+            action=step.spec.action,
+            undo=declared.action,
+            resource=declared.resource,
+            state=undo_of(step).state,
+            outcome=step.status,
+            finished_at=step.finished_at,
+        )
+        entries.append(entry)
+    return entries
+
+
+class UndoOperations:
+    """The part of a run's handle that is about undo."""
+
+    async def load(self) -> Loaded:
+        """The run as stored, in one consistent read."""
+        raise NotImplementedError
+
+    async def _request(self, value: inp.AnyInput) -> list[AnyEvent]:
+        raise NotImplementedError
+
+    async def undo_stack(self, *, to: str = "") -> list[UndoEntry]:
+        """What `undo` would undo now, in that order: the last that ended first. Nothing is changed.
+
+        Raises:
+            StepNotFoundError: `to` names no step.
+        """
+        return stack_of(await self.load(), to)
+
+    async def undo(self, *, to: str = "") -> bool:
+        """Undo what the settled run has done, or only what ended after the step `to`. False if nothing is left to undo.
+
+        Durable when this returns; `wait` for its end. The run keeps its outcome.
+
+        Raises:
+            RunNotSettledError: the run goes on; cancel it with `unwind`.
+        """
+        events = await self._request(inp.Undo(to=to))
+        return any(isinstance(event, ev.UnwindingStarted) for event in events)
+
+    async def retry_undo(self, step: str = "") -> None:
+        """Try the undo of a step again that did not undo; without `step`, all such."""
+        await self._request(inp.UndoStep(verb="retry", at=step))
+
+    async def skip_undo(self, step: str) -> None:
+        """Give up the undo of a step: what the step did stands, and the unwinding goes on."""
+        await self._request(inp.UndoStep(verb="skip", at=step))
+
+    async def park_undo(self, step: str) -> None:
+        """Put the undo of a step aside; the unwinding goes on, and the next `undo` takes it on again."""
+        await self._request(inp.UndoStep(verb="park", at=step))
