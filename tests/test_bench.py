@@ -41,6 +41,8 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
         ("many", 5, "sqlite"),
         ("recover", 20, "sqlite"),
         ("grow", 10, "sqlite"),
+        ("unwind", 20, "memory://"),
+        ("unwind-fan", 20, "sqlite"),
     ],
 )
 def test_a_workload_prints_one_line_with_its_ceiling(workload: str, size: int, store: str, tmp_path: Path) -> None:

@@ -78,6 +78,25 @@ def signalled():
     return echo.options(id="take").bind(signal_value("go"))
 
 
+def remove(name: str):
+    if Path("locked").exists():
+        raise OSError("locked")
+    Path(name).unlink(missing_ok=True)
+
+
+@step(undo=remove, resource="disk")
+def touch(name: str, after: object = None) -> str:
+    Path(name).touch()
+    return name
+
+
+@workflow
+def files(fails: bool = False):
+    last = touch.options(id="one").bind("one")
+    last = touch.options(id="two").bind("two", last)
+    return fail.options(after=last).bind("boom") if fails else last
+
+
 @workflow
 def stops():
     return echo.options(id="last", break_before=["look"]).bind(add.options(id="first").bind(1))

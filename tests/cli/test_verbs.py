@@ -12,7 +12,7 @@ import pytest
 Project = Any  # tests/cli/conftest.py
 
 READING = ["runs", "show r1", "watch r1", "result r1", "events r1", "why r1", "breakpoints r1", "dead", "doctor"]
-OPERATING = ["pause r1", "resume r1", "cancel r1", "retry r1", "rewind r1 x", "signal r1 x", "release r1 x"]
+OPERATING = ["pause r1", "resume r1", "cancel r1", "retry r1", "rewind r1 x", "undo r1", "signal r1 x", "release r1 x"]
 
 
 @pytest.mark.parametrize("line", [*READING, *OPERATING, "delete r1 --yes"])
@@ -197,6 +197,67 @@ def test_retry_and_rewind_reopen_steps(project: Project) -> None:
     assert json.loads(project.run("fails").stdout) == 1
     assert project.json("show", "r1", "echo")["generation"] == 2
     assert "only a failed or cancelled step" in project.treadle("retry", "r1", "echo", code=2).stderr
+
+
+def there(project: Project) -> set[str]:
+    return {name for name in ("one", "two") if (project.folder / name).exists()}
+
+
+def test_undo_lists_and_undoes_what_a_run_did(project: Project) -> None:
+    project.run("files")
+
+    stack = project.json("undo", "r1", "--dry-run")
+    assert [(entry["address"], entry["resource"]) for entry in stack] == [("two", "disk"), ("one", "disk")]
+    assert "1  two   succeeded" in project.treadle("undo", "r1", "--dry-run").stdout
+    assert project.json("undo", "r1", "--to", "one")["undoing"] is True
+    assert project.json("runs")[0]["status"] == "unwinding"
+    assert "is unwinding" in project.treadle("undo", "r1", code=5).stderr
+    project.run("files")
+    assert there(project) == {"one"}
+    assert project.treadle("undo", "r1").stdout == "undoing in r1\n"
+    project.run("files")
+    assert there(project) == set()
+    assert project.treadle("undo", "r1").stdout == "nothing is left to undo in r1\n"
+    assert project.treadle("undo", "r1", "--dry-run").stdout == "nothing is left to undo\n"
+    assert "succeeded, unwound" in project.treadle("runs").stdout
+    assert "no step 'x'" in project.treadle("undo", "r1", "--to", "x", code=4).stderr
+
+
+def test_a_failed_undo_is_retried_skipped_or_parked(project: Project) -> None:
+    (project.folder / "locked").touch()
+    project.run("files", "--input", "fails=true", "--on-failure", "unwind", code=1)
+    assert "undo failed (error: locked)" in project.treadle("show", "r1").stdout
+    assert "failed, partly unwound" in project.treadle("runs").stdout
+    (project.folder / "locked").unlink()
+
+    project.treadle("undo", "r1", "--park", "one")
+    assert project.json("show", "r1", "one")["undo"] == "parked"
+    project.treadle("undo", "r1", "--skip", "one")
+    assert project.treadle("undo", "r1", "two", "--retry").stdout == "retry in r1\n"
+    project.run("files", "--input", "fails=true", code=1)
+
+    assert there(project) == {"one"}
+    assert project.json("show", "r1", "two")["undo"] == "undone"
+    for line, said in (
+        ("--skip", "needs the STEP"),
+        ("--skip --park one", "no other option"),
+        ("--retry --to one", "no other option"),
+        ("one", "say what to do about the undo of 'one'"),
+    ):
+        assert said in project.treadle("undo", "r1", *line.split(), code=2).stderr
+
+
+def test_cancel_unwinds_and_rewind_keeps_if_told_to(project: Project) -> None:
+    project.run("files")
+    assert project.treadle("rewind", "r1", "two", "--keep").stdout == "rewound two of r1\n"
+    assert project.treadle("cancel", "r1", "--unwind").stdout.startswith(("unwinding", "running", "cancel"))
+    project.run("files", code=9)
+    assert there(project) == set()
+
+    project.run("files", id="r2")
+    assert "undoes first what two" in project.treadle("rewind", "r2", "two").stdout
+    project.run("files", id="r2")
+    assert project.json("show", "r2", "two")["generation"] == 2
 
 
 def test_delete_refuses_without_a_terminal_or_yes(project: Project) -> None:

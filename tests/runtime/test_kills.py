@@ -24,8 +24,13 @@ LANES = 10
 
 def start(url: str, length: int, log: Path) -> subprocess.Popen[str]:
     """One life of the program."""
+    return start_program(log, TARGET, url, LANES, length)
+
+
+def start_program(log: Path, program: Path, *arguments: object) -> subprocess.Popen[str]:
+    """One life of a program."""
     return subprocess.Popen(
-        [sys.executable, str(TARGET), url, str(LANES), str(length)],
+        [sys.executable, str(program), *map(str, arguments)],
         env={**os.environ, "KILL_LOG": str(log)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -87,6 +92,32 @@ def test_one_process_at_a_time_killed_again_and_again(tmp_path: Path) -> None:
     assert last.returncode == 0, err
     assert int(out) == LANES * length
     asyncio.run(check(url, length, log))
+
+
+@pytest.mark.soak
+def test_a_run_killed_again_and_again_while_it_acts_and_while_it_unwinds_restores_what_it_touched(
+    tmp_path: Path,
+) -> None:
+    url, log, folder = f"sqlite:///{tmp_path}/kill.db", tmp_path / "log", tmp_path / "files"
+    folder.mkdir()
+    (folder / "f0-0").write_text("was here")
+    lanes, length = 4, max(8, KILLS * 2)
+    dice = random.Random(9)
+
+    for _ in range(2 * KILLS):
+        before = lines(log)
+        life = start_program(log, TARGET.with_name("undo_target.py"), url, folder, lanes, length)
+        if wait_for_lines(log, before + dice.randint(0, 24), [life]):
+            life.send_signal(signal.SIGKILL)
+        life.communicate()
+    last = start_program(log, TARGET.with_name("undo_target.py"), url, folder, lanes, length)
+    out, err = last.communicate(timeout=300)
+
+    assert last.returncode == 0, err
+    assert out.split() == ["failed", "fully"]
+    assert {file.name: file.read_text() for file in folder.iterdir()} == {"f0-0": "was here"}
+    told = [line.split() for line in log.read_text().splitlines()]
+    assert "prepare" not in {role for role, _ in told[next(n for n, line in enumerate(told) if line[0] == "undo") :]}
 
 
 @pytest.mark.soak

@@ -16,13 +16,22 @@ import msgspec
 from treadle.bench import ceilings, graphs
 from treadle.bench.grow import grow
 from treadle.bench.recover import recover
+from treadle.bench.unwind import unwind
 from treadle.connect import connect
 from treadle.errors import UsageError
 from treadle.runtime.client import App
 
 # Group size of the raw commits beside `many` and `fan`: about what the engine's own groups reach.
 RAW_GROUP = 500
-DEFAULT_SIZES = {"chain": 1000, "fan": 10_000, "many": 1000, "recover": 1000, "grow": 10_000}
+DEFAULT_SIZES = {
+    "chain": 1000,
+    "fan": 10_000,
+    "many": 1000,
+    "recover": 1000,
+    "grow": 10_000,
+    "unwind": 10_000,
+    "unwind-fan": 10_000,
+}
 
 
 class Line(msgspec.Struct, kw_only=True):
@@ -56,6 +65,9 @@ def run_bench(workload: str, size: int | None, store: str) -> Line:
         return _line(workload, amount, store, *recover(store, amount))
     if workload == "grow":
         return _line(workload, amount, store, *asyncio.run(grow(store, amount)))
+    if workload.startswith("unwind"):
+        shape = "fan" if workload == "unwind-fan" else "chain"
+        return _line(workload, amount, store, *asyncio.run(unwind(store, amount, shape)))
     measure = {"chain": _chain, "fan": _fan, "many": _many}[workload]
     seconds, steps, delays, notes = asyncio.run(measure(store, amount))
     ceiling, what = _ceiling(workload, amount, steps, store)

@@ -109,7 +109,10 @@ def _place(info: dict[str, Any], host: str) -> str:
 @click.option("-o", "--output", type=click.Choice(["table", "json", "jsonl"]), default="table", show_default=True)
 @click.argument("workload")
 def bench(workload: str, size: int | None, store: str | None, output: str) -> None:
-    """Measure WORKLOAD (chain, fan, many, recover, grow) against the machine's own limit, in one call."""
+    """Measure WORKLOAD against the machine's own limit, in one call.
+
+    It is chain, fan, many, recover or grow, or unwind or unwind-fan: against running the same graph.
+    """
     from pathlib import Path
 
     # Imported here: no other verb needs the workloads.

@@ -77,7 +77,7 @@ class Callee:
         self.action = action
         self.adapters = {name: parameter.adapter for name, parameter in definition.parameters.items()}
         self.decoders = {name: adapter.decode for name, adapter in self.adapters.items()}
-        self.invoke = definition.invoke
+        self.invoke: Callable[[dict[str, Any]], Any] = definition.invoke
         self.encode = definition.result.encode
         # Whether it takes only some of the arguments it is offered.
         self.picks = isinstance(definition, UndoDefinition)

@@ -310,6 +310,37 @@ class PayloadsContract:
         assert (open_step.status, open_step.version, open_step.step) == ("running", 1, None)
         assert (no_run.status, no_run.step) == ("", None)
 
+    def test_the_row_of_a_step_tells_of_its_undo_and_the_runs_row_how_much_is_undone(
+        self, make_store: MakeStore
+    ) -> None:
+        one = Party(make_store(), "one")
+        one.start(steps=[step_of(1), step_of(2)])
+
+        one.append(undos=[("step-1", "undone"), ("step-99", "failed")], status="unwinding")
+        one.append(was="unwinding", status="failed", unwound="partly")
+        one.append(was="failed", status="failed")
+
+        assert one.store.step(RUN, "step-1").step == step_of(1, undo="undone")
+        assert one.store.step(RUN, "step-2").step == step_of(2)
+        row = one.store.run(RUN)
+        assert row is not None
+        assert (row.status, row.unwound) == ("failed", "partly")
+
+    def test_what_an_append_believes_of_the_status_changes_nothing(self, make_store: MakeStore) -> None:
+        one = Party(make_store(), "one")
+        one.start()
+
+        assert one.append(was="unwinding", status="unwinding").status == "committed"
+        assert one.append(status="succeeded").status == "committed"
+
+    def test_a_run_that_unwinds_is_not_deleted_and_its_burial_leaves_a_look(self, make_store: MakeStore) -> None:
+        one = Party(make_store(), "one")
+        one.start()
+        one.append(status="unwinding")
+
+        assert one.store.delete(RUN) == "open"
+        assert one.store.bury("one") == [RUN]
+
     def test_a_reopened_step_loses_its_row_and_may_settle_again(self, make_store: MakeStore) -> None:
         one = Party(make_store(), "one")
         one.start(steps=[step_of(1, status="failed"), step_of(2)])

@@ -16,7 +16,7 @@ from treadle.core import events as ev
 from treadle.core.addresses import child, encode_id
 from treadle.core.commands import Task
 from treadle.core.events import AnyEvent, decode_events
-from treadle.core.tables import RUNNING
+from treadle.core.tables import LIVE
 from treadle.errors import StoreError
 from treadle.store.memory_data import MemoryData, StoredRun, problems_of
 from treadle.testing.sim_loop import LIFE, Life
@@ -41,11 +41,13 @@ RESULTS: Final = "a step's result is what its function gives for its inputs"
 ROWS: Final = "the stored status, hold and step rows are what the journal says"
 ANSWERS: Final = "what a client was told is what the journal says"
 CALLERS: Final = "no client waits for ever, and none gets an error that is not its own"
+ORDER: Final = "undo respects its order"
+UNDONE: Final = "a step acts after its undo state is stored, and an unwinding leaves no undo open"
 TRACE: Final = "equal seeds give equal traces"
 
 NAMES: Final = (
     VERSIONS, STORE, TOKENS, DURABLE, ONCE, CURRENT, OUTCOMES, SIGNALS, ERRORS, SLOTS, OWNERS, PROGRESS, CLOSED,
-    LEFTOVERS, DELETED, FOLD, RESULTS, ROWS, ANSWERS, CALLERS, TRACE,
+    LEFTOVERS, DELETED, FOLD, RESULTS, ROWS, ANSWERS, CALLERS, ORDER, UNDONE, TRACE,
 )  # fmt: skip
 
 _STORE_ERRORS: Final[tuple[type[StoreError], ...]] = (StoreError, *StoreError.__subclasses__())
@@ -86,6 +88,8 @@ class Journal:
         self.signals: dict[str, str] = {}
         # Labels of breakpoints at which a step has stood.
         self.reached: set[str] = set()
+        # What was dispatched beside attempts: address and number.
+        self.asked: set[tuple[str, int]] = set()
         self.is_open = True
         self.deleted = False
 
@@ -209,6 +213,10 @@ class Watch:
                 journal.signals[event.name] = event.value
             case ev.BreakpointReached():
                 journal.reached.update(event.labels)
+            case ev.UnwindingStarted():
+                journal.is_open = True
+            case ev.UndoDispatched() | ev.PrepareDispatched():
+                journal.asked.add((event.at, event.number))
             case ev.RunSettled():
                 if not journal.is_open:
                     self.fail(OUTCOMES, f"{where}: the run has an outcome")
@@ -276,6 +284,15 @@ class Watch:
         self.began_keys.add(own)
         return len(self.executions) - 1
 
+    def asked(self, step: StepContext, role: str, error: str) -> None:
+        """The code of a prepare, reconcile or undo starts; `error` is what is wrong with what it was given."""
+        self.say(f"{LIFE.get()} {role} {step.run_id} {step.step} {step.generation}.{step.attempt}")
+        journal = self.journals.get(step.idempotency_key.split("/", 1)[0])
+        if journal is None or (step.step, step.attempt) not in journal.asked:
+            self.fail(DURABLE, f"{step.run_id} {step.step} {role} {step.attempt} runs before its dispatch is stored")
+        if error:
+            self.fail(RESULTS, f"{step.run_id} {step.step} {role}: {error}")
+
     def ended(self, number: int, value: object) -> None:
         """An attempt's code returns."""
         self.executions[number].value = value
@@ -294,7 +311,7 @@ def leftovers(data: MemoryData) -> list[str]:
     """What closed runs left behind."""
     found: list[str] = []
     for run in data.runs.values():
-        if run.status == RUNNING:
+        if run.status in LIVE:
             found.append(f"run {run.head.id} is still open")
         if run.tasks:
             found.append(f"run {run.head.id} ({run.status}) has tasks of steps {sorted(run.tasks)}")

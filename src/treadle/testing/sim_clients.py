@@ -26,7 +26,7 @@ class Desk:
         match act.what:
             case "signal":
                 await self._signal(act, spec, run, key)
-            case "retry_one" | "rewind":
+            case "retry_one" | "rewind" | "rewind_keep" | "undo_to" | "retry_undo" | "skip_undo" | "park_undo":
                 await self._reopen(act, run, key)
             case "delete":
                 await self._delete(spec, run, key)
@@ -39,13 +39,14 @@ class Desk:
 
     async def _simple(self, act: Act, run: Run[Any]) -> None:
         match act.what:
-            case "cancel" | "cancel_hard":
-                await run.cancel(hard=act.what == "cancel_hard")
+            case "cancel" | "cancel_hard" | "cancel_unwind":
+                await run.cancel(hard=act.what == "cancel_hard", unwind=act.what == "cancel_unwind")
             case "release":
                 await run.release(LABELS[int(act.number * len(LABELS))])
             case "inspect":
                 await run.inspect()
                 await run.why()
+                await run.undo_stack()
             case _:
                 await getattr(run, act.what)()
 
@@ -60,7 +61,15 @@ class Desk:
         steps = list(self._watch.journals[key].settled)
         if steps:
             at = steps[int(act.number * len(steps))]
-            await (run.rewind(at) if act.what == "rewind" else run.retry(at))
+            match act.what:
+                case "retry_one":
+                    await run.retry(at)
+                case "rewind" | "rewind_keep":
+                    await run.rewind(at, keep=act.what == "rewind_keep")
+                case "undo_to":
+                    await run.undo(to=at)
+                case _:
+                    await getattr(run, act.what)(at)
 
     async def _delete(self, spec: RunSpec, run: Run[Any], key: str) -> None:
         await run.delete()

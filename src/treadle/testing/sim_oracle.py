@@ -16,10 +16,13 @@ from treadle.core.events import Arg, ArgList, ArgMap, Handle, Pick, decode_event
 from treadle.core.graph import Graph, Node
 from treadle.core.plan import Const, ListOf, MapOf, Predicate, Ref, SignalValue, decode_plan
 from treadle.core.state import RunState, StepState, settled
-from treadle.core.tables import RUNNING, SUCCEEDED
+from treadle.core.tables import RUNNING, SUCCEEDED, UNWINDING
+from treadle.core.undo import UNFINISHED
 from treadle.errors import InternalError
+from treadle.store.base import StepRow
 from treadle.store.blobs import MemoryBlobs
 from treadle.testing.invariants import ANSWERS, FOLD, RESULTS, ROWS, Fail, Journal
+from treadle.testing.sim_undo import UndoOracle
 from treadle.testing.sim_workload import OWN, truth_of, value_of
 
 
@@ -31,6 +34,7 @@ class Oracle:
         self.run = journal.run
         self.blobs = blobs
         self.fail = fail
+        self._undo = UndoOracle(fail)
         self._values: dict[Handle, Any] = {}
         # Step number -> its arguments at its last dispatch.
         self._arguments: dict[int, dict[str, Any] | None] = {}
@@ -56,6 +60,7 @@ class Oracle:
                     self.fail(FOLD, f"{head.id}@{row.version} {event}: {error!r}")
                     return
                 self._after(state, event)
+                self._undo.after(state, event)
             state.version = row.version
         self._rows(state)
 
@@ -165,6 +170,8 @@ class Oracle:
     def _rows(self, state: RunState) -> None:
         """Compare the rows beside the journal with it."""
         run = self.run
+        if state.states and run.unwound != state.root.unwound and state.status != UNWINDING:
+            self.fail(ROWS, f"{state.run_id}: stored {run.unwound!r}; journal {state.root.unwound!r}")
         if run.status != (state.status or RUNNING) or (run.hold != state.hold and state.status == RUNNING):
             text = f"{state.run_id}: stored {run.status}, hold {run.hold}; journal {state.status}, hold {state.hold}"
             self.fail(ROWS, text)
@@ -184,8 +191,14 @@ class Oracle:
                 step.result,
                 step.generation,
                 step.attempt,
-            ):
+            ) or _undo_differs(row, step):
                 self.fail(ROWS, f"{state.run_id} {step.node.address}: {row}, journal {step.status} {step.result}")
+
+
+def _undo_differs(row: StepRow, step: StepState) -> bool:
+    """Whether the row tells another end of the undo than the journal; one that goes on is not written."""
+    undo = step.undo
+    return undo is not None and undo.status not in UNFINISHED and undo.status != row.undo
 
 
 class Told:

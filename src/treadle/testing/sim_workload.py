@@ -20,12 +20,12 @@ from treadle.authoring.context import StepContext, context
 from treadle.authoring.decorators import predicate, step
 from treadle.authoring.options import Retry
 from treadle.authoring.registry import Registry
-from treadle.errors import DefinitionError, Permanent, Retryable, RetryLater, StepInterrupt
+from treadle.errors import DefinitionError, NotCompensable, Permanent, Retryable, RetryLater, StepInterrupt
 
 Conduct = dict[str, Any]
 registry = Registry()
 # Names of the functions below.
-OWN = frozenset({"sim:work", "sim:toil", "sim:truth", "sim:heavy-truth"})
+OWN = frozenset({"sim:work", "sim:toil", "sim:make", "sim:build", "sim:truth", "sim:heavy-truth"})
 
 
 class Observer(Protocol):
@@ -41,6 +41,10 @@ class Observer(Protocol):
 
     def added(self, step: StepContext, ids: list[str]) -> None:
         """Steps were added at once, and the call came back."""
+        ...
+
+    def asked(self, step: StepContext, role: str, error: str) -> None:
+        """The code of a prepare, reconcile or undo starts; `error` is what is wrong with what it was given."""
         ...
 
 
@@ -93,8 +97,9 @@ def _additions(conduct: Conduct) -> list[tuple[Conduct, Any, bool]]:
 
 def _bound(child: Conduct) -> Any:
     """The planned step of a child's conduct."""
-    function = toil if child.get("sync") else work
-    own = {key: part for key, part in child.items() if key not in ("into", "now", "retry", "dedup")}
+    functions = (build, toil) if child.get("sync") else (make, work)
+    function: Any = functions[0 if child.get("undo") else 1]
+    own = {key: part for key, part in child.items() if key not in ("into", "now", "retry", "dedup", "undo")}
     options: dict[str, Any] = {
         "id": child["id"],
         "retry": Retry(attempts=3, initial=0.5) if child.get("retry") else None,
@@ -107,6 +112,10 @@ def _bound(child: Conduct) -> Any:
 @step(registry=registry, name="sim:work")
 async def work(conduct: Conduct, values: list[Any]) -> dict[str, Any]:
     """An async step."""
+    return await _work(conduct, values)
+
+
+async def _work(conduct: Conduct, values: list[Any]) -> dict[str, Any]:
     own = context()
     observer = OBSERVER.get()
     number = observer.began(own)
@@ -146,6 +155,10 @@ async def _sleep(conduct: Conduct, seconds: float) -> None:
 @step(registry=registry, name="sim:toil")
 def toil(conduct: Conduct, values: list[Any]) -> dict[str, Any]:
     """A sync step: all of it happens at one instant of its thread."""
+    return _toil(conduct, values)
+
+
+def _toil(conduct: Conduct, values: list[Any]) -> dict[str, Any]:
     own = context()
     observer = OBSERVER.get()
     number = observer.began(own)
@@ -157,6 +170,61 @@ def toil(conduct: Conduct, values: list[Any]) -> dict[str, Any]:
     value = value_of(conduct, values)
     observer.ended(number, value)
     return value
+
+
+# -- what undoes them ------------------------------------------------------------------------------------------------
+
+
+async def _prepare(conduct: Conduct) -> dict[str, Any]:
+    own = context()
+    OBSERVER.get().asked(own, "prepares", "")
+    await asyncio.sleep(conduct["sleep"] * fraction("prepare", conduct["name"], own.attempt))
+    _fail_to("prepare", conduct, own)
+    return {"of": conduct["name"], "pad": "x" * conduct.get("size", 0)}
+
+
+def _reconcile(conduct: Conduct, state: dict[str, Any]) -> bool:
+    own = context()
+    OBSERVER.get().asked(own, "checks", "" if state["of"] == conduct["name"] else f"its undo state is {state}")
+    return fraction("drift", conduct["name"]) > 0.1
+
+
+async def _unmake(conduct: Conduct, state: dict[str, Any], result: Any) -> None:
+    own = context()
+    wrong = state["of"] != conduct["name"] or (result is not None and result["of"] != conduct["name"])
+    OBSERVER.get().asked(own, "undoes", f"its state is {state}, its result {result}" if wrong else "")
+    await _sleep(conduct, conduct["sleep"] * fraction("undo", conduct["name"], own.attempt))
+    _fail_to("undo", conduct, own)
+
+
+def _unbuild(conduct: Conduct) -> None:
+    own = context()
+    OBSERVER.get().asked(own, "undoes", "")
+    _fail_to("undo", conduct, own)
+
+
+def _fail_to(role: str, conduct: Conduct, step: StepContext) -> None:
+    """Raise, now and then."""
+    if fraction(role, conduct["name"], step.generation, step.attempt) >= conduct.get("fails", 0.0):
+        return
+    kind = fraction("kind", role, conduct["name"], step.attempt)
+    if kind < 0.3:
+        raise NotCompensable(role)
+    if kind < 0.6:
+        raise RetryLater(0.3 + kind)
+    raise ValueError(role)
+
+
+@step(registry=registry, name="sim:make", prepare=_prepare, reconcile=_reconcile, undo=_unmake)
+async def make(conduct: Conduct, values: list[Any]) -> dict[str, Any]:
+    """An async step with two halves."""
+    return await _work(conduct, values)
+
+
+@step(registry=registry, name="sim:build", undo=_unbuild, resource="yard")
+def build(conduct: Conduct, values: list[Any]) -> dict[str, Any]:
+    """A sync step whose undo needs no state."""
+    return _toil(conduct, values)
 
 
 @predicate(registry=registry, name="sim:truth")
@@ -243,6 +311,8 @@ class Planner:
         made.update(id=key, into=into, sync=rng.random() < 0.3, retry=rng.random() < 0.5)
         if self.rng.random() < 0.3:
             made["now"] = True
+        if into is None and self.rng.random() < 0.3:
+            made["undo"] = True
         if into is None and self.rng.random() < 0.1:
             made["dedup"] = self.rng.choice(("d1", "d2"))
         return made
@@ -321,7 +391,8 @@ class Planner:
         """Place one step."""
         self.count += 1
         own = f"s{self.count}" if self.rng.random() < 0.85 else f"{self.rng.choice(IDS)}{self.count}"
-        function: Any = work if self.rng.random() < 0.65 else toil
+        ways = (work, toil) if self.rng.random() < 0.6 else (make, build)
+        function: Any = ways[0 if self.rng.random() < 0.65 else 1]
         bound = builder.step(own, function, self.conduct(f"{self.name}:{own}"), self.arguments(), **self.options())
         self.placed.append(bound)
         node = bound.__treadle_node__
@@ -354,7 +425,12 @@ class Planner:
         rng = self.rng
         while True:
             self.placed, self.addresses, self.count = [], [], 0
-            builder = PlanBuilder(self.name, registry=registry)
+            builder = PlanBuilder(
+                self.name,
+                registry=registry,
+                on_failure="unwind" if rng.random() < 0.5 else "stop",
+                undo_limit=rng.choice((None, None, 1, 3)),
+            )
             try:
                 self.fill(builder, rng.choice((1, 3, 5, 8, 12, 20)), "", 0)
                 if self.placed and rng.random() < 0.8:
@@ -383,8 +459,9 @@ class Act(msgspec.Struct):
 
 
 OPERATIONS = (
-    "pause", "pause", "resume", "resume", "cancel", "cancel_hard", "signal", "signal", "release", "release",
+    "pause", "pause", "resume", "resume", "cancel", "cancel_hard", "signal", "signal", "signal", "release", "release",
     "retry", "retry_one", "rewind", "rewind", "delete", "replace", "await", "await_step", "inspect",
+    "undo", "undo", "undo_to", "cancel_unwind", "cancel_unwind", "rewind_keep", "retry_undo", "skip_undo", "park_undo",
 )  # fmt: skip
 INSTANTS = ("crash", "crash", "condemn", "steal", "steal", "steal", "jump", "restart")
 
@@ -426,10 +503,13 @@ def make_workload(rng: random.Random, seconds: float, nodes: int, instants: int)
         # Most of them while the run is young; some when it has long ended.
         at = min(seconds, runs[run].at + rng.choice((1.0, 5.0, 15.0, seconds)) * rng.random())
         acts.append(Act(f"op{index}", at, what, rng.randrange(nodes), run, rng.random()))
-        if rng.random() < 0.15:
+        if rng.random() < 0.25:
             # Two operators at once.
             other = rng.choice((what, rng.choice(OPERATIONS)))
-            acts.append(Act(f"op{index}b", at, other, rng.randrange(nodes), run, rng.random()))
+            # Often from one place, and about the same thing.
+            node = rng.choice((acts[-1].node, rng.randrange(nodes)))
+            number = rng.choice((acts[-1].number, rng.random()))
+            acts.append(Act(f"op{index}b", at, other, node, run, number))
     for index in range(instants):
         what = rng.choice(INSTANTS)
         acts.append(Act(f"at{index}", rng.random() * seconds, what, rng.randrange(nodes), 0, rng.random()))

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from treadle.authoring.registry import Registry
-from treadle.core.tables import RUNNING
+from treadle.core.tables import LIVE, RUNNING
 from treadle.errors import InternalError, StoreError, TreadleError
 from treadle.ports import Environment
 from treadle.runtime.client import App
@@ -405,7 +405,7 @@ class World:
             if spec.name not in self.drop and spec.id not in self.data.ids and spec.id not in self.desk.deleted:
                 self._start(host, spec)
         for key, run in self.data.runs.items():
-            if self.program is None and run.status == RUNNING and int(self.loop.time()) % 5 == 0:
+            if self.program is None and run.status in LIVE and int(self.loop.time()) % 5 == 0:
                 self._lift(host, run.head.id, self.watch.journals[key])
         waiting = [task for _, life, task in self.clients if not life.dead and not task.done()]
         return self.programmed and not leftovers(self.data) and not waiting
@@ -421,7 +421,8 @@ class World:
             run = app.run(id_)
             if journal.run.hold:
                 await run.resume()
-            for name in missing:
+            # A run that unwinds takes no signals any more.
+            for name in missing if journal.run.status == RUNNING else ():
                 await run.signal(name, "calm")
             for label in labels:
                 await run.release(label)

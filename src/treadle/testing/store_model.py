@@ -32,6 +32,7 @@ from treadle.testing.contract_kit import NOW, Slots, append_of, key_of, report_o
 _ACTIONS = ("act", "other")
 _QUEUES = ("default", "slow")
 _RUNS = 4
+_LIVE = ("running", "unwinding")
 _STEPS = 5
 
 _chance = st.sampled_from([True, False, False, False])
@@ -61,6 +62,7 @@ class ModelRun(msgspec.Struct):
     id: str
     version: int = 0
     status: str = "running"
+    unwound: str = ""
     hold: int = 0
     owner: str = ""
     rows: list[tuple[int, int, float, str]] = []
@@ -135,7 +137,7 @@ class StoreModel(RuleBasedStateMachine):
             for key in owned:
                 run = self.runs[key]
                 run.owner = ""
-                if run.status == "running" and not run.inbox and key not in expected:
+                if run.status in _LIVE and not run.inbox and key not in expected:
                     expected[key] = [Look(session=name)]
             self.elected = "" if self.elected == name else self.elected
 
@@ -278,7 +280,7 @@ class StoreModel(RuleBasedStateMachine):
         """Someone deletes a run; it must be closed."""
         key = data.draw(st.sampled_from([*self.runs, *self.tombstones]))
         run = self.runs.get(key)
-        expected = "missing" if run is None else "open" if run.tasks or run.status == "running" else "deleted"
+        expected = "missing" if run is None else "open" if run.tasks or run.status in _LIVE else "deleted"
 
         assert data.draw(st.sampled_from(self.handles)).delete(key) == expected
 
@@ -350,8 +352,8 @@ class StoreModel(RuleBasedStateMachine):
             row = store.run(run.key)
             assert row is not None, run
             leased = sum(1 for task in run.tasks.values() if task.session)
-            found = (row.id, row.version, row.status, row.hold, row.owner, row.leased)
-            assert found == (run.id, run.version, run.status, run.hold, run.owner, leased)
+            found = (row.id, row.version, row.status, row.unwound, row.hold, row.owner, row.leased)
+            assert found == (run.id, run.version, run.status, run.unwound, run.hold, run.owner, leased)
         waiting = sorted(
             (task for run in self.runs.values() for task in run.tasks.values() if not task.session),
             key=ModelTask.order,
@@ -441,7 +443,11 @@ class StoreModel(RuleBasedStateMachine):
             "hold": data.draw(st.sampled_from([None, None, None, 0, 0, 1, 2]), "hold"),
             "revoke": not tasks and data.draw(_chance, "revoke"),
             "release": data.draw(_chance, "release") and data.draw(_chance, "release"),
-            "status": data.draw(st.sampled_from(["running", "running", "failed", "succeeded"]), "status"),
+            "status": data.draw(st.sampled_from(["running", "running", "failed", "succeeded", "unwinding"]), "status"),
+            # A wrong belief costs time and changes nothing.
+            "was": data.draw(st.sampled_from([run.status if run else "running", "running", "unwinding"]), "was"),
+            "unwound": data.draw(st.sampled_from([None, None, None, "", "fully", "partly"]), "unwound"),
+            "undos": [(f"step-{n}", data.draw(st.sampled_from(["undone", "failed"]))) for n in data.draw(numbers)],
         }
 
     def commit(self, data: st.DataObject, appends: Sequence[Append], slots: int, actions: Sequence[str]) -> None:
@@ -497,9 +503,8 @@ class StoreModel(RuleBasedStateMachine):
         run.payloads.update(append.payloads)
         for number in append.ended:
             run.tasks.pop(number, None)
-        for number in append.unsettled:
-            run.steps.pop(number, None)
-        run.steps.update({row.number: row for row in append.steps})
+        self._apply_steps(run, append)
+        run.unwound = run.unwound if append.unwound is None else append.unwound
         for number in append.interrupts:
             if number in run.tasks and run.tasks[number].session:
                 run.tasks[number].interrupt = True
@@ -509,6 +514,15 @@ class StoreModel(RuleBasedStateMachine):
                 del run.tasks[number]
             if numbers:
                 self.revoked.setdefault(run.key, []).append(Revoked(numbers=numbers))
+
+    def _apply_steps(self, run: ModelRun, append: Append) -> None:
+        for number in append.unsettled:
+            run.steps.pop(number, None)
+        run.steps.update({row.number: row for row in append.steps})
+        for address, undo in append.undos:
+            for row in list(run.steps.values()):
+                if row.address == address:
+                    run.steps[row.number] = msgspec.structs.replace(row, undo=undo)
 
     def hand_over(
         self,

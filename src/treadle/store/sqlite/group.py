@@ -143,15 +143,25 @@ class Group:
             self._end_leased(ended)
         if steps:
             con.executemany(_INSERT_STEP, sorted(steps.values()))
-        undos = [(status, runs[append.key].n, address) for append in appends for address, status in append.undos]
-        if undos:
-            con.executemany(_UPDATE_UNDO, undos)
+        if any(append.undos for append in appends):
+            self._write_undos(appends)
         payloads = [(runs[append.key].n, *payload) for append in appends for payload in append.payloads]
         if payloads:
             con.executemany(INSERT_PAYLOAD, payloads)
         consumed = [(runs[append.key].n, id) for append in appends for id in append.consumed]
         if consumed:
             con.executemany(_DELETE_INPUT, consumed)
+
+    def _write_undos(self, appends: Sequence[Append]) -> None:
+        """Enter what is said of undos into the step rows, which are written."""
+        undos: dict[tuple[int, str], str] = {}
+        for append in appends:
+            n = self.runs[append.key].n
+            for step in append.steps:
+                # A row that was made anew knows what its step's undo is.
+                undos.pop((n, step.address), None)
+            undos.update({(n, address): status for address, status in append.undos})
+        self.con.executemany(_UPDATE_UNDO, [(status, *place) for place, status in sorted(undos.items())])
 
     def _unsettle(self, n: int, numbers: Sequence[int], steps: dict[tuple[int, int], Values]) -> None:
         self.con.execute(_DELETE_STEPS, (n, _encode(list(numbers)).decode()))
