@@ -228,12 +228,20 @@ async def test_an_operator_skips_and_parks_undos_that_do_not_end(url: str) -> No
         while (view := (await run.inspect()).step("c")) is None or view.undo_reason == "":
             await asyncio.sleep(0)
         assert (await run.row()).status == "unwinding"
+        reasons = {(reason.step, reason.code) for reason in await run.why()}
+        assert {("", "unwinding"), ("a", "undo"), ("c", "backoff")} <= reasons
+        assert "the next starts in" in next(r.message for r in await run.why("c") if r.code == "backoff")
 
         await run.park_undo("c")
         row = await run.wait(20)
 
         assert (row.status, row.unwound) == ("failed", "partly")
         assert await undos(run) == {"a": "undone", "c": "parked"}
+        assert (await run.inspect()).undos == {"undone": 1, "parked": 1}
+        said = [reason.message for reason in await run.why("c") if reason.tense == "past"]
+        assert "prepared: its undo state is kept" in said
+        assert "its undo failed: error: not yet" in said
+        assert said[-1] == "its undo was parked (operator)"
         await run.skip_undo("c")
         assert await undos(run) == {"a": "undone", "c": "skipped"}
 

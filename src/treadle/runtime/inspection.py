@@ -10,6 +10,7 @@ task waits after a failed attempt; a run is `pausing` or `cancelling` while sess
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Final, Literal
 
@@ -171,6 +172,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     owner_worker: str
     inbox: int
     counts: dict[str, int]
+    # Steps by the status of their undo; those with `none` are left out. What is `undone` does not stand.
+    undos: dict[str, int]
     steps: list[StepView]
     blocked: list[Blocked]
     breakpoints: list[BreakpointView]
@@ -222,7 +225,7 @@ class Replay:
         """Keep what `apply` forgets."""
         self.events.append((time, event))
         match event:
-            case ev.StepDispatched(at=at):
+            case ev.StepDispatched(at=at) | ev.PrepareDispatched(at=at):
                 self.dispatches[at] = self.dispatches.get(at, 0) + 1
             case ev.StepSkipped(at=at, reason=reason):
                 self.skips[at] = reason
@@ -334,6 +337,7 @@ def snapshot_of(loaded: Loaded, told: Replay, sessions: Sequence[SessionRow], no
         owner_worker=workers.get(loaded.owner, ""),
         inbox=len(loaded.inbox),
         counts=counts,
+        undos=Counter(step.undo for step in steps if step.undo != NONE),
         steps=steps,
         blocked=[_blocked(run, step) for step in steps if _is_blocked(run, step)],
         breakpoints=breakpoints_of(told),

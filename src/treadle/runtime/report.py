@@ -120,9 +120,11 @@ def header(snapshot: Snapshot) -> str:
 
 
 def counts_line(snapshot: Snapshot) -> str:
-    """The numbers of steps by shown status, those that are not zero."""
+    """The numbers of steps by shown status, and by the status of their undo; those that are not zero."""
     said = [f"{count} {status}" for status, count in snapshot.counts.items() if count]
-    return f"{len(snapshot.steps)} steps" + (": " + " · ".join(said) if said else "")
+    text = f"{len(snapshot.steps)} steps" + (": " + " · ".join(said) if said else "")
+    undos = " · ".join(f"{count} {status}" for status, count in snapshot.undos.items())
+    return f"{text}; undo: {undos}" if undos else text
 
 
 def annotations_of(step: StepView) -> list[str]:

@@ -15,7 +15,9 @@ import msgspec
 from treadle.core import events as ev
 from treadle.core.events import AnyEvent
 from treadle.core.state import StepState, settled
-from treadle.core.tables import CANCELLED, DISPATCHED, FAILED, OUTCOMES, READY, SKIPPED, SUCCEEDED
+from treadle.core.tables import CANCELLED, DISPATCHED, FAILED, OUTCOMES, PENDING, READY, SKIPPED, SUCCEEDED
+from treadle.core.undo import UNFINISHED
+from treadle.core.undo_attempts import undo_runs
 from treadle.errors import StepNotFoundError
 from treadle.runtime.inspection import (
     CANCELLING,
@@ -55,6 +57,9 @@ CODES: Final[dict[str, str]] = {
     "no_owner": "inputs of the run wait and no process decides it yet",
     "no_process": "no living process is connected to the store",
     "undecided": "an attempt has ended and its outcome is not decided yet",
+    "unwinding": "the run is being unwound: what its steps did is undone",
+    "undo": "the step's undo waits for undos of other steps, or for room",
+    "undoing": "the step's undo is being executed, or follows",
     "added": "the step came into the run",
     "ready": "no fence held the step any more",
     "dispatched": "an attempt could start",
@@ -65,6 +70,9 @@ CODES: Final[dict[str, str]] = {
     "succeeded": "the step succeeded",
     "failed": "the step failed for good",
     "cancelled": "the step was cancelled",
+    "prepared": "the step's undo state was kept before it acted",
+    "undo_failed": "an attempt to undo the step failed",
+    "undone": "what the step did was taken back, or will not be",
 }
 
 
@@ -129,6 +137,8 @@ def why(
     found = [reason for state in open_steps for reason in _step_reasons(scene, state)]
     # A step that waits for its upstreams is seldom the question; what those wait for is.
     found.sort(key=lambda reason: reason.code == "needs")
+    if run.unwindings:
+        found += [reason for state in run.steps() for reason in _undo_reasons(scene, state)]
     return [*_run_reasons(scene, loaded), *found]
 
 
@@ -153,6 +163,12 @@ def _run_reasons(scene: _Scene, loaded: Loaded) -> Iterator[Reason]:
     elif shown == CANCELLING:
         text = f"the run is being cancelled: {_count(leased, 'attempt')} still run, and nothing new starts"
         yield Reason(code="cancel", kind="fence", message=text)
+    for unwinding in run.unwindings.values():
+        where = unwinding.scope.node.address or "the run"
+        ends = sum(1 for step in unwinding.live if step.tasked and not undo_runs(step))
+        text = f"{where} is being unwound: {_count(unwinding.left, 'undo')} left of {len(unwinding.taken)}"
+        text += f", once {_count(ends, 'attempt')} ended" if ends else ""
+        yield Reason(code="unwinding", message=text)
     yield from _deciders(scene, loaded)
 
 
@@ -179,6 +195,7 @@ def _deciders(scene: _Scene, loaded: Loaded) -> Iterator[Reason]:
 def _step_reasons(scene: _Scene, step: StepState) -> Iterator[Reason]:
     if settled(step):
         yield _settled(scene.told, step)
+        yield from _undo_reasons(scene, step)
         return
     run = scene.told.run
     at = step.node.address
@@ -260,6 +277,30 @@ def _dispatched(scene: _Scene, step: StepState) -> Iterator[Reason]:
             )
         yield Reason(step=at, code=code, kind="capacity", message=text, until=due)
     yield from _queued(scene, row)
+
+
+def _undo_reasons(scene: _Scene, step: StepState) -> Iterator[Reason]:
+    """Why the undo of a step that is being unwound has not ended."""
+    undo, at = step.undo, step.node.address
+    if undo is None or undo.status not in UNFINISHED:
+        return
+    row = scene.tasks.get(step.node.number)
+    if undo.status == PENDING:
+        text = "its undo waits for those of steps that began after it ended, for its resource, or for room"
+        yield Reason(step=at, code="undo", kind="fence", message=text)
+    elif row is None:
+        text = "an attempt to undo it has ended; its outcome waits to be decided"
+        yield Reason(step=at, code="undecided", kind="capacity", message=text)
+    elif row.session:
+        who = row.worker or row.session
+        what = "whether its undo is safe is being asked of" if undo.checking else "its undo is being executed by"
+        yield Reason(step=at, code="undoing", message=f"{what} {who}", at=row.started_at or None, on=[who])
+    else:
+        if (due := row.task.not_before) > scene.now and undo.failure is not None:
+            text = f"an attempt to undo it failed ({undo.failure.code}: {undo.failure.message})"
+            text += f"; the next starts in {due - scene.now:.1f} s"
+            yield Reason(step=at, code="backoff", kind="capacity", message=text, until=due)
+        yield from _queued(scene, row)
 
 
 def _queued(scene: _Scene, row: TaskRow) -> Iterator[Reason]:
@@ -372,6 +413,24 @@ def _ended(event: AnyEvent) -> tuple[str, str] | None:
             return "skipped", f"skipped ({reason}): {_names(causes[:NAMED], len(causes))}"
         case ev.StepCancelled():
             return CANCELLED, "cancelled"
+        case _:
+            return _of_undo(event)
+
+
+def _of_undo(event: AnyEvent) -> tuple[str, str] | None:
+    match event:
+        case ev.StepPrepared():
+            return "prepared", "prepared: its undo state is kept"
+        case ev.UndoDispatched(check=check):
+            return "undoing", "asked whether its undo is safe" if check else "an attempt to undo it was dispatched"
+        case ev.UndoAttemptFailed(failure=failure) | ev.UndoFailed(failure=failure):
+            return "undo_failed", f"its undo failed: {failure.code}: {failure.message}"
+        case ev.UndoNotCompensable(failure=failure):
+            return "undone", f"cannot be undone: {failure.message}"
+        case ev.UndoSkipped(reason=reason) | ev.UndoParked(reason=reason):
+            return "undone", f"its undo was {'skipped' if isinstance(event, ev.UndoSkipped) else 'parked'} ({reason})"
+        case ev.StepUndone():
+            return "undone", "undone"
         case _:
             return None
 

@@ -444,7 +444,6 @@ class StoreModel(RuleBasedStateMachine):
             "revoke": not tasks and data.draw(_chance, "revoke"),
             "release": data.draw(_chance, "release") and data.draw(_chance, "release"),
             "status": data.draw(st.sampled_from(["running", "running", "failed", "succeeded", "unwinding"]), "status"),
-            # A wrong belief costs time and changes nothing.
             "was": data.draw(st.sampled_from([run.status if run else "running", "running", "unwinding"]), "was"),
             "unwound": data.draw(st.sampled_from([None, None, None, "", "fully", "partly"]), "unwound"),
             "undos": [(f"step-{n}", data.draw(st.sampled_from(["undone", "failed"]))) for n in data.draw(numbers)],
@@ -504,7 +503,6 @@ class StoreModel(RuleBasedStateMachine):
         for number in append.ended:
             run.tasks.pop(number, None)
         self._apply_steps(run, append)
-        run.unwound = run.unwound if append.unwound is None else append.unwound
         for number in append.interrupts:
             if number in run.tasks and run.tasks[number].session:
                 run.tasks[number].interrupt = True
@@ -516,13 +514,13 @@ class StoreModel(RuleBasedStateMachine):
                 self.revoked.setdefault(run.key, []).append(Revoked(numbers=numbers))
 
     def _apply_steps(self, run: ModelRun, append: Append) -> None:
+        run.unwound = run.unwound if append.unwound is None else append.unwound
         for number in append.unsettled:
             run.steps.pop(number, None)
         run.steps.update({row.number: row for row in append.steps})
         for address, undo in append.undos:
-            for row in list(run.steps.values()):
-                if row.address == address:
-                    run.steps[row.number] = msgspec.structs.replace(row, undo=undo)
+            for row in [row for row in run.steps.values() if row.address == address]:
+                run.steps[row.number] = msgspec.structs.replace(row, undo=undo)
 
     def hand_over(
         self,
