@@ -210,7 +210,11 @@ def test_undo_lists_and_undoes_what_a_run_did(project: Project) -> None:
     assert [(entry["address"], entry["resource"]) for entry in stack] == [("two", "disk"), ("one", "disk")]
     assert "1  two   succeeded" in project.treadle("undo", "r1", "--dry-run").stdout
     assert project.json("undo", "r1", "--to", "one")["undoing"] is True
-    assert project.json("runs")[0]["status"] == "unwinding"
+    assert project.json("runs", "--status", "unwinding")[0]["status"] == "unwinding"
+    project.treadle("pause", "r1")
+    assert [row["id"] for row in project.json("runs", "--status", "paused")] == ["r1"]
+    assert project.json("runs", "--status", "unwinding") == []
+    project.treadle("resume", "r1")
     assert "is unwinding" in project.treadle("undo", "r1", code=5).stderr
     project.run("files")
     assert there(project) == {"one"}

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.core.kit import Driver, step, undoable
 from tests.core.test_undo import PREPARED, failing, one_undo, settled_as, undos, unwind_all
 
 from treadle.core import events as ev
 from treadle.core import inputs as inp
 from treadle.core.commands import Task
-from treadle.core.decide import Decision
+from treadle.core.decide import Decision, Limits
 from treadle.core.plan import Block, Group, RetryPolicy, Undo
 from treadle.core.state import ScopeState
 from treadle.core.tables import UNDO
@@ -361,6 +364,7 @@ def test_a_cancel_parks_the_unwinding_of_a_scope_and_the_run_takes_it_on() -> No
 
     driver.give(inp.Cancel(unwind=True))
     driver.succeed("g/y")
+    assert driver.interrupted == []
     assert undos(driver) == {"g/x": "parked", "g/y": "undone"}
     assert scope.unwound == "partly"
 
@@ -368,6 +372,50 @@ def test_a_cancel_parks_the_unwinding_of_a_scope_and_the_run_takes_it_on() -> No
     assert driver.waiting() == ["g/x"]
     driver.finish()
     assert (driver.status(), driver.run.root.unwound) == ("cancelled", "fully")
+    driver.check()
+
+
+# -- order -------------------------------------------------------------------------------------------------------------
+
+
+@given(st.data(), st.integers(1, 12), st.sampled_from([0, 1, 2, 3]), st.sampled_from([1, 3, 10**6]))
+def test_undos_never_overtake_and_one_at_a_time_is_the_reverse_of_completion(
+    data: st.DataObject, size: int, limit: int, events: int
+) -> None:
+    names = [f"s{number}" for number in range(size)]
+    blocks: list[Block] = []
+    for number, name in enumerate(names):
+        before = data.draw(st.lists(st.sampled_from(names[:number]), max_size=2)) if number else []
+        how = data.draw(st.sampled_from([Undo("u"), Undo("u", prepare="p"), Undo("u", resource="r")]))
+        blocks.append(step(name, after=tuple(before), undo=how))
+    driver = Driver(*blocks, undo_limit=limit, limits=Limits(events=events))
+    driver.settle()
+    began: dict[str, int] = {}
+    ended: dict[str, int] = {}
+    clock = itertools.count()
+    while driver.tasks:
+        for at in driver.waiting():
+            began.setdefault(at, next(clock))
+        at = data.draw(st.sampled_from(driver.waiting()))
+        driver.succeed(at)
+        if driver.status(at) == "succeeded":
+            ended[at] = next(clock)
+
+    driver.give(inp.Undo())
+    undone: list[str] = []
+    while driver.tasks:
+        left = [at for at in names if at not in undone]
+        for at in driver.waiting():
+            assert all(began[other] < ended[at] for other in left if other != at)
+        assert not limit or len(driver.tasks) <= limit
+        at = data.draw(st.sampled_from(driver.waiting()))
+        driver.succeed(at)
+        undone.append(at)
+
+    assert sorted(undone) == sorted(names)
+    if limit == 1:
+        assert undone == sorted(names, key=lambda at: -ended[at])
+    assert driver.run.root.unwound == "fully"
     driver.check()
 
 

@@ -113,7 +113,7 @@ async def test_a_failed_run_restores_what_it_touched(url: str) -> None:
         assert (row.status, row.unwound) == ("failed", "fully")
         assert world == before
         assert log == ["prepare a", "prepare b", "prepare c", "undo c c!", "undo b b!", "undo a a!"]
-        with pytest.raises(RunFailedError, match="the end"):
+        with pytest.raises(RunFailedError, match="the end; what the run did was undone fully"):
             await run.result()
         text = render_report(await run.inspect())
         assert "[FAILED]  unwound" in text

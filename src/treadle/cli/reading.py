@@ -74,13 +74,21 @@ async def runs(desk: Desk, status: str | None, labels: tuple[str, ...], limit: i
 
 
 async def _listed(app: App, status: str, limit: int, query: dict[str, Any]) -> list[RunRow]:
-    """A page of runs. A hold is a fence and no status: held runs are looked for among the running ones."""
-    if status not in ("paused", "running"):
+    """A page of runs. A hold is a fence and no status: held runs are looked for among those without outcome."""
+    if status not in ("paused", *LIVE):
         return await app.runs(status=status, limit=limit, **query)
     found: list[RunRow] = []
+    for stored in sorted(LIVE) if status == "paused" else (status,):
+        found += await _held(app, stored, limit, query, held=status == "paused")
+    return sorted(found, key=lambda row: row.key, reverse=True)[:limit]
+
+
+async def _held(app: App, status: str, limit: int, query: dict[str, Any], *, held: bool) -> list[RunRow]:
+    """Up to `limit` runs with a stored status that are held, or are not."""
+    found: list[RunRow] = []
     while len(found) < limit:
-        page = await app.runs(status="running", limit=max(limit, 1000), **query)
-        found += [row for row in page if bool(row.hold) == (status == "paused")]
+        page = await app.runs(status=status, limit=max(limit, 1000), **query)
+        found += [row for row in page if bool(row.hold) == held]
         if len(page) < max(limit, 1000):
             break
         query = {**query, "after": page[-1].key}

@@ -71,14 +71,11 @@ def _operate(run: RunState, decision: Decision, value: Any, cause: str) -> Refus
             decision.hold = event.hold
         elif isinstance(event, ev.Resumed):
             decision.hold = 0
-        elif isinstance(event, ev.CancelRequested):
+        elif isinstance(event, ev.CancelRequested | ev.UnwindingParked):
             # A held run's hold ends with the cancel: nothing of it is claimed any more in any case.
             decision.hold = 0
             decision.revoke = True
-        elif isinstance(event, ev.UnwindingParked):
-            decision.hold = 0
-            decision.revoke = True
-            if event.hard:
+            if event.hard and run.unwindings:
                 decision.interrupts += [step.node.number for step in run.steps() if undo_runs(step)]
         else:
             decision.note_reopened(run, event)

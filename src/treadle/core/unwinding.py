@@ -30,10 +30,11 @@ _VERBS = {"retry": "undo_reopened", "skip": "undo_skipped", "park": "undo_parked
 
 
 def begin_unwinding(run: RunState, decision: Decision, scope: ScopeState, *, reason: str = "", cause: str = "") -> bool:
-    """Undo all that stands below a scope; False if nothing does, and nothing is to be waited for.
+    """Undo all that stands below a scope; False if nothing does: there is nothing to wait for.
 
-    When it is done, `scope.unwound` tells how much was undone (`fully` or `partly`), and the scope is on the frontier.
-    Call it once an entry: what an unwinding has dealt with is not taken on again by the next.
+    Steps below that have no outcome are cancelled, and attempts that run are interrupted and waited for. When it is
+    done, `scope.unwinding` is None, `scope.unwound` tells how much was undone (`fully` or `partly`), and the scope is
+    on the frontier. What one unwinding has dealt with is not taken on by the next, but for what it parked.
     """
     below = steps_below(run, scope)
     if not effects(run, below):

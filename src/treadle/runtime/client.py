@@ -415,6 +415,8 @@ class Run(UndoOperations, Generic[R]):
         text = f"run {self.id!r} failed: step {first[0]!r}: {first[1]}" if first[0] else f"run {self.id!r} failed"
         if len(settled.failures) > 1:
             text += f" (and {len(settled.failures) - 1} more)"
+        if settled.unwound:
+            text += f"; what the run did was undone {settled.unwound}"
         return RunFailedError(text, run_id=self.id, failures=failures)
 
     async def _value(self, arg: Arg, adapter: codec.Adapter) -> Any:

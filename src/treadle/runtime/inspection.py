@@ -337,7 +337,7 @@ def snapshot_of(loaded: Loaded, told: Replay, sessions: Sequence[SessionRow], no
         owner_worker=workers.get(loaded.owner, ""),
         inbox=len(loaded.inbox),
         counts=counts,
-        undos=Counter(step.undo for step in steps if step.undo != NONE),
+        undos=dict(Counter(step.undo for step in steps if step.undo != NONE)),
         steps=steps,
         blocked=[_blocked(run, step) for step in steps if _is_blocked(run, step)],
         breakpoints=breakpoints_of(told),

@@ -165,7 +165,7 @@ def _run_reasons(scene: _Scene, loaded: Loaded) -> Iterator[Reason]:
         yield Reason(code="cancel", kind="fence", message=text)
     for unwinding in run.unwindings.values():
         where = unwinding.scope.node.address or "the run"
-        ends = sum(1 for step in unwinding.live if step.tasked and not undo_runs(step))
+        ends = sum(1 for step in unwinding.below if step.tasked and not undo_runs(step))
         text = f"{where} is being unwound: {_count(unwinding.left, 'undo')} left of {len(unwinding.taken)}"
         text += f", once {_count(ends, 'attempt')} ended" if ends else ""
         yield Reason(code="unwinding", message=text)
