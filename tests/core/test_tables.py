@@ -310,6 +310,12 @@ def test_an_undo_goes_by_its_table(before: str, kind: str) -> None:
         ev.StepSucceeded(at="a", attempt=2),
         ev.AttemptFailed(at="a", attempt=2, failure=BOOM),
         ev.AttemptLost(at="a", attempt=2),
+        ev.PrepareDispatched(at="a"),
+        ev.StepPrepared(at="a", attempt=-1),
+        ev.UnwindingStarted(at="nobody"),
+        ev.UnwindingStarted(to="nobody"),
+        ev.Unwound(),
+        ev.UndoDispatched(at="a"),
     ],
     ids=repr,
 )
@@ -332,6 +338,27 @@ def test_a_step_that_is_executed_is_not_reopened_and_one_with_an_evaluation_is_n
     for event in (ev.StepSkipped(at=X, reason="upstream"), ev.EvaluationAsked(at=X, number=2)):
         with pytest.raises(InternalError, match="no such attempt"):
             apply(run, event)
+
+
+def test_an_undo_has_one_attempt_and_belongs_to_an_unwinding() -> None:
+    driver = Driver(Step(id="x", action="act", undo=Undo(action="undo")), Group(id="g"))
+    driver.succeed("x")
+    driver.give(inp.Undo())
+    run = driver.run
+
+    for event, match in (
+        (ev.UndoDispatched(at="x", number=2), "being executed"),
+        (ev.StepUndone(at="x", number=7), "no such attempt"),
+        (ev.UnwindingStarted(), "being unwound already"),
+        (ev.UnwindingStarted(at="g"), "not allowed below it"),
+        (ev.RunSettled(outcome="succeeded"), "being unwound"),
+    ):
+        with pytest.raises(InternalError, match=match):
+            apply(run, event)
+
+    driver.fail("x")
+    with pytest.raises(InternalError, match="in no scope that is being unwound"):
+        apply(run, ev.UndoReopened(at="x"))
 
 
 def test_every_diagram_shows_every_transition() -> None:

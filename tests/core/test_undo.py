@@ -162,6 +162,32 @@ def test_undos_of_one_resource_are_made_one_at_a_time() -> None:
     assert driver.waiting() == ["a"]
 
 
+def test_a_resource_never_has_two_undos_however_the_limit_interrupts_their_order() -> None:
+    disk = Undo(action="undo", resource="disk")
+    driver = failing(undoable("b"), *(undoable(name, undo=disk) for name in "xacd"), undo_limit=2)
+    driver.succeed("b", "x", "a", "c", "d")
+    driver.fail("end")
+
+    for waiting, ends in ((["b", "d"], "d"), (["b", "c"], "c"), (["a", "b"], "b"), (["a"], "a"), (["x"], "x")):
+        assert driver.waiting() == waiting
+        driver.succeed(ends)
+
+    assert driver.run.root.unwound == "fully"
+    driver.check()
+
+
+def test_a_resource_goes_on_behind_an_undo_that_was_skipped_while_it_waited() -> None:
+    disk = Undo(action="undo", resource="disk")
+    driver = failing(*(undoable(name, undo=disk) for name in "abc"))
+    driver.succeed("a", "b", "c")
+    driver.fail("end")
+
+    driver.give(inp.UndoStep("skip", "b"))
+    driver.succeed("c")
+
+    assert driver.waiting() == ["a"]
+
+
 def test_the_run_has_no_more_undos_in_the_store_than_tasks() -> None:
     driver = failing(*(undoable(f"s{n}") for n in range(5)), limits=Limits(dispatched=2, events=3))
     while (step := driver.run.step_at("end")) is not None and step.status == "waiting":

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.core.kit import Driver, step, undoable
+from tests.core.kit import Driver, adding, step, undoable
 from tests.core.test_undo import PREPARED, failing, one_undo, settled_as, undos, unwind_all
 
 from treadle.core import events as ev
@@ -340,6 +340,27 @@ def test_a_scope_below_the_root_is_unwound_by_itself() -> None:
     assert undos(driver) == {"g/x": "undone", "g/y": "undone", "a": "none"}
     driver.succeed("b")
     assert driver.status("g") == "cancelled"
+    driver.check()
+
+
+def test_what_the_steps_of_a_scope_added_is_unwound_with_it_however_small_the_decisions() -> None:
+    inner: list[Block] = [undoable("x"), *(step(f"n{n}", signals=("never",)) for n in range(5))]
+    driver = Driver(Group(id="g", blocks=inner), step("b"), limits=Limits(events=1))
+    driver.settle()
+    driver.succeed("g/x", added=adding(undoable("y")))
+    driver.succeed("g/x/y")
+    scope = driver.run.at("g")
+    assert isinstance(scope, ScopeState)
+
+    decision = Decision()
+    assert begin_unwinding(driver.run, decision, scope)
+    driver.commit(decision)
+    driver.give(inp.Look())
+
+    assert driver.waiting() == ["b", "g/x/y"]
+    driver.succeed("g/x/y")
+    driver.succeed("g/x")
+    assert scope.unwound == "fully"
     driver.check()
 
 
