@@ -78,6 +78,17 @@ async def charge(amount: int) -> int:
     return amount
 
 
+def unpack(name: str, result: int) -> None:
+    log.append(f"unpack {name} {result}")
+
+
+@step(name="undo:pack", undo=unpack)
+async def pack(name: str, size: int = 0) -> int:
+    if not size:
+        raise Permanent("nothing to pack")
+    return size
+
+
 @step(name="undo:end")
 async def end(how: str, *after: Any) -> str:
     if how == "fail":
@@ -135,6 +146,17 @@ async def test_a_step_that_acted_in_part_is_undone_too(url: str) -> None:
 
         assert world == {}
         assert log[-2:] == ["undo b None", "undo a a!"]
+
+
+async def test_an_undo_gets_none_for_a_result_that_never_was_and_large_arguments_by_their_handles(url: str) -> None:
+    builder = PlanBuilder("p", on_failure="unwind")
+    builder.step("a", pack, "a" * 3000, 7)
+    builder.step("b", pack, "b" * 3000, 0, after="a")
+    async with connect(url) as app:
+        row = await (await app.start(builder.build())).wait(20)
+
+        assert (row.status, row.unwound) == ("failed", "fully")
+        assert log == [f"unpack {'b' * 3000} None", f"unpack {'a' * 3000} 7"]
 
 
 async def test_an_undo_is_tried_by_the_policy_and_one_that_fails_holds_back_nothing(url: str) -> None:

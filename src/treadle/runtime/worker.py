@@ -21,7 +21,7 @@ import msgspec
 from treadle.authoring import codec
 from treadle.authoring.context import step_context
 from treadle.authoring.registry import Registry, StepDefinition
-from treadle.authoring.undo import UndoDefinition
+from treadle.authoring.undo import RESULT, STATE, UndoDefinition
 from treadle.core.commands import Task
 from treadle.core.events import Handle
 from treadle.core.inputs import Outcome
@@ -56,6 +56,10 @@ def _nothing(_result: object) -> str:
     return "null"
 
 
+def _decoded_or_none(decode: Callable[[str], Any], text: str) -> Any:
+    return None if text == "null" else decode(text)
+
+
 class Steps(Protocol):
     """What a running step asks of the engine while it runs."""
 
@@ -76,7 +80,9 @@ class Callee:
     def __init__(self, action: str, definition: StepDefinition) -> None:
         self.action = action
         self.adapters = {name: parameter.adapter for name, parameter in definition.parameters.items()}
-        self.decoders = {name: adapter.decode for name, adapter in self.adapters.items()}
+        self.decoders: dict[str, Callable[[str], Any]] = {
+            name: adapter.decode for name, adapter in self.adapters.items()
+        }
         self.invoke: Callable[[dict[str, Any]], Any] = definition.invoke
         self.encode = definition.result.encode
         # Whether it takes only some of the arguments it is offered.
@@ -85,7 +91,13 @@ class Callee:
             self._be_undo(definition)
 
     def _be_undo(self, definition: UndoDefinition) -> None:
-        """Take the step's defaults for what its plan left out; what an undo returns is of no use to anybody."""
+        """Take the step's defaults for what its plan left out; what an undo returns is of no use to anybody.
+
+        A step that did not succeed has no result, whatever type it is declared to have.
+        """
+        for name in (STATE, RESULT):
+            if (decode := self.decoders.get(name)) is not None:
+                self.decoders[name] = partial(_decoded_or_none, decode)
         if definition.kind == "undo":
             self.encode = _nothing
         if defaults := definition.defaults:
@@ -346,7 +358,7 @@ class Worker:
                 raise callee.unknown(name)
             try:
                 if isinstance(arg, str):
-                    values[name] = adapter.decode(texts[arg])
+                    values[name] = callee.decoders[name](texts[arg])
                 else:
                     values[name] = adapter.convert(assemble(arg, trees))
             except (DecodeError, LookupError) as error:
