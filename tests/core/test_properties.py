@@ -285,7 +285,9 @@ class Chaos:
         driver = self.driver
         if driver.revoke:
             driver.revoke = False
-            numbers = [n for n in sorted(driver.tasks) if self.draw(st.booleans())]
+            # The tasks of the same append are entered after that.
+            fresh = {task.number for task in driver.last.tasks}
+            numbers = [n for n in sorted(driver.tasks) if n not in fresh and self.draw(st.booleans())]
             for number in numbers:
                 del driver.tasks[number]
             driver.give(inp.Revoked(numbers), more=False)
