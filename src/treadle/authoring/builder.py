@@ -24,7 +24,7 @@ from treadle.authoring.scopes import GroupPlace, Scope, owner_text, referred
 from treadle.authoring.signatures import ANYTHING, Signature, Target
 from treadle.core.addresses import child, encode_id
 from treadle.core.analysis import check_plan
-from treadle.core.plan import Group, Plan, RetryPolicy, Slot, Step
+from treadle.core.plan import Block, Group, Plan, RetryPolicy, Slot
 from treadle.errors import DefinitionError, DefinitionErrors, SlotError, UsageError
 
 R_co = TypeVar("R_co", covariant=True)
@@ -83,7 +83,7 @@ class Addition:
 
     __slots__ = ("blocks", "constants", "into")
 
-    def __init__(self, blocks: list[Step | Group], constants: list[str], into: str | None) -> None:
+    def __init__(self, blocks: list[Block], constants: list[str], into: str | None) -> None:
         self.blocks = blocks
         self.constants = constants
         self.into = into

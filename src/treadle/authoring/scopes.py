@@ -20,7 +20,7 @@ from treadle.authoring.bound import (
 )
 from treadle.authoring.drafts import Defaulted, check_condition
 from treadle.core.addresses import check_id, child, decode_id, encode_id
-from treadle.core.plan import Const, Group, ListOf, MapOf, Placement, Predicate, Ref, SignalValue, Slot, Step
+from treadle.core.plan import Block, Const, ListOf, MapOf, Placement, Predicate, Ref, SignalValue, Slot, Step
 from treadle.errors import DefinitionError, DuplicateStepError, SlotError
 
 
@@ -79,7 +79,7 @@ class Scope:
         self.address = address
         self.parent = parent
         self.constants = constants
-        self.blocks: list[Step | Group] = []
+        self.blocks: list[Block] = []
         self.used: dict[str, Node | GroupPlace] = {}
         self._next: dict[str, int] = {}
         # References that leave this scope: first segment, whose it is, and who refers.

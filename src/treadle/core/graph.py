@@ -9,20 +9,44 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import msgspec
 
 from treadle.core.addresses import child, encode_id
-from treadle.core.plan import Block, Const, Group, ListOf, MapOf, Plan, Predicate, Ref, SignalValue, Step
+from treadle.core.blocks import (
+    AFTER,
+    ANY,
+    DEFAULT,
+    REF,
+    Spec,
+    free_names,
+    has_value,
+    refs_of,
+    slots_of,
+)
+from treadle.core.plan import (
+    Block,
+    Body,
+    Branch,
+    Const,
+    Gather,
+    Group,
+    LaneValue,
+    ListOf,
+    MapOf,
+    Opening,
+    Phase,
+    Plan,
+    Predicate,
+    Ref,
+    SignalValue,
+    Slot,
+    StateValue,
+    Step,
+    Test,
+)
 from treadle.errors import DuplicateStepError, UnknownStepError
-
-# Why an edge exists: a required Ref, a Ref with a default, required order, settled order.
-REF = 1
-DEFAULT = 2
-AFTER = 4
-ANY = 8
-
 
 _NO_REFS: Mapping[str, int] = MappingProxyType({})
 
@@ -33,8 +57,8 @@ class Node(msgspec.Struct, gc=False, eq=False):
     number: int
     address: str
     scope: Node | None
-    # The block it was made from; None for the root and for what a step adds.
-    spec: Block | None
+    # The block or body it was made from; None for the root and for what a step adds.
+    spec: Spec | None
     is_step: bool = False
     optional: bool = False
     needs: Sequence[tuple[int, int]] = ()
@@ -57,23 +81,11 @@ class Node(msgspec.Struct, gc=False, eq=False):
         """As `spec`, for steps only."""
         return self.spec  # type: ignore[return-value]  # pyright: ignore[reportReturnType]  # callers know that it is
 
-    def define(self, spec: Block) -> None:
+    def define(self, spec: Spec) -> None:
         """Set what the plan, or the step that adds, says of this node."""
         self.spec = spec
         self.optional = spec.optional
         self.is_step = type(spec) is Step
-
-
-def refs_of(slot: object) -> Iterator[Ref]:
-    """All Refs inside a slot."""
-    if isinstance(slot, Ref):
-        yield slot
-    elif isinstance(slot, ListOf):
-        for item in slot.items:
-            yield from refs_of(item)
-    elif isinstance(slot, (MapOf, Predicate)):
-        for value in (slot.items if isinstance(slot, MapOf) else slot.slots).values():
-            yield from refs_of(value)
 
 
 def signals_of(slot: object) -> Iterator[str]:
@@ -83,7 +95,7 @@ def signals_of(slot: object) -> Iterator[str]:
     elif isinstance(slot, ListOf):
         for item in slot.items:
             yield from signals_of(item)
-    elif isinstance(slot, (MapOf, Predicate)):
+    elif isinstance(slot, (MapOf, Predicate, Test)):
         for value in (slot.items if isinstance(slot, MapOf) else slot.slots).values():
             yield from signals_of(value)
 
@@ -92,13 +104,13 @@ def constants_of(slot: object) -> Iterator[int]:
     """The numbers of all constants that a slot uses."""
     if isinstance(slot, Const):
         yield slot.index
-    elif isinstance(slot, Ref):
+    elif isinstance(slot, (Ref, StateValue, LaneValue)):
         if slot.default >= 0:
             yield slot.default
     elif isinstance(slot, ListOf):
         for item in slot.items:
             yield from constants_of(item)
-    elif isinstance(slot, (MapOf, Predicate)):
+    elif isinstance(slot, (MapOf, Predicate, Test)):
         for value in (slot.items if isinstance(slot, MapOf) else slot.slots).values():
             yield from constants_of(value)
 
@@ -106,11 +118,14 @@ def constants_of(slot: object) -> Iterator[int]:
 class Space(Protocol):
     """Where nodes are made and found: a plan's graph, or one run's additions on top of it."""
 
-    def new(self, address: str, scope: Node, spec: Block | None) -> Node:
+    # Whether it is a run: what was checked in the plan may name a row that this run has not executed.
+    is_run: ClassVar[bool]
+
+    def new(self, address: str, scope: Node, spec: Spec | None) -> Node:
         """Make a node with the next number."""
         ...
 
-    def again(self, node: Node, spec: Block) -> Node:
+    def again(self, node: Node, spec: Spec) -> Node:
         """Define a node anew that was taken back.
 
         Raises:
@@ -134,7 +149,8 @@ class Space(Protocol):
 class Graph:
     """The nodes of a plan, by number and by address. Shared by all its runs."""
 
-    __slots__ = ("children", "dedup", "index", "nodes", "output_refs", "plan")
+    is_run: ClassVar[bool] = False
+    __slots__ = ("children", "dedup", "index", "nodes", "plan")
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -154,18 +170,18 @@ class Graph:
                 dependents.setdefault(number, []).append((node.number, flags))
         for number, edges in dependents.items():
             self.nodes[number].dependents = tuple(edges)
-        self.output_refs = {ref.step: _step_named(root, ref.step, self, None).number for ref in refs_of(plan.output)}
+        root.refs = {ref.step: _step_named(root, ref.step, self, None).number for ref in refs_of(plan.output)}
 
-    def new(self, address: str, scope: Node, spec: Block | None) -> Node:
+    def new(self, address: str, scope: Node, spec: Spec | None) -> Node:
         """Make a node with the next number."""
         node = Node(len(self.nodes), address, scope, spec)
         self.nodes.append(node)
         self.index[address] = node.number
         return node
 
-    def again(self, node: Node, spec: Block) -> Node:
+    def again(self, node: Node, spec: Spec) -> Node:
         """Refuse a second block of one id: nothing of a plan is ever taken back."""
-        raise DuplicateStepError(f"step id {spec.id!r} is used twice: {node.address!r} is there already")
+        raise DuplicateStepError(f"two blocks have the address {node.address!r}")
 
     def find(self, scope: Node, segment: str) -> Node | None:
         """The child of a scope, or None."""
@@ -210,12 +226,17 @@ def place(blocks: list[Block], scope: Node, constants: list[str] | None, space: 
 
 
 def link(node: Node, space: Space) -> None:
-    """Resolve the names a node uses and set its needs."""
+    """Resolve the names that a node of a block uses and set its needs."""
     spec = node.spec
     assert spec is not None
+    assert not isinstance(spec, (Body, Branch, Phase))
     needs: dict[int, int] = {}
     if isinstance(spec, Step):
         _link_slots(node, spec, space, needs)
+    elif isinstance(spec, Group):
+        link_output(node, spec.output, space)
+    else:
+        _link_opening(node, spec, space, needs)
     if spec.after or spec.after_any:
         for names, flag in ((spec.after, AFTER), (spec.after_any, ANY)):
             for name in names:
@@ -234,16 +255,8 @@ def _link_slots(node: Node, spec: Step, space: Space, needs: dict[int, int]) -> 
         # A predicate holds slots, and is walked like one.
         slots.append(spec.when)
     for slot in slots:
-        if type(slot) is Const:
-            continue
-        for ref in (slot,) if isinstance(slot, Ref) else refs_of(slot):
-            name = ref.step
-            number = refs.get(name)
-            if number is None:
-                number = refs[name] = _step_named(node.scope, name, space, node).number
-            needs[number] = needs.get(number, 0) | (REF if ref.default < 0 else DEFAULT)
-        if type(slot) is not Ref:
-            signals.update(dict.fromkeys(signals_of(slot)))
+        if type(slot) is not Const:
+            _link_slot(node, slot, space, refs, signals, needs)
     placed = spec.placement
     if placed is not None and placed.step:
         number = refs[placed.step] = _step_named(node.scope, placed.step, space, node).number
@@ -252,13 +265,58 @@ def _link_slots(node: Node, spec: Step, space: Space, needs: dict[int, int]) -> 
     node.signals = tuple(signals)
 
 
+def _link_slot(
+    node: Node, slot: object, space: Space, refs: dict[str, int], signals: dict[str, None], needs: dict[int, int]
+) -> None:
+    for ref in (slot,) if isinstance(slot, Ref) else refs_of(slot):
+        name = ref.step
+        number = refs.get(name)
+        if number is None:
+            number = refs[name] = _number_named(node, name, space)
+        if number >= 0:
+            needs[number] = needs.get(number, 0) | (REF if ref.default < 0 else DEFAULT)
+    if type(slot) is not Ref:
+        signals.update(dict.fromkeys(signals_of(slot)))
+
+
+def _link_opening(node: Node, spec: Opening, space: Space, needs: dict[int, int]) -> None:
+    """Resolve what a block reads before it opens anything."""
+    refs: dict[str, int] = {}
+    signals: dict[str, None] = {}
+    for slot in slots_of(spec):
+        _link_slot(node, slot, space, refs, signals, needs)
+    if isinstance(spec, Gather):
+        # Its iterations start when all is there that they take from outside, so that they need not wait each.
+        for name, flag in free_names(spec):
+            number = lookup(node.scope, name, space, node).number
+            needs[number] = needs.get(number, 0) | flag
+    node.refs = refs or _NO_REFS
+    node.signals = tuple(signals)
+
+
+def link_output(node: Node, output: Slot | None, space: Space) -> None:
+    """Resolve, from inside a scope, the names that its value is made of."""
+    if output is not None:
+        node.refs = {ref.step: _step_named(node, ref.step, space, node).number for ref in refs_of(output)}
+
+
+def _number_named(node: Node, name: str, space: Space) -> int:
+    """The number of the node that gives a value under this name; -1 for a row that was not executed."""
+    try:
+        return _step_named(node.scope, name, space, node).number
+    except UnknownStepError:
+        if not space.is_run:
+            raise
+        return -1
+
+
 def _step_named(scope: Node | None, name: str, space: Space, reader: Node | None) -> Node:
-    """The step that gives a value under this name: a scope has none."""
+    """The node that gives a value under this name: a group without an output has none."""
     # The plain case of `lookup`, a sibling.
     node = space.find(scope, name) if scope is not None and "/" not in name else None
     if node is None:
         node = lookup(scope, name, space, reader)
-    if not node.is_step:
+    if not node.is_step and not has_value(node.spec):
         who = f"step {reader.address!r}" if reader is not None else "the output"
         raise UnknownStepError(f"{who} needs one step, but {name!r} is a group")
     return node
