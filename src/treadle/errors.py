@@ -3,6 +3,7 @@
     TreadleError
     ├─ DefinitionError        the workflow as written is wrong; raised before any run exists
     │   ├─ CycleError · DuplicateStepError · UnknownStepError · SlotError · StepNameError
+    │   ├─ ExpressionSyntaxError(source, column)
     │   └─ DefinitionErrors   several of them at once
     ├─ RunError(run_id)       what a caller learns about one run
     │   ├─ RunNotFoundError · StepNotFoundError · RunExistsError
@@ -13,6 +14,7 @@
     ├─ StoreError             the store could not do it
     │   ├─ StoreUnavailableError · ConflictError · LeaseLostError · SchemaVersionError
     │   └─ StoreCorruptError · StoreReadOnlyError · StoreFullError · StaleVersionError
+    ├─ ExpressionError        an expression has no value; `code` says why
     ├─ EncodeError · DecodeError               a value that JSON, or the declared type, cannot hold
     ├─ UnregisteredStepError  this process has no function of that name
     └─ InternalError          a broken invariant of ours: the run is held, never guessed on
@@ -71,6 +73,40 @@ class StepNameError(DefinitionError):
     """A function cannot be named durably (a lambda or closure), or two share a name; pass `name=`."""
 
     code = "name_invalid"
+
+
+def _pointed(source: str, offset: int) -> tuple[int, int, str]:
+    """Line and column (from 1) of a place in a text, and the line with a caret below it, cut to what fits a screen."""
+    start = source.rfind("\n", 0, offset) + 1
+    end = source.find("\n", offset)
+    line = source[start : len(source) if end < 0 else end].replace("\t", " ")
+    at = offset - start
+    first = max(0, at - 60)
+    shown = line[first : first + 100]
+    return source.count("\n", 0, offset) + 1, at + 1, f"    {shown}\n    {' ' * (at - first)}^"
+
+
+def _placed(source: str, offset: int, message: str) -> str:
+    line, column, shown = _pointed(source, offset)
+    place = f"line {line}, column {column}" if "\n" in source else f"column {column}"
+    return f"{place}: {message}\n{shown}"
+
+
+class ExpressionSyntaxError(DefinitionError):
+    """The text of an expression is wrong; the message points at every mistake.
+
+    `mistakes` holds the place in `source` (from 0) and the description of each; `line` and `column`, from 1, are the
+    first one's.
+    """
+
+    code = "expression_syntax"
+
+    def __init__(self, source: str, mistakes: Sequence[tuple[int, str]]) -> None:
+        self.source = source
+        self.mistakes = list(mistakes)
+        self.line, self.column, _ = _pointed(source, self.mistakes[0][0])
+        places = "\n".join(_placed(source, offset, message) for offset, message in self.mistakes)
+        super().__init__(f"the expression cannot be read\n{places}")
 
 
 class DefinitionErrors(DefinitionError, ExceptionGroup[DefinitionError]):  # noqa: N818 - a group of errors
@@ -284,6 +320,23 @@ class SchemaVersionError(StoreError):
     code = "schema_version"
 
 
+class ExpressionError(TreadleError):
+    """An expression has no value; `code` says why, and the message points at the place in `source`.
+
+    The codes: `expression_missing` (a path leads to nothing), `expression_type` (an operation does not fit its
+    values), `expression_value` (it has no result for them), `expression_overflow` (a number is too large) and
+    `expression_fuel` (too much work). `line` and `column` count from 1.
+    """
+
+    code = "expression_error"
+
+    def __init__(self, message: str, *, code: str, source: str, offset: int = 0) -> None:
+        self.code = code
+        self.source = source
+        self.line, self.column, _ = _pointed(source, offset)
+        super().__init__(_placed(source, offset, message))
+
+
 class EncodeError(TreadleError, TypeError):
     """A value cannot be stored as JSON; the message names its place and type."""
 
@@ -341,6 +394,7 @@ EXIT_CODES: dict[str, int] = {
     "unknown_step": 3,
     "slot_invalid": 3,
     "name_invalid": 3,
+    "expression_syntax": 3,
     "run_not_found": 4,
     "step_not_found": 4,
     "store_not_found": 4,
