@@ -18,6 +18,7 @@ from treadle.authoring.decorators import (
 from treadle.authoring.options import Retry
 from treadle.authoring.registry import Registry
 from treadle.connect import connect
+from treadle.core.graph_analysis import Analysis, Schedule
 from treadle.errors import (
     ConflictError,
     CycleError,
@@ -65,10 +66,12 @@ from treadle.errors import (
 )
 from treadle.runtime.blocking import BlockingApp, BlockingRun
 from treadle.runtime.client import App, Run
+from treadle.runtime.run_analysis import Forecast, RunAnalysis
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Analysis",
     "App",
     "BlockingApp",
     "BlockingRun",
@@ -81,6 +84,7 @@ __all__ = [
     "EncodeError",
     "ExpressionError",
     "ExpressionSyntaxError",
+    "Forecast",
     "InternalError",
     "LeaseLostError",
     "Permanent",
@@ -92,6 +96,7 @@ __all__ = [
     "RetryLater",
     "Retryable",
     "Run",
+    "RunAnalysis",
     "RunCancelledError",
     "RunError",
     "RunExistsError",
@@ -100,6 +105,7 @@ __all__ = [
     "RunNotFoundError",
     "RunNotPausedError",
     "RunNotRunningError",
+    "Schedule",
     "SchemaVersionError",
     "SlotError",
     "StaleVersionError",
