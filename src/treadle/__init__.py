@@ -22,6 +22,7 @@ from treadle.authoring.outcomes import LaneRun, PhasesCancelled, PhasesResult, R
 from treadle.authoring.phases import LanePlan, Phase, Phases, Rule
 from treadle.authoring.registry import Registry
 from treadle.connect import connect
+from treadle.core.graph_analysis import Analysis, Schedule
 from treadle.errors import (
     ConflictError,
     CycleError,
@@ -72,10 +73,12 @@ from treadle.errors import (
 )
 from treadle.runtime.blocking import BlockingApp, BlockingRun
 from treadle.runtime.client import App, Run
+from treadle.runtime.run_analysis import Forecast, RunAnalysis
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Analysis",
     "App",
     "BlockingApp",
     "BlockingRun",
@@ -90,6 +93,7 @@ __all__ = [
     "EncodeError",
     "ExpressionError",
     "ExpressionSyntaxError",
+    "Forecast",
     "InternalError",
     "LanePlan",
     "LaneRun",
@@ -112,6 +116,7 @@ __all__ = [
     "RowRun",
     "Rule",
     "Run",
+    "RunAnalysis",
     "RunCancelledError",
     "RunError",
     "RunExistsError",
@@ -120,6 +125,7 @@ __all__ = [
     "RunNotFoundError",
     "RunNotPausedError",
     "RunNotRunningError",
+    "Schedule",
     "SchemaVersionError",
     "SlotError",
     "StaleVersionError",

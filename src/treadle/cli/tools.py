@@ -10,6 +10,7 @@ from typing import Any, Final
 import click
 import msgspec
 
+from treadle.cli.analysing import critical_path, levels
 from treadle.cli.desk import Desk, with_desk
 from treadle.cli.output import emit, plainly, table, write, write_json
 from treadle.cli.plans import dot, mermaid, tree
@@ -42,10 +43,18 @@ DOCUMENTS: Final[dict[str, str]] = {
 )
 @click.option("-o", "--output", type=click.Choice(["json", "jsonl", "table"]), default="table", show_default=True)
 @click.option("--input", "inputs", multiple=True, metavar="JSON|@FILE|K=V", help="Arguments of the workflow.")
+@click.option("--levels", "shown", flag_value="levels", help="Instead: which steps may run together, by depth.")
+@click.option("--critical-path", "shown", flag_value="critical_path", help="Instead: the longest chain of steps.")
 @click.argument("target")
-def plan_(target: str, inputs: tuple[str, ...], form: str | None, output: str) -> None:
+def plan_(target: str, inputs: tuple[str, ...], form: str | None, output: str, shown: str | None) -> None:
     """Show what TARGET would run, without running it; all mistakes are reported at once. Needs no store."""
+    if shown and form:
+        raise UsageError("--format is for the plan itself; leave it out with --levels or --critical-path")
     planned = plan_of(load_workflow(target), parse_inputs(inputs))
+    if shown:
+        document, text = {"levels": levels, "critical_path": critical_path}[shown](planned.workflow, planned.analysis())
+        emit(document, output, text)
+        return
     form = form or ("tree" if output == "table" else "json")
     if form == "json":
         write_json(planned.plan, lines=output == "jsonl")

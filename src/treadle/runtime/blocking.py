@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 from treadle.core.events import AnyEvent
 from treadle.runtime.client import App, Run
 from treadle.runtime.inspection import Snapshot
+from treadle.runtime.run_analysis import RunAnalysis
 from treadle.runtime.why import Reason
 from treadle.store.base import Health, RunRow, SessionRow, StepRow
 
@@ -128,6 +129,10 @@ class BlockingRun(Generic[R]):
     def inspect(self) -> Snapshot:
         """Everything about the run, in one consistent read."""
         return self._thread.call(self._run.inspect())
+
+    def analysis(self) -> RunAnalysis:
+        """The run's graph, with the times that its steps took."""
+        return self._thread.call(self._run.analysis())
 
     def why(self, step: str | None = None) -> list[Reason]:
         """Why the run, or one step, is not going on."""

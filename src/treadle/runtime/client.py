@@ -47,6 +47,7 @@ from treadle.runtime.inspection import Snapshot, snapshot
 from treadle.runtime.node import Node
 from treadle.runtime.payloads import Row, assemble, handles_of
 from treadle.runtime.requests import request
+from treadle.runtime.run_analysis import RunAnalysis, analyse
 from treadle.runtime.why import Reason, why
 from treadle.store.base import Health, Loaded, RunHead, RunQuery, RunRow, SessionRow, StepRow
 
@@ -474,6 +475,10 @@ class Run(Generic[R]):
         loaded = await self.load()
         sessions = await self._node.read(self._node.reader.sessions)
         return snapshot(loaded, sessions, self._node.environment.clock.now())
+
+    async def analysis(self) -> RunAnalysis:
+        """The run's graph, with the times that its steps took."""
+        return analyse(await self.load(), self._node.environment.clock.now())
 
     async def why(self, step: str | None = None) -> list[Reason]:
         """Why the run, or one step, is not going on: each fence and each lack of capacity, by name."""
