@@ -4,7 +4,7 @@ A workflow is planned from decorated functions, started on a store given by its 
 every decision is committed before anything is done about it.
 """
 
-from treadle.authoring.bound import or_default, ref, scope, signal_value
+from treadle.authoring.bound import FROM_DATA, or_default, ref, scope, signal_value
 from treadle.authoring.builder import PlanBuilder, Planned, group
 from treadle.authoring.context import StepContext, context
 from treadle.authoring.decorators import (
@@ -63,6 +63,8 @@ from treadle.errors import (
 )
 from treadle.runtime.blocking import BlockingApp, BlockingRun
 from treadle.runtime.client import App, Run
+from treadle.runtime.hooks import Boundary, Hooks
+from treadle.runtime.middleware import Next, StepCall
 
 __version__ = "0.1.0"
 
@@ -70,6 +72,7 @@ __all__ = [
     "App",
     "BlockingApp",
     "BlockingRun",
+    "Boundary",
     "ConflictError",
     "CycleError",
     "DecodeError",
@@ -77,8 +80,11 @@ __all__ = [
     "DefinitionErrors",
     "DuplicateStepError",
     "EncodeError",
+    "FROM_DATA",
+    "Hooks",
     "InternalError",
     "LeaseLostError",
+    "Next",
     "Permanent",
     "PlanBuilder",
     "Planned",
@@ -100,6 +106,7 @@ __all__ = [
     "SlotError",
     "StaleVersionError",
     "StepBusyError",
+    "StepCall",
     "StepCancelledError",
     "StepContext",
     "StepFailedError",

@@ -9,6 +9,7 @@ from typing import Any, Protocol, Self, cast
 from treadle.authoring.bound import (
     Bound,
     Condition,
+    FromData,
     Named,
     Node,
     Promised,
@@ -20,7 +21,7 @@ from treadle.authoring.bound import (
 )
 from treadle.authoring.drafts import Defaulted, check_condition
 from treadle.core.addresses import check_id, child, decode_id, encode_id
-from treadle.core.plan import Const, Group, ListOf, MapOf, Placement, Predicate, Ref, SignalValue, Slot, Step
+from treadle.core.plan import Const, Data, Group, ListOf, MapOf, Placement, Predicate, Ref, SignalValue, Slot, Step
 from treadle.errors import DefinitionError, DuplicateStepError, SlotError
 
 
@@ -172,6 +173,8 @@ class Scope:
             return Ref(name, bound.__treadle_path__, len(self.constants) - 1)
         if kind is Signalled:
             return SignalValue(self._signal(draft.__treadle_name__, reader))
+        if kind is FromData:
+            return Data(draft.__treadle_name__)
         if kind is list:
             return ListOf([self.lower(item, reader) for item in draft])
         assert kind is dict

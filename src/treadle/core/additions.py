@@ -15,6 +15,7 @@ from treadle.core.addresses import check_id, encode_id
 from treadle.core.events import Failure
 from treadle.core.graph import Node, constants_of, link, place, refs_of
 from treadle.core.plan import Block, Const, Fragment, Group, ListOf, MapOf, Predicate, Ref, Step
+from treadle.core.run_data import needs_of_step
 from treadle.core.state import RunState, ScopeState, StepState, settled
 from treadle.core.tables import WAITING
 from treadle.errors import CycleError, DefinitionError, DuplicateStepError, SlotError, UnknownStepError
@@ -131,7 +132,7 @@ class _Draft:
         blocks: list[Block] = []
         nodes: list[Node] = []
         for block in fragment.blocks:
-            _check(block, fragment.constants)
+            _check(block, fragment.constants, self.run.data_names)
             segment = encode_id(block.id)
             held = self._held(block)
             if held is not None:
@@ -286,17 +287,20 @@ def _duplicate(id_: str, node: Node) -> DuplicateStepError:
     return DuplicateStepError(f"step id {id_!r} is already in {where} with another definition; choose another id")
 
 
-def _check(block: Block, constants: list[str]) -> None:
-    """Raise for ids that are none and for constants that are not there."""
+def _check(block: Block, constants: list[str], data: frozenset[str]) -> None:
+    """Raise for ids that are none, and for constants and data that are not there."""
     check_id(block.id)
     if isinstance(block, Group):
         for inner in block.blocks:
-            _check(inner, constants)
+            _check(inner, constants, data)
         return
     for slot in (*block.slots.values(), block.when):
         for index in constants_of(slot):
             if not 0 <= index < len(constants):
                 raise SlotError(f"step {block.id!r} uses constant {index}, but its fragment has {len(constants)}")
+    for need in needs_of_step(block.id, block):
+        if need.name not in data:
+            raise SlotError(need.complaint())
 
 
 def fingerprint(block: Block, constants: list[str]) -> bytes:

@@ -166,7 +166,7 @@ def task_of(run: RunState, step: StepState) -> Task:
         spec.queue,
         spec.priority,
         step.not_before,
-        Call(resolve_args(run, node, spec.slots), spec.timeout, "step", spec.placement),
+        Call(resolve_args(run, node, spec.slots), spec.timeout, "step", spec.placement, run.data, run.dry_run),
         run.run_id,
     )
 
@@ -176,10 +176,10 @@ def _condition(run: RunState, decision: Decision, step: StepState) -> Call | Non
     when = step.spec.when
     assert when is not None
     if isinstance(when, Predicate):
-        return Call(resolve_args(run, step.node, when.slots), purpose="condition")
+        return _asking(run, resolve_args(run, step.node, when.slots))
     args: dict[str, Arg] = resolve_args(run, step.node, {"value": when})
     if not is_inline(args["value"]):
-        return Call(args, purpose="condition")
+        return _asking(run, args)
     at = step.node.address
     truth = truth_of(args["value"])
     if truth is None:
@@ -188,6 +188,10 @@ def _condition(run: RunState, decision: Decision, step: StepState) -> Call | Non
     else:
         decision.record(run, ev.ConditionEvaluated(at=at, value=truth))
     return None
+
+
+def _asking(run: RunState, args: dict[str, Arg]) -> Call:
+    return Call(args, purpose="condition", data=run.data, dry_run=run.dry_run)
 
 
 def _evaluation(run: RunState, step: StepState, call: Call) -> Task:

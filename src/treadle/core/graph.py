@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from treadle.core.addresses import child, encode_id
 from treadle.core.plan import Block, Const, Group, ListOf, MapOf, Plan, Predicate, Ref, SignalValue, Step
 from treadle.errors import DuplicateStepError, UnknownStepError
+
+if TYPE_CHECKING:
+    from treadle.core.run_data import Need
 
 # Why an edge exists: a required Ref, a Ref with a default, required order, settled order.
 REF = 1
@@ -134,7 +137,7 @@ class Space(Protocol):
 class Graph:
     """The nodes of a plan, by number and by address. Shared by all its runs."""
 
-    __slots__ = ("children", "dedup", "index", "nodes", "output_refs", "plan")
+    __slots__ = ("children", "data_needs", "dedup", "index", "nodes", "output_refs", "plan")
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -154,6 +157,8 @@ class Graph:
                 dependents.setdefault(number, []).append((node.number, flags))
         for number, edges in dependents.items():
             self.nodes[number].dependents = tuple(edges)
+        # Filled by `run_data.needs_of` when it is first asked for.
+        self.data_needs: tuple[Need, ...] | None = None
         self.output_refs = {ref.step: _step_named(root, ref.step, self, None).number for ref in refs_of(plan.output)}
 
     def new(self, address: str, scope: Node, spec: Block | None) -> Node:

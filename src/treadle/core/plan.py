@@ -41,6 +41,12 @@ class SignalValue(msgspec.Struct, frozen=True, gc=False, tag="signal", tag_field
     name: str
 
 
+class Data(msgspec.Struct, frozen=True, gc=False, tag="data", tag_field="slot"):
+    """The value of this name in the run's data; a run is not started without it."""
+
+    name: str
+
+
 class ListOf(msgspec.Struct, frozen=True, gc=False, tag="list", tag_field="slot"):
     """A list with slots among its items."""
 
@@ -53,7 +59,7 @@ class MapOf(msgspec.Struct, frozen=True, gc=False, tag="map", tag_field="slot"):
     items: dict[str, Slot]
 
 
-Slot = Const | Ref | SignalValue | ListOf | MapOf
+Slot = Const | Ref | SignalValue | Data | ListOf | MapOf
 
 
 class Predicate(msgspec.Struct, frozen=True, gc=False, tag="predicate", tag_field="slot"):

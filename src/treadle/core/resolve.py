@@ -9,7 +9,7 @@ import msgspec
 
 from treadle.core.events import NULL, Arg, ArgList, ArgMap, Handle, Pick
 from treadle.core.graph import Node
-from treadle.core.plan import Const, ListOf, Ref, SignalValue, Slot
+from treadle.core.plan import Const, Data, ListOf, Ref, SignalValue, Slot
 from treadle.core.state import RunState
 from treadle.core.tables import SUCCEEDED
 from treadle.errors import InternalError
@@ -36,6 +36,10 @@ def _resolve(run: RunState, refs: Mapping[str, int], constants: list[Handle], sl
         return _resolve_ref(run, refs, constants, slot)
     if isinstance(slot, SignalValue):
         return run.signals.get(slot.name, NULL)
+    if isinstance(slot, Data):
+        if slot.name not in run.data_names:
+            raise InternalError(f"run {run.run_id!r} was started without {slot.name!r} in its data")
+        return Pick(run.data, (slot.name,))
     if isinstance(slot, ListOf):
         return ArgList([_resolve(run, refs, constants, item) for item in slot.items])
     return ArgMap({key: _resolve(run, refs, constants, item) for key, item in slot.items.items()})
@@ -94,6 +98,6 @@ def _missing(run: RunState, slot: Slot, missing: dict[str, None]) -> None:
     elif isinstance(slot, ListOf):
         for item in slot.items:
             _missing(run, item, missing)
-    elif not isinstance(slot, (Const, SignalValue)):
+    elif not isinstance(slot, (Const, SignalValue, Data)):
         for item in slot.items.values():
             _missing(run, item, missing)
