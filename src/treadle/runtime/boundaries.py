@@ -171,7 +171,8 @@ def _kind_of(spec: Block) -> str:
 
 def _table() -> dict[type[Event], Callable[[_Reading, Any], None]]:
     def goes_on(reading: _Reading, event: ev.AttemptFailed | ev.AttemptLost) -> None:
-        reading.goes_on.add(event.at)
+        if event.attempt > 0:
+            reading.goes_on.add(event.at)
 
     return {
         ev.RunStarted: lambda r, _: r.started(),

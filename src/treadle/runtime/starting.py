@@ -45,7 +45,7 @@ class Input(msgspec.Struct, frozen=True):
     digest: str
 
 
-def data_text(data: Mapping[str, Any]) -> str:
+def data_text(data: Mapping[Any, Any]) -> str:
     """A run's data as the text of one JSON object.
 
     Raises:
@@ -54,9 +54,7 @@ def data_text(data: Mapping[str, Any]) -> str:
     errors: list[DefinitionError] = []
     for name, value in data.items():
         try:
-            check_id(name, "data name")
-            if name == TAG:
-                raise DefinitionError(f"the name {TAG!r} is Treadle's own; give this datum another one")
+            _check_name(name)
             codec.encode(value)
         except DefinitionError as error:
             errors.append(error)
@@ -65,6 +63,14 @@ def data_text(data: Mapping[str, Any]) -> str:
     raise_all(errors, "the run's data")
     # In one order, so that equal data give equal texts.
     return codec.encode(dict(sorted(data.items()))) if data else ""
+
+
+def _check_name(name: object) -> None:
+    if not isinstance(name, str):
+        raise DefinitionError(f"data name {name!r} is no text; the run's data are a mapping of names to values")
+    check_id(name, "data name")
+    if name == TAG:
+        raise DefinitionError(f"the name {TAG!r} is Treadle's own; give this datum another one")
 
 
 async def input_of(payloads: Payloads, planned: Planned, start: Start) -> Input:
