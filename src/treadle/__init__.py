@@ -4,7 +4,7 @@ A workflow is planned from decorated functions, started on a store given by its 
 every decision is committed before anything is done about it.
 """
 
-from treadle.authoring.bound import lane_value, or_default, ref, scope, signal_value, state_value
+from treadle.authoring.bound import FROM_DATA, lane_value, or_default, ref, scope, signal_value, state_value
 from treadle.authoring.builder import PlanBuilder, Planned, group
 from treadle.authoring.cells import Cell, Patch, Row
 from treadle.authoring.context import StepContext, context
@@ -73,6 +73,8 @@ from treadle.errors import (
 )
 from treadle.runtime.blocking import BlockingApp, BlockingRun
 from treadle.runtime.client import App, Run
+from treadle.runtime.hooks import Boundary, Hooks
+from treadle.runtime.middleware import Next, StepCall
 from treadle.runtime.run_analysis import Forecast, RunAnalysis
 
 __version__ = "0.1.0"
@@ -82,6 +84,7 @@ __all__ = [
     "App",
     "BlockingApp",
     "BlockingRun",
+    "Boundary",
     "Case",
     "Cell",
     "ConflictError",
@@ -93,11 +96,14 @@ __all__ = [
     "EncodeError",
     "ExpressionError",
     "ExpressionSyntaxError",
+    "FROM_DATA",
     "Forecast",
+    "Hooks",
     "InternalError",
     "LanePlan",
     "LaneRun",
     "LeaseLostError",
+    "Next",
     "Patch",
     "Permanent",
     "Phase",
@@ -130,6 +136,7 @@ __all__ = [
     "SlotError",
     "StaleVersionError",
     "StepBusyError",
+    "StepCall",
     "StepCancelledError",
     "StepContext",
     "StepFailedError",

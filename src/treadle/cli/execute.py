@@ -15,7 +15,7 @@ import click
 from treadle.cli.complaints import INTERRUPTED
 from treadle.cli.desk import Desk, pairs, with_desk
 from treadle.cli.output import emit, say, write_value
-from treadle.cli.progress import QuietView, View, follow, view_for
+from treadle.cli.progress import QuietView, View, follow, lines_shown, view_for
 from treadle.cli.settings import find_project, make_folder
 from treadle.cli.targets import (
     Inputs,
@@ -23,11 +23,13 @@ from treadle.cli.targets import (
     load_module,
     load_workflow,
     name_of,
+    parse_data,
     parse_inputs,
     plan_of,
     split_target,
     workflows_of,
 )
+from treadle.cli.watchers import watchers
 from treadle.errors import DefinitionError, RunExistsError, UsageError
 from treadle.runtime.report import clean, duration
 
@@ -98,6 +100,8 @@ def stopping(say_first: Callable[[], None]) -> Generator[asyncio.Event]:
 @click.option("--id", "run_id", metavar="ID", help="The run's id; the same id again attaches to that run.")
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="A label of the run; may be repeated.")
 @click.option("--break", "breaks", multiple=True, metavar="LABEL", help="Arm the breakpoints of this label.")
+@click.option("--data", "data", multiple=True, metavar="JSON|@FILE|K=V", help="The run's data; may be repeated.")
+@click.option("--dry-run", is_flag=True, help="Tell every step to change nothing, and to say what it would do.")
 @_capacity
 @click.option("--detach", is_flag=True, help="Only start it, for workers to execute; print the run's id.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
@@ -109,6 +113,8 @@ async def run(
     run_id: str | None,
     labels: tuple[str, ...],
     breaks: tuple[str, ...],
+    data: tuple[str, ...],
+    dry_run: bool,
     detach: bool,
     quiet: bool,
     **capacity: int,
@@ -121,20 +127,23 @@ async def run(
     workflow = load_workflow(target)
     given = parse_inputs(inputs)
     marks = pairs(labels, "--label")
+    facts = parse_data(data)
     planned = _planned(workflow, given, run_id)
     make_folder(desk.url)
-    async with desk.connect(create=True, worker=not detach, **capacity) as app:
-        handle = await _attached(app, workflow, given, run_id)
+    async with desk.connect(create=True, worker=not detach, **watchers(), **capacity) as app:
+        handle = None if facts or dry_run else await _attached(app, workflow, given, run_id)
         if handle is None:
             if isinstance(planned, DefinitionError):
                 raise planned
-            handle = await app.start(planned, id=run_id, labels=marks, breakpoints=breaks)
+            handle = await app.start(planned, id=run_id, labels=marks, breakpoints=breaks, data=facts, dry_run=dry_run)
         if detach:
             emit({"run": handle.id, "key": await handle.key()}, desk.output, "")
             return None
         if not quiet:
-            say(f"run {clean(handle.id)} of {clean(name_of(workflow))}")
-        return await _execute(app, handle, view_for(quiet=quiet))
+            say(f"{'dry ' if dry_run else ''}run {clean(handle.id)} of {clean(name_of(workflow))}")
+        view = view_for(quiet=quiet)
+        with lines_shown(handle.id, view):
+            return await _execute(app, handle, view)
 
 
 def _planned(workflow: Workflow, given: Inputs, run_id: str | None) -> Planned | DefinitionError:
@@ -218,7 +227,7 @@ async def worker(desk: Desk, targets: tuple[str, ...], grace: float | None, **ca
     """
     names = _import_all(targets)
     make_folder(desk.url)
-    async with desk.connect(create=True, worker=True, **capacity) as app:
+    async with desk.connect(create=True, worker=True, **watchers(), **capacity) as app:
         actions = app.registry.names()
         listed = ", ".join(clean(name) for name in actions[:8])
         more = f" and {len(actions) - 8} more" if len(actions) > 8 else ""

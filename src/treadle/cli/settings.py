@@ -13,6 +13,7 @@ from treadle.errors import UsageError
 
 DEFAULT_FILE: Final = ".treadle/treadle.db"
 VARIABLE: Final = "TREADLE_STORE"
+_LISTS: Final = ("modules", "hooks", "middleware")
 
 
 class Project(msgspec.Struct, frozen=True):
@@ -21,6 +22,9 @@ class Project(msgspec.Struct, frozen=True):
     folder: Path
     store: str = ""
     modules: list[str] = []
+    # `module:name` of hooks and middleware, in their order.
+    hooks: list[str] = []
+    middleware: list[str] = []
 
 
 def find_project(start: Path) -> Project:
@@ -36,13 +40,15 @@ def _read(file: Path) -> Project:
     try:
         table: Any = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {}).get("treadle", {})
         known: dict[str, Any] = msgspec.convert(table, dict[str, Any])
-        extra = sorted(known.keys() - {"store", "modules"})
+        extra = sorted(known.keys() - {"store", *_LISTS})
         if extra:
-            raise UsageError(f"{file}: [tool.treadle] has no setting {extra[0]!r}; there are store and modules")
+            raise UsageError(
+                f"{file}: [tool.treadle] has no setting {extra[0]!r}; there are store, {', '.join(_LISTS)}"
+            )
         return Project(
             file.parent,
             store=msgspec.convert(known.get("store", ""), str),
-            modules=msgspec.convert(known.get("modules", []), list[str]),
+            **{name: msgspec.convert(known.get(name, []), list[str]) for name in _LISTS},
         )
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError, AttributeError) as error:
         raise UsageError(f"{file}: [tool.treadle] cannot be read: {error}") from None

@@ -55,6 +55,11 @@ class BlockingApp:
             self._thread.stop()
             raise
 
+    @property
+    def hook_failures(self) -> int:
+        """How often a hook of this application has raised."""
+        return self._app.hook_failures
+
     def start(self, workflow: Any, *args: Any, **kwargs: Any) -> BlockingRun[Any]:
         """Start a run; see `App.start`."""
         return BlockingRun(self._thread, self._thread.call(self._app.start(workflow, *args, **kwargs)))
