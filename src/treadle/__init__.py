@@ -15,19 +15,25 @@ from treadle.authoring.decorators import (
     step,
     workflow,
 )
+from treadle.authoring.documents import dump_document, planned_of
 from treadle.authoring.options import Retry
 from treadle.authoring.registry import Registry
 from treadle.connect import connect
+from treadle.core.documents import Document
 from treadle.errors import (
+    ChecksumError,
     ConflictError,
     CycleError,
     DecodeError,
     DefinitionError,
     DefinitionErrors,
+    DocumentError,
+    DocumentVersionError,
     DuplicateStepError,
     EncodeError,
     InternalError,
     LeaseLostError,
+    MissingExtraError,
     Permanent,
     Retryable,
     RetryLater,
@@ -63,6 +69,7 @@ from treadle.errors import (
 )
 from treadle.runtime.blocking import BlockingApp, BlockingRun
 from treadle.runtime.client import App, Run
+from treadle.runtime.documents import load_document, plan_document, save_document
 
 __version__ = "0.1.0"
 
@@ -70,15 +77,20 @@ __all__ = [
     "App",
     "BlockingApp",
     "BlockingRun",
+    "ChecksumError",
     "ConflictError",
     "CycleError",
     "DecodeError",
     "DefinitionError",
     "DefinitionErrors",
+    "Document",
+    "DocumentError",
+    "DocumentVersionError",
     "DuplicateStepError",
     "EncodeError",
     "InternalError",
     "LeaseLostError",
+    "MissingExtraError",
     "Permanent",
     "PlanBuilder",
     "Planned",
@@ -122,10 +134,15 @@ __all__ = [
     "WorkflowFunction",
     "connect",
     "context",
+    "dump_document",
     "group",
+    "load_document",
     "or_default",
+    "plan_document",
+    "planned_of",
     "predicate",
     "ref",
+    "save_document",
     "scope",
     "signal_value",
     "step",

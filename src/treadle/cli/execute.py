@@ -14,6 +14,7 @@ import click
 
 from treadle.cli.complaints import INTERRUPTED
 from treadle.cli.desk import Desk, pairs, with_desk
+from treadle.cli.documents import document_at, is_document, runnable
 from treadle.cli.output import emit, say, write_value
 from treadle.cli.progress import QuietView, View, follow, view_for
 from treadle.cli.settings import find_project, make_folder
@@ -100,6 +101,10 @@ def stopping(say_first: Callable[[], None]) -> Generator[asyncio.Event]:
 @click.option("--break", "breaks", multiple=True, metavar="LABEL", help="Arm the breakpoints of this label.")
 @_capacity
 @click.option("--detach", is_flag=True, help="Only start it, for workers to execute; print the run's id.")
+@click.option(
+    "--module", "modules", multiple=True, metavar="TARGET", help="Import it; for a TARGET that is a document."
+)
+@click.option("--reset", is_flag=True, help="Run the plan of a receipt again.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 @click.argument("target")
 async def run(
@@ -110,6 +115,8 @@ async def run(
     labels: tuple[str, ...],
     breaks: tuple[str, ...],
     detach: bool,
+    modules: tuple[str, ...],
+    reset: bool,
     quiet: bool,
     **capacity: int,
 ) -> int | None:
@@ -117,9 +124,15 @@ async def run(
 
     The name may be left out if the file holds one workflow. A second run of the same --id attaches to the run and
     finishes what is left of it. Ctrl-C lets running steps end; the same command goes on later.
+    TARGET may be a saved plan (plan.json, plan.yaml); it is refused if it was changed.
     """
-    workflow = load_workflow(target)
     given = parse_inputs(inputs)
+    if is_document(target):
+        workflow: Workflow = runnable(document_at(target, given), modules, reset=reset)
+    elif modules or reset:
+        raise UsageError("--module and --reset are for a target that is a document")
+    else:
+        workflow = load_workflow(target)
     marks = pairs(labels, "--label")
     planned = _planned(workflow, given, run_id)
     make_folder(desk.url)
