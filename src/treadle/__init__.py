@@ -46,6 +46,7 @@ from treadle.errors import (
     RunNotPausedError,
     RunNotRunningError,
     SchemaVersionError,
+    SigningError,
     SlotError,
     StaleVersionError,
     StepBusyError,
@@ -70,6 +71,7 @@ from treadle.errors import (
 from treadle.runtime.blocking import BlockingApp, BlockingRun
 from treadle.runtime.client import App, Run
 from treadle.runtime.documents import load_document, plan_document, save_document
+from treadle.runtime.signing.verification import Verification, sign_document, verify_document
 
 __version__ = "0.1.0"
 
@@ -109,6 +111,7 @@ __all__ = [
     "RunNotPausedError",
     "RunNotRunningError",
     "SchemaVersionError",
+    "SigningError",
     "SlotError",
     "StaleVersionError",
     "StepBusyError",
@@ -131,6 +134,7 @@ __all__ = [
     "UnknownStepError",
     "UnregisteredStepError",
     "UsageError",
+    "Verification",
     "WorkflowFunction",
     "connect",
     "context",
@@ -144,7 +148,9 @@ __all__ = [
     "ref",
     "save_document",
     "scope",
+    "sign_document",
     "signal_value",
     "step",
+    "verify_document",
     "workflow",
 ]

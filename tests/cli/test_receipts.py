@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
 
 Project = Any  # tests/cli/conftest.py
 
@@ -95,6 +97,95 @@ def test_a_receipt_is_shown_where_none_of_its_code_is(ran: Project, tmp_path: Pa
     assert "✗ fail" in ran.treadle("receipt", "show", "r.json").stdout
     assert "fail" in ran.treadle("plan", "r.json").stdout
     assert ran.json("receipt", "show", "r.json") == json.loads(text)
+
+
+# -- signatures --------------------------------------------------------------------------------------------------------
+
+
+def new_key(folder: Path, name: str, passphrase: str = "") -> None:
+    key = Ed25519PrivateKey.generate()
+    lock = BestAvailableEncryption(passphrase.encode()) if passphrase else NoEncryption()
+    (folder / name).write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, lock))
+
+
+@pytest.fixture
+def signed(ran: Project) -> Project:
+    new_key(ran.folder, "key")
+    ran.treadle("receipt", "export", "one", "r.json")
+    ran.treadle("receipt", "sign", "r.json", "--key", "key", "--public", "key.pub")
+    return ran
+
+
+def test_verify_tells_valid_unsigned_invalid_and_missing(signed: Project) -> None:
+    signed.treadle("receipt", "export", "one", "plain.json")
+    new_key(signed.folder, "other")
+    signed.treadle("receipt", "sign", "r.json", "--key", "other", "--to", "others.json", "--public", "other.pub")
+    Path("edited.json").write_text(Path("r.json").read_text().replace('"succeeded"', '"failed"'))
+
+    def verified(file: str, *args: str, code: int = 0) -> str:
+        return str(signed.treadle("receipt", "verify", file, "--trust", "key.pub", *args, code=code).stdout)
+
+    assert verified("r.json").startswith("valid: r.json is signed by SHA256:")
+    assert verified("plain.json", code=6).startswith("unsigned: ")
+    assert verified("plain.json", "--allow-unsigned").startswith("unsigned: ")
+    assert verified("edited.json", "--allow-unsigned", code=6).startswith("invalid: ")
+    assert verified("others.json", code=6).startswith("invalid: ")
+    assert verified("others.json", "--trust", "other.pub").startswith("valid: ")
+    assert verified("none.json", code=4) == "missing: none.json does not exist\n"
+    assert signed.json("receipt", "verify", "edited.json", code=6)["reason"] == "checksum"
+
+
+def test_trusted_keys_come_from_the_project(signed: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = Path("key.pub").read_text().strip()
+    inner = signed.folder / "inner"
+    inner.mkdir()
+    monkeypatch.chdir(inner)
+
+    signed.treadle("receipt", "verify", "../r.json", code=6)
+    for key in ("key.pub", line):
+        (signed.folder / "pyproject.toml").write_text(f'[tool.treadle]\ntrusted_keys = ["{key}"]\n')
+        assert signed.treadle("receipt", "verify", "../r.json").stdout.startswith("valid")
+
+
+def test_an_encrypted_key_asks_or_looks_in_the_environment(signed: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    new_key(signed.folder, "locked", "secret")
+    line = ("receipt", "sign", "r.json", "--key", "locked", "--to", "again.json")
+
+    assert "TREADLE_KEY_PASSPHRASE" in signed.treadle(*line, code=6).stderr
+    signed.treadle(*line, "--ask", stdin="secret\n")
+    monkeypatch.setenv("TREADLE_KEY_PASSPHRASE", "secret")
+    signed.treadle(*line)
+
+    assert len(json.loads(Path("again.json").read_text())["signature"]["signatures"]) == 2
+
+
+def test_a_signature_is_shown_and_exported_as_an_envelope(signed: Project) -> None:
+    signed.treadle("receipt", "export", "r.json", "r.dsse", "--envelope")
+    envelope = json.loads(Path("r.dsse").read_text())
+
+    assert envelope == json.loads(Path("r.json").read_text())["signature"]
+    assert "signed by SHA256:" in signed.treadle("receipt", "show", "r.json").stdout
+    signed.treadle("receipt", "export", "one", "plain.json")
+    assert "is not signed" in signed.treadle("receipt", "export", "plain.json", "--envelope", code=2).stderr
+
+
+def test_a_signed_plan_runs_like_any_other(signed: Project) -> None:
+    signed.treadle("plan", signed.target("sums"), "--input", "n=5", "--save", "plan.yaml")
+    signed.treadle("receipt", "sign", "plan.yaml", "--key", "key")
+
+    assert signed.treadle("receipt", "verify", "plan.yaml", "--trust", "key.pub").stdout.startswith("valid")
+    assert json.loads(signed.treadle("run", "plan.yaml", "--module", signed.file.name).stdout)["sum"] == 16
+
+
+def test_a_document_that_was_edited_is_not_signed(signed: Project) -> None:
+    text = Path("r.json").read_text().replace('"succeeded"', '"failed"')
+    Path("edited.json").write_text(text)
+
+    assert (
+        "changed after it was written"
+        in signed.treadle("receipt", "sign", "edited.json", "--key", "key", code=6).stderr
+    )
+    assert Path("edited.json").read_text() == text
 
 
 def test_what_is_not_there_is_said(ran: Project) -> None:

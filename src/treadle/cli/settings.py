@@ -13,6 +13,7 @@ from treadle.errors import UsageError
 
 DEFAULT_FILE: Final = ".treadle/treadle.db"
 VARIABLE: Final = "TREADLE_STORE"
+_SETTINGS: Final = frozenset({"store", "modules", "trusted_keys"})
 
 
 class Project(msgspec.Struct, frozen=True):
@@ -21,6 +22,12 @@ class Project(msgspec.Struct, frozen=True):
     folder: Path
     store: str = ""
     modules: list[str] = []
+    # Public keys whose signatures of documents count, or files of them.
+    trusted_keys: list[str] = []
+
+    def keys(self) -> list[str]:
+        """The trusted keys; files that are named relative to the project's folder by their whole path."""
+        return [key if key.startswith(("ssh-", "gpg:")) else str(self.folder / key) for key in self.trusted_keys]
 
 
 def find_project(start: Path) -> Project:
@@ -36,13 +43,15 @@ def _read(file: Path) -> Project:
     try:
         table: Any = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {}).get("treadle", {})
         known: dict[str, Any] = msgspec.convert(table, dict[str, Any])
-        extra = sorted(known.keys() - {"store", "modules"})
+        extra = sorted(known.keys() - _SETTINGS)
         if extra:
-            raise UsageError(f"{file}: [tool.treadle] has no setting {extra[0]!r}; there are store and modules")
+            there = ", ".join(sorted(_SETTINGS))
+            raise UsageError(f"{file}: [tool.treadle] has no setting {extra[0]!r}; there are {there}")
         return Project(
             file.parent,
             store=msgspec.convert(known.get("store", ""), str),
             modules=msgspec.convert(known.get("modules", []), list[str]),
+            trusted_keys=msgspec.convert(known.get("trusted_keys", []), list[str]),
         )
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError, AttributeError) as error:
         raise UsageError(f"{file}: [tool.treadle] cannot be read: {error}") from None

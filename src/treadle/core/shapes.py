@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import types
 from collections.abc import Iterator
-from difflib import get_close_matches
 from typing import Any, Final, Union, cast, get_args, get_origin
 
 import msgspec
@@ -101,6 +100,9 @@ def _of_struct(tree: dict[str, object], struct: type[msgspec.Struct], path: Path
 
 
 def _guess(name: str, fields: dict[str, Any]) -> str:
+    # Needed by those alone who made a mistake.
+    from difflib import get_close_matches
+
     close = get_close_matches(name, fields, 1)
     return f"; did you mean {close[0]!r}?" if close else ""
 

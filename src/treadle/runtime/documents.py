@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 from collections.abc import Iterable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +24,10 @@ def provenance(
     clock: Clock, names: Iterable[str], registry: Registry, context: Mapping[str, str] | None = None
 ) -> Provenance:
     """Who writes a document here and now; `names` are the functions that it calls."""
+    # Slow to import, and a program that writes no document needs neither.
+    import platform
+    from importlib.metadata import version
+
     return Provenance(
         tool="treadle",
         version=version("treadle"),
