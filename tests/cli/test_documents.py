@@ -50,6 +50,15 @@ def test_a_saved_plan_runs_where_its_modules_are_named(saved: Project) -> None:
     assert {row["id"] for row in saved.json("runs")} == {"one", "two"}
 
 
+def test_the_id_of_a_run_belongs_to_one_plan(saved: Project) -> None:
+    saved.treadle("plan", saved.target("sums"), "--input", "n=4", "--save", "other.json")
+    saved.treadle("run", "plan.json", "--module", saved.file.name, "--id", "one")
+
+    refused = saved.treadle("run", "other.json", "--module", saved.file.name, "--id", "one", code=5).stderr
+
+    assert "exists with another workflow or input" in refused
+
+
 def test_nothing_is_imported_that_was_not_named(saved: Project) -> None:
     plan = saved.folder / "plan.json"
     plan.write_text(plan.read_text().replace(saved.name, "unheard_of"))

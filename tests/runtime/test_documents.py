@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -80,3 +82,28 @@ def test_yaml_names_its_extra_where_it_is_not_installed(
     with pytest.raises(MissingExtraError, match=r"pip install 'treadle\[yaml\]'"):
         load_document(path)
     assert load_document(save_document(document, tmp_path / "plan.json")) == document
+
+
+WRITER = """
+import itertools, sys
+from treadle import PlanBuilder, plan_document, save_document
+builder = PlanBuilder("w")
+for index in range(200):
+    builder.step(None, f"m:step-{index}")
+planned = builder.build()
+for number in itertools.count():
+    save_document(plan_document(planned, context={"number": str(number)}), sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_a_writer_that_is_killed_leaves_a_whole_document(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    for _ in range(5):
+        with subprocess.Popen([sys.executable, "-c", WRITER, str(path)]) as writer:
+            before = path.stat().st_mtime_ns if path.exists() else 0
+            while not path.exists() or path.stat().st_mtime_ns == before:
+                time.sleep(0.001)
+            writer.kill()
+
+        assert load_document(path).workflow == "w"

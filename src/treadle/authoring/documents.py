@@ -22,15 +22,17 @@ from treadle.authoring.registry import Registry, default_registry
 from treadle.authoring.yaml_text import read_yaml, write_yaml
 from treadle.core.analysis import check_plan
 from treadle.core.canonical import canonical
-from treadle.core.documents import Document, Provenance, document_from, seal, tree_of, unreadable
+from treadle.core.documents import Document, Provenance, document_from, hash_of, seal, tree_of, unreadable
 from treadle.core.graph import constants_of
 from treadle.core.json_text import TextError, read_json
-from treadle.core.plan import Plan, Predicate, Step
-from treadle.errors import DocumentError, EncodeError, UnregisteredStepError
+from treadle.core.plan import Plan, Predicate
+from treadle.errors import ChecksumError, DocumentError, EncodeError, UnregisteredStepError
 
 Form = Literal["json", "yaml"]
 # A byte order mark may stand in front too; then the reader of JSON says what is wrong with it.
 _BLANK: Final = "\ufeff \t\r\n"
+# The members of a plan's parts that name a function: what a step does, and what belongs to its undo.
+_NAMING: Final = ("action", "prepare", "reconcile")
 FORMS: Final[tuple[Form, ...]] = ("json", "yaml")
 
 
@@ -117,7 +119,8 @@ def planned_of(document: Document, *, registry: Registry | None = None, reset: b
     A receipt tells of what was done already: its plan is taken only with `reset`, and nothing else of it.
 
     Raises:
-        DocumentError: it is a receipt, or its hash does not belong to it.
+        DocumentError: it is a receipt, or a constant cannot be read.
+        ChecksumError: its content is not what its hash says.
         DefinitionError: the plan is wrong; all mistakes at once.
         UnregisteredStepError: it names functions that the registry does not know; all of them.
     """
@@ -126,16 +129,19 @@ def planned_of(document: Document, *, registry: Registry | None = None, reset: b
             f"this is the receipt of run {document.run.id!r} ({document.run.status}); a receipt runs again only "
             "when it is reset on purpose (reset=True, or --reset)"
         )
+    if hash_of(tree_of(document)) != document.hash:
+        raise ChecksumError("the document's content is not what its hash says; it is not run")
     plan = document.plan()
     constants = [_text(value, index) for index, value in enumerate(document.constants)]
-    wrong = [index for part in _structs(plan) for index in constants_of(part) if index >= len(constants)]
+    wrong = [index for part in _structs(plan) for index in constants_of(part) if not 0 <= index < len(constants)]
     if wrong:
         raise DocumentError(
-            f"the plan uses constant {min(wrong)}, and the document has {len(constants)}; plan the workflow anew"
+            f"the plan uses constant {wrong[0]}, and the document has {len(constants)}; plan the workflow anew"
         )
     raise_all(check_plan(plan, lambda address: f"step {address!r}", ids=True), f"the plan of {plan.workflow!r}")
     known = registry if registry is not None else default_registry
-    unknown = sorted({name for name in action_names(plan) if known.find(name) is None})
+    # A step may call a workflow as well as a function.
+    unknown = sorted(name for name in action_names(plan) if not (known.find(name) or known.workflow(name)))
     if unknown:
         raise UnregisteredStepError(
             f"the plan of {plan.workflow!r} names what is not registered here: {', '.join(unknown)}; "
@@ -146,7 +152,9 @@ def planned_of(document: Document, *, registry: Registry | None = None, reset: b
 
 def _text(value: Any, index: int) -> str:
     try:
-        return msgspec.json.encode(inexact(value)).decode()
+        text = msgspec.json.encode(inexact(value)).decode()
+        codec.decode(text)
+        return text
     except (EncodeError, ValueError) as error:
         raise DocumentError(f"constant {index} cannot be read: {error}") from None
 
@@ -169,10 +177,8 @@ def action_names(plan: Plan) -> list[str]:
     """The names of all functions that a plan calls, each once, in plan order."""
     found: dict[str, None] = {}
     for part in _structs(plan):
-        if isinstance(part, Step):
-            found[part.action] = None
-        elif isinstance(part, Predicate):
-            found[part.name] = None
+        members = ("name",) if isinstance(part, Predicate) else _NAMING
+        found.update(dict.fromkeys(name for member in members if (name := getattr(part, member, ""))))
     return list(found)
 
 

@@ -137,7 +137,8 @@ async def run(
     planned = _planned(workflow, given, run_id)
     make_folder(desk.url)
     async with desk.connect(create=True, worker=not detach, **capacity) as app:
-        handle = await _attached(app, workflow, given, run_id)
+        # A document's arguments are fixed, so an existing run of the id must be a run of just this plan.
+        handle = None if is_document(target) else await _attached(app, workflow, given, run_id)
         if handle is None:
             if isinstance(planned, DefinitionError):
                 raise planned

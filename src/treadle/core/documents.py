@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Iterable
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any, Final, cast
 
 import msgspec
@@ -284,12 +286,14 @@ def _check_format(tree: Any, name: str) -> None:
     raise DocumentError(f"{name}: its format is {known!r}; plans and receipts have {FORMAT!r}", path=name)
 
 
-def _refuse(found: list[tuple[Path, str]], reading: Reading, name: str) -> None:
-    if not found:
+def _refuse(found: Iterable[tuple[Path, str]], reading: Reading, name: str) -> None:
+    """Raise what was found, if anything was; no more than can be read is looked for."""
+    first = list(islice(found, _LISTED + 1))
+    if not first:
         return
-    lines = ["{}:{}:{}: {} (at `{}`)".format(name, *reading.place(path), said, path_text(path)) for path, said in found]
+    lines = ["{}:{}:{}: {} (at `{}`)".format(name, *reading.place(path), said, path_text(path)) for path, said in first]
     if len(lines) > _LISTED:
-        lines[_LISTED:] = [f"{name}: and {len(found) - _LISTED} more mistakes"]
+        lines[_LISTED:] = [f"{name}: and more mistakes"]
     raise DocumentError("\n".join(lines), path=name)
 
 

@@ -18,28 +18,37 @@ from treadle.core.json_text import Path
 # A mistake: where, and what.
 Mistake = tuple[Path, str]
 
-_PLACE: Final = re.compile(r"(?s)^(.*?)(?: - at `\$.*`)?$")
+# How msgspec ends a message about a part of what it was given.
+_PLACE: Final = re.compile(r" - at `\$(.*)`$")
+_SEGMENT: Final = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
 
 
-def mistakes(tree: object, declared: Any, path: Path = ()) -> list[Mistake]:
+def mistakes(tree: object, declared: Any, path: Path = ()) -> Iterator[Mistake]:
     """All that is wrong with a tree that is to be of a type, in the order of the tree."""
     struct = _struct_for(tree, declared)
     if struct is not None:
-        return _of_struct(cast("dict[str, object]", tree), struct, path)
+        yield from _of_struct(cast("dict[str, object]", tree), struct, path)
+        return
     declared = _member_for(tree, declared)
-    found: list[Mistake] = []
+    sound = True
     for segment, part, kind in _parts(tree, declared):
-        found += mistakes(part, kind, (*path, segment))
-    return found or _own(tree, declared, path)
+        for mistake in mistakes(part, kind, (*path, segment)):
+            sound = False
+            yield mistake
+    if sound:
+        yield from _own(tree, declared, path)
 
 
-def _own(tree: object, declared: Any, path: Path) -> list[Mistake]:
+def _own(tree: object, declared: Any, path: Path) -> Iterator[Mistake]:
     try:
         msgspec.convert(tree, declared, strict=True)
     except (msgspec.ValidationError, ValueError, TypeError) as error:
-        said = _PLACE.sub(r"\1", str(error))
-        return [(path, f"{said[:1].lower()}{said[1:]}")]
-    return []
+        said = str(error)
+        place = _PLACE.search(said)
+        if place is not None:
+            said = said[: place.start()]
+            path = (*path, *(name or int(index) for name, index in _SEGMENT.findall(place[1])))
+        yield path, f"{said[:1].lower()}{said[1:]}"
 
 
 def _alternatives(declared: Any) -> list[Any]:
@@ -82,21 +91,26 @@ def _parts(tree: object, declared: Any) -> Iterator[tuple[str | int, object, Any
             yield name, item, args[1]
 
 
-def _of_struct(tree: dict[str, object], struct: type[msgspec.Struct], path: Path) -> list[Mistake]:
+def _of_struct(tree: dict[str, object], struct: type[msgspec.Struct], path: Path) -> Iterator[Mistake]:
     config = struct.__struct_config__
     fields = {field.encode_name: field for field in msgspec.structs.fields(struct)}
-    found: list[Mistake] = []
+    sound = True
     for name, part in tree.items():
         if name in fields:
-            found += mistakes(part, fields[name].type, (*path, name))
-        elif name != config.tag_field:
-            found.append(((*path, name), f"unknown member {name!r}{_guess(name, fields)}"))
-    found += [
-        (path, f"{_title(struct)} lacks {field.encode_name!r}")
-        for field in fields.values()
-        if field.required and field.encode_name not in tree
-    ]
-    return found or _own(tree, struct, path)
+            found = mistakes(part, fields[name].type, (*path, name))
+        elif name == config.tag_field:
+            continue
+        else:
+            found = iter([((*path, name), f"unknown member {name!r}{_guess(name, fields)}")])
+        for mistake in found:
+            sound = False
+            yield mistake
+    for field in fields.values():
+        if field.required and field.encode_name not in tree:
+            sound = False
+            yield path, f"{_title(struct)} lacks {field.encode_name!r}"
+    if sound:
+        yield from _own(tree, struct, path)
 
 
 def _guess(name: str, fields: dict[str, Any]) -> str:
