@@ -32,6 +32,7 @@ from treadle.errors import (
     CycleError,
     DocumentError,
     DocumentVersionError,
+    EncodeError,
     UnregisteredStepError,
 )
 
@@ -200,6 +201,9 @@ def test_all_mistakes_are_told_at_once_each_with_its_place(form: Form) -> None:
         (TEXTS["json"].replace('"0.1.0"', "1" * 5000), "p"),
         (TEXTS["json"] + "}", "no JSON: extra data"),
         ("[" * 100_000, "nested too deep"),
+        ('{"format": "treadle.plan/1", "constants": ' + "[" * 800 + "]" * 800 + "}", "p"),
+        (TEXTS["json"].replace('"abc"', '"\\ud800"'), "half of a surrogate pair"),
+        (TEXTS["json"].replace('"abc"', "1e400"), "at `$.provenance.context.commit`: inf is no number of JSON"),
         ("{}", "no plan or receipt; those are objects with a `format` of 'treadle.plan/1'"),
         ("[1]", "no plan or receipt"),
         ("", "no plan or receipt"),
@@ -301,6 +305,15 @@ def test_a_forged_plan_is_checked_before_it_runs() -> None:
 def test_what_was_changed_in_memory_is_not_run() -> None:
     with pytest.raises(ChecksumError, match="it is not run"):
         planned_of(msgspec.structs.replace(ONE, workflow="v"), registry=registry)
+
+
+def test_what_has_no_canonical_form_is_refused_when_it_is_written() -> None:
+    with pytest.raises(EncodeError, match=r"\$.blocks\[0\].timeout"):
+        document(Step(id="a", action="m:a", timeout=float("inf")))
+    with pytest.raises(EncodeError, match=r"\$.blocks\[0\].priority"):
+        document(Step(id="a", action="m:a", priority=2**60))
+    with pytest.raises(EncodeError, match="surrogate"):
+        document(Step(id="a", action="m:a", annotations={"a": "\ud800"}))
 
 
 def test_sealing_anew_drops_the_signature_of_what_it_was() -> None:

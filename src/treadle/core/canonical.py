@@ -38,6 +38,8 @@ def canonical(tree: object) -> bytes:
     except _Refused as refused:
         place = "$" + "".join(reversed(refused.places))
         raise EncodeError(f"at `{place}`: {refused}; it has no canonical form") from None
+    except RecursionError:
+        raise EncodeError("nested too deep") from None
     except UnicodeEncodeError:
         raise EncodeError("a text holds half of a surrogate pair, which is no character") from None
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from itertools import islice
@@ -221,7 +222,8 @@ class Document(Plan, frozen=True, gc=False, kw_only=True, omit_defaults=True, fo
 
 def tree_of(document: Document) -> dict[str, Any]:
     """The document as JSON, with its format."""
-    tree: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(document))
+    # Not by msgspec's JSON, which writes null for a number that is not finite; here it stays, and is refused later.
+    tree: dict[str, Any] = json.loads(json.dumps(msgspec.to_builtins(document)))
     # A default that must be there: by it readers know what they have.
     tree["format"] = FORMAT
     return tree
@@ -253,17 +255,19 @@ def document_from(reading: Reading, name: str) -> Document:
     tree: Any = reading.tree
     _check_format(tree, name)
     try:
+        found = hash_of(tree)
+        # The rest must be fit to be written as well.
+        canonical([tree.get(part) for part in _UNHASHED])
+    except EncodeError as error:
+        raise DocumentError(f"{name}: {error}", path=name) from None
+    try:
         document = msgspec.convert(tree, Document, strict=True)
-    except (msgspec.ValidationError, ValueError, RecursionError):
+    except (msgspec.ValidationError, ValueError):
         document = None
     # What was read says nothing else than what was written, or a member is unknown, or spells out a default.
     if document is None or tree_of(document) != tree:
         _refuse(mistakes(tree, Document), reading, name)
     assert document is not None
-    try:
-        found = hash_of(tree)
-    except EncodeError as error:
-        raise DocumentError(f"{name}: {error}", path=name) from None
     if document.hash != found:
         recorded = document.hash or "none"
         raise ChecksumError(
