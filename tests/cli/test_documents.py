@@ -97,6 +97,7 @@ def test_every_mistake_of_an_edited_plan_has_a_line_of_its_own(saved: Project) -
         ("plan plan.json --save plan.txt", "--save takes a name that ends in .json, .yaml, .yml"),
         ("plan plan.json --save none/plan.json", "cannot be written: No such file"),
         ("plan plan.json --save new.json --context a=b", "is a document already"),
+        ("run plan.json --detach --receipt r.json", "--detach does not wait for it"),
         ("run flows.py:sums --reset", "are for a target that is a document"),
     ],
 )

@@ -99,6 +99,22 @@ def test_a_receipt_is_shown_where_none_of_its_code_is(ran: Project, tmp_path: Pa
     assert ran.json("receipt", "show", "r.json") == json.loads(text)
 
 
+def test_run_writes_the_receipt_whatever_became_of_it(project: Project) -> None:
+    Path("kept").mkdir()
+
+    good = project.run("sums", "--input", "n=1", "--receipt", "good.yaml", id="one")
+    bad = project.run("fails", "--receipt", "kept", id="bad", code=1)
+    [kept] = Path("kept").iterdir()
+
+    assert "receipt good.yaml  sha256:" in good.stderr
+    assert json.loads(good.stdout) == {"sum": 12, "name": "n"}
+    assert project.json("receipt", "show", "good.yaml")["run"]["status"] == "succeeded"
+    assert f"receipt {kept}" in bad.stderr
+    assert json.loads(kept.read_text())["run"]["status"] == "failed"
+    refused = project.run("sums", "--input", "n=1", "--receipt", "none/r.json", id="two", code=3)
+    assert "none/r.json: cannot be written" in refused.stderr
+
+
 # -- signatures --------------------------------------------------------------------------------------------------------
 
 

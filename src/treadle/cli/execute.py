@@ -105,6 +105,7 @@ def stopping(say_first: Callable[[], None]) -> Generator[asyncio.Event]:
     "--module", "modules", multiple=True, metavar="TARGET", help="Import it; for a TARGET that is a document."
 )
 @click.option("--reset", is_flag=True, help="Run the plan of a receipt again.")
+@click.option("--receipt", metavar="FILE|FOLDER", help="Write the run's receipt at the end, whatever became of it.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 @click.argument("target")
 async def run(
@@ -117,6 +118,7 @@ async def run(
     detach: bool,
     modules: tuple[str, ...],
     reset: bool,
+    receipt: str | None,
     quiet: bool,
     **capacity: int,
 ) -> int | None:
@@ -127,12 +129,9 @@ async def run(
     TARGET may be a saved plan (plan.json, plan.yaml); it is refused if it was changed.
     """
     given = parse_inputs(inputs)
-    if is_document(target):
-        workflow: Workflow = runnable(document_at(target, given), modules, reset=reset)
-    elif modules or reset:
-        raise UsageError("--module and --reset are for a target that is a document")
-    else:
-        workflow = load_workflow(target)
+    if detach and receipt is not None:
+        raise UsageError("--receipt is written at the end of the run, and --detach does not wait for it")
+    workflow = _found(target, given, modules, reset=reset)
     marks = pairs(labels, "--label")
     planned = _planned(workflow, given, run_id)
     make_folder(desk.url)
@@ -148,7 +147,29 @@ async def run(
             return None
         if not quiet:
             say(f"run {clean(handle.id)} of {clean(name_of(workflow))}")
-        return await _execute(app, handle, view_for(quiet=quiet))
+        try:
+            return await _execute(app, handle, view_for(quiet=quiet))
+        finally:
+            if receipt is not None:
+                await _keep_receipt(handle, receipt)
+
+
+async def _keep_receipt(handle: Run[Any], place: str) -> None:
+    from treadle.cli.receipts import target_of
+    from treadle.runtime.documents import save_document
+
+    document = await handle.receipt()
+    saved = save_document(document, target_of(document, place))
+    say(f"receipt {clean(str(saved))}  {document.hash}")
+
+
+def _found(target: str, given: Inputs, modules: tuple[str, ...], *, reset: bool) -> Workflow:
+    """The workflow of a target, or the plan of one that is a document."""
+    if is_document(target):
+        return runnable(document_at(target, given), modules, reset=reset)
+    if modules or reset:
+        raise UsageError("--module and --reset are for a target that is a document")
+    return load_workflow(target)
 
 
 def _planned(workflow: Workflow, given: Inputs, run_id: str | None) -> Planned | DefinitionError:

@@ -127,6 +127,12 @@ async def verify(desk: Desk, file: str, trust: tuple[str, ...], allow_unsigned: 
     return VERDICTS[answer.status]
 
 
+def target_of(document: Document, place: str) -> Path:
+    """The file that a place names; in a folder that exists, one of its own name."""
+    path = Path(place)
+    return path / file_name(document, "json") if path.is_dir() else path
+
+
 def file_name(document: Document, form: str) -> str:
     """A name that only this state of this run has: by the run's key and the version of its journal."""
     if document.run is None:
