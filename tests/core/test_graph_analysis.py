@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.core.kit import step
 
 from treadle.core.graph_analysis import Analysis, Schedule, Span
-from treadle.core.plan import Block, Group, Plan
+from treadle.core.plan import Block, Group, Phase, Phases, Plan
 from treadle.errors import CycleError, DefinitionErrors, DuplicateStepError, UnknownStepError, UsageError
 
 
@@ -191,6 +191,20 @@ def test_a_circle_through_a_group_names_it() -> None:
 
     assert circle.has_cycle
     assert "g" in circle.cycles()[0]
+
+
+def test_rows_are_looked_through_in_their_order_without_what_runs_aside() -> None:
+    rows = [
+        Phase(id="one", blocks=[step("x"), step("slow")], detached=("slow",), compensate="back"),
+        Phase(id="two", blocks=[step("x")]),
+    ]
+    block = Phases(id="p", phases=rows, compensations=[Phase(id="back", blocks=[step("z")])])
+
+    laid = of(block, step("end", after=("p",)))
+
+    assert laid.edges() == [("p/one/x", "end"), ("p/one/x", "p/two/x"), ("p/two/x", "end")]
+    assert laid.independent_sets() == [["end", "p/one/x", "p/two/x"], ["p/one/slow"]]
+    assert laid.critical_path() == ["p/one/x", "p/two/x", "end"]
 
 
 # Time

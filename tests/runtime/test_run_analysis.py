@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.core.kit import Driver, adding, step
 
-from treadle.core.plan import Group
+from treadle.core.plan import Group, Phase, Phases
 from treadle.runtime.run_analysis import Forecast, RunAnalysis
 
 
@@ -120,3 +120,22 @@ def test_skipped_steps_took_no_time() -> None:
     assert found.seconds == {"a": 1.0}
     assert found.measured().critical_path == ["a", "b"]
     assert found.measured().seconds == pytest.approx(1.0)
+
+
+def test_rows_come_one_after_the_other_and_nothing_waits_for_a_detached_cell() -> None:
+    rows = [
+        Phase(id="one", blocks=[step("x"), step("y"), step("slow")], detached=("slow",)),
+        Phase(id="two", blocks=[step("x")]),
+    ]
+    driver = Driver(Phases(id="p", phases=rows), step("end", after=("p",)))
+    pass_time(driver, 1.0, "p/one/x")
+    pass_time(driver, 2.0, "p/one/y")
+    pass_time(driver, 4.0, "p/two/x")
+    pass_time(driver, 1.0, "end")
+
+    found = analysed(driver, driver.now)
+
+    assert found.dependencies("p/two/x") == ["p/one/x", "p/one/y"]
+    assert found.dependencies("end") == ["p/one/x", "p/one/y", "p/two/x"]
+    assert found.dependents("p/one/slow") == []
+    assert found.measured().seconds == 8.0

@@ -13,7 +13,7 @@ from treadle.errors import UsageError
 
 DEFAULT_FILE: Final = ".treadle/treadle.db"
 VARIABLE: Final = "TREADLE_STORE"
-_LISTS: Final = ("modules", "hooks", "middleware")
+_LISTS: Final = ("modules", "hooks", "middleware", "trusted_keys")
 
 
 class Project(msgspec.Struct, frozen=True):
@@ -25,6 +25,12 @@ class Project(msgspec.Struct, frozen=True):
     # `module:name` of hooks and middleware, in their order.
     hooks: list[str] = []
     middleware: list[str] = []
+    # Public keys whose signatures of documents count, or files of them.
+    trusted_keys: list[str] = []
+
+    def keys(self) -> list[str]:
+        """The trusted keys; files that are named relative to the project's folder by their whole path."""
+        return [key if key.startswith(("ssh-", "gpg:")) else str(self.folder / key) for key in self.trusted_keys]
 
 
 def find_project(start: Path) -> Project:

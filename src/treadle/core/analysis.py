@@ -282,10 +282,11 @@ class _Order:
         self.next: list[list[int]] = [[] for _ in self.names]
         self.before: list[list[int]] = [[] for _ in self.names]
         self.steps = {self.start[address] for address in survey.steps}
-        for address, _, scope in survey.blocks:
+        for address, block, scope in survey.blocks:
             if scope.address:
                 self._wait(self.start[address], self.start[scope.address])
-                self._wait(self.end[scope.address], self.end[address])
+                if not _is_detached(block, scope):
+                    self._wait(self.end[scope.address], self.end[address])
             if isinstance(scope.spec, Phases) and (before := _row_before(scope, address)):
                 self._wait(self.start[address], self.end[before])
         for edge in survey.edges:
@@ -320,6 +321,15 @@ class _Order:
         return depth
 
 
+def _is_detached(block: Spec, scope: _Scope) -> bool:
+    """Whether nothing waits for a cell."""
+    return (
+        isinstance(scope.spec, Phase)
+        and not isinstance(block, Body | Branch | Phase)
+        and block.id in scope.spec.detached
+    )
+
+
 def _row_before(scope: _Scope, address: str) -> str:
     """The address of the row before, in the order of the plan; "" for the first."""
     rows = [inner.address for _, inner in scope.children.values() if inner is not None]
@@ -344,4 +354,11 @@ def network_of(plan: Plan) -> Network:
     if survey.errors:
         raise survey.errors[0]
     order = _Order(survey)
-    return Network(names=order.names, before=order.before, steps=[order.start[address] for address in survey.steps])
+    # Compensating phases run only when a run unwinds: they are looked through.
+    aside = tuple(
+        f"{address}/"
+        for address, block, scope in survey.blocks
+        if isinstance(scope.spec, Phases) and block in scope.spec.compensations
+    )
+    steps = [order.start[address] for address in survey.steps if not address.startswith(aside)]
+    return Network(names=order.names, before=order.before, steps=steps)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
+from treadle.core.documents import Document
 from treadle.core.events import AnyEvent
 from treadle.runtime.client import App, Run
 from treadle.runtime.inspection import Snapshot
@@ -142,6 +143,10 @@ class BlockingRun(Generic[R]):
     def why(self, step: str | None = None) -> list[Reason]:
         """Why the run, or one step, is not going on."""
         return self._thread.call(self._run.why(step))
+
+    def receipt(self, context: Mapping[str, str] | None = None) -> Document:
+        """The plan with what happened, as a document; see `Run.receipt`."""
+        return self._thread.call(self._run.receipt(context))
 
     def events(self, *, after: int = 0, follow: bool = False) -> Iterator[tuple[int, float, AnyEvent]]:
         """The journal; see `Run.events`."""

@@ -17,6 +17,7 @@ from treadle.core import events as ev
 from treadle.core import inputs as inp
 from treadle.core.addresses import check_id
 from treadle.core.commands import Refusal
+from treadle.core.documents import Document
 from treadle.core.events import AnyEvent, Arg, Handle, decode_events
 from treadle.core.tables import RUNNING, SUCCEEDED
 from treadle.errors import (
@@ -42,6 +43,7 @@ from treadle.runtime.folding import CAUSE_SEPARATOR
 from treadle.runtime.inspection import Snapshot, snapshot
 from treadle.runtime.node import Node
 from treadle.runtime.payloads import assemble, handles_of
+from treadle.runtime.receipts import receipt_of_run
 from treadle.runtime.requests import request
 from treadle.runtime.run_analysis import RunAnalysis, analyse
 from treadle.runtime.starting import Start, begin, data_text, is_same
@@ -481,6 +483,10 @@ class Run(Generic[R]):
         sessions = await self._node.read(reader.sessions)
         waiting = await self._node.read(reader.waiting)
         return why(loaded, sessions, waiting, self._node.environment.clock.now(), step)
+
+    async def receipt(self, context: Mapping[str, str] | None = None) -> Document:
+        """The plan with what happened, as a document; for open, failed and cancelled runs too."""
+        return await receipt_of_run(self._node, await self.load(), context)
 
     async def detail(self, handle: Handle) -> Any:
         """The value behind a payload handle, such as a failure's full text."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import msgspec
 
 from treadle.core.graph_analysis import Analysis, Schedule
 from treadle.core.network import Network
-from treadle.core.state import RunState
+from treadle.core.plan import Choose, Phases
+from treadle.core.state import RunState, ScopeState, StepState
 from treadle.core.tables import OUTCOMES
 from treadle.runtime.inspection import replay
 from treadle.store.base import Loaded
@@ -114,7 +116,9 @@ def network_of_run(run: RunState) -> Network:
         waits = before[start[node.number]]
         if node.scope is not None and node.scope.number in start:
             waits.append(start[node.scope.number])
-            before[end[node.scope.number]].append(end[node.number])
+        # A detached cell lies in its row, and nothing waits for it.
+        if state.around is not state and state.around.node.number in end:
+            before[end[state.around.node.number]].append(end[node.number])
         if node.owner is not None:
             # All that a step adds has settled no sooner than the step.
             before[end[node.number]].append(end[node.owner.number])
@@ -122,4 +126,13 @@ def network_of_run(run: RunState) -> Network:
         adder = run.adder.get(node.number)
         if adder in end:
             waits.append(end[adder])
+        for earlier, later in _in_turn(run, state):
+            before[start[later]].append(end[earlier])
     return Network(names, before, [start[state.node.number] for state in states if state.node.is_step])
+
+
+def _in_turn(run: RunState, state: StepState | ScopeState) -> list[tuple[int, int]]:
+    """Rows, and the questions before a row or a branch, as numbers: each with the one that comes after it."""
+    if not isinstance(state.node.spec, Choose | Phases):
+        return []
+    return list(pairwise(content.node.number for content in run.content(state)))
