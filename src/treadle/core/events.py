@@ -321,12 +321,16 @@ class BranchChosen(Event, frozen=True, tag="branch_chosen"):
 
 
 class RunSettled(Event, frozen=True, tag="run_settled"):
-    """The run has its outcome. `result` is its output; `missing` are required steps of the output that did not run."""
+    """The run has its outcome. `result` is its output; `missing` are required steps of the output that did not run.
+
+    `failures` are the addresses of what failed by itself, first one first; `faults` say why, for scopes among them.
+    """
 
     outcome: str
     result: Arg = NULL
     missing: list[str] = []
     failures: list[str] = []
+    faults: dict[str, Failure] = {}
 
 
 class InputRefused(Event, frozen=True, tag="input_refused"):
