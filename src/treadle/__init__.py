@@ -4,8 +4,9 @@ A workflow is planned from decorated functions, started on a store given by its 
 every decision is committed before anything is done about it.
 """
 
-from treadle.authoring.bound import or_default, ref, scope, signal_value
+from treadle.authoring.bound import lane_value, or_default, ref, scope, signal_value, state_value
 from treadle.authoring.builder import PlanBuilder, Planned, group
+from treadle.authoring.cells import Cell, Patch, Row
 from treadle.authoring.context import StepContext, context
 from treadle.authoring.decorators import (
     PredicateFunction,
@@ -15,7 +16,10 @@ from treadle.authoring.decorators import (
     step,
     workflow,
 )
+from treadle.authoring.openings import Case, case, choose, gather, holds
 from treadle.authoring.options import Retry
+from treadle.authoring.outcomes import LaneRun, PhasesCancelled, PhasesResult, RowRun, Ticket
+from treadle.authoring.phases import LanePlan, Phase, Phases, Rule
 from treadle.authoring.registry import Registry
 from treadle.connect import connect
 from treadle.errors import (
@@ -31,6 +35,7 @@ from treadle.errors import (
     InternalError,
     LeaseLostError,
     Permanent,
+    PhasesFailedError,
     Retryable,
     RetryLater,
     RunCancelledError,
@@ -48,6 +53,7 @@ from treadle.errors import (
     StepCancelledError,
     StepFailedError,
     StepInterrupt,
+    StepLimitError,
     StepNameError,
     StepNotFoundError,
     StepSkippedError,
@@ -58,6 +64,7 @@ from treadle.errors import (
     StoreReadOnlyError,
     StoreUnavailableError,
     StoreUrlError,
+    TransitionError,
     TreadleError,
     UnknownStepError,
     UnregisteredStepError,
@@ -72,6 +79,8 @@ __all__ = [
     "App",
     "BlockingApp",
     "BlockingRun",
+    "Case",
+    "Cell",
     "ConflictError",
     "CycleError",
     "DecodeError",
@@ -82,8 +91,16 @@ __all__ = [
     "ExpressionError",
     "ExpressionSyntaxError",
     "InternalError",
+    "LanePlan",
+    "LaneRun",
     "LeaseLostError",
+    "Patch",
     "Permanent",
+    "Phase",
+    "Phases",
+    "PhasesCancelled",
+    "PhasesFailedError",
+    "PhasesResult",
     "PlanBuilder",
     "Planned",
     "PredicateFunction",
@@ -91,6 +108,9 @@ __all__ = [
     "Retry",
     "RetryLater",
     "Retryable",
+    "Row",
+    "RowRun",
+    "Rule",
     "Run",
     "RunCancelledError",
     "RunError",
@@ -109,6 +129,7 @@ __all__ = [
     "StepFailedError",
     "StepFunction",
     "StepInterrupt",
+    "StepLimitError",
     "StepNameError",
     "StepNotFoundError",
     "StepSkippedError",
@@ -119,19 +140,27 @@ __all__ = [
     "StoreReadOnlyError",
     "StoreUnavailableError",
     "StoreUrlError",
+    "Ticket",
+    "TransitionError",
     "TreadleError",
     "UnknownStepError",
     "UnregisteredStepError",
     "UsageError",
     "WorkflowFunction",
+    "case",
+    "choose",
     "connect",
     "context",
+    "gather",
     "group",
+    "holds",
+    "lane_value",
     "or_default",
     "predicate",
     "ref",
     "scope",
     "signal_value",
+    "state_value",
     "step",
     "workflow",
 ]

@@ -27,6 +27,7 @@ Each class has one stable `code`; exit codes and JSON derive from it (`EXIT_CODE
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class TreadleError(Exception):
@@ -180,6 +181,32 @@ class RunFailedError(RunError):
     def __init__(self, message: str, *, run_id: str = "", failures: dict[str, str] | None = None) -> None:
         self.failures = failures or {}
         super().__init__(message, run_id=run_id)
+
+
+class PhasesFailedError(TreadleError):
+    """A Phases block that was executed in process failed; `kind` is a stable code.
+
+    `partial` (a `PhasesResult`) is what had been done: rows, state, tickets of detached cells.
+    """
+
+    code = "phases_failed"
+
+    def __init__(self, message: str, *, partial: object = None, kind: str = "") -> None:
+        self.partial: Any = partial
+        self.kind = kind
+        super().__init__(message)
+
+
+class TransitionError(PhasesFailedError):
+    """What follows a row could not be decided: no rule held, or one could not be evaluated."""
+
+    code = "transition_failed"
+
+
+class StepLimitError(PhasesFailedError):
+    """More rows than allowed would have been executed."""
+
+    code = "step_limit"
 
 
 class RunCancelledError(RunError):
@@ -386,6 +413,9 @@ class StepInterrupt(BaseException):
 EXIT_CODES: dict[str, int] = {
     "run_failed": 1,
     "step_failed": 1,
+    "phases_failed": 1,
+    "transition_failed": 1,
+    "step_limit": 1,
     "usage": 2,
     "store_url": 2,
     "definition_invalid": 3,

@@ -21,12 +21,12 @@ from treadle.core.plan import Fragment, Group, Plan, Step
 from treadle.errors import LeaseLostError, StoreUnavailableError
 from treadle.ports import Environment
 from treadle.runtime import sweeper
+from treadle.runtime.builtins import with_builtins
 from treadle.runtime.client import App
 from treadle.runtime.clock import RandomIds, SystemClock
 from treadle.runtime.engine import Pending
 from treadle.runtime.node import Node, Settings
 from treadle.runtime.threads import ThreadPool
-from treadle.runtime.truth import with_truth
 from treadle.runtime.wakeups import NoWakeups
 from treadle.store.base import InboxInput
 from treadle.store.blobs import MemoryBlobs
@@ -126,7 +126,7 @@ async def node_on(data: MemoryData, store: MemoryStore | None = None, **settings
         ),
         driver=lambda: Grouping(renew_seconds=1.0),
         blobs=MemoryBlobs(),
-        registry=with_truth(registry),
+        registry=with_builtins(registry),
         settings=Settings(**{"slots": 4, "threads": 2, "sweep_seconds": 0.02, **settings}),
         in_reader=direct,
     )

@@ -12,6 +12,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Final, get_args, get_origin
 
+from treadle.authoring.cells import Patch
 from treadle.authoring.codec import Adapter, adapter
 from treadle.authoring.fitting import accepted_kinds, produced_kind
 from treadle.errors import DefinitionError
@@ -102,7 +103,7 @@ class Signature:
         self._positional = tuple(positional)
         self._keywords = frozenset(keywords)
         self._required = frozenset(name for name, known in self.parameters.items() if known.required)
-        returned = hints.get("return", Any)
+        returned = _result_type(hints.get("return", Any))
         self.result = _made(what, "return", None, returned, required=False)
         self.produces = produced_kind(returned)
         self.invoke: Callable[[dict[str, Any]], Any] = self._invoker(function)
@@ -164,6 +165,13 @@ class Signature:
             return function(*args, *extra, **rest, **more)
 
         return invoke
+
+
+def _result_type(annotation: Any) -> Any:
+    """The type of the value that others get: of a cell's `Patch[int]`, int."""
+    if annotation is Patch:
+        return Any
+    return typing.get_args(annotation)[0] if typing.get_origin(annotation) is Patch else annotation
 
 
 def _made(what: str, name: str, kind: Any, annotation: Any, *, required: bool) -> Parameter:

@@ -83,8 +83,10 @@ class LaneValue(msgspec.Struct, frozen=True, gc=False, tag="lane", tag_field="sl
     default: int = -1
 
 
-class PhaseInfo(msgspec.Struct, frozen=True, gc=False, tag="phase", tag_field="slot"):
-    """What a cell, or a rule, is told of its place: see `core.resolve.phase_info`."""
+class PhaseInfo(msgspec.Struct, frozen=True, gc=False, tag="phase", tag_field="slot", omit_defaults=True):
+    """What a cell, or a rule, is told of its place (see `core.resolve.phase_info`), or one fact of it."""
+
+    fact: str = ""
 
 
 class Given(msgspec.Struct, frozen=True, gc=False, tag="given", tag_field="slot"):

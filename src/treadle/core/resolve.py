@@ -82,7 +82,8 @@ def _resolve(run: RunState, node: Node, constants: list[Handle], slot: Slot) -> 
         case Item() | Index():
             return _resolve_item(run, node, slot)
         case _:
-            return phase_info(run, node)
+            facts = phase_info(run, node)
+            return facts if not slot.fact else facts.items.get(slot.fact, NULL)
 
 
 def _resolve_map(run: RunState, node: Node, constants: list[Handle], slot: MapOf) -> Arg:
@@ -189,7 +190,7 @@ def _resolve_variable(run: RunState, node: Node, constants: list[Handle], slot: 
     raise UnresolvedError(f"there is no {what} {name!r}, and none is given as a default")
 
 
-def phase_info(run: RunState, node: Node) -> Arg:
+def phase_info(run: RunState, node: Node) -> ArgMap:
     """What a cell is told of its place; for a rule (outside of the rows) what the row has left.
 
     A cell: phase, index, step, entry, state, previous (lane values of the row before), pending (detached cells of

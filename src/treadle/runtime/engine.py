@@ -490,12 +490,12 @@ class Engine:
         if append.release:
             if self.runs.get(key) is owned:
                 del self.runs[key]
-            if owned.pending or append.revoke:
+            if owned.pending or append.revoke or append.interrupts:
                 waiting = owned.pending
                 owned.pending = []
                 self._reload(key, waiting)
             return
-        if append.revoke:
+        if append.revoke or append.interrupts:
             self.look(key)
         if owned.pending or owned.more:
             self._decide(owned, force=owned.more)

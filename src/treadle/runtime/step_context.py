@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Generator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from treadle.authoring.bound import kind_of
 from treadle.authoring.builder import Additions
+from treadle.authoring.cells import Patch
 from treadle.core.commands import Task
 from treadle.core.plan import Fragment
 from treadle.errors import StepInterrupt, UsageError
+from treadle.runtime.builtins import Listed
 
 if TYPE_CHECKING:
     from treadle.runtime.worker import Worker
@@ -38,8 +41,27 @@ class RunningStep(msgspec.Struct, eq=False):
     _progress: str = ""
     _additions: Additions | None = None
     _logger: logging.LoggerAdapter[logging.Logger] | None = None
-    # What the step adds when it succeeds.
+    # What the step adds when it succeeds, the variables that it sets, the items that it found for a gather.
     fragments: list[Fragment] = []
+    patch: dict[str, Any] | None = None
+    items: list[Any] | None = None
+
+    @property
+    def brings_more(self) -> bool:
+        """Whether the step has more to give than its result."""
+        return bool(self.fragments) or self.patch is not None or self.items is not None
+
+    def take(self, value: Any) -> Any:
+        """The value of what the step returned; what else it brings is kept here."""
+        kind = kind_of(value)
+        if kind is Patch:
+            patch: Patch[Any] = value
+            self.patch = patch.state
+            return patch.value
+        if kind is Listed:
+            self.items = value.items
+            return None
+        return value
 
     @property
     def run_id(self) -> str:

@@ -19,10 +19,11 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from treadle.authoring import codec
+from treadle.authoring.cells import Patch
 from treadle.authoring.context import step_context
 from treadle.authoring.registry import Registry, StepDefinition
 from treadle.core.commands import Task
-from treadle.core.events import Handle
+from treadle.core.events import Handle, Items, Pick
 from treadle.core.inputs import Outcome
 from treadle.core.plan import Fragment
 from treadle.errors import (
@@ -37,6 +38,7 @@ from treadle.errors import (
     TreadleError,
 )
 from treadle.ports import Clock, Threads
+from treadle.runtime.builtins import Listed
 from treadle.runtime.failures import ErrorText, describe
 from treadle.runtime.payloads import Payloads, Row, assemble, handles_of
 from treadle.runtime.slots import ASYNC, THREAD, Slots
@@ -46,6 +48,11 @@ T = TypeVar("T")
 # Seconds between tries while the store does not answer.
 RETRY_SECONDS = 0.2
 Finish = Callable[[Task, Outcome, list[Row]], None]
+# Results that bring more than their value.
+UNUSUAL = frozenset({Patch, Listed})
+# A stored list of a gather's items has at most so many, and about so many bytes.
+CHUNK_ITEMS = 500
+CHUNK_BYTES = 64 * 1024
 # Shared by the outcomes without payload rows; never changed.
 _NO_ROWS: list[Row] = []
 
@@ -193,7 +200,8 @@ class Worker:
                 values = await self._fetch(callee, task)
             context = attempt.context = RunningStep(self, task)
             step_context.set(context)
-            text = callee.encode(await callee.invoke(values))
+            value = await callee.invoke(values)
+            text = callee.encode(context.take(value) if type(value) in UNUSUAL else value)
         except BaseException as error:  # noqa: BLE001 - whatever user code raises becomes the attempt's outcome
             self._slot_free(attempt)
             if not attempt.settled:
@@ -204,7 +212,7 @@ class Worker:
             return
         self._slot_free(attempt)
         if not attempt.settled:
-            if len(text) <= 1024 and not context.fragments:
+            if len(text) <= 1024 and not context.brings_more:
                 self._settle(
                     attempt,
                     Outcome(
@@ -244,7 +252,10 @@ class Worker:
         raised: BaseException | None = None
         if not attempt.settled:
             try:
-                text = callee.encode(scope.run(callee.invoke, values))
+                value = scope.run(callee.invoke, values)
+                if type(value) in UNUSUAL and attempt.context is not None:
+                    value = attempt.context.take(value)
+                text = callee.encode(value)
             except BaseException as error:  # noqa: BLE001 - SystemExit and the like included: it ends the attempt only
                 raised = error
         self.to_loop(partial(self._thread_ended, attempt, text, raised))
@@ -301,7 +312,9 @@ class Worker:
         decoders = callee.decoders
         for name, arg in task.call.args.items():
             if type(arg) is not str or arg[0] != "=":
-                return None
+                if not isinstance(arg, Pick) or not self._from_cache(callee, task, name, arg, values):
+                    return None
+                continue
             decode = decoders.get(name)
             if decode is None:
                 raise callee.unknown(name)
@@ -311,12 +324,25 @@ class Worker:
                 raise DecodeError(f"argument {name!r}: {error}") from None
         return values
 
+    def _from_cache(self, callee: Callee, task: Task, name: str, arg: Pick, values: dict[str, Any]) -> bool:
+        """Decode a part of a value that was read a moment ago; False if it was not, or something is wrong with it."""
+        adapter = callee.adapters.get(name)
+        tree = self.payloads.cached(task.run, arg.value)
+        if tree is None or adapter is None:
+            return False
+        try:
+            values[name] = adapter.convert(assemble(arg, {arg.value: tree}))
+        except (DecodeError, LookupError):
+            return False
+        return True
+
     async def _fetch(self, callee: Callee, task: Task) -> dict[str, Any]:
-        handles: list[Handle] = []
+        whole: list[Handle] = []
+        parts: list[Handle] = []
         for arg in task.call.args.values():
-            handles_of(arg, handles)
-        texts = await self._patiently(lambda: self.payloads.load(task.run, handles))
-        trees: dict[str, object] = {handle: codec.plain(text) for handle, text in texts.items()}
+            handles_of(arg, whole if isinstance(arg, str) else parts)
+        texts = await self._patiently(lambda: self.payloads.load(task.run, whole))
+        trees = await self._patiently(lambda: self.payloads.trees(task.run, parts))
         values: dict[str, Any] = {}
         for name, arg in task.call.args.items():
             adapter = callee.adapters.get(name)
@@ -338,11 +364,35 @@ class Worker:
         try:
             result = await self._patiently(lambda: self.payloads.place(text, rows))
             added = await self.place_fragments(context.fragments, rows)
+            patch = await self._place_patch(context.patch, rows)
+            items = await self._place_items(context.items, rows)
         except (StoreError, EncodeError, OSError) as error:
             await self._raised(attempt, error, verdict="retry" if isinstance(error, (StoreError, OSError)) else "")
             return
         if not attempt.settled:
-            self._settle(attempt, Outcome(**self._base(attempt), result=result, added=tuple(added)), rows)
+            outcome = Outcome(**self._base(attempt), result=result, added=tuple(added), patch=patch, items=items)
+            self._settle(attempt, outcome, rows)
+
+    async def _place_patch(self, patch: dict[str, Any] | None, rows: list[Row]) -> dict[str, Handle]:
+        """The variables that a step sets, each with the handle of its value."""
+        placed: dict[str, Handle] = {}
+        for name, value in (patch or {}).items():
+            text = codec.encode(value)
+            placed[name] = await self._patiently(partial(self.payloads.place, text, rows))
+        return placed
+
+    async def _place_items(self, items: list[Any] | None, rows: list[Row]) -> Items | None:
+        """The items of a gather, stored as lists of equal length that a worker reads in one piece."""
+        if items is None:
+            return None
+        texts = [codec.encode(item) for item in items]
+        average = sum(map(len, texts)) // len(texts) + 1 if texts else 1
+        size = max(1, min(CHUNK_ITEMS, CHUNK_BYTES // average))
+        chunks: list[Handle] = []
+        for start in range(0, len(texts), size):
+            text = f"[{','.join(texts[start : start + size])}]"
+            chunks.append(await self._patiently(partial(self.payloads.place, text, rows)))
+        return Items(len(texts), size, tuple(chunks))
 
     async def place_fragments(self, fragments: list[Fragment], rows: list[Row] | None) -> list[Fragment]:
         """Fragments with their constants' JSON texts replaced by handles."""

@@ -205,8 +205,8 @@ class MemoryStore:
             run.hold = append.hold
             if not run.hold:
                 data.unpark(run, append.time)
-        if append.revoke:
-            data.revoke(run)
+        if append.revoke or append.interrupts:
+            data.revoke(run, None if append.revoke else append.interrupts)
         for number in append.interrupts:
             entry = run.tasks.get(number)
             if entry is not None and entry.session:
