@@ -38,7 +38,6 @@ from treadle.core.tables import (
     OPEN,
     OUTCOMES,
     READY,
-    RUNNING,
     SKIPPED,
     SUCCEEDED,
     WAITING,
@@ -57,7 +56,7 @@ def advance(run: RunState, decision: Decision, limits: Limits) -> None:
     states = run.states
     events = decision.events
     bound = len(events) + limits.events
-    if run.cancelling and run.status == RUNNING:
+    if run.cancelling:
         _cancel_waiting(run, decision, bound)
     while True:
         while frontier and len(events) < bound:
@@ -296,7 +295,7 @@ def _cancel_waiting(run: RunState, decision: Decision, bound: int) -> None:
 
 def _look_at_scope(run: RunState, decision: Decision, scope: ScopeState, limits: Limits) -> None:
     """Open a group, let a block go on, or give a scope its outcome."""
-    if scope.status != OPEN or run.status != RUNNING:
+    if scope.status != OPEN:
         return
     if scope is scope.around and scope is not run.root:
         # Where detached cells lie: the block that waits for them, if it does, is looked at instead.
