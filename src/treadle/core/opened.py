@@ -27,7 +27,7 @@ from treadle.core.plan import (
 )
 from treadle.core.progress import ChooseProgress, GatherProgress, PhasesProgress, Progress, Sight
 from treadle.core.resolve import handle_of, known_items, lane_of, pending_of, resolve
-from treadle.core.state import RunState, ScopeState, StepState, settled
+from treadle.core.state import NodeState, RunState, ScopeState, StepState, settled
 from treadle.core.tables import SUCCEEDED
 from treadle.errors import InternalError
 
@@ -334,7 +334,7 @@ def scope_stopped(run: RunState, event: ev.ScopeStopped) -> None:
 
 def _stop(run: RunState, scope: ScopeState, reason: str) -> None:
     scope.stopping = reason
-    for state in run.content(scope):
+    for state in _inside(run, scope):
         if isinstance(state, StepState) and (own := run.own.get(state.node.number)) is not None and not settled(own):
             _stop(run, own, "cancelled")
         if not settled(state):
@@ -344,3 +344,11 @@ def _stop(run: RunState, scope: ScopeState, reason: str) -> None:
     progress = scope.block
     if isinstance(progress, PhasesProgress) and progress.detached is not None:
         _stop(run, progress.detached, "cancelled")
+
+
+def _inside(run: RunState, scope: ScopeState) -> list[NodeState]:
+    """What lies in a scope. Detached cells have their names in their rows and lie apart."""
+    around = run.states[scope.node.scope.number] if scope.node.scope is not None else None
+    if isinstance(around, ScopeState) and isinstance(around.block, PhasesProgress) and around.block.detached is scope:
+        return list(around.block.background)
+    return run.content(scope)
