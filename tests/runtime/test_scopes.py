@@ -207,9 +207,9 @@ def test_the_tree_shows_scopes_around_what_they_hold() -> None:
         "Run run-1 [running]",
         "  ▷ deploy/  at verify (step 1)  pending: bg 1",
         "    ✓ deploy/install/  step 0",
-        "      ⋯ deploy/install/bg  detached",
         "      ✓ deploy/install/a  1.00s",
         "      ✓ deploy/install/b  1.00s",
+        "      ⋯ deploy/install/bg  detached",
         "    ▷ deploy/verify/  step 1",
         "      ⋯ deploy/verify/v",
         "  ▷ g/",
@@ -394,6 +394,17 @@ def test_why_of_what_a_gather_did_not_need_any_more() -> None:
     )
     assert said(error, "scan[0]/fetch")[-1] == ("stopped", "cancelled: its gather scan failed because of scan[1]")
     assert said(error, "scan[0]")[-1][0] == "stopped"
+
+
+def test_why_of_a_detached_cell_that_its_block_cancelled() -> None:
+    story = Story(deploy(policies={"next": (Rule(id="end", move="stop"),)}, on_finish="cancel"))
+    story.end("deploy/install/a")
+    story.end("deploy/install/b")
+
+    assert said(story, "deploy/install/bg")[-1] == (
+        "stopped",
+        "cancelled: deploy has ended, and cancels its detached cells then",
+    )
 
 
 def test_why_of_a_block_with_an_outcome() -> None:

@@ -239,6 +239,9 @@ def decision_line(view: DecisionView) -> str:
     ]
     if view.rule:
         said.append(f"by rule {clean(view.rule)}" + (f" of {clean(view.policy)}" if view.policy else ""))
+    if view.failure is not None:
+        said = [f"{clean(view.at)}: {clean(view.phase)} (step {view.step}) ✗ "]
+        said.append(failure_line(view.failure.code, view.failure.message, 0))
     if view.overwritten:
         said.append(f"overwritten: {names(view.overwritten)}")
     return "  ".join(said)

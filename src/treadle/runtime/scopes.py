@@ -104,6 +104,8 @@ class DecisionView(msgspec.Struct, frozen=True, kw_only=True):
     policy: str
     rule: str
     target: str
+    # Why nothing follows: no rule held, one could not be evaluated, or the limit of rows is reached.
+    failure: ev.Failure | None
     overwritten: list[str]
     decided_at: float
 
@@ -171,6 +173,7 @@ def _decision(event: ev.DecisionMade, row: ScopeState, time: float) -> DecisionV
         policy=event.policy,
         rule=event.rule,
         target=event.target,
+        failure=event.failure,
         overwritten=list(event.overwritten),
         decided_at=time,
     )
@@ -181,13 +184,14 @@ def _decision(event: ev.DecisionMade, row: ScopeState, time: float) -> DecisionV
 
 def is_evaluation(step: StepState) -> bool:
     """Whether the step answers a question of a block (`~items`, `~rule`, `~when`), or lets time pass for it."""
-    return step.around.block is not None
+    around = step.node.scope
+    return around is not None and isinstance(around.spec, (Gather, Choose, Phases))
 
 
 def is_detached(state: NodeState) -> bool:
-    """Whether the node is a cell that nobody waits for: what it lies in lies in itself."""
-    around = state.around
-    return around.around is around and around.node.number != 0
+    """Whether the node is a cell that nobody waits for: it lies in a scope apart from its row's."""
+    around, row = state.around.node, state.node.scope
+    return around is not row and row is not None and isinstance(row.spec, Phase)
 
 
 def planned_at(blocks: Sequence[Block], address: str) -> Block | AnyBody | None:
