@@ -32,6 +32,7 @@ from treadle.core.plan import (
     Const,
     Gather,
     Group,
+    Holds,
     LaneValue,
     ListOf,
     MapOf,
@@ -44,7 +45,6 @@ from treadle.core.plan import (
     Slot,
     StateValue,
     Step,
-    Test,
 )
 from treadle.errors import DuplicateStepError, UnknownStepError
 
@@ -98,7 +98,7 @@ def signals_of(slot: object) -> Iterator[str]:
     elif isinstance(slot, ListOf):
         for item in slot.items:
             yield from signals_of(item)
-    elif isinstance(slot, (MapOf, Predicate, Test)):
+    elif isinstance(slot, (MapOf, Predicate, Holds)):
         for value in (slot.items if isinstance(slot, MapOf) else slot.slots).values():
             yield from signals_of(value)
 
@@ -113,7 +113,7 @@ def constants_of(slot: object) -> Iterator[int]:
     elif isinstance(slot, ListOf):
         for item in slot.items:
             yield from constants_of(item)
-    elif isinstance(slot, (MapOf, Predicate, Test)):
+    elif isinstance(slot, (MapOf, Predicate, Holds)):
         for value in (slot.items if isinstance(slot, MapOf) else slot.slots).values():
             yield from constants_of(value)
 
@@ -245,8 +245,7 @@ def link(node: Node, space: Space) -> None:
     if spec.after or spec.after_any:
         for names, flag in ((spec.after, AFTER), (spec.after_any, ANY)):
             for name in names:
-                number = lookup(node.scope, name, space, node).number
-                needs[number] = needs.get(number, 0) | flag
+                _order(node, name, flag, space, needs)
     # Set even if there are none: a step that a rewind took back may have had some.
     node.needs = tuple(needs.items())
 
@@ -264,8 +263,9 @@ def _link_slots(node: Node, spec: Step, space: Space, needs: dict[int, int]) -> 
             _link_slot(node, slot, space, refs, signals, needs)
     placed = spec.placement
     if placed is not None and placed.step:
-        number = refs[placed.step] = _step_named(node.scope, placed.step, space, node).number
-        needs[number] = needs.get(number, 0) | AFTER
+        number = refs[placed.step] = _number_named(node, node.scope, placed.step, space)
+        if number >= 0:
+            needs[number] = needs.get(number, 0) | AFTER
     node.refs = refs or _NO_REFS
     node.signals = tuple(signals)
 
@@ -277,7 +277,7 @@ def _link_slot(
         name = ref.step
         number = refs.get(name)
         if number is None:
-            number = refs[name] = _number_named(node, name, space)
+            number = refs[name] = _number_named(node, node.scope, name, space)
         if number >= 0:
             needs[number] = needs.get(number, 0) | (REF if ref.default < 0 else DEFAULT)
     if type(slot) is not Ref:
@@ -293,8 +293,7 @@ def _link_opening(node: Node, spec: Opening, space: Space, needs: dict[int, int]
     if isinstance(spec, Gather):
         # Its iterations start when all is there that they take from outside, so that they need not wait each.
         for name, flag in free_names(spec):
-            number = lookup(node.scope, name, space, node).number
-            needs[number] = needs.get(number, 0) | flag
+            _order(node, name, flag, space, needs)
     node.refs = refs or _NO_REFS
     node.signals = tuple(signals)
 
@@ -302,13 +301,24 @@ def _link_opening(node: Node, spec: Opening, space: Space, needs: dict[int, int]
 def link_output(node: Node, output: Slot | None, space: Space) -> None:
     """Resolve, from inside a scope, the names that its value is made of."""
     if output is not None:
-        node.refs = {ref.step: _step_named(node, ref.step, space, node).number for ref in refs_of(output)}
+        node.refs = {ref.step: _number_named(node, node, ref.step, space) for ref in refs_of(output)}
 
 
-def _number_named(node: Node, name: str, space: Space) -> int:
+def _order(node: Node, name: str, flag: int, space: Space, needs: dict[int, int]) -> None:
+    """Let a node wait for what a name means; a row that was not executed is not waited for."""
+    try:
+        number = lookup(node.scope, name, space, node).number
+    except UnknownStepError:
+        if not space.is_run:
+            raise
+        return
+    needs[number] = needs.get(number, 0) | flag
+
+
+def _number_named(node: Node, scope: Node | None, name: str, space: Space) -> int:
     """The number of the node that gives a value under this name; -1 for a row that was not executed."""
     try:
-        return _step_named(node.scope, name, space, node).number
+        return _step_named(scope, name, space, node).number
     except UnknownStepError:
         if not space.is_run:
             raise
