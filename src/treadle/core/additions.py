@@ -13,7 +13,7 @@ import msgspec
 from treadle.core import events as ev
 from treadle.core.addresses import check_id, encode_id
 from treadle.core.events import Failure
-from treadle.core.graph import Node, constants_of, link, place, refs_of
+from treadle.core.graph import Node, constants_of, link, node_of, place, refs_of
 from treadle.core.plan import Block, Const, Fragment, Group, ListOf, MapOf, Predicate, Ref, Step
 from treadle.core.state import RunState, ScopeState, StepState, settled
 from treadle.core.tables import WAITING
@@ -80,7 +80,7 @@ class _Draft:
 
     def new(self, address: str, scope: Node, spec: Block | None) -> Node:
         """Make a node with the number that it would have."""
-        node = Node(self.base + len(self.nodes), address, scope, spec)
+        node = node_of(self.base + len(self.nodes), address, scope, spec)
         self.nodes.append(node)
         return node
 
@@ -89,7 +89,7 @@ class _Draft:
         if not self._is_gone(node) or node.is_step != isinstance(spec, Step):
             raise _duplicate(spec.id, node)
         assert node.scope is not None
-        copy = Node(node.number, node.address, node.scope, spec)
+        copy = node_of(node.number, node.address, node.scope, spec)
         self.again_nodes[node.number] = copy
         self.enter(node.scope, encode_id(spec.id), copy)
         state = self.run.states[node.number]
@@ -147,7 +147,7 @@ class _Draft:
         if not blocks and not aliases:
             return None
         for node in nodes:
-            link(node, self)
+            link(node, self, {})
         if any(node.needs for node in nodes):
             self._refuse_cycle(nodes)
         # A step stands for the scope of what it adds, which may be new.

@@ -72,27 +72,25 @@ def _run_started(run: RunState, event: ev.RunStarted) -> None:
     run.started_at = now = run.now
     run.dedup.update(run.graph.dedup)
     states = run.states
+    # Numbers only grow here, so that appending them keeps the heap.
+    frontier = run.frontier
     for node in run.graph.nodes:
+        # The root lies in itself, and groups come before their content.
         around = states[node.scope.number] if node.scope is not None else None
         assert around is None or isinstance(around, ScopeState)
-        if around is not None and node.is_step:
-            states.append(StepState(node, around, now, len(node.needs)))
-        else:
-            states.append(ScopeState(node, around))
-    frontier = run.frontier
-    for state in states[1:]:
-        node, around = state.node, state.around
+        state = StepState(node, around, now, len(node.needs)) if node.is_step and around else ScopeState(node, around)
+        states.append(state)
         if node.owner is not None:
             assert isinstance(state, ScopeState)
             run.open_own(state, node.owner)
-            continue
-        around.unsettled += 1
-        if around.gated:
-            state.waiting += 1
-        if isinstance(state, ScopeState):
-            state.gated = around.gated or bool(node.needs)
-        if state.waiting == 0:
-            heappush(frontier, node.number)
+        elif around is not None:
+            around.unsettled += 1
+            if around.gated:
+                state.waiting += 1
+            if isinstance(state, ScopeState):
+                state.gated = around.gated or bool(node.needs)
+            if state.waiting == 0:
+                frontier.append(node.number)
     if run.root.unsettled == 0:
         heappush(frontier, 0)
 

@@ -17,7 +17,7 @@ from heapq import heappush
 import msgspec
 
 from treadle.core.events import NULL, Arg, Failure
-from treadle.core.graph import AFTER, DEFAULT, REF, Graph, Node
+from treadle.core.graph import AFTER, DEFAULT, REF, Graph, Node, node_of
 from treadle.core.plan import Block, Step
 from treadle.core.tables import CANCELLED, FAILED, NOTHING, OPEN, OUTCOMES, SKIPPED, SUCCEEDED, WAITING
 
@@ -244,7 +244,7 @@ class RunState:
 
     def new(self, address: str, scope: Node, spec: Block | None) -> Node:
         """Make a node, with its state, as the next number."""
-        node = Node(len(self.states), address, scope, spec)
+        node = node_of(len(self.states), address, scope, spec)
         around = self.states[scope.number]
         assert isinstance(around, ScopeState)
         self.states.append(
