@@ -161,7 +161,7 @@ class Graph:
                 self._place(block.blocks, node)
 
     def _link(self) -> None:
-        """Set the needs of all nodes. Equal ones are one tuple: a fan's steps have the same, and there may be a million."""
+        """Set the needs of all nodes. Equal ones are one tuple: the steps of a fan have the same."""
         shared: dict[Sequence[tuple[int, int]], Sequence[tuple[int, int]]] = {}
         names: dict[int, dict[str, int]] = {}
         # Links may make scopes of what steps add, and those have nothing to link.

@@ -1,6 +1,6 @@
 """The worker: executes leased tasks and hands their outcomes on. It needs no run state.
 
-An async step is one asyncio task on the loop; a sync step runs in a thread. Each attempt ends exactly once for
+An async step runs on the loop, as `turns` tells; a sync step runs in a thread. Each attempt ends exactly once for
 the engine, whatever user code does: an attempt that timed out or was interrupted is settled at once, and what
 its thread returns later is dropped; its slot stays taken until the thread has ended.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import inspect
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
@@ -41,6 +40,7 @@ from treadle.runtime.failures import ErrorText, describe
 from treadle.runtime.payloads import Payloads, Row, assemble, handles_of
 from treadle.runtime.slots import ASYNC, THREAD, Slots
 from treadle.runtime.step_context import RunningStep
+from treadle.runtime.turns import Turns, rest
 
 T = TypeVar("T")
 # Seconds between tries while the store does not answer.
@@ -87,16 +87,10 @@ class Attempt(msgspec.Struct, eq=False):
     started_at: float
     # Its outcome went to the engine; nothing that comes later counts.
     settled: bool = False
+    # The task that it runs in; None while an async one has not begun.
     handle: asyncio.Task[None] | None = None
     timer: asyncio.TimerHandle | None = None
     context: RunningStep | None = None
-
-    def coroutine(self) -> Coroutine[Any, Any, None]:
-        """The coroutine that its task runs."""
-        assert self.handle is not None
-        coroutine = self.handle.get_coro()
-        assert inspect.iscoroutine(coroutine)
-        return coroutine
 
 
 class Worker:
@@ -131,7 +125,9 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._now = clock.now
         self._callees: dict[StepDefinition, Callee] = {}
-        self.active: dict[tuple[str, int, int], Attempt] = {}
+        # By lease: a store gives no number twice.
+        self.active: dict[int, Attempt] = {}
+        self._turns = Turns(self._loop, self._run_async)
         # Attempts whose thread goes on after their outcome was settled.
         self.stuck = 0
         self._done: deque[Callable[[], None]] = deque()
@@ -146,23 +142,23 @@ class Worker:
         kind = self.slots.kind(task.action)
         assert kind is not None
         attempt = Attempt(task, kind, self._now())
-        self.active[task.run, task.number, task.lease] = attempt
+        self.active[task.lease] = attempt
         timeout = task.call.timeout
         if timeout is not None:
             attempt.timer = self._loop.call_later(timeout, self._time_out, attempt, timeout)
         if kind == ASYNC:
-            attempt.handle = self._loop.create_task(self._run_async(attempt))
+            self._turns.add(attempt)
         else:
             attempt.handle = self._loop.create_task(self._run_in_thread(attempt))
 
     def knows(self, task: Task) -> bool:
         """Whether this very lease is being executed."""
-        return (task.run, task.number, task.lease) in self.active
+        return task.lease in self.active
 
     def interrupt(self, run: str, number: int, lease: int | None = None) -> None:
         """End the live attempt of a step; its outcome is `cancelled`."""
-        for key, attempt in list(self.active.items()):
-            if key[0] == run and key[1] == number and lease in (None, key[2]):
+        for token, attempt in list(self.active.items()):
+            if attempt.task.run == run and attempt.task.number == number and lease in (None, token):
                 self._stop(attempt, Outcome(**self._base(attempt), status="cancelled"))
 
     def abandon(self) -> None:
@@ -174,6 +170,7 @@ class Worker:
             if attempt.handle is not None and attempt.kind == ASYNC:
                 attempt.handle.cancel()
         self.active.clear()
+        self._turns.clear()
         self._idle.set()
 
     async def drained(self) -> None:
@@ -190,12 +187,22 @@ class Worker:
             callee = self._callee(task.action)
             values = self._inline(callee, task)
             if values is None:
+                self._turns.keep(attempt)
                 values = await self._fetch(callee, task)
             context = attempt.context = RunningStep(self, task)
-            step_context.set(context)
-            text = callee.encode(await callee.invoke(values))
+            scope = contextvars.copy_context()
+            coroutine = scope.run(_invoke, callee, values, context)
+            try:
+                awaited = scope.run(coroutine.send, None)
+            except StopIteration as end:
+                value = end.value
+            else:
+                self._turns.keep(attempt)
+                value = await rest(scope, coroutine, awaited)
+            text = callee.encode(value)
         except BaseException as error:  # noqa: BLE001 - whatever user code raises becomes the attempt's outcome
             self._slot_free(attempt)
+            self._turns.keep(attempt)
             if not attempt.settled:
                 if isinstance(error, asyncio.CancelledError):
                     # Cancelled by something else than the worker: the step cancelled itself.
@@ -220,6 +227,7 @@ class Worker:
                     _NO_ROWS,
                 )
             else:
+                self._turns.keep(attempt)
                 await self._returned(attempt, text)
 
     async def _run_in_thread(self, attempt: Attempt) -> None:
@@ -411,7 +419,7 @@ class Worker:
         if attempt.timer is not None:
             attempt.timer.cancel()
         task = attempt.task
-        self.active.pop((task.run, task.number, task.lease), None)
+        self.active.pop(task.lease, None)
         self._finish(task, outcome, rows)
         if not self.active:
             self._idle.set()
@@ -429,15 +437,27 @@ class Worker:
         if attempt.kind == THREAD:
             self.stuck += 1
         self._settle(attempt, outcome, [])
-        if attempt.kind == ASYNC and attempt.handle is not None:
-            # A task that is cancelled before its first step never runs at all, so nothing in it frees the slot.
-            unborn = inspect.getcoroutinestate(attempt.coroutine()) == inspect.CORO_CREATED
-            attempt.handle.cancel()
-            if unborn:
+        if attempt.kind == ASYNC:
+            if attempt.handle is None:
+                # It never begins, so nothing in it frees the slot.
                 self._slot_free(attempt)
+            else:
+                attempt.handle.cancel()
 
     def _slot_free(self, attempt: Attempt) -> None:
         self.slots.put_back(attempt.kind)
         if attempt.settled:
             # Its outcome has long gone its way, so nothing else tells that there is room again.
             self._on_free()
+
+
+def _invoke(callee: Callee, values: dict[str, Any], context: RunningStep) -> Coroutine[Any, Any, Any]:
+    """The coroutine of an async step, made in the context that it runs in."""
+    step_context.set(context)
+    made: Awaitable[Any] = callee.invoke(values)
+    # A function may be made async by hand, and give another awaitable.
+    return made if asyncio.iscoroutine(made) else _await(made)
+
+
+async def _await(made: Awaitable[T]) -> T:
+    return await made
