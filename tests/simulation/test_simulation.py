@@ -72,7 +72,7 @@ def test_every_kind_of_trouble_reaches_the_journals() -> None:
         "StepsReopened",
         "Paused",
         "CancelRequested",
-        "StepReady",
+        "StepsReady",
     ):
         assert kinds[kind] > 0, kind
 

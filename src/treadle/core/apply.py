@@ -138,12 +138,15 @@ def _nothing(run: RunState, event: Event) -> None:
 # -- steps and attempts --------------------------------------------------------------------------------------------
 
 
-def _step_ready(run: RunState, event: ev.StepReady) -> None:
-    step = step_of(run, event.at)
-    step.status = allowed_status(step, "step_ready")
-    step.ready_at = run.now
-    run.readied += 1
-    heappush(run.ready, ready_key(step))
+def _steps_ready(run: RunState, event: ev.StepsReady) -> None:
+    steps = [step_of(run, at) for at in event.at]
+    statuses = {step: allowed_status(step, "steps_ready") for step in steps}
+    now, ready = run.now, run.ready
+    for step, status in statuses.items():
+        step.status = status
+        step.ready_at = now
+        heappush(ready, ready_key(step))
+    run.readied += len(statuses)
 
 
 def _step_dispatched(run: RunState, event: ev.StepDispatched) -> None:
@@ -334,7 +337,7 @@ def _scope_settled(run: RunState, event: ev.ScopeSettled) -> None:
 _APPLY: dict[type, Callable[[RunState, Any], None]] = {
     ev.RunStarted: _run_started,
     ev.StepsAdded: steps_added,
-    ev.StepReady: _step_ready,
+    ev.StepsReady: _steps_ready,
     ev.StepDispatched: _step_dispatched,
     ev.StepSucceeded: _step_succeeded,
     ev.AttemptFailed: _attempt_failed,
