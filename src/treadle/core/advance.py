@@ -73,20 +73,16 @@ def _next_ready(run: RunState, limits: Limits) -> StepState | None:
     ready = run.ready
     while ready and run.tasks < limits.dispatched and not run.cancelling:
         step = run.states[number_of_key(ready[0])]
-        assert isinstance(step, StepState)
-        if step.status == READY and not step.tasked:
+        if type(step) is StepState and step.status == READY and not step.tasked:
             return step
         heappop(ready)
     return None
 
 
 def _start_ready(run: RunState, decision: Decision, limits: Limits, bound: int) -> None:
-    while run.ready and len(decision.events) < bound:
-        step = _next_ready(run, limits)
-        if step is None:
-            return
+    while len(decision.events) < bound and (step := _next_ready(run, limits)) is not None:
         heappop(run.ready)
-        _begin(run, decision, step, room=True)
+        _begin(run, decision, step, True)
 
 
 # -- steps -----------------------------------------------------------------------------------------------------------
@@ -117,10 +113,13 @@ def _look(run: RunState, decision: Decision, step: StepState, limits: Limits, he
             run.signal_waiters.setdefault(name, set()).add(node.number)
             return False
     # Who became ready earlier goes first.
-    return _begin(run, decision, step, room=not held and not run.readied and run.tasks < limits.dispatched)
+    room = not held and not run.readied and run.tasks < limits.dispatched
+    if room or node.step.when is not None:
+        return _begin(run, decision, step, room)
+    return True
 
 
-def _begin(run: RunState, decision: Decision, step: StepState, *, room: bool) -> bool:
+def _begin(run: RunState, decision: Decision, step: StepState, room: bool) -> bool:
     """Let a step that no other fence holds start, by its condition. True if only the lack of room forbids it."""
     spec = step.node.step
     call: Call | None = None
@@ -140,7 +139,9 @@ def _begin(run: RunState, decision: Decision, step: StepState, *, room: bool) ->
         decision.tasks.append(_evaluation(run, step, call))
     else:
         # The delay counts from when the step was ready.
-        due = due_at(run.now if step.status == WAITING else step.ready_at, spec.delay)
+        due = 0.0
+        if spec.delay > 0:
+            due = due_at(run.now if step.status == WAITING else step.ready_at, spec.delay)
         dispatch(run, decision, step, due if due > run.now else 0.0)
     return False
 

@@ -139,14 +139,16 @@ def _nothing(run: RunState, event: Event) -> None:
 
 
 def _steps_ready(run: RunState, event: ev.StepsReady) -> None:
-    steps = [step_of(run, at) for at in event.at]
-    statuses = {step: allowed_status(step, "steps_ready") for step in steps}
+    # Each once, by whatever name.
+    steps = dict.fromkeys([step_of(run, at) for at in event.at])
+    for step in steps:
+        allowed_status(step, "steps_ready")
     now, ready = run.now, run.ready
-    for step, status in statuses.items():
-        step.status = status
+    for step in steps:
+        step.status = READY
         step.ready_at = now
         heappush(ready, ready_key(step))
-    run.readied += len(statuses)
+    run.readied += len(steps)
 
 
 def _step_dispatched(run: RunState, event: ev.StepDispatched) -> None:

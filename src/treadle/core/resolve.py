@@ -23,7 +23,12 @@ def resolve_args(run: RunState, node: Node, slots: dict[str, Slot]) -> dict[str,
         if type(slot) is Const:
             args[name] = constants[slot.index]
         elif type(slot) is Ref:
-            args[name] = _resolve_ref(run, node.refs, constants, slot)
+            upstream = run.states[node.refs[slot.step]]
+            # The plain case of `_resolve_ref`.
+            if upstream.status == SUCCEEDED and not slot.path:
+                args[name] = upstream.result
+            else:
+                args[name] = _resolve_ref(run, node.refs, constants, slot)
         else:
             args[name] = _resolve(run, node.refs, constants, slot)
     return args
