@@ -114,9 +114,7 @@ def _look(run: RunState, decision: Decision, step: StepState, limits: Limits, he
             return False
     # Who became ready earlier goes first.
     room = not held and not run.readied and run.tasks < limits.dispatched
-    if room or node.step.when is not None:
-        return _begin(run, decision, step, room)
-    return True
+    return _begin(run, decision, step, room) if room or node.step.when is not None else True
 
 
 def _begin(run: RunState, decision: Decision, step: StepState, room: bool) -> bool:

@@ -25,6 +25,7 @@ ANY = 8
 
 
 _NO_REFS: Mapping[str, int] = MappingProxyType({})
+_NO_STEP = Step(id="", action="")
 
 
 class Node(msgspec.Struct, gc=False, eq=False):
@@ -47,24 +48,23 @@ class Node(msgspec.Struct, gc=False, eq=False):
     constants: list[str] | None = None
     # For the scope of what a step adds: that step.
     owner: Node | None = None
-
-    @property
-    def step(self) -> Step:
-        """As `spec`, for steps only."""
-        return self.spec  # type: ignore[return-value]  # pyright: ignore[reportReturnType]  # callers know that it is
+    # As `spec`, for steps only; read where it is known to be one.
+    step: Step = _NO_STEP
 
     def define(self, spec: Block) -> None:
         """Set what the plan, or the step that adds, says of this node."""
         self.spec = spec
         self.optional = spec.optional
         self.is_step = type(spec) is Step
+        self.step = spec if isinstance(spec, Step) else _NO_STEP
 
 
 def node_of(number: int, address: str, scope: Node, spec: Block | None) -> Node:
     """A new node; without a block it is the scope of what a step adds."""
-    if spec is None:
-        return Node(number, address, scope, None)
-    return Node(number, address, scope, spec, type(spec) is Step, spec.optional)
+    node = Node(number, address, scope, spec)
+    if spec is not None:
+        node.define(spec)
+    return node
 
 
 def refs_of(slot: object) -> Iterator[Ref]:
@@ -153,12 +153,14 @@ class Graph:
             address = prefix + segment
             if segment in children:
                 raise DuplicateStepError(f"step id {block.id!r} is used twice: {address!r} is there already")
-            number = len(nodes)
-            node = children[segment] = Node(number, address, scope, block, type(block) is Step, block.optional)
+            number = index[address] = len(nodes)
+            node = children[segment] = Node(number, address, scope, block, False, block.optional)
             nodes.append(node)
-            index[address] = number
             if isinstance(block, Group):
                 self._place(block.blocks, node)
+            else:
+                node.is_step = True
+                node.step = block
 
     def _link(self) -> None:
         """Set the needs of all nodes. Equal ones are one tuple: the steps of a fan have the same."""
@@ -170,10 +172,12 @@ class Graph:
             assert scope is not None
             refs = names.get(scope.number)
             if refs is None:
-                refs = names[scope.number] = {}
+                # What a Ref names is a sibling first of all.
+                siblings = self.children[scope.number].items()
+                refs = names[scope.number] = {segment: other.number for segment, other in siblings if other.is_step}
             link(node, self, refs)
             node.needs = shared.setdefault(node.needs, node.needs)
-            key = node.spec.dedup if isinstance(node.spec, Step) else None
+            key = node.step.dedup
             if key is not None and self.dedup.setdefault(key, node.number) != node.number:
                 raise DuplicateStepError(f"two steps have the dedup key {key!r}")
 
@@ -254,7 +258,10 @@ def _link_step(node: Node, spec: Step, names: Names, needs: dict[int, int], refs
     """Resolve the Refs and signals of a step."""
     signals: dict[str, None] = dict.fromkeys(spec.signals) if spec.signals else {}
     for slot in spec.slots.values():
-        if type(slot) is not Const:
+        # The plain case of `_link_slot`.
+        if type(slot) is Ref and slot.default < 0 and (known := refs.get(slot.step)) is not None:
+            needs[known] = needs.get(known, 0) | REF
+        elif type(slot) is not Const:
             _link_slot(node, slot, names, needs, refs, signals)
     if spec.when is not None:
         _link_slot(node, spec.when, names, needs, refs, signals)

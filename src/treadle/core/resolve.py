@@ -42,7 +42,12 @@ def _resolve(run: RunState, refs: Mapping[str, int], constants: list[Handle], sl
     if isinstance(slot, SignalValue):
         return run.signals.get(slot.name, NULL)
     if isinstance(slot, ListOf):
-        return ArgList([_resolve(run, refs, constants, item) for item in slot.items])
+        return ArgList(
+            [
+                _resolve_ref(run, refs, constants, item) if type(item) is Ref else _resolve(run, refs, constants, item)
+                for item in slot.items
+            ]
+        )
     return ArgMap({key: _resolve(run, refs, constants, item) for key, item in slot.items.items()})
 
 

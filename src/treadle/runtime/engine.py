@@ -443,12 +443,15 @@ class Engine:
         )
         if decision.settled:
             append.steps = [step_row(step) for step in decision.settled]
-        consumed = [item.cause for item in items if item.cause]
-        if consumed:
-            append.consumed = consumed
-        rows = [row for item in items if item.rows for row in item.rows]
-        if rows:
-            append.payloads = rows
+        consumed: list[str] = []
+        rows: list[Row] = []
+        for item in items:
+            if item.cause:
+                consumed.append(item.cause)
+            if item.rows:
+                rows += item.rows
+        append.consumed = consumed
+        append.payloads = rows
         if decision.steers:
             append.unsettled = decision.unsettled
             append.interrupts = decision.interrupts

@@ -261,9 +261,8 @@ class Node:
         return ASYNC if definition.is_async else THREAD
 
     def _leased(self, task: Task) -> None:
-        if self.slots.kind(task.action) is None or self.engine.closed:
-            return
-        self.worker.start(task)
+        if not self.engine.closed:
+            self.worker.start(task)
 
     def _adopted(self, task: Task) -> None:
         """Start a task whose lease came with an answer that was lost, and with it the slot that it had taken."""

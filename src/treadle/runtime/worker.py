@@ -13,6 +13,7 @@ import contextvars
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
+from types import CoroutineType
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -46,6 +47,8 @@ T = TypeVar("T")
 # Seconds between tries while the store does not answer.
 RETRY_SECONDS = 0.2
 Finish = Callable[[Task, Outcome, list[Row]], None]
+# What an `async def` gives when it is called.
+_COROUTINE: type[Any] = CoroutineType
 # Shared by the outcomes without payload rows; never changed.
 _NO_ROWS: list[Row] = []
 
@@ -124,7 +127,9 @@ class Worker:
         self._on_free = on_free
         self._loop = asyncio.get_running_loop()
         self._now = clock.now
-        self._callees: dict[StepDefinition, Callee] = {}
+        # By action's name, as of so many changes of the registry.
+        self._callees: dict[str, Callee] = {}
+        self._changes = registry.changes
         # By lease: a store gives no number twice.
         self.active: dict[int, Attempt] = {}
         self._turns = Turns(self._loop, self._run_async)
@@ -140,7 +145,9 @@ class Worker:
     def start(self, task: Task) -> None:
         """Execute a leased task; its slot is taken already."""
         kind = self.slots.kind(task.action)
-        assert kind is not None
+        if kind is None:
+            # It was leased for a session that executes more than this process knows now.
+            return
         attempt = Attempt(task, kind, self._now())
         self.active[task.lease] = attempt
         timeout = task.call.timeout
@@ -191,9 +198,8 @@ class Worker:
                 values = await self._fetch(callee, task)
             context = attempt.context = RunningStep(self, task)
             scope = contextvars.copy_context()
-            coroutine = scope.run(_invoke, callee, values, context)
             try:
-                awaited = scope.run(coroutine.send, None)
+                coroutine, awaited = scope.run(_begin, callee, values, context)
             except StopIteration as end:
                 value = end.value
             else:
@@ -296,11 +302,13 @@ class Worker:
     # -- arguments and results -----------------------------------------------------------------------------------
 
     def _callee(self, action: str) -> Callee:
-        # By the definition, not the name: in a notebook a function is defined again under its name.
-        definition = self.registry.get(action)
-        found = self._callees.get(definition)
+        if self._changes != self.registry.changes:
+            # In a notebook a function is defined again under its name.
+            self._callees.clear()
+            self._changes = self.registry.changes
+        found = self._callees.get(action)
         if found is None:
-            found = self._callees[definition] = Callee(action, definition)
+            found = self._callees[action] = Callee(action, self.registry.get(action))
         return found
 
     def _inline(self, callee: Callee, task: Task) -> dict[str, Any] | None:
@@ -451,12 +459,20 @@ class Worker:
             self._on_free()
 
 
-def _invoke(callee: Callee, values: dict[str, Any], context: RunningStep) -> Coroutine[Any, Any, Any]:
-    """The coroutine of an async step, made in the context that it runs in."""
+def _begin(callee: Callee, values: dict[str, Any], context: RunningStep) -> tuple[Coroutine[Any, Any, Any], object]:
+    """Let an async step run until it waits; gives its coroutine, and what that waits for.
+
+    Raises:
+        StopIteration: it has returned, without ever waiting.
+    """
     step_context.set(context)
-    made: Awaitable[Any] = callee.invoke(values)
+    try:
+        made = callee.invoke(values)
+    except StopIteration as error:
+        raise RuntimeError(f"step {callee.action!r} raised StopIteration") from error
     # A function may be made async by hand, and give another awaitable.
-    return made if asyncio.iscoroutine(made) else _await(made)
+    coroutine: Coroutine[Any, Any, Any] = made if type(made) is _COROUTINE else _await(made)
+    return coroutine, coroutine.send(None)
 
 
 async def _await(made: Awaitable[T]) -> T:
