@@ -60,7 +60,8 @@ def advance(run: RunState, decision: Decision, limits: Limits) -> None:
         if held:
             decision.record(run, ev.StepsReady(at=[step.node.address for step in held.values()]))
             bound -= len(held) - 1
-        _start_ready(run, decision, limits, bound)
+        if run.ready:
+            _start_ready(run, decision, limits, bound)
         if len(events) >= bound:
             decision.more = decision.more or bool(frontier) or _next_ready(run, limits) is not None
             return

@@ -442,7 +442,7 @@ class Engine:
             release=release,
         )
         if decision.settled:
-            append.steps = [step_row(step) for step in decision.settled]
+            append.steps = list(map(step_row, decision.settled))
         consumed: list[str] = []
         rows: list[Row] = []
         for item in items:

@@ -191,7 +191,9 @@ class Worker:
     async def _run_async(self, attempt: Attempt) -> None:
         task = attempt.task
         try:
-            callee = self._callee(task.action)
+            callee = self._callees.get(task.action)
+            if callee is None or self._changes != self.registry.changes:
+                callee = self._callee(task.action)
             values = self._inline(callee, task)
             if values is None:
                 self._turns.keep(attempt)
@@ -215,26 +217,24 @@ class Worker:
                     error = RuntimeError("the step was cancelled from inside the program")
                 await self._raised(attempt, error)
             return
-        self._slot_free(attempt)
-        if not attempt.settled:
-            if len(text) <= 1024 and not context.fragments:
-                self._settle(
-                    attempt,
-                    Outcome(
-                        number=task.number,
-                        generation=task.generation,
-                        attempt=task.attempt,
-                        lease=task.lease,
-                        session=self.session,
-                        worker=self.name,
-                        started_at=attempt.started_at,
-                        result="=" + text,
-                    ),
-                    _NO_ROWS,
-                )
-            else:
-                self._turns.keep(attempt)
-                await self._returned(attempt, text)
+        self.slots.put_back(ASYNC)
+        if attempt.settled:
+            self._on_free()
+        elif len(text) <= 1024 and not context.fragments:
+            outcome = Outcome(
+                number=task.number,
+                generation=task.generation,
+                attempt=task.attempt,
+                lease=task.lease,
+                session=self.session,
+                worker=self.name,
+                started_at=attempt.started_at,
+                result="=" + text,
+            )
+            self._settle(attempt, outcome, _NO_ROWS)
+        else:
+            self._turns.keep(attempt)
+            await self._returned(attempt, text)
 
     async def _run_in_thread(self, attempt: Attempt) -> None:
         task = attempt.task

@@ -146,9 +146,12 @@ class MemoryStore:
 
     def commit(self, session: str, appends: Sequence[Append], offer: Offer | None) -> list[Answer]:
         """Apply each append, or say why not."""
+        answers: list[Answer] = []
         with self.data.lock:
             own = self._living(session)
-            return [self._append(own, append, offer) for append in appends]
+            for append in appends:
+                answers.append(self._append(own, append, offer))  # noqa: PERF401 - most often there is one
+        return answers
 
     def _append(self, own: StoredSession, append: Append, offer: Offer | None) -> Answer:
         data = self.data
