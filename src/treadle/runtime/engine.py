@@ -443,15 +443,8 @@ class Engine:
         )
         if decision.settled:
             append.steps = list(map(step_row, decision.settled))
-        consumed: list[str] = []
-        rows: list[Row] = []
-        for item in items:
-            if item.cause:
-                consumed.append(item.cause)
-            if item.rows:
-                rows += item.rows
-        append.consumed = consumed
-        append.payloads = rows
+        append.consumed = [item.cause for item in items if item.cause]
+        append.payloads = [row for item in items if item.rows for row in item.rows]
         if decision.steers:
             append.unsettled = decision.unsettled
             append.interrupts = decision.interrupts
