@@ -13,10 +13,15 @@ from heapq import heappop, heappush
 from treadle.core import events as ev
 from treadle.core.apply import apply
 from treadle.core.commands import Call, Task
+from treadle.core.conditions import truth
 from treadle.core.decision import Decision, Limits
 from treadle.core.events import Arg, Failure
-from treadle.core.plan import Predicate
-from treadle.core.resolve import is_inline, resolve_args, resolve_output, truth_of
+from treadle.core.gathers import proceed_choose, proceed_gather
+from treadle.core.opened import asking
+from treadle.core.phases import proceed_phases, row_failure
+from treadle.core.plan import Choose, Gather, Phase, Phases
+from treadle.core.progress import GatherProgress
+from treadle.core.resolve import UnresolvedError, resolve_args, resolve_output, scope_value
 from treadle.core.state import (
     BY_CONDITION,
     BY_FAILURE,
@@ -27,10 +32,19 @@ from treadle.core.state import (
     number_of_key,
     settled,
 )
-from treadle.core.tables import CANCELLED, DISPATCHED, FAILED, OPEN, READY, RUNNING, SKIPPED, SUCCEEDED, WAITING
+from treadle.core.tables import (
+    CANCELLED,
+    DISPATCHED,
+    FAILED,
+    OPEN,
+    OUTCOMES,
+    READY,
+    RUNNING,
+    SKIPPED,
+    SUCCEEDED,
+    WAITING,
+)
 
-# The registered predicate that tells whether a value that is not at hand is true.
-TRUTH = "treadle:truth"
 # No start is put off further than this (about a century): JSON has no infinity.
 LONGEST_DELAY = 3.2e9
 # An event names at most so many addresses of a cause.
@@ -51,12 +65,13 @@ def advance(run: RunState, decision: Decision, limits: Limits) -> None:
         while frontier and len(events) + len(held) < bound:
             number = heappop(frontier)
             state = states[number]
-            if type(state) is StepState:
-                if state.status == WAITING and number not in held and _look(run, decision, state, limits, held):
+            if type(state) is StepState and state.status == WAITING:
+                # What has happened since it was held may keep it from starting.
+                held.pop(number, None)
+                if _look(run, decision, state, limits, held):
                     held[number] = state
             else:
-                assert isinstance(state, ScopeState)
-                _look_at_scope(run, decision, state)
+                _look_further(run, decision, state, limits)
         if held:
             decision.record(run, ev.StepsReady(at=[step.node.address for step in held.values()]))
             bound -= len(held) - 1
@@ -67,6 +82,14 @@ def advance(run: RunState, decision: Decision, limits: Limits) -> None:
             return
         if not frontier:
             return
+
+
+def _look_further(run: RunState, decision: Decision, state: StepState | ScopeState, limits: Limits) -> None:
+    """Look at what goes on already: a scope, or a step that its scope may not need any more."""
+    if isinstance(state, ScopeState):
+        _look_at_scope(run, decision, state, limits)
+    elif state.around.stopping and state.status not in OUTCOMES:
+        cancel(run, decision, state, hard=True)
 
 
 def _next_ready(run: RunState, limits: Limits) -> StepState | None:
@@ -91,9 +114,9 @@ def _start_ready(run: RunState, decision: Decision, limits: Limits, bound: int) 
 
 def _look(run: RunState, decision: Decision, step: StepState, limits: Limits, held: Sized) -> bool:
     """Decide a waiting step: skip it, leave it at a fence, or let it start. True if there is no room for that."""
-    if run.cancelling:
+    if run.cancelling or step.around.stopping:
         # The cancel had been past it when the step that adds it, rewound and still running then, brought it back.
-        cancel(run, decision, step)
+        cancel(run, decision, step, hard=run.cancelling == "hard" or step.around.stopping != "")
         return False
     if step.tasked:
         return False
@@ -152,15 +175,22 @@ def due_at(since: float, delay: float) -> float:
 
 def dispatch(run: RunState, decision: Decision, step: StepState, not_before: float) -> None:
     """Ask for the step's next attempt, at `not_before` at the earliest (0: at once)."""
+    node = step.node
+    try:
+        args = resolve_args(run, node, node.step.slots)
+    except UnresolvedError as error:
+        failure = Failure(code="unresolved", message=str(error))
+        decision.settle(run, step, ev.StepFailed(at=node.address, attempt=0, failure=failure))
+        return
     event = ev.StepDispatched(
-        at=step.node.address, attempt=step.attempt + 1, generation=step.generation, not_before=not_before
+        at=node.address, attempt=step.attempt + 1, generation=step.generation, not_before=not_before
     )
     decision.events.append(event)
     apply(run, event)
-    decision.tasks.append(task_of(run, step))
+    decision.tasks.append(task_of(run, step, args))
 
 
-def task_of(run: RunState, step: StepState) -> Task:
+def task_of(run: RunState, step: StepState, args: dict[str, Arg]) -> Task:
     """The task of a dispatched step's present attempt."""
     node = step.node
     spec = node.step
@@ -174,7 +204,7 @@ def task_of(run: RunState, step: StepState) -> Task:
         spec.queue,
         spec.priority,
         step.not_before,
-        Call(resolve_args(run, node, spec.slots), spec.timeout, "step", spec.placement),
+        Call(args, spec.timeout, "step", spec.placement, run.data, run.dry_run),
         run.run_id,
     )
 
@@ -183,19 +213,23 @@ def _condition(run: RunState, decision: Decision, step: StepState) -> Call | Non
     """What a worker has to be asked to know the step's condition; None if it is known now, or never will be."""
     when = step.spec.when
     assert when is not None
-    if isinstance(when, Predicate):
-        return Call(resolve_args(run, step.node, when.slots), purpose="condition")
-    args: dict[str, Arg] = resolve_args(run, step.node, {"value": when})
-    if not is_inline(args["value"]):
-        return Call(args, purpose="condition")
     at = step.node.address
-    truth = truth_of(args["value"])
-    if truth is None:
-        failure = Failure(code="condition", message="the value of the condition is not a bool")
-        decision.settle(run, step, ev.StepFailed(at=at, attempt=0, failure=failure))
+    found = truth(run, step.node, when)
+    if found is None:
+        _, slots = asking(when)
+        try:
+            return _asking(run, resolve_args(run, step.node, slots))
+        except UnresolvedError as error:
+            found = Failure(code="unresolved", message=str(error))
+    if isinstance(found, Failure):
+        decision.settle(run, step, ev.StepFailed(at=at, attempt=0, failure=found))
     else:
-        decision.record(run, ev.ConditionEvaluated(at=at, value=truth))
+        decision.record(run, ev.ConditionEvaluated(at=at, value=found))
     return None
+
+
+def _asking(run: RunState, args: dict[str, Arg]) -> Call:
+    return Call(args, purpose="condition", data=run.data, dry_run=run.dry_run)
 
 
 def _evaluation(run: RunState, step: StepState, call: Call) -> Task:
@@ -208,7 +242,7 @@ def _evaluation(run: RunState, step: StepState, call: Call) -> Task:
         address=node.address,
         generation=step.generation,
         attempt=step.tasked,
-        action=spec.when.name if isinstance(spec.when, Predicate) else TRUTH,
+        action=asking(spec.when)[0] if spec.when is not None else "",
         queue=spec.queue,
         priority=spec.priority,
         not_before=0.0,
@@ -251,9 +285,9 @@ def causes_of(run: RunState, state: StepState | ScopeState) -> list[StepState | 
 # -- cancel ----------------------------------------------------------------------------------------------------------
 
 
-def cancel(run: RunState, decision: Decision, step: StepState) -> None:
+def cancel(run: RunState, decision: Decision, step: StepState, *, hard: bool) -> None:
     """Cancel a step that has no outcome; a hard cancel also interrupts what a worker executes of it."""
-    if step.tasked and run.cancelling == "hard":
+    if step.tasked and hard:
         decision.interrupts.append(step.node.number)
     decision.settle(run, step, ev.StepCancelled(at=step.node.address, live=step.tasked != 0))
 
@@ -272,46 +306,99 @@ def _cancel_waiting(run: RunState, decision: Decision, bound: int) -> None:
             # One that has no content left to cancel is looked at by nobody else.
             heappush(run.frontier, state.node.number)
         elif state.status != DISPATCHED or run.cancelling == "hard":
-            cancel(run, decision, state)
+            cancel(run, decision, state, hard=run.cancelling == "hard")
 
 
 # -- scopes and the run ----------------------------------------------------------------------------------------------
 
 
-def _look_at_scope(run: RunState, decision: Decision, scope: ScopeState) -> None:
-    """Open a group, or give a scope its outcome."""
+def _look_at_scope(run: RunState, decision: Decision, scope: ScopeState, limits: Limits) -> None:
+    """Open a group, let a block go on, or give a scope its outcome."""
     if scope.status != OPEN or run.status != RUNNING:
+        return
+    if scope is scope.around and scope is not run.root:
+        # Where detached cells lie: the block that waits for them, if it does, is looked at instead.
+        around = run.states[scope.node.scope.number] if scope.node.scope is not None else scope
+        assert isinstance(around, ScopeState)
+        _look_at_scope(run, decision, around, limits)
         return
     at = scope.node.address
     # While the run is cancelled no group opens, so one inside a closed group must not wait for that.
-    if scope.gated and not scope.doomed and not run.cancelling:
+    if scope.gated and not scope.doomed and not run.cancelling and not scope.stopping:
         if not scope.waiting and not scope.removed:
             decision.record(run, ev.ScopeOpened(at=at))
         return
-    if scope.unsettled:
+    goes_on = scope.watches and not scope.gated and not run.cancelling and not scope.stopping
+    if (goes_on and not _proceed(run, decision, scope, limits)) or scope.unsettled:
         return
-    if scope is scope.around:
+    if scope is run.root:
         _settle_run(run, decision)
         return
+    decision.record(run, _settled_as(run, scope))
+
+
+def _proceed(run: RunState, decision: Decision, scope: ScopeState, limits: Limits) -> bool:
+    """Let a block that opens its content, or a row, go on; True when its outcome may be fixed."""
+    for name in scope.node.signals:
+        if name not in run.signals:
+            run.signal_waiters.setdefault(name, set()).add(scope.node.number)
+            return False
+    spec = scope.node.spec
+    if isinstance(spec, Phases):
+        return proceed_phases(run, decision, scope)
+    if isinstance(spec, Gather):
+        return proceed_gather(run, decision, scope, limits)
+    if isinstance(spec, Choose):
+        return proceed_choose(run, decision, scope)
+    if scope.bad and scope.unsettled:
+        # A row whose cell has failed does not wait for the others.
+        decision.record(run, ev.ScopeStopped(at=scope.node.address, reason="failed"))
+    return True
+
+
+def _settled_as(run: RunState, scope: ScopeState) -> ev.ScopeSettled:
+    """The event that gives a scope its outcome; its children are settled."""
     outcome, causes = _outcome_of(run, scope)
     by_condition = scope.doomed == BY_CONDITION
     owner = scope.node.owner
     if owner is not None:
         by_condition = run.states[owner.number].by_condition
+    failure: Failure | None = None
+    if outcome == SUCCEEDED:
+        failure = row_failure(scope) if isinstance(scope.node.spec, Phase) else None
+        try:
+            scope_value(run, scope)
+        except UnresolvedError as error:
+            blamed = run.at(error.blame) if error.blame else None
+            if blamed is not None and blamed.by_condition:
+                outcome, causes, by_condition = SKIPPED, [blamed], True
+            else:
+                failure = Failure(code="unresolved", message=str(error))
+        if failure is not None:
+            outcome = FAILED
     named = [cause.node.address for cause in causes[:MAX_NAMED]]
-    settled_as = ev.ScopeSettled(at=at, outcome=outcome, causes=named, by_condition=outcome == SKIPPED and by_condition)
-    decision.record(run, settled_as)
+    return ev.ScopeSettled(
+        at=scope.node.address,
+        outcome=outcome,
+        causes=named,
+        by_condition=outcome == SKIPPED and by_condition,
+        failure=failure,
+    )
 
 
 def _outcome_of(run: RunState, scope: ScopeState) -> tuple[str, list[StepState | ScopeState]]:
     """The outcome of a scope whose children are settled, and what caused it if it did not succeed."""
     if scope.gated:
-        if run.cancelling or scope.cancelled:
+        if run.cancelling or scope.cancelled or scope.stopping:
             return CANCELLED, []
         return SKIPPED, causes_of(run, scope)
+    block = scope.block
+    if isinstance(block, GatherProgress) and block.winner >= 0:
+        return SUCCEEDED, []
     if scope.bad:
         return FAILED, [run.states[number] for number in scope.bad]
-    if scope.cancelled:
+    # A block that was interrupted is not done, even if all that it had opened is.
+    if scope.cancelled or (block is not None and (run.cancelling or scope.stopping)):
         return CANCELLED, []
     owner = scope.node.owner
     if owner is not None and (adder := run.states[owner.number]).status != SUCCEEDED:
@@ -349,6 +436,8 @@ def root_causes(run: RunState) -> list[str]:
             state = run.states[number]
             if isinstance(state, ScopeState):
                 scopes.append(state)
+                if state.failure is not None:
+                    found.append(state.node.address)
             elif state.status == FAILED:
                 found.append(state.node.address)
     return found or [run.states[number].node.address for number in run.root.bad]

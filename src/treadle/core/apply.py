@@ -12,6 +12,7 @@ from heapq import heappush
 from typing import Any
 
 from treadle.core import events as ev
+from treadle.core import opened
 from treadle.core.counts import (
     allowed_scope_status,
     allowed_status,
@@ -22,11 +23,14 @@ from treadle.core.counts import (
     task,
     untask,
 )
-from treadle.core.events import Event
+from treadle.core.events import Event, Handle
 from treadle.core.graph import Graph
+from treadle.core.opened import settled_inside
+from treadle.core.progress import GatherProgress, PhasesProgress
 from treadle.core.reshaping import steps_added, steps_reopened
+from treadle.core.resolve import phases_around, scope_value
 from treadle.core.state import RunState, ScopeState, StepState, ready_key
-from treadle.core.tables import READY, RUN, SKIPPED, STEP, WAITING
+from treadle.core.tables import READY, RUN, SKIPPED, STEP, SUCCEEDED, WAITING
 from treadle.errors import InternalError
 
 
@@ -48,9 +52,23 @@ def fold(run: RunState, events: Sequence[Event], version: int, time: float) -> N
     run.version = version
 
 
-def new_state(key: str, run_id: str, graph: Graph, constants: list[str], breakpoints: list[str]) -> RunState:
+def new_state(
+    key: str,
+    run_id: str,
+    graph: Graph,
+    constants: list[str],
+    breakpoints: list[str],
+    *,
+    data: Handle = "",
+    data_names: Sequence[str] = (),
+    dry_run: bool = False,
+) -> RunState:
     """The state of a run before its first event."""
-    return RunState(key, run_id, graph, constants, breakpoints)
+    run = RunState(key, run_id, graph, constants, breakpoints)
+    run.data = data
+    run.data_names = frozenset(data_names)
+    run.dry_run = dry_run
+    return run
 
 
 def _run_status(run: RunState, kind: str) -> str:
@@ -186,7 +204,19 @@ def _step_succeeded(run: RunState, event: ev.StepSucceeded) -> None:
     step.finished_at = run.now
     if run.labels and "a" not in step.released:
         step.holding = not run.labels.isdisjoint(step.node.step.break_after)
+    if event.patch or event.items is not None:
+        _hand_over(run, step, event)
     settle(run, step)
+
+
+def _hand_over(run: RunState, step: StepState, event: ev.StepSucceeded) -> None:
+    """Give what a step found to the block around: variables at the row's barrier, a gather's items at once."""
+    if event.patch and (found := phases_around(run, step.node)) is not None:
+        progress = found[0].block
+        if isinstance(progress, PhasesProgress) and found[1] is progress.row:
+            progress.patches[step.node.number] = event.patch
+    if event.items is not None and isinstance(step.around.block, GatherProgress):
+        step.around.block.set_items(event.items)
 
 
 def _attempt_failed(run: RunState, event: ev.AttemptFailed) -> None:
@@ -221,6 +251,12 @@ def _attempt_ended(run: RunState, event: ev.AttemptEnded) -> None:
         raise _no_attempt(step, "attempt_ended")
     step.status = status
     untask(run, step)
+    scope = step.around
+    while scope is not scope.around:
+        # A row is tried again when nothing of it lives any more.
+        if scope.watches:
+            heappush(run.frontier, scope.node.number)
+        scope = scope.around
 
 
 def _step_failed(run: RunState, event: ev.StepFailed) -> None:
@@ -326,13 +362,17 @@ def _scope_opened(run: RunState, event: ev.ScopeOpened) -> None:
 def _scope_settled(run: RunState, event: ev.ScopeSettled) -> None:
     scope = scope_at(run, event.at)
     status = allowed_scope_status(scope, f"scope_settled:{event.outcome}")
-    if scope.unsettled or scope is scope.around:
+    if scope.unsettled or scope is run.root:
         raise InternalError(f"scope {event.at!r} cannot settle: {scope.unsettled} of its blocks have not")
     scope.status = status
     scope.causes = event.causes
     scope.by_condition = event.by_condition
+    scope.failure = event.failure
     if event.outcome == SKIPPED:
         scope.removed, scope.dropped = False, scope.removed
+    elif event.outcome == SUCCEEDED:
+        scope.result = scope_value(run, scope)
+    settled_inside(run, scope)
     settle(run, scope)
 
 
@@ -359,6 +399,12 @@ _APPLY: dict[type, Callable[[RunState, Any], None]] = {
     ev.StepsReopened: steps_reopened,
     ev.ScopeOpened: _scope_opened,
     ev.ScopeSettled: _scope_settled,
+    ev.ScopeStopped: opened.scope_stopped,
+    ev.ScopeAsked: opened.scope_asked,
+    ev.RowOpened: opened.row_opened,
+    ev.DecisionMade: opened.decision_made,
+    ev.IterationsOpened: opened.iterations_opened,
+    ev.BranchChosen: opened.branch_chosen,
     ev.RunSettled: _run_settled,
     ev.InputRefused: _nothing,
     ev.InputAccepted: _nothing,

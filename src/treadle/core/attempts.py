@@ -16,7 +16,8 @@ from treadle.core.commands import Refusal
 from treadle.core.decision import Decision
 from treadle.core.events import Failure
 from treadle.core.plan import RetryPolicy
-from treadle.core.resolve import truth_of
+from treadle.core.progress import PhasesProgress
+from treadle.core.resolve import phases_around, truth_of
 from treadle.core.state import RunState, StepState
 from treadle.core.tables import CANCELLED, DISPATCHED, OUTCOMES, RUNNING, SUCCEEDED
 
@@ -66,6 +67,9 @@ def _succeeded(run: RunState, decision: Decision, step: StepState, value: inp.Ou
         decision.reopen(added.revived)
         for event in added.events:
             decision.record(run, event)
+    if value.patch and (refused := _patch_refused(run, step)) is not None:
+        _fail(run, decision, step, value, refused, cause)
+        return
     decision.settle(
         run,
         step,
@@ -77,10 +81,29 @@ def _succeeded(run: RunState, decision: Decision, step: StepState, value: inp.Ou
             token=value.lease,
             started_at=value.started_at,
             cause=cause,
+            patch=value.patch,
+            items=value.items,
         ),
     )
     if step.holding:
         reach(run, decision, step, "after", step.spec.break_after)
+
+
+def _patch_refused(run: RunState, step: StepState) -> Failure | None:
+    """Why a step may not set variables, if so."""
+    found = phases_around(run, step.node)
+    if found is None or found[1] is None:
+        return Failure(code="no_state", message="a state patch is for cells; no Phases block is around this step")
+    progress, row = found[0].block, found[1]
+    assert isinstance(progress, PhasesProgress)
+    around = step.around
+    while around is not row:
+        if around is around.around:
+            return Failure(
+                code="detached_patch", message="a detached cell cannot return state patch: nobody waits for it"
+            )
+        around = around.around
+    return None
 
 
 def _failed(run: RunState, decision: Decision, step: StepState, value: inp.Outcome, cause: str) -> None:
@@ -177,7 +200,7 @@ def revoked(run: RunState, decision: Decision, value: inp.Revoked, cause: str) -
     for number in value.numbers:
         step = run.step(number)
         # Without a cancel it is a repetition from before the run was reopened.
-        if step is None or not step.tasked or not run.cancelling:
+        if step is None or not step.tasked or not (run.cancelling or step.status in OUTCOMES):
             continue
         if step.status in OUTCOMES:
             _ended(run, decision, step, "revoked", "", cause)

@@ -83,7 +83,7 @@ def settle(run: RunState, state: StepState | ScopeState) -> None:
             around.bad[state.node.number] = None
         elif counts_as_cancelled(state):
             around.cancelled += 1
-    if around.unsettled == 0:
+    if around.unsettled == 0 or around.watches:
         heappush(run.frontier, around.node.number)
     if run.own or run.added_by:
         _settle_adder(run, state)

@@ -7,16 +7,18 @@ A stored kind never changes its meaning; an unknown kind stops the load. Times a
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
-from treadle.core.plan import Group, Step
+from treadle.core.plan import Block, Move
 
 Handle = str
 NULL: Handle = "=null"
 
 
 class Pick(msgspec.Struct, frozen=True, gc=False, tag="pick", tag_field="arg"):
-    """A part of a stored value."""
+    """A part of a stored value. The first part of the path leads into the value of the handle."""
 
     value: Handle
     path: tuple[str | int, ...]
@@ -36,6 +38,14 @@ class ArgMap(msgspec.Struct, frozen=True, gc=False, tag="map", tag_field="arg"):
 
 # A slot with its constants, Refs and signals replaced by handles.
 Arg = str | Pick | ArgList | ArgMap
+
+
+class Items(msgspec.Struct, frozen=True, gc=False):
+    """The items of a gather: stored lists of `size` items each, the last may be shorter."""
+
+    count: int
+    size: int
+    chunks: tuple[Handle, ...]
 
 
 class Failure(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
@@ -67,7 +77,7 @@ class StepsAdded(Event, frozen=True, tag="steps_added"):
 
     by: str
     into: str
-    blocks: list[Step | Group]
+    blocks: list[Block]
     constants: list[Handle] = []
     aliases: dict[str, str] = {}
 
@@ -88,7 +98,11 @@ class StepDispatched(Event, frozen=True, tag="step_dispatched"):
 
 
 class StepSucceeded(Event, frozen=True, tag="step_succeeded"):
-    """The step's last attempt succeeded with `result`."""
+    """The step's last attempt succeeded with `result`.
+
+    `patch` are variables of the Phases block around, set when its row has succeeded. `items` are what the evaluation
+    of a gather's items found.
+    """
 
     at: str
     attempt: int
@@ -96,6 +110,8 @@ class StepSucceeded(Event, frozen=True, tag="step_succeeded"):
     session: str = ""
     token: int = 0
     started_at: float = 0.0
+    patch: dict[str, Handle] = {}
+    items: Items | None = None
 
 
 class AttemptFailed(Event, frozen=True, tag="attempt_failed"):
@@ -238,6 +254,70 @@ class ScopeSettled(Event, frozen=True, tag="scope_settled"):
     causes: list[str] = []
     # As `StepSkipped.by_condition`.
     by_condition: bool = False
+    # What failed it, where that is no block in it.
+    failure: Failure | None = None
+
+
+class ScopeStopped(Event, frozen=True, tag="scope_stopped"):
+    """The scope's outcome no longer needs what lives in it: that is cancelled. `reason`: failed, met or cancelled."""
+
+    at: str
+    reason: str
+
+
+class ScopeAsked(Event, frozen=True, tag="scope_asked"):
+    """A block asked a worker for what the kernel cannot see; the evaluation is a step of the block, `~` in front.
+
+    `what` is items (of a gather), rule (of a policy), when (of a branch) or wait (before a row is tried again);
+    `index` is the number of the rule or branch, `number` counts the block's questions.
+    """
+
+    at: str
+    what: Literal["items", "rule", "when", "wait"]
+    number: int
+    index: int = 0
+    delay: float = 0.0
+
+
+class RowOpened(Event, frozen=True, tag="row_opened"):
+    """A Phases block entered a phase for the `entry`-th time; `step` counts its rows from 0."""
+
+    at: str
+    phase: str
+    step: int
+    entry: int = 1
+    # The row before failed, and its phase is tried again.
+    again: bool = False
+
+
+class DecisionMade(Event, frozen=True, tag="decision_made"):
+    """What follows a row: `move`, found by a rule of the phase's policy ("": there are no policies).
+
+    `target` is the phase that follows, "" if the block ends. `overwritten` are variables that several cells had set.
+    """
+
+    at: str
+    step: int
+    move: Move
+    policy: str = ""
+    rule: str = ""
+    target: str = ""
+    overwritten: list[str] = []
+
+
+class IterationsOpened(Event, frozen=True, tag="iterations_opened"):
+    """A gather opened the iterations of `count` items, from number `start`."""
+
+    at: str
+    start: int
+    count: int
+
+
+class BranchChosen(Event, frozen=True, tag="branch_chosen"):
+    """A choose opened a branch; "": no condition held and there is no else."""
+
+    at: str
+    branch: str = ""
 
 
 class RunSettled(Event, frozen=True, tag="run_settled"):
@@ -285,6 +365,12 @@ AnyEvent = (
     | StepsReopened
     | ScopeOpened
     | ScopeSettled
+    | ScopeStopped
+    | ScopeAsked
+    | RowOpened
+    | DecisionMade
+    | IterationsOpened
+    | BranchChosen
     | RunSettled
     | InputRefused
     | InputAccepted

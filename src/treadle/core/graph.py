@@ -9,20 +9,47 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import msgspec
 
 from treadle.core.addresses import child, encode_id
-from treadle.core.plan import Block, Const, Group, ListOf, MapOf, Plan, Predicate, Ref, SignalValue, Step
+from treadle.core.blocks import (
+    AFTER,
+    ANY,
+    DEFAULT,
+    REF,
+    Spec,
+    free_names,
+    has_value,
+    refs_of,
+    slots_of,
+)
+from treadle.core.plan import (
+    Block,
+    Body,
+    Branch,
+    Const,
+    Gather,
+    Group,
+    LaneValue,
+    ListOf,
+    MapOf,
+    Opening,
+    Phase,
+    Plan,
+    Predicate,
+    Ref,
+    SignalValue,
+    Slot,
+    StateValue,
+    Step,
+    Test,
+)
 from treadle.errors import DuplicateStepError, UnknownStepError
 
-# Why an edge exists: a required Ref, a Ref with a default, required order, settled order.
-REF = 1
-DEFAULT = 2
-AFTER = 4
-ANY = 8
-
+if TYPE_CHECKING:
+    from treadle.core.run_data import Need
 
 _NO_REFS: Mapping[str, int] = MappingProxyType({})
 _NO_STEP = Step(id="", action="")
@@ -34,8 +61,8 @@ class Node(msgspec.Struct, gc=False, eq=False):
     number: int
     address: str
     scope: Node | None
-    # The block it was made from; None for the root and for what a step adds.
-    spec: Block | None
+    # The block or body it was made from; None for the root and for what a step adds.
+    spec: Spec | None
     is_step: bool = False
     optional: bool = False
     needs: Sequence[tuple[int, int]] = ()
@@ -51,7 +78,7 @@ class Node(msgspec.Struct, gc=False, eq=False):
     # As `spec`, for steps only; read where it is known to be one.
     step: Step = _NO_STEP
 
-    def define(self, spec: Block) -> None:
+    def define(self, spec: Spec) -> None:
         """Set what the plan, or the step that adds, says of this node."""
         self.spec = spec
         self.optional = spec.optional
@@ -59,7 +86,7 @@ class Node(msgspec.Struct, gc=False, eq=False):
         self.step = spec if isinstance(spec, Step) else _NO_STEP
 
 
-def node_of(number: int, address: str, scope: Node, spec: Block | None) -> Node:
+def node_of(number: int, address: str, scope: Node, spec: Spec | None) -> Node:
     """A new node; without a block it is the scope of what a step adds."""
     node = Node(number, address, scope, spec)
     if spec is not None:
@@ -67,35 +94,26 @@ def node_of(number: int, address: str, scope: Node, spec: Block | None) -> Node:
     return node
 
 
-def refs_of(slot: object) -> Iterator[Ref]:
-    """All Refs inside a slot."""
-    if isinstance(slot, Ref):
-        yield slot
-    elif isinstance(slot, ListOf):
-        for item in slot.items:
-            yield from refs_of(item)
-    elif isinstance(slot, (MapOf, Predicate)):
-        for value in (slot.items if isinstance(slot, MapOf) else slot.slots).values():
-            yield from refs_of(value)
-
-
 def constants_of(slot: object) -> Iterator[int]:
     """The numbers of all constants that a slot uses."""
     if isinstance(slot, Const):
         yield slot.index
-    elif isinstance(slot, Ref):
+    elif isinstance(slot, (Ref, StateValue, LaneValue)):
         if slot.default >= 0:
             yield slot.default
     elif isinstance(slot, ListOf):
         for item in slot.items:
             yield from constants_of(item)
-    elif isinstance(slot, (MapOf, Predicate)):
+    elif isinstance(slot, (MapOf, Predicate, Test)):
         for value in (slot.items if isinstance(slot, MapOf) else slot.slots).values():
             yield from constants_of(value)
 
 
 class Names(Protocol):
     """Where nodes are found: a plan's graph, or one run's additions on top of it."""
+
+    # Whether it is a run: what was checked in the plan may name a row that this run has not executed.
+    is_run: ClassVar[bool]
 
     def find(self, scope: Node, segment: str) -> Node | None:
         """The child of a scope, or None."""
@@ -109,11 +127,11 @@ class Names(Protocol):
 class Space(Names, Protocol):
     """Where nodes are added while a run goes on."""
 
-    def new(self, address: str, scope: Node, spec: Block | None) -> Node:
+    def new(self, address: str, scope: Node, spec: Spec | None) -> Node:
         """Make a node with the next number."""
         ...
 
-    def again(self, node: Node, spec: Block) -> Node:
+    def again(self, node: Node, spec: Spec) -> Node:
         """Define a node anew that was taken back.
 
         Raises:
@@ -129,7 +147,8 @@ class Space(Names, Protocol):
 class Graph:
     """The nodes of a plan, by number and by address. Shared by all its runs."""
 
-    __slots__ = ("children", "dedup", "index", "nodes", "output_refs", "plan")
+    is_run: ClassVar[bool] = False
+    __slots__ = ("children", "data_needs", "dedup", "index", "nodes", "plan")
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -141,7 +160,9 @@ class Graph:
         self._place(plan.blocks, root)
         self._link()
         self._enter_dependents()
-        self.output_refs = {ref.step: _step_named(root, ref.step, self, None).number for ref in refs_of(plan.output)}
+        # Filled by `run_data.needs_of` when it is first asked for.
+        self.data_needs: tuple[Need, ...] | None = None
+        root.refs = {ref.step: _step_named(root, ref.step, self, None).number for ref in refs_of(plan.output)}
 
     def _place(self, blocks: list[Block], scope: Node) -> None:
         """Make the nodes of blocks, groups before their content."""
@@ -156,11 +177,11 @@ class Graph:
             number = index[address] = len(nodes)
             node = children[segment] = Node(number, address, scope, block, False, block.optional)
             nodes.append(node)
-            if isinstance(block, Group):
-                self._place(block.blocks, node)
-            else:
+            if isinstance(block, Step):
                 node.is_step = True
                 node.step = block
+            elif isinstance(block, Group):
+                self._place(block.blocks, node)
 
     def _link(self) -> None:
         """Set the needs of all nodes. Equal ones are one tuple: the steps of a fan have the same."""
@@ -174,7 +195,9 @@ class Graph:
             if refs is None:
                 # What a Ref names is a sibling first of all.
                 siblings = self.children[scope.number].items()
-                refs = names[scope.number] = {segment: other.number for segment, other in siblings if other.is_step}
+                refs = names[scope.number] = {
+                    segment: other.number for segment, other in siblings if other.is_step or has_value(other.spec)
+                }
             link(node, self, refs)
             node.needs = shared.setdefault(node.needs, node.needs)
             key = node.step.dedup
@@ -236,15 +259,20 @@ def place(blocks: list[Block], scope: Node, constants: list[str] | None, space: 
 
 
 def link(node: Node, names: Names, refs: dict[str, int]) -> None:
-    """Resolve the names a node uses and set its needs.
+    """Resolve the names that a node of a block uses and set its needs.
 
-    `refs` keeps the numbers of the steps that Refs name; nodes of one scope that are linked together share it.
+    `refs` keeps the numbers of what Refs name; nodes of one scope that are linked together share it.
     """
     spec = node.spec
     assert spec is not None
+    assert not isinstance(spec, (Body, Branch, Phase))
     needs: dict[int, int] = {}
     if isinstance(spec, Step):
         _link_step(node, spec, names, needs, refs)
+    elif isinstance(spec, Group):
+        link_output(node, spec.output, names)
+    else:
+        _link_opening(node, spec, names, needs, refs)
     if spec.after or spec.after_any:
         for upstreams, flag in ((spec.after, AFTER), (spec.after_any, ANY)):
             for name in upstreams:
@@ -259,7 +287,7 @@ def _link_step(node: Node, spec: Step, names: Names, needs: dict[int, int], refs
     signals: dict[str, None] = dict.fromkeys(spec.signals) if spec.signals else {}
     for slot in spec.slots.values():
         # The plain case of `_link_slot`.
-        if type(slot) is Ref and slot.default < 0 and (known := refs.get(slot.step)) is not None:
+        if type(slot) is Ref and slot.default < 0 and (known := refs.get(slot.step, -1)) >= 0:
             needs[known] = needs.get(known, 0) | REF
         elif type(slot) is not Const:
             _link_slot(node, slot, names, needs, refs, signals)
@@ -277,31 +305,62 @@ def _link_step(node: Node, spec: Step, names: Names, needs: dict[int, int], refs
 def _link_slot(
     node: Node, slot: object, names: Names, needs: dict[int, int], refs: dict[str, int], signals: dict[str, None]
 ) -> None:
-    """Enter the needs and signals of a slot, and of all inside it."""
+    """Enter the needs and signals of a slot or a condition, and of all inside it."""
     if type(slot) is Ref:
         name = slot.step
         number = refs.get(name)
         if number is None:
-            number = refs[name] = _step_named(node.scope, name, names, node).number
-        needs[number] = needs.get(number, 0) | (REF if slot.default < 0 else DEFAULT)
+            number = refs[name] = _number_named(node, name, names)
+        if number >= 0:
+            needs[number] = needs.get(number, 0) | (REF if slot.default < 0 else DEFAULT)
     elif isinstance(slot, ListOf):
         for item in slot.items:
             _link_slot(node, item, names, needs, refs, signals)
-    elif isinstance(slot, (MapOf, Predicate)):
-        # A predicate holds slots, and is walked like a map.
+    elif isinstance(slot, (MapOf, Predicate, Test)):
+        # A condition holds slots, and is walked like a map.
         for item in (slot.items if isinstance(slot, MapOf) else slot.slots).values():
             _link_slot(node, item, names, needs, refs, signals)
     elif isinstance(slot, SignalValue):
         signals[slot.name] = None
 
 
+def _link_opening(node: Node, spec: Opening, names: Names, needs: dict[int, int], refs: dict[str, int]) -> None:
+    """Resolve what a block reads before it opens anything."""
+    signals: dict[str, None] = {}
+    for slot in slots_of(spec):
+        _link_slot(node, slot, names, needs, refs, signals)
+    if isinstance(spec, Gather):
+        # Its iterations start when all is there that they take from outside, so that they need not wait each.
+        for name, flag in free_names(spec):
+            number = lookup(node.scope, name, names, node).number
+            needs[number] = needs.get(number, 0) | flag
+    node.refs = refs
+    node.signals = tuple(signals)
+
+
+def link_output(node: Node, output: Slot | None, names: Names) -> None:
+    """Resolve, from inside a scope, the names that its value is made of."""
+    if output is not None:
+        node.refs = {ref.step: _step_named(node, ref.step, names, node).number for ref in refs_of(output)}
+
+
+def _number_named(node: Node, name: str, names: Names) -> int:
+    """The number of the node that gives a value under this name; -1 for a row that was not executed."""
+    try:
+        return _step_named(node.scope, name, names, node).number
+    except UnknownStepError:
+        if not names.is_run:
+            raise
+        return -1
+
+
 def _step_named(scope: Node | None, name: str, names: Names, reader: Node | None) -> Node:
-    """The step that gives a value under this name: a scope has none."""
+    """The node that gives a value under this name: a group without an output has none."""
     # The plain case of `lookup`, a sibling.
     node = names.find(scope, name) if scope is not None and "/" not in name else None
     if node is None:
         node = lookup(scope, name, names, reader)
-    if not node.is_step:
+    if not node.is_step and not has_value(node.spec):
         who = f"step {reader.address!r}" if reader is not None else "the output"
         raise UnknownStepError(f"{who} needs one step, but {name!r} is a group")
     return node

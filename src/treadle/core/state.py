@@ -13,12 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from heapq import heappush
+from typing import ClassVar
 
 import msgspec
 
+from treadle.core.blocks import AFTER, DEFAULT, REF, Spec
 from treadle.core.events import NULL, Arg, Failure
-from treadle.core.graph import AFTER, DEFAULT, REF, Graph, Node, node_of
-from treadle.core.plan import Block, Step
+from treadle.core.graph import Graph, Node, node_of
+from treadle.core.plan import Choose, Gather, Phase, Phases, Step
+from treadle.core.progress import Progress, new_progress
 from treadle.core.tables import CANCELLED, FAILED, NOTHING, OPEN, OUTCOMES, SKIPPED, SUCCEEDED, WAITING
 
 # Why a node may not run: an upstream was skipped by its own condition, or one did not succeed.
@@ -30,25 +33,30 @@ _NO_CAUSES: Sequence[str] = ()
 
 
 class ScopeState:
-    """A group, the root, or all that one step adds."""
+    """A group, the root, all that one step adds; a block that opens its content, or one row, iteration or branch."""
 
     __slots__ = (
         "around",
         "bad",
+        "block",
         "by_condition",
         "cancelled",
         "causes",
         "doomed",
         "dropped",
+        "failure",
         "gated",
         "holding",
+        "index",
         "more",
         "node",
         "removed",
         "result",
         "status",
+        "stopping",
         "unsettled",
         "waiting",
+        "watches",
     )
 
     def __init__(self, node: Node, around: ScopeState | None) -> None:
@@ -65,8 +73,10 @@ class ScopeState:
         self.removed = False
         self.dropped = False
         self.holding = False
-        # A scope has no value of its own and gives null.
-        self.result = NULL
+        # Its value, if it succeeded; a group without an output gives null.
+        self.result: Arg = NULL
+        # What failed it, where that is no block in it.
+        self.failure: Failure | None = None
         # Children without an outcome; what a step adds counts the step too.
         self.unsettled = 0
         # Numbers of mandatory children that failed or were skipped by a failure, in that order.
@@ -75,6 +85,14 @@ class ScopeState:
         self.cancelled = 0
         # Its content waits until what the group needs has come.
         self.gated = False
+        # Why what lives in it is cancelled; "" while it is not.
+        self.stopping = ""
+        # For a block that opens its content: how far it is. For an iteration or a row: its number.
+        spec = node.spec
+        self.block: Progress | None = new_progress(spec) if isinstance(spec, (Gather, Choose, Phases)) else None
+        self.index = 0
+        # Whether the end of any child may be the time to go on.
+        self.watches = self.block is not None or isinstance(spec, Phase)
 
 
 class StepState(msgspec.Struct, gc=False, eq=False):
@@ -134,6 +152,7 @@ NodeState = StepState | ScopeState
 class RunState:
     """One run in memory. `version` is the journal's; `now` is the time of the row being applied."""
 
+    is_run: ClassVar[bool] = True
     __slots__ = (
         "added_by",
         "adder",
@@ -141,7 +160,10 @@ class RunState:
         "cancelling",
         "children",
         "constants",
+        "data",
+        "data_names",
         "dedup",
+        "dry_run",
         "frontier",
         "graph",
         "hold",
@@ -170,6 +192,10 @@ class RunState:
         self.graph = graph
         self.constants = constants
         self.labels = frozenset(breakpoints)
+        # The run's data, as one object, and the names in it; whether actions are asked to change nothing.
+        self.data = ""
+        self.data_names: frozenset[str] = frozenset()
+        self.dry_run = False
         self.version = 0
         self.now = 0.0
         self.started_at = 0.0
@@ -237,12 +263,17 @@ class RunState:
         """The steps and groups directly in a scope."""
         number = scope.node.number
         nodes = [*self.graph.children.get(number, {}).values(), *self.children.get(number, {}).values()]
-        # Not the steps that a dedup key put under a second name, perhaps from another scope.
-        return [state for node in nodes if (state := self.states[node.number]).around is scope]
+        # Each once, and not the steps that a dedup key put under a second name, perhaps from another scope.
+        numbers = dict.fromkeys(node.number for node in nodes)
+        return [state for known in numbers if (state := self.states[known]).around is scope]
+
+    def look(self, state: NodeState) -> None:
+        """Let `decide` look at a node."""
+        heappush(self.frontier, state.node.number)
 
     # -- graph.Space: nodes that are added while the run goes on ---------------------------------------------
 
-    def new(self, address: str, scope: Node, spec: Block | None) -> Node:
+    def new(self, address: str, scope: Node, spec: Spec | None) -> Node:
         """Make a node, with its state, as the next number."""
         node = node_of(len(self.states), address, scope, spec)
         around = self.states[scope.number]
@@ -253,7 +284,7 @@ class RunState:
         self.index[address] = node.number
         return node
 
-    def again(self, node: Node, spec: Block) -> Node:
+    def again(self, node: Node, spec: Spec) -> Node:
         """Give a node that a rewind took back, and that is wanted again, its new definition."""
         node.define(spec)
         return node

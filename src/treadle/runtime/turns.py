@@ -15,10 +15,21 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context
 from typing import Any, Generic, Protocol, TypeVar
 
+from treadle.authoring.context import StepContext, step_context
+
 T = TypeVar("T")
 # Attempts that come while a task works, as those of a chain do, and are still taken before the loop gets its turn:
 # enough to make the loop's own cost small, few enough to hold up nobody.
 FEW = 16
+# What an `async def` gives when it is called.
+_COROUTINE: type[Any] = types.CoroutineType
+
+
+class Callee(Protocol):
+    """What is called, as far as turns go."""
+
+    action: str
+    invoke: Callable[[dict[str, Any]], Any]
 
 
 class Turn(Protocol):
@@ -94,6 +105,26 @@ class Turns(Generic[A]):
                 self._taker = None
                 if waiting:
                     self._begin()
+
+
+def begin(callee: Callee, values: dict[str, Any], context: StepContext) -> tuple[Coroutine[Any, Any, Any], object]:
+    """Let an async step run until it waits; gives its coroutine, and what that waits for.
+
+    Raises:
+        StopIteration: it has returned, without ever waiting.
+    """
+    step_context.set(context)
+    try:
+        made = callee.invoke(values)
+    except StopIteration as error:
+        raise RuntimeError(f"step {callee.action!r} raised StopIteration") from error
+    # A function may be made async by hand, and give another awaitable.
+    coroutine: Coroutine[Any, Any, Any] = made if type(made) is _COROUTINE else _await(made)
+    return coroutine, coroutine.send(None)
+
+
+async def _await(made: Awaitable[T]) -> T:
+    return await made
 
 
 @types.coroutine

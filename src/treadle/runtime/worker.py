@@ -11,20 +11,21 @@ import asyncio
 import contextlib
 import contextvars
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from types import CoroutineType
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import msgspec
 
 from treadle.authoring import codec
+from treadle.authoring.bound import kind_of
+from treadle.authoring.cells import Patch
 from treadle.authoring.context import step_context
 from treadle.authoring.registry import Registry, StepDefinition
 from treadle.core.commands import Task
-from treadle.core.events import Handle
+from treadle.core.events import Handle, Items, Pick
 from treadle.core.inputs import Outcome
-from treadle.core.plan import Fragment
+from treadle.core.plan import Fragment, Plan
 from treadle.errors import (
     DecodeError,
     EncodeError,
@@ -37,18 +38,23 @@ from treadle.errors import (
     TreadleError,
 )
 from treadle.ports import Clock, Threads
+from treadle.runtime.builtins import Listed
 from treadle.runtime.failures import ErrorText, describe
+from treadle.runtime.middleware import Middleware, around
 from treadle.runtime.payloads import Payloads, Row, assemble, handles_of
 from treadle.runtime.slots import ASYNC, THREAD, Slots
 from treadle.runtime.step_context import RunningStep
-from treadle.runtime.turns import Turns, rest
+from treadle.runtime.turns import Turns, begin, rest
 
 T = TypeVar("T")
 # Seconds between tries while the store does not answer.
 RETRY_SECONDS = 0.2
 Finish = Callable[[Task, Outcome, list[Row]], None]
-# What an `async def` gives when it is called.
-_COROUTINE: type[Any] = CoroutineType
+# Results that bring more than their value.
+UNUSUAL = frozenset({Patch, Listed})
+# A stored list of a gather's items has at most so many, and about so many bytes.
+CHUNK_ITEMS = 500
+CHUNK_BYTES = 64 * 1024
 # Shared by the outcomes without payload rows; never changed.
 _NO_ROWS: list[Row] = []
 
@@ -64,17 +70,25 @@ class Steps(Protocol):
         """Store a progress text."""
         ...
 
+    async def plan(self, task: Task) -> Plan:
+        """The plan of the task's run."""
+        ...
+
 
 class Callee:
     """What an action's name stands for here, looked up once."""
 
-    __slots__ = ("action", "adapters", "decoders", "encode", "invoke")
+    __slots__ = ("action", "adapters", "decoders", "encode", "invoke", "middleware")
 
-    def __init__(self, action: str, definition: StepDefinition) -> None:
+    def __init__(self, action: str, definition: StepDefinition, middleware: Sequence[Middleware]) -> None:
         self.action = action
         self.adapters = {name: parameter.adapter for name, parameter in definition.parameters.items()}
         self.decoders = {name: adapter.decode for name, adapter in self.adapters.items()}
         self.invoke = definition.invoke
+        # The question of a condition is no attempt of a step.
+        self.middleware = middleware if definition.kind == "step" else ()
+        if self.middleware and definition.is_async:
+            self.invoke = around(definition.invoke, self.middleware)
         self.encode = definition.result.encode
 
     def unknown(self, name: str) -> DecodeError:
@@ -94,6 +108,13 @@ class Attempt(msgspec.Struct, eq=False):
     handle: asyncio.Task[None] | None = None
     timer: asyncio.TimerHandle | None = None
     context: RunningStep | None = None
+    # Its coroutine is in a middleware around a thread.
+    around_thread: bool = False
+
+    @property
+    def cancellable(self) -> bool:
+        """Whether its coroutine runs code that has to be told when the attempt is over."""
+        return self.kind == ASYNC or self.around_thread
 
 
 class Worker:
@@ -113,6 +134,7 @@ class Worker:
         finish: Finish,
         on_free: Callable[[], None],
         steps: Steps,
+        middleware: Sequence[Middleware] = (),
     ) -> None:
         self.session = session
         self.name = name
@@ -123,6 +145,7 @@ class Worker:
         self.payloads = payloads
         self.errors = errors
         self.steps = steps
+        self.middleware = middleware
         self._finish = finish
         self._on_free = on_free
         self._loop = asyncio.get_running_loop()
@@ -139,6 +162,11 @@ class Worker:
         self._ringing = False
         self._idle: asyncio.Event = asyncio.Event()
         self._idle.set()
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop that all of this runs on."""
+        return self._loop
 
     # -- life ------------------------------------------------------------------------------------------------
 
@@ -174,7 +202,7 @@ class Worker:
             attempt.settled = True
             if attempt.context is not None:
                 attempt.context.cancel()
-            if attempt.handle is not None and attempt.kind == ASYNC:
+            if attempt.handle is not None and attempt.cancellable:
                 attempt.handle.cancel()
         self.active.clear()
         self._turns.clear()
@@ -195,19 +223,19 @@ class Worker:
             if callee is None or self._changes != self.registry.changes:
                 callee = self._callee(task.action)
             values = self._inline(callee, task)
-            if values is None:
-                self._turns.keep(attempt)
-                values = await self._fetch(callee, task)
             context = attempt.context = RunningStep(self, task)
+            if values is None or task.call.data:
+                self._turns.keep(attempt)
+                values = await self._read(callee, task, values, context)
             scope = contextvars.copy_context()
             try:
-                coroutine, awaited = scope.run(_begin, callee, values, context)
+                coroutine, awaited = scope.run(begin, callee, values, context)
             except StopIteration as end:
                 value = end.value
             else:
                 self._turns.keep(attempt)
                 value = await rest(scope, coroutine, awaited)
-            text = callee.encode(value)
+            text = callee.encode(context.take(value) if kind_of(value) in UNUSUAL else value)
         except BaseException as error:  # noqa: BLE001 - whatever user code raises becomes the attempt's outcome
             self._slot_free(attempt)
             self._turns.keep(attempt)
@@ -220,7 +248,7 @@ class Worker:
         self.slots.put_back(ASYNC)
         if attempt.settled:
             self._on_free()
-        elif len(text) <= 1024 and not context.fragments:
+        elif len(text) <= 1024 and not context.brings_more:
             outcome = Outcome(
                 number=task.number,
                 generation=task.generation,
@@ -241,14 +269,16 @@ class Worker:
         try:
             callee = self._callee(task.action)
             values = self._inline(callee, task)
-            if values is None:
-                values = await self._fetch(callee, task)
+            context = attempt.context = RunningStep(self, task)
+            values = await self._read(callee, task, values, context)
         except BaseException as error:  # noqa: BLE001 - as in _run_async
             self._slot_free(attempt)
             if not attempt.settled:
                 await self._raised(attempt, error)
             return
-        context = attempt.context = RunningStep(self, attempt.task)
+        if callee.middleware:
+            await self._run_around_thread(attempt, callee, values)
+            return
         scope = contextvars.copy_context()
         scope.run(step_context.set, context)
         self.threads.submit(partial(self._in_thread, attempt, callee, values, scope))
@@ -258,7 +288,10 @@ class Worker:
         raised: BaseException | None = None
         if not attempt.settled:
             try:
-                text = callee.encode(scope.run(callee.invoke, values))
+                value = scope.run(callee.invoke, values)
+                if kind_of(value) in UNUSUAL and attempt.context is not None:
+                    value = attempt.context.take(value)
+                text = callee.encode(value)
             except BaseException as error:  # noqa: BLE001 - SystemExit and the like included: it ends the attempt only
                 raised = error
         self.to_loop(partial(self._thread_ended, attempt, text, raised))
@@ -271,6 +304,53 @@ class Worker:
             return
         ending = self._raised(attempt, raised) if raised is not None else self._returned(attempt, text)
         attempt.handle = self._loop.create_task(ending)
+
+    async def _run_around_thread(self, attempt: Attempt, callee: Callee, values: dict[str, Any]) -> None:
+        """Run the middleware here, and the function in a thread whenever it calls for it."""
+        hops: list[asyncio.Future[Any]] = []
+
+        def hop(values: dict[str, Any]) -> asyncio.Future[Any]:
+            # With the context as the middleware has left it, as `asyncio.to_thread` does.
+            scope = contextvars.copy_context()
+            done: asyncio.Future[Any] = self._loop.create_future()
+            hops.append(done)
+            self.threads.submit(partial(self._hop, lambda: scope.run(callee.invoke, values), done))
+            # A thread cannot be cancelled: who waits for it can.
+            return asyncio.shield(done)
+
+        text = ""
+        raised: BaseException | None = None
+        if not attempt.settled:
+            attempt.around_thread = True
+            step_context.set(cast("RunningStep", attempt.context))
+            try:
+                value = await around(hop, callee.middleware)(values)
+                if kind_of(value) in UNUSUAL and attempt.context is not None:
+                    value = attempt.context.take(value)
+                text = callee.encode(value)
+            except BaseException as error:  # noqa: BLE001 - as in _run_async
+                raised = error
+                if isinstance(error, asyncio.CancelledError) and not attempt.settled:
+                    raised = RuntimeError("the step was cancelled from inside the program")
+            attempt.around_thread = False
+        if hops:
+            # The slot is the thread's as long as it runs.
+            await asyncio.wait(hops)
+        self._thread_ended(attempt, text, raised)
+
+    def _hop(self, work: Callable[[], Any], done: asyncio.Future[Any]) -> None:
+        """In a thread: call the function, and hand its end to the loop."""
+        try:
+            value = work()
+        except StopIteration as error:
+            # A future cannot hold one.
+            fault = RuntimeError(f"the step raised {error!r}")
+            fault.__cause__ = error
+            self.to_loop(partial(done.set_exception, fault))
+        except BaseException as error:  # noqa: BLE001 - as in _in_thread
+            self.to_loop(partial(done.set_exception, error))
+        else:
+            self.to_loop(partial(done.set_result, value))
 
     def add_now(self, task: Task, fragments: list[Fragment]) -> Awaitable[None]:
         """Add steps for a live attempt: a task on the event loop; in a thread, done when this returns."""
@@ -308,7 +388,7 @@ class Worker:
             self._changes = self.registry.changes
         found = self._callees.get(action)
         if found is None:
-            found = self._callees[action] = Callee(action, self.registry.get(action))
+            found = self._callees[action] = Callee(action, self.registry.get(action), self.middleware)
         return found
 
     def _inline(self, callee: Callee, task: Task) -> dict[str, Any] | None:
@@ -317,7 +397,9 @@ class Worker:
         decoders = callee.decoders
         for name, arg in task.call.args.items():
             if type(arg) is not str or arg[0] != "=":
-                return None
+                if not isinstance(arg, Pick) or not self._from_cache(callee, task, name, arg, values):
+                    return None
+                continue
             decode = decoders.get(name)
             if decode is None:
                 raise callee.unknown(name)
@@ -327,12 +409,36 @@ class Worker:
                 raise DecodeError(f"argument {name!r}: {error}") from None
         return values
 
+    def _from_cache(self, callee: Callee, task: Task, name: str, arg: Pick, values: dict[str, Any]) -> bool:
+        """Decode a part of a value that was read a moment ago; False if it was not, or something is wrong with it."""
+        adapter = callee.adapters.get(name)
+        tree = self.payloads.cached(task.run, arg.value)
+        if tree is None or adapter is None:
+            return False
+        try:
+            values[name] = adapter.convert(assemble(arg, {arg.value: tree}))
+        except (DecodeError, LookupError):
+            return False
+        return True
+
+    async def _read(
+        self, callee: Callee, task: Task, values: dict[str, Any] | None, context: RunningStep
+    ) -> dict[str, Any]:
+        """The arguments, and the run's data for the context: what of both is not there yet is read."""
+        if values is None:
+            values = await self._fetch(callee, task)
+        handle = task.call.data
+        if handle:
+            context.data_text = (await self._patiently(lambda: self.payloads.load(task.run, [handle])))[handle]
+        return values
+
     async def _fetch(self, callee: Callee, task: Task) -> dict[str, Any]:
-        handles: list[Handle] = []
+        whole: list[Handle] = []
+        parts: list[Handle] = []
         for arg in task.call.args.values():
-            handles_of(arg, handles)
-        texts = await self._patiently(lambda: self.payloads.load(task.run, handles))
-        trees: dict[str, object] = {handle: codec.plain(text) for handle, text in texts.items()}
+            handles_of(arg, whole if isinstance(arg, str) else parts)
+        texts = await self._patiently(lambda: self.payloads.load(task.run, whole))
+        trees = await self._patiently(lambda: self.payloads.trees(task.run, parts))
         values: dict[str, Any] = {}
         for name, arg in task.call.args.items():
             adapter = callee.adapters.get(name)
@@ -354,11 +460,35 @@ class Worker:
         try:
             result = await self._patiently(lambda: self.payloads.place(text, rows))
             added = await self.place_fragments(context.fragments, rows)
+            patch = await self._place_patch(context.patch, rows)
+            items = await self._place_items(context.items, rows)
         except (StoreError, EncodeError, OSError) as error:
             await self._raised(attempt, error, verdict="retry" if isinstance(error, (StoreError, OSError)) else "")
             return
         if not attempt.settled:
-            self._settle(attempt, Outcome(**self._base(attempt), result=result, added=tuple(added)), rows)
+            outcome = Outcome(**self._base(attempt), result=result, added=tuple(added), patch=patch, items=items)
+            self._settle(attempt, outcome, rows)
+
+    async def _place_patch(self, patch: dict[str, Any] | None, rows: list[Row]) -> dict[str, Handle]:
+        """The variables that a step sets, each with the handle of its value."""
+        placed: dict[str, Handle] = {}
+        for name, value in (patch or {}).items():
+            text = codec.encode(value)
+            placed[name] = await self._patiently(partial(self.payloads.place, text, rows))
+        return placed
+
+    async def _place_items(self, items: list[Any] | None, rows: list[Row]) -> Items | None:
+        """The items of a gather, stored as lists of equal length that a worker reads in one piece."""
+        if items is None:
+            return None
+        texts = [codec.encode(item) for item in items]
+        average = sum(map(len, texts)) // len(texts) + 1 if texts else 1
+        size = max(1, min(CHUNK_ITEMS, CHUNK_BYTES // average))
+        chunks: list[Handle] = []
+        for start in range(0, len(texts), size):
+            text = f"[{','.join(texts[start : start + size])}]"
+            chunks.append(await self._patiently(partial(self.payloads.place, text, rows)))
+        return Items(len(texts), size, tuple(chunks))
 
     async def place_fragments(self, fragments: list[Fragment], rows: list[Row] | None) -> list[Fragment]:
         """Fragments with their constants' JSON texts replaced by handles."""
@@ -426,6 +556,8 @@ class Worker:
         attempt.settled = True
         if attempt.timer is not None:
             attempt.timer.cancel()
+        if attempt.context is not None:
+            attempt.context.close()
         task = attempt.task
         self.active.pop(task.lease, None)
         self._finish(task, outcome, rows)
@@ -445,35 +577,14 @@ class Worker:
         if attempt.kind == THREAD:
             self.stuck += 1
         self._settle(attempt, outcome, [])
-        if attempt.kind == ASYNC:
-            if attempt.handle is None:
-                # It never begins, so nothing in it frees the slot.
-                self._slot_free(attempt)
-            else:
-                attempt.handle.cancel()
+        if attempt.kind == ASYNC and attempt.handle is None:
+            # It never begins, so nothing in it frees the slot.
+            self._slot_free(attempt)
+        elif attempt.handle is not None and attempt.cancellable:
+            attempt.handle.cancel()
 
     def _slot_free(self, attempt: Attempt) -> None:
         self.slots.put_back(attempt.kind)
         if attempt.settled:
             # Its outcome has long gone its way, so nothing else tells that there is room again.
             self._on_free()
-
-
-def _begin(callee: Callee, values: dict[str, Any], context: RunningStep) -> tuple[Coroutine[Any, Any, Any], object]:
-    """Let an async step run until it waits; gives its coroutine, and what that waits for.
-
-    Raises:
-        StopIteration: it has returned, without ever waiting.
-    """
-    step_context.set(context)
-    try:
-        made = callee.invoke(values)
-    except StopIteration as error:
-        raise RuntimeError(f"step {callee.action!r} raised StopIteration") from error
-    # A function may be made async by hand, and give another awaitable.
-    coroutine: Coroutine[Any, Any, Any] = made if type(made) is _COROUTINE else _await(made)
-    return coroutine, coroutine.send(None)
-
-
-async def _await(made: Awaitable[T]) -> T:
-    return await made

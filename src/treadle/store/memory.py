@@ -32,6 +32,7 @@ from treadle.store.base import (
     Reader,
     Renewal,
     Report,
+    RunHead,
     RunQuery,
     RunRow,
     SessionRow,
@@ -207,8 +208,8 @@ class MemoryStore:
             run.hold = append.hold
             if not run.hold:
                 data.unpark(run, append.time)
-        if append.revoke:
-            data.revoke(run)
+        if append.revoke or append.interrupts:
+            data.revoke(run, None if append.revoke else append.interrupts)
         for number in append.interrupts:
             entry = run.tasks.get(number)
             if entry is not None and entry.session:
@@ -400,6 +401,12 @@ class MemoryStore:
         with self.data.lock:
             run = self.data.runs.get(key)
             return None if run is None else self._load(run)
+
+    def head(self, key: str) -> tuple[RunHead, bytes] | None:
+        """The head and the encoded plan of a run, or None."""
+        with self.data.lock:
+            run = self.data.runs.get(key)
+            return None if run is None else (run.head, run.plan)
 
     def _load(self, run: StoredRun) -> Loaded:
         return Loaded(

@@ -276,14 +276,16 @@ class MemoryData:
         if not inbox:
             self.inboxes.pop(run.key, None)
 
-    def revoke(self, run: StoredRun) -> None:
-        """End all waiting tasks and tell the run which."""
-        numbers = [number for number, entry in run.tasks.items() if not entry.session]
+    def revoke(self, run: StoredRun, only: Sequence[int] | None) -> None:
+        """End waiting tasks, all or those of some numbers, and tell the run which."""
+        numbers = [
+            number for number, entry in run.tasks.items() if not entry.session and (only is None or number in only)
+        ]
         if not numbers:
             return
         for number in numbers:
             self.end(run.tasks.pop(number))
-        run.parked = []
+        run.parked = [entry for entry in run.parked if run.tasks.get(entry.task.number) is entry]
         body = encode_input(Revoked(numbers=sorted(numbers)))
         self.put_input(run, InboxInput(f"revoked:{run.version}", run.key, body))
 

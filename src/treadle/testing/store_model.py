@@ -503,8 +503,12 @@ class StoreModel(RuleBasedStateMachine):
         for number in append.interrupts:
             if number in run.tasks and run.tasks[number].session:
                 run.tasks[number].interrupt = True
-        if append.revoke:
-            numbers = sorted(number for number, task in run.tasks.items() if not task.session)
+        if append.revoke or append.interrupts:
+            numbers = sorted(
+                number
+                for number, task in run.tasks.items()
+                if not task.session and (append.revoke or number in append.interrupts)
+            )
             for number in numbers:
                 del run.tasks[number]
             if numbers:

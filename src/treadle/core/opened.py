@@ -1,0 +1,358 @@
+"""Part of `apply`: the events by which a block opens its content, asks, decides, or stops what it does not need."""
+
+from __future__ import annotations
+
+from heapq import heappush
+
+from treadle.core import events as ev
+from treadle.core.addresses import child, encode_id
+from treadle.core.blocks import AnyBody, bodies_of
+from treadle.core.counts import scope_at
+from treadle.core.graph import Node, link, link_output, place
+from treadle.core.plan import (
+    Block,
+    Body,
+    Choose,
+    Condition,
+    Gather,
+    Given,
+    MapOf,
+    Phase,
+    Phases,
+    Predicate,
+    Slot,
+    Step,
+    Test,
+)
+from treadle.core.progress import ChooseProgress, GatherProgress, PhasesProgress, Progress
+from treadle.core.resolve import handle_of, known_items, pending_of, resolve
+from treadle.core.state import RunState, ScopeState, StepState, settled
+from treadle.core.tables import OPEN, SUCCEEDED
+from treadle.errors import InternalError
+
+# Built-in actions that evaluate what the kernel cannot see.
+ITEMS = "treadle:items"
+TEST = "treadle:test"
+# Tells whether a value that is not at hand is true.
+TRUTH = "treadle:truth"
+PAUSE = "treadle:pass"
+
+
+def _block(run: RunState, at: str, kind: type[Progress], event: str) -> tuple[ScopeState, Progress]:
+    """The open block of an event, with its progress."""
+    scope = scope_at(run, at)
+    if not isinstance(scope.block, kind) or scope.status != OPEN or scope.gated:
+        raise InternalError(f"scope {at!r} is {scope.status}: {event} is not allowed")
+    return scope, scope.block
+
+
+def base_of(scope: ScopeState) -> str:
+    """The address that the content of a block lies under: its own, with the entry from the second on."""
+    assert scope.block is not None
+    entry = scope.block.entry
+    return scope.node.address if entry == 1 else f"{scope.node.address}#{entry}"
+
+
+def row_address(block: ScopeState, phase: str, entry: int) -> str:
+    """The address of a phase's n-th entry."""
+    segment = encode_id(phase)
+    return child(base_of(block), segment if entry == 1 else f"{segment}#{entry}")
+
+
+def iteration_address(block: ScopeState, index: int) -> str:
+    """The address of an item's body."""
+    return f"{base_of(block)}[{index}]"
+
+
+def branch_address(block: ScopeState, branch: str) -> str:
+    """The address of a branch."""
+    return child(base_of(block), encode_id(branch))
+
+
+def _open(run: RunState, block: ScopeState, address: str, segment: str, body: AnyBody) -> ScopeState:
+    """Make a body's scope and all that lies in it."""
+    node = run.new(address, block.node, body)
+    node.constants = block.node.constants
+    run.enter(block.node, segment, node)
+    scope = run.states[node.number]
+    assert isinstance(scope, ScopeState)
+    block.unsettled += 1
+    return scope
+
+
+def _fill(run: RunState, scope: ScopeState, blocks: list[Block]) -> None:
+    """Place and link a body's blocks; what waits for nothing goes to the frontier."""
+    states = run.states
+    nodes = place(blocks, scope.node, scope.node.constants, run)
+    is_iteration = isinstance(scope.node.spec, Body)
+    first = scope.node.number
+    refs: dict[Node, dict[str, int]] = {}
+    for node in nodes:
+        state = states[node.number]
+        state.around.unsettled += 1
+        assert node.scope is not None
+        link(node, run, refs.setdefault(node.scope, {}))
+        if is_iteration:
+            # What it takes from outside was there before the gather began.
+            node.needs = tuple(edge for edge in node.needs if edge[0] > first)
+        for upstream, flags in node.needs:
+            above = states[upstream]
+            if above.more is None:
+                above.more = []
+            above.more.append((node.number, flags))
+        if isinstance(state, ScopeState):
+            state.gated = bool(node.needs) or state.around.gated
+    for node in nodes:
+        run.recount(states[node.number])
+    if scope.unsettled == 0:
+        heappush(run.frontier, first)
+
+
+# -- phases ----------------------------------------------------------------------------------------------------------
+
+
+def row_opened(run: RunState, event: ev.RowOpened) -> None:
+    """Enter a phase: a new row with its cells."""
+    block, progress = _block(run, event.at, PhasesProgress, "row_opened")
+    assert isinstance(progress, PhasesProgress)
+    spec = block.node.spec
+    assert isinstance(spec, Phases)
+    phase = next(body for segment, body in bodies_of(spec) if segment == encode_id(event.phase))
+    assert isinstance(phase, Phase)
+    if progress.step < 0:
+        progress.state = {name: resolve(run, block.node, slot) for name, slot in spec.state.items()}
+    if event.again and progress.row is not None:
+        block.bad.pop(progress.row.node.number, None)
+        progress.attempts += 1
+    else:
+        progress.attempts = 0
+    progress.background = [cell for cell in progress.background if not settled(cell)]
+    progress.pending = pending_of(run, progress)
+    progress.step = event.step
+    progress.entries[event.phase] = event.entry
+    progress.decision, progress.rule, progress.asking = None, -1, None
+    progress.patches = {}
+    named = f"{encode_id(event.phase)}#{event.entry}"
+    row = _open(run, block, row_address(block, event.phase, event.entry), named, phase)
+    row.index = event.step
+    progress.row = row
+    attached = [cell for cell in phase.blocks if cell.id not in phase.detached]
+    if len(attached) < len(phase.blocks):
+        _start_detached(run, block, progress, row, phase)
+    _fill(run, row, attached)
+
+
+def _start_detached(run: RunState, block: ScopeState, progress: PhasesProgress, row: ScopeState, phase: Phase) -> None:
+    """Make the cells that nobody waits for; they lie in a scope that settles by itself, if ever."""
+    outside = progress.detached
+    if outside is None:
+        node = run.new(child(base_of(block), "~detached"), block.node, None)
+        outside = run.states[node.number] = ScopeState(node, None)
+        progress.detached = outside
+    cells = [cell for cell in phase.blocks if cell.id in phase.detached]
+    # Placed as cells of the row, and counted outside of it.
+    before = len(run.states)
+    _fill(run, row, cells)
+    for state in run.states[before:]:
+        if state.around is row:
+            row.unsettled -= 1
+            outside.unsettled += 1
+            state.around = outside
+            progress.background.append(state)
+
+
+def row_settled(run: RunState, row: ScopeState) -> None:
+    """The barrier: patches of a row that succeeded become state, the values of its cells are handed on."""
+    block = row.around
+    progress = block.block
+    if row.status != SUCCEEDED or not isinstance(progress, PhasesProgress) or progress.row is not row:
+        return
+    phase = row.node.spec
+    assert isinstance(phase, Phase)
+    state = dict(progress.state)
+    writers: dict[str, int] = {}
+    for number in sorted(progress.patches):
+        for name, value in progress.patches[number].items():
+            writers[name] = writers.get(name, 0) + 1
+            state[name] = value
+    progress.state = state
+    progress.overwritten = [name for name, count in writers.items() if count > 1]
+    progress.patches = {}
+    progress.previous = {}
+    for cell in phase.blocks:
+        node = run.find(row.node, encode_id(cell.id))
+        if node is not None and cell.id not in phase.detached:
+            found = run.states[node.number]
+            if found.status == SUCCEEDED:
+                progress.previous[cell.id] = found.result
+    # From now on the phase's name means this entry to the rows that follow.
+    run.enter(block.node, encode_id(phase.id), row.node)
+
+
+def conflicts(progress: PhasesProgress) -> list[str]:
+    """Variables that several cells of the present row set."""
+    writers: dict[str, int] = {}
+    for patch in progress.patches.values():
+        for name in patch:
+            writers[name] = writers.get(name, 0) + 1
+    return [name for name, count in writers.items() if count > 1]
+
+
+def decision_made(run: RunState, event: ev.DecisionMade) -> None:
+    """Enter what follows the present row."""
+    block, progress = _block(run, event.at, PhasesProgress, "decision_made")
+    assert isinstance(progress, PhasesProgress)
+    progress.decision = event
+    heappush(run.frontier, block.node.number)
+
+
+# -- gather and choose -----------------------------------------------------------------------------------------------
+
+
+def iterations_opened(run: RunState, event: ev.IterationsOpened) -> None:
+    """Open the bodies of some more items."""
+    block, progress = _block(run, event.at, GatherProgress, "iterations_opened")
+    assert isinstance(progress, GatherProgress)
+    spec = block.node.spec
+    assert isinstance(spec, Gather)
+    if event.start != progress.opened:
+        raise InternalError(f"gather {event.at!r} has {progress.opened} items open, not {event.start}")
+    if progress.items is None:
+        progress.set_items(known_items(resolve(run, block.node, spec.items)) or [])
+    base = base_of(block)
+    body = spec.body
+    for index in range(event.start, event.start + event.count):
+        scope = _open(run, block, f"{base}[{index}]", f"[{index}]", body)
+        scope.index = index
+        progress.results.append(ev.NULL)
+        _fill(run, scope, body.blocks)
+        link_output(scope.node, body.output, run)
+    progress.opened += event.count
+    progress.live += event.count
+    if progress.count == 0:
+        heappush(run.frontier, block.node.number)
+
+
+def iteration_settled(scope: ScopeState, progress: GatherProgress) -> None:
+    """Keep an iteration's value."""
+    progress.live -= 1
+    if scope.status == SUCCEEDED:
+        progress.results[scope.index] = scope.result
+        if progress.first and progress.winner < 0:
+            progress.winner = scope.index
+
+
+def branch_chosen(run: RunState, event: ev.BranchChosen) -> None:
+    """Open the branch of a choose."""
+    block, progress = _block(run, event.at, ChooseProgress, "branch_chosen")
+    assert isinstance(progress, ChooseProgress)
+    spec = block.node.spec
+    assert isinstance(spec, Choose)
+    progress.branch = event.branch
+    if not event.branch:
+        heappush(run.frontier, block.node.number)
+        return
+    body = next(branch for branch in spec.branches if branch.id == event.branch)
+    scope = progress.scope = _open(run, block, branch_address(block, body.id), encode_id(body.id), body)
+    _fill(run, scope, body.blocks)
+    link_output(scope.node, body.output, run)
+
+
+def settled_inside(run: RunState, scope: ScopeState) -> None:
+    """A row, iteration or branch has its outcome: the block around takes note."""
+    spec = scope.node.spec
+    if isinstance(spec, Phase):
+        row_settled(run, scope)
+    elif isinstance(spec, Body):
+        progress = scope.around.block
+        assert isinstance(progress, GatherProgress)
+        iteration_settled(scope, progress)
+
+
+# -- questions -------------------------------------------------------------------------------------------------------
+
+
+def scope_asked(run: RunState, event: ev.ScopeAsked) -> None:
+    """Make the step that finds out for a block what the kernel cannot see."""
+    scope = scope_at(run, event.at)
+    progress = scope.block
+    if progress is None or scope.status != OPEN or scope.gated:
+        raise InternalError(f"scope {event.at!r} is {scope.status}: scope_asked is not allowed")
+    segment = f"~{event.what}" if event.number == 1 else f"~{event.what}#{event.number}"
+    node = run.new(child(base_of(scope), segment), scope.node, question(scope, event))
+    node.constants, node.refs = scope.node.constants, scope.node.refs
+    run.enter(scope.node, segment, node)
+    step = run.states[node.number]
+    assert isinstance(step, StepState)
+    scope.unsettled += 1
+    progress.asking = step
+    progress.asked = event.number
+    if isinstance(progress, PhasesProgress):
+        progress.rule = event.index
+    elif isinstance(progress, ChooseProgress):
+        progress.tried = event.index
+    heappush(run.frontier, node.number)
+
+
+def question(scope: ScopeState, event: ev.ScopeAsked) -> Step:
+    """The step that answers a block's question."""
+    spec = scope.node.spec
+    name = f"~{event.what}"
+    if event.what == "wait":
+        return Step(id=name, action=PAUSE, delay=event.delay)
+    if event.what == "items":
+        assert isinstance(spec, Gather)
+        return Step(id=name, action=ITEMS, slots={"items": spec.items})
+    condition = condition_at(scope, event.index)
+    assert condition is not None
+    action, slots = asking(condition)
+    return Step(id=name, action=action, slots=slots)
+
+
+def condition_at(scope: ScopeState, index: int) -> Condition | None:
+    """The condition of a block's n-th branch, or of the n-th rule that may follow its present row."""
+    spec = scope.node.spec
+    if isinstance(spec, Choose):
+        return spec.branches[index].when
+    progress = scope.block
+    assert isinstance(spec, Phases)
+    assert isinstance(progress, PhasesProgress)
+    assert progress.row is not None
+    phase = progress.row.node.spec
+    assert isinstance(phase, Phase)
+    return spec.policies[phase.policy][index].when
+
+
+def asking(condition: Condition) -> tuple[str, dict[str, Slot]]:
+    """The action that evaluates a condition, and its slots."""
+    if isinstance(condition, Predicate):
+        return condition.name, condition.slots
+    if isinstance(condition, Test):
+        return TEST, {"text": Given(handle_of(condition.text)), "values": MapOf(condition.slots, partial=True)}
+    return TRUTH, {"value": condition}
+
+
+# -- stopping --------------------------------------------------------------------------------------------------------
+
+
+def scope_stopped(run: RunState, event: ev.ScopeStopped) -> None:
+    """Let all that lives in a scope be cancelled."""
+    scope = scope_at(run, event.at)
+    _stop(run, scope, event.reason)
+    heappush(run.frontier, scope.node.number)
+
+
+def _stop(run: RunState, scope: ScopeState, reason: str) -> None:
+    scope.stopping = reason
+    for state in run.content(scope):
+        if isinstance(state, StepState) and (own := run.own.get(state.node.number)) is not None:
+            _stop(run, own, "cancelled")
+        if not settled(state):
+            heappush(run.frontier, state.node.number)
+            if isinstance(state, ScopeState):
+                _stop(run, state, "cancelled")
+    progress = scope.block
+    if isinstance(progress, PhasesProgress) and progress.detached is not None:
+        _stop(run, progress.detached, "cancelled")
+        for cell in progress.background:
+            heappush(run.frontier, cell.node.number)

@@ -1,0 +1,128 @@
+"""How far the blocks have come that open their content while the run goes on. Part of a run's state.
+
+Changed by `apply` only; `phases`, `gathers` and `choices` read it to decide what follows.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from treadle.core.events import Arg, ArgList, DecisionMade, Handle, Items, Pick
+from treadle.core.plan import Choose, Gather, Opening
+
+if TYPE_CHECKING:
+    from treadle.core.state import NodeState, ScopeState, StepState
+
+
+class PhasesProgress:
+    """The rows of a Phases block."""
+
+    __slots__ = (
+        "asked",
+        "asking",
+        "attempts",
+        "background",
+        "decision",
+        "detached",
+        "entries",
+        "entry",
+        "overwritten",
+        "patches",
+        "pending",
+        "previous",
+        "row",
+        "rule",
+        "state",
+        "step",
+    )
+
+    def __init__(self, entry: int) -> None:
+        # The number of the present row, from 0; -1 before the first.
+        self.step = -1
+        self.row: ScopeState | None = None
+        # Phase -> how often it was entered.
+        self.entries: dict[str, int] = {}
+        # Failed entries of the present phase since it was last moved to.
+        self.attempts = 0
+        # Replaced, never changed: who took it keeps what it saw.
+        self.state: dict[str, Arg] = {}
+        # Lane values of the row that was executed before.
+        self.previous: dict[str, Arg] = {}
+        # What steps of the present row want to set, by their numbers; variables that two of the last row had set.
+        self.patches: dict[int, dict[str, Handle]] = {}
+        self.overwritten: list[str] = []
+        # What follows the present row, once that is decided; the rule that was asked for last.
+        self.decision: DecisionMade | None = None
+        self.rule = -1
+        # The last evaluation or pause that the block asked for, and their number.
+        self.asking: StepState | None = None
+        self.asked = 0
+        self.entry = entry
+        # Detached cells that may not have ended, where they lie, and how many there were of a lane as the row began.
+        self.background: list[NodeState] = []
+        self.detached: ScopeState | None = None
+        self.pending: dict[str, int] = {}
+
+
+class GatherProgress:
+    """The iterations of a gather."""
+
+    __slots__ = ("asked", "asking", "count", "entry", "first", "items", "live", "opened", "results", "winner")
+
+    def __init__(self, entry: int, *, first: bool) -> None:
+        # Whether the first success is the value of all.
+        self.first = first
+        # The items as a list of arguments, or as chunks of stored values; None while they are not known.
+        self.items: list[Arg] | Items | None = None
+        self.count = 0
+        self.opened = 0
+        self.live = 0
+        self.results: list[Arg] = []
+        # The iteration that succeeded first, where that is asked for.
+        self.winner = -1
+        self.asking: StepState | None = None
+        self.asked = 0
+        self.entry = entry
+
+    def item(self, index: int) -> Arg:
+        """The argument of one item."""
+        if isinstance(self.items, Items):
+            chunk, place = divmod(index, self.items.size)
+            return Pick(self.items.chunks[chunk], (place,))
+        assert self.items is not None
+        return self.items[index]
+
+    def set_items(self, items: list[Arg] | Items) -> None:
+        """Enter the items."""
+        self.items = items
+        self.count = items.count if isinstance(items, Items) else len(items)
+
+    def value(self) -> Arg:
+        """The value of a gather that succeeded."""
+        return self.results[self.winner] if self.winner >= 0 else ArgList(self.results)
+
+
+class ChooseProgress:
+    """The branch of a choose."""
+
+    __slots__ = ("asked", "asking", "branch", "entry", "scope", "tried")
+
+    def __init__(self, entry: int) -> None:
+        # The branch that was chosen ("": none of them); None while that is open.
+        self.branch: str | None = None
+        self.scope: ScopeState | None = None
+        # How many branches were found not to hold.
+        self.tried = 0
+        self.asking: StepState | None = None
+        self.asked = 0
+        self.entry = entry
+
+
+Progress = PhasesProgress | GatherProgress | ChooseProgress
+
+
+def new_progress(spec: Opening, entry: int = 1) -> Progress:
+    """The progress of a block's n-th entry, which has opened nothing yet."""
+    if isinstance(spec, Gather):
+        return GatherProgress(entry, first=spec.mode == "first")
+    return ChooseProgress(entry) if isinstance(spec, Choose) else PhasesProgress(entry)
