@@ -91,10 +91,12 @@ def _fill(run: RunState, scope: ScopeState, blocks: list[Block], apart: ScopeSta
     first = scope.node.number
     if apart is not None:
         _detach(run, scope, nodes, apart)
+    refs: dict[Node, dict[str, int]] = {}
     for node in nodes:
         state = states[node.number]
         state.around.unsettled += 1
-        link(node, run)
+        assert node.scope is not None
+        link(node, run, refs.setdefault(node.scope, {}))
         if is_iteration:
             # What it takes from outside was there before the gather began.
             node.needs = tuple(edge for edge in node.needs if edge[0] > first)

@@ -53,7 +53,12 @@ def resolve_args(run: RunState, node: Node, slots: dict[str, Slot]) -> dict[str,
         if type(slot) is Const:
             args[name] = constants[slot.index]
         elif type(slot) is Ref:
-            args[name] = _resolve_ref(run, node, constants, slot)
+            number = node.refs[slot.step]
+            # The plain case of `_resolve_ref`.
+            if not slot.path and number >= 0 and (upstream := run.states[number]).status == SUCCEEDED:
+                args[name] = upstream.result
+            else:
+                args[name] = _resolve_ref(run, node, constants, slot)
         else:
             args[name] = _resolve(run, node, constants, slot)
     return args
@@ -71,7 +76,14 @@ def _resolve(run: RunState, node: Node, constants: list[Handle], slot: Slot) -> 
         case Ref():
             return _resolve_ref(run, node, constants, slot)
         case ListOf():
-            return ArgList([_resolve(run, node, constants, item) for item in slot.items])
+            return ArgList(
+                [
+                    _resolve_ref(run, node, constants, item)
+                    if type(item) is Ref
+                    else _resolve(run, node, constants, item)
+                    for item in slot.items
+                ]
+            )
         case MapOf():
             return _resolve_map(run, node, constants, slot)
         case SignalValue() | Data() | Given():
