@@ -29,6 +29,7 @@ from treadle.core.plan import (
     LaneValue,
     ListOf,
     MapOf,
+    Move,
     Phase,
     PhaseInfo,
     Phases,
@@ -40,7 +41,9 @@ from treadle.core.plan import (
     SignalValue,
     StateValue,
     Step,
-    Test,
+)
+from treadle.core.plan import (
+    Test as Holds,
 )
 from treadle.core.state import ScopeState, counts_as_cancelled, is_bad, settled
 from treadle.core.tables import OUTCOMES, RUNNING
@@ -133,15 +136,15 @@ def blocks(draw: st.DrawFn, plain: bool = False, most: int = 7) -> list[Block]:
 @st.composite
 def conditions(draw: st.DrawFn, names: list[str], state: bool) -> Any:
     kinds: list[Any] = [Predicate(name="p"), Predicate(name="p", slots={"x": Const(0)})]
-    kinds += [Test(text="1 < 2"), Test(text="1 > 2"), SignalValue(name="ok")]
+    kinds += [Holds(text="1 < 2"), Holds(text="1 > 2"), SignalValue(name="ok")]
     if names:
         name = draw(st.sampled_from(names))
-        kinds += [Ref(step=name, default=1), Ref(step=name), Test(text="r == true", slots={"r": Ref(step=name)})]
-        kinds += [Test(text="r", slots={"r": Ref(step=name, default=1)})]
+        kinds += [Ref(step=name, default=1), Ref(step=name), Holds(text="r == true", slots={"r": Ref(step=name)})]
+        kinds += [Holds(text="r", slots={"r": Ref(step=name, default=1)})]
     if state:
-        kinds += [Test(text="v == 1", slots={"v": StateValue(name="v")})]
-        kinds += [Test(text="n.step < 2", slots={"n": PhaseInfo()}), Predicate(name="p", slots={"i": PhaseInfo()})]
-        kinds += [Test(text="l == true", slots={"l": LaneValue(lane="c0", default=2)})]
+        kinds += [Holds(text="v == 1", slots={"v": StateValue(name="v")})]
+        kinds += [Holds(text="n.step < 2", slots={"n": PhaseInfo()}), Predicate(name="p", slots={"i": PhaseInfo()})]
+        kinds += [Holds(text="l == true", slots={"l": LaneValue(lane="c0", default=2)})]
     return draw(st.sampled_from(kinds))
 
 
@@ -224,7 +227,8 @@ def chooses(draw: st.DrawFn, id_: str, names: list[str], place: Place) -> Choose
 def rules(draw: st.DrawFn, place: Place, names: list[str]) -> tuple[Rule, ...]:
     found: list[Rule] = []
     for n in range(draw(st.integers(0, 2))):
-        move = draw(st.sampled_from(["advance", "jump", "repeat", "stop"]))
+        moves: list[Move] = ["advance", "jump", "repeat", "stop"]
+        move = draw(st.sampled_from(moves))
         when = draw(conditions([name for name in names if not place.calm], True))
         found.append(Rule(id=f"r{n}", move=move, target="p0" if move == "jump" else "", when=when))
     return (*found, Rule(id="last", move="advance", when=draw(st.sampled_from([None, None, Predicate(name="p")]))))

@@ -145,6 +145,7 @@ def _detach(run: RunState, row: ScopeState, nodes: list[Node], outside: ScopeSta
         if node.scope is row.node and lane_of(node.spec) in phase.detached:
             state = run.states[node.number]
             state.around = outside
+            run.enter(outside.node, node.address, node)
             progress.background.append(state)
 
 
