@@ -160,7 +160,8 @@ class Place:
 
 @st.composite
 def inner_steps(draw: st.DrawFn, id_: str, names: list[str], place: Place) -> Step:
-    found = draw(steps(id_, names, names, plain=draw(st.sampled_from([True, True, place.calm]))))
+    plain: bool = place.calm or draw(st.booleans())
+    found = draw(steps(id_, names, names, plain))
     slots: list[Any] = []
     if place.gathers:
         slots += [Item(level=place.gathers - 1), Index()]
@@ -183,10 +184,9 @@ def bodies(draw: st.DrawFn, names: list[str], place: Place, least: int = 1) -> t
             found.append(draw(openings(id_, names + known, place)))
         elif draw(st.integers(0, 5)) == 0:
             inside = draw(inner_steps("in", names + known, place))
-            found.append(
-                Group(id=id_, blocks=[inside], output=draw(st.sampled_from([None, Ref(step="in", default=0)])))
-            )
-            if found[-1].output is None:
+            output = Ref(step="in", default=0) if draw(st.booleans()) else None
+            found.append(Group(id=id_, blocks=[inside], output=output))
+            if output is None:
                 continue
         else:
             found.append(draw(inner_steps(id_, names + known, place)))
