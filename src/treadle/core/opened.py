@@ -7,7 +7,7 @@ from types import UnionType
 
 from treadle.core import events as ev
 from treadle.core.addresses import child, encode_id
-from treadle.core.blocks import AnyBody, bodies_of
+from treadle.core.blocks import AnyBody
 from treadle.core.counts import allowed_scope_status, retire, scope_at
 from treadle.core.graph import Node, link, link_output, place
 from treadle.core.plan import (
@@ -103,8 +103,7 @@ def row_opened(run: RunState, event: ev.RowOpened) -> None:
     assert isinstance(progress, PhasesProgress)
     spec = block.node.spec
     assert isinstance(spec, Phases)
-    phase = next(body for segment, body in bodies_of(spec) if segment == encode_id(event.phase))
-    assert isinstance(phase, Phase)
+    phase, segment, *_ = progress.phases[event.phase]
     if progress.step < 0:
         progress.state = {name: resolve(run, block.node, slot) for name, slot in spec.state.items()}
     for left in (progress.row, progress.asking):
@@ -116,7 +115,6 @@ def row_opened(run: RunState, event: ev.RowOpened) -> None:
     progress.entries[event.phase] = event.entry
     progress.decision, progress.rule, progress.asking = None, -1, None
     progress.patches = {}
-    segment = encode_id(event.phase)
     address = child(base_of(block), segment)
     named = f"{segment}#{event.entry}"
     row = _open(run, block, address if event.entry == 1 else child(base_of(block), named), named, phase)
@@ -132,6 +130,7 @@ def _outside(run: RunState, block: ScopeState, progress: PhasesProgress) -> Scop
     if outside is None:
         node = run.new(child(base_of(block), "~detached"), block.node, None)
         outside = run.states[node.number] = ScopeState(node, None)
+        outside.wakes = block.node.number
         progress.detached = outside
     return outside
 
@@ -330,7 +329,7 @@ def scope_stopped(run: RunState, event: ev.ScopeStopped) -> None:
     scope = scope_at(run, event.at)
     allowed_scope_status(scope, "scope_stopped")
     _stop(run, scope, event.reason)
-    heappush(run.frontier, scope.node.number)
+    heappush(run.frontier, scope.wakes)
 
 
 def _stop(run: RunState, scope: ScopeState, reason: str) -> None:

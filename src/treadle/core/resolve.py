@@ -201,8 +201,7 @@ def phase_info(run: RunState, node: Node) -> Arg:
     if found is None:
         raise UnresolvedError("there is no Phases block around")
     block, row = found
-    spec, progress = block.node.spec, block.block
-    assert isinstance(spec, Phases)
+    progress = block.block
     assert isinstance(progress, PhasesProgress)
     facts: dict[str, Arg] = {}
     at = row if row is not None else progress.row
@@ -212,7 +211,7 @@ def phase_info(run: RunState, node: Node) -> Arg:
         if row is None:
             facts["policy"] = handle_of(phase.policy)
         facts["phase"] = handle_of(phase.id)
-        facts["index"] = handle_of(next((n for n, known in enumerate(spec.phases) if known.id == phase.id), -1))
+        facts["index"] = handle_of(progress.phases[phase.id].position)
         facts["step"] = handle_of(at.index)
         assert at.sight is not None
         facts["entry"] = handle_of(at.sight.entry)
