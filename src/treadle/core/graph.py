@@ -31,12 +31,16 @@ from treadle.core.plan import (
     Branch,
     Const,
     Gather,
+    Given,
     Group,
+    Index,
+    Item,
     LaneValue,
     ListOf,
     MapOf,
     Opening,
     Phase,
+    PhaseInfo,
     Plan,
     Predicate,
     Ref,
@@ -48,6 +52,8 @@ from treadle.core.plan import (
 )
 from treadle.errors import DuplicateStepError, UnknownStepError
 
+# Slots that name neither a step nor a signal.
+_NAMELESS = frozenset({Const, Given, Index, Item, LaneValue, PhaseInfo, StateValue})
 _NO_REFS: Mapping[str, int] = MappingProxyType({})
 
 
@@ -254,7 +260,7 @@ def _link_slots(node: Node, spec: Step, space: Space, needs: dict[int, int]) -> 
         # A predicate holds slots, and is walked like one.
         slots.append(spec.when)
     for slot in slots:
-        if type(slot) is not Const:
+        if type(slot) not in _NAMELESS:
             _link_slot(node, slot, space, refs, signals, needs)
     placed = spec.placement
     if placed is not None and placed.step:
