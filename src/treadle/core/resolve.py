@@ -75,6 +75,10 @@ def _resolve(run: RunState, node: Node, constants: list[Handle], slot: Slot) -> 
             return constants[slot.index]
         case Ref():
             return _resolve_ref(run, node, constants, slot)
+        case Item() | Index():
+            return _resolve_item(run, node, slot)
+        case StateValue() | LaneValue():
+            return _resolve_variable(run, node, constants, slot)
         case ListOf():
             return ArgList(
                 [
@@ -88,10 +92,6 @@ def _resolve(run: RunState, node: Node, constants: list[Handle], slot: Slot) -> 
             return _resolve_map(run, node, constants, slot)
         case SignalValue() | Data() | Given():
             return _resolve_run_value(run, slot)
-        case StateValue() | LaneValue():
-            return _resolve_variable(run, node, constants, slot)
-        case Item() | Index():
-            return _resolve_item(run, node, slot)
         case _:
             facts = phase_info(run, node)
             return facts if not slot.fact else facts.items.get(slot.fact, NULL)
@@ -224,8 +224,7 @@ def phase_info(run: RunState, node: Node) -> ArgMap:
     if found is None:
         raise UnresolvedError("there is no Phases block around")
     block, row = found
-    spec, progress = block.node.spec, block.block
-    assert isinstance(spec, Phases)
+    progress = block.block
     assert isinstance(progress, PhasesProgress)
     facts: dict[str, Arg] = {}
     at = row if row is not None else progress.row
@@ -235,7 +234,7 @@ def phase_info(run: RunState, node: Node) -> ArgMap:
         if row is None:
             facts["policy"] = handle_of(phase.policy)
         facts["phase"] = handle_of(phase.id)
-        facts["index"] = handle_of(next((n for n, known in enumerate(spec.phases) if known.id == phase.id), -1))
+        facts["index"] = handle_of(progress.phases[phase.id].position)
         facts["step"] = handle_of(at.index)
         assert at.sight is not None
         facts["entry"] = handle_of(at.sight.entry)
@@ -344,14 +343,14 @@ def scope_value(run: RunState, scope: ScopeState) -> Arg:
         UnresolvedError: a step that its output requires did not succeed.
     """
     spec, progress = scope.node.spec, scope.block
+    if progress is None:
+        output = spec.output if isinstance(spec, (Body, Group, Branch)) else None
+        return NULL if output is None else resolve(run, scope.node, output)
     if isinstance(progress, GatherProgress):
         return progress.value()
     if isinstance(progress, ChooseProgress):
         return progress.scope.result if progress.scope is not None else NULL
-    if isinstance(progress, PhasesProgress):
-        return _phases_value(run, scope, progress)
-    output = spec.output if isinstance(spec, (Group, Body, Branch)) else None
-    return NULL if output is None else resolve(run, scope.node, output)
+    return _phases_value(run, scope, progress)
 
 
 def _phases_value(run: RunState, scope: ScopeState, progress: PhasesProgress) -> Arg:
