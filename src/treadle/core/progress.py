@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from treadle.core.events import Arg, ArgList, DecisionMade, Handle, Items, Pick
+from treadle.core.events import NULL, Arg, ArgList, DecisionMade, Handle, Items, Pick
 from treadle.core.plan import Choose, Gather, Opening
 
 if TYPE_CHECKING:
@@ -122,7 +122,10 @@ class GatherProgress:
 
     def value(self) -> Arg:
         """The value of a gather that succeeded."""
-        return self.results[self.winner] if self.winner >= 0 else ArgList(self.results.copy())
+        if self.first:
+            # Where all were skipped by conditions, none of them won.
+            return self.results[self.winner] if self.winner >= 0 else NULL
+        return ArgList(self.results.copy())
 
 
 class ChooseProgress:
