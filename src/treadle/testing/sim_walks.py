@@ -7,7 +7,7 @@ after each barrier and what each scope's value is; of the folded run it uses nam
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from treadle.core import events as ev
 from treadle.core.expressions import holds, lookup_in, parse
@@ -65,8 +65,8 @@ class Blocks:
         self._walks: dict[str, Walk] = {}
         # Row's address -> what its cells are told.
         self._told: dict[str, dict[str, Any]] = {}
-        # Gather's address -> its items, and the iteration that succeeded first.
-        self._items: dict[str, Any] = {}
+        # Gather's address -> its items (None: it cannot be told), and the iteration that succeeded first.
+        self._items: dict[str, list[Any] | None] = {}
         self._first: dict[str, int] = {}
         # Scope's address -> its value.
         self.values: dict[str, Any] = {}
@@ -80,7 +80,7 @@ class Blocks:
                 scope = _scope(run, at)
                 assert isinstance(scope.node.spec, Gather)
                 if at not in self._items:
-                    self._items[at] = self._known(run, scope.node, scope.node.spec.items)
+                    self._items[at] = self._listed(run, scope.node, scope.node.spec)
             case ev.BranchChosen():
                 self._chosen(run, event)
             case ev.RowOpened():
@@ -114,6 +114,10 @@ class Blocks:
             return self._resolve(run, node, slot)
         except (LookupError, TypeError):
             return UNKNOWN
+
+    def _listed(self, run: RunState, node: Node, spec: Gather) -> list[Any] | None:
+        found = self._known(run, node, spec.items)
+        return cast("list[Any]", found) if isinstance(found, list) else None
 
     # -- what may go on --------------------------------------------------------------------------------------------
 
@@ -156,7 +160,10 @@ class Blocks:
                 if level == 0:
                     index = int(scope.address.rpartition("[")[2].removesuffix("]"))
                     assert scope.scope is not None
-                    return self._items[scope.scope.address][index], index
+                    items = self._items[scope.scope.address]
+                    if items is None:
+                        raise LookupError("its items cannot be told")
+                    return items[index], index
                 level -= 1
             scope = scope.scope
         raise LookupError("no gather around")
@@ -168,7 +175,7 @@ class Blocks:
         base = _base(run, at)
         open_ = [s for s in _scopes(run) if s.around is gather and s.node.address.startswith(f"{base}[")]
         items = self._items[at]
-        if isinstance(items, list) and len(open_) > len(items):
+        if items is not None and len(open_) > len(items):
             self._say(run, at, f"{len(open_)} iterations of {len(items)} items")
         live = sum(1 for scope in open_ if not settled(scope))
         if spec.limit and live > spec.limit:
@@ -378,9 +385,9 @@ class Blocks:
     def _gathered(self, run: RunState, at: str, spec: Gather) -> Any:
         if at not in self._items:
             # There were none, so none was opened.
-            self._items[at] = self._known(run, run.states[run.number_of(at) or 0].node, spec.items)
+            self._items[at] = self._listed(run, _scope(run, at).node, spec)
         items, base = self._items[at], _base(run, at)
-        if not isinstance(items, list):
+        if items is None:
             return UNKNOWN
         if spec.mode == "first":
             return self.values[f"{base}[{self._first[at]}]"] if at in self._first else None
