@@ -4,7 +4,7 @@ A workflow is planned from decorated functions, started on a store given by its 
 every decision is committed before anything is done about it.
 """
 
-from treadle.authoring.bound import lane_value, or_default, ref, scope, signal_value, state_value
+from treadle.authoring.bound import FROM_DATA, lane_value, or_default, ref, scope, signal_value, state_value
 from treadle.authoring.builder import PlanBuilder, Planned, group
 from treadle.authoring.cells import Cell, Patch, Row
 from treadle.authoring.context import StepContext, context
@@ -16,24 +16,31 @@ from treadle.authoring.decorators import (
     step,
     workflow,
 )
+from treadle.authoring.documents import dump_document, planned_of
 from treadle.authoring.openings import Case, case, choose, gather, holds
 from treadle.authoring.options import Retry
 from treadle.authoring.outcomes import LaneRun, PhasesCancelled, PhasesResult, RowRun, Ticket
 from treadle.authoring.phases import LanePlan, Phase, Phases, Rule
 from treadle.authoring.registry import Registry
 from treadle.connect import connect
+from treadle.core.documents import Document
+from treadle.core.graph_analysis import Analysis, Schedule
 from treadle.errors import (
+    ChecksumError,
     ConflictError,
     CycleError,
     DecodeError,
     DefinitionError,
     DefinitionErrors,
+    DocumentError,
+    DocumentVersionError,
     DuplicateStepError,
     EncodeError,
     ExpressionError,
     ExpressionSyntaxError,
     InternalError,
     LeaseLostError,
+    MissingExtraError,
     Permanent,
     PhasesFailedError,
     Retryable,
@@ -47,6 +54,7 @@ from treadle.errors import (
     RunNotPausedError,
     RunNotRunningError,
     SchemaVersionError,
+    SigningError,
     SlotError,
     StaleVersionError,
     StepBusyError,
@@ -72,28 +80,44 @@ from treadle.errors import (
 )
 from treadle.runtime.blocking import BlockingApp, BlockingRun
 from treadle.runtime.client import App, Run
+from treadle.runtime.documents import load_document, plan_document, save_document
+from treadle.runtime.hooks import Boundary, Hooks
+from treadle.runtime.middleware import Next, StepCall
+from treadle.runtime.run_analysis import Forecast, RunAnalysis
+from treadle.runtime.signing.verification import Verification, sign_document, verify_document
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Analysis",
     "App",
     "BlockingApp",
     "BlockingRun",
+    "Boundary",
     "Case",
     "Cell",
+    "ChecksumError",
     "ConflictError",
     "CycleError",
     "DecodeError",
     "DefinitionError",
     "DefinitionErrors",
+    "Document",
+    "DocumentError",
+    "DocumentVersionError",
     "DuplicateStepError",
     "EncodeError",
     "ExpressionError",
     "ExpressionSyntaxError",
+    "FROM_DATA",
+    "Forecast",
+    "Hooks",
     "InternalError",
     "LanePlan",
     "LaneRun",
     "LeaseLostError",
+    "MissingExtraError",
+    "Next",
     "Patch",
     "Permanent",
     "Phase",
@@ -112,6 +136,7 @@ __all__ = [
     "RowRun",
     "Rule",
     "Run",
+    "RunAnalysis",
     "RunCancelledError",
     "RunError",
     "RunExistsError",
@@ -120,10 +145,13 @@ __all__ = [
     "RunNotFoundError",
     "RunNotPausedError",
     "RunNotRunningError",
+    "Schedule",
     "SchemaVersionError",
+    "SigningError",
     "SlotError",
     "StaleVersionError",
     "StepBusyError",
+    "StepCall",
     "StepCancelledError",
     "StepContext",
     "StepFailedError",
@@ -146,21 +174,29 @@ __all__ = [
     "UnknownStepError",
     "UnregisteredStepError",
     "UsageError",
+    "Verification",
     "WorkflowFunction",
     "case",
     "choose",
     "connect",
     "context",
+    "dump_document",
     "gather",
     "group",
     "holds",
     "lane_value",
+    "load_document",
     "or_default",
+    "plan_document",
+    "planned_of",
     "predicate",
     "ref",
+    "save_document",
     "scope",
+    "sign_document",
     "signal_value",
     "state_value",
     "step",
+    "verify_document",
     "workflow",
 ]

@@ -16,6 +16,10 @@
     │   └─ StoreCorruptError · StoreReadOnlyError · StoreFullError · StaleVersionError
     ├─ ExpressionError        an expression has no value; `code` says why
     ├─ EncodeError · DecodeError               a value that JSON, or the declared type, cannot hold
+    ├─ DocumentError          a plan or receipt that cannot be used as it is
+    │   └─ ChecksumError · DocumentVersionError
+    ├─ SigningError           a key or a signer that does not work
+    ├─ MissingExtraError      what was asked needs a package that is not installed
     ├─ UnregisteredStepError  this process has no function of that name
     └─ InternalError          a broken invariant of ours: the run is held, never guessed on
 
@@ -376,6 +380,40 @@ class DecodeError(TreadleError, ValueError):
     code = "type_mismatch"
 
 
+class DocumentError(TreadleError):
+    """A plan or receipt cannot be used as it is; the message has every mistake, one a line, with its place."""
+
+    code = "document_invalid"
+
+    def __init__(self, message: str, *, path: str = "") -> None:
+        self.path = path
+        super().__init__(message)
+
+
+class ChecksumError(DocumentError):
+    """The document was changed after it was written. Plan anew; a receipt cannot be mended."""
+
+    code = "checksum_mismatch"
+
+
+class DocumentVersionError(DocumentError):
+    """The document was written by a newer Treadle in a format that this one does not know; upgrade."""
+
+    code = "document_version"
+
+
+class SigningError(TreadleError):
+    """A key cannot be read, or its signer (gpg, a key service) refused; the message says which and why."""
+
+    code = "signing_failed"
+
+
+class MissingExtraError(TreadleError, ImportError):
+    """What was asked needs a package that is not installed; the message names the extra that brings it."""
+
+    code = "extra_missing"
+
+
 class UnregisteredStepError(TreadleError):
     """This process has no function of that name; start a worker with the module that defines it."""
 
@@ -409,7 +447,7 @@ class StepInterrupt(BaseException):
     code = "interrupted"
 
 
-# 0 ok, 1 failed, 2 usage, 3 definition, 4 not found, 5 conflict, 9 cancelled, 10 skipped.
+# 0 ok, 1 failed, 2 usage, 3 definition, 4 not found, 5 conflict, 6 refused, 9 cancelled, 10 skipped.
 EXIT_CODES: dict[str, int] = {
     "run_failed": 1,
     "step_failed": 1,
@@ -418,6 +456,7 @@ EXIT_CODES: dict[str, int] = {
     "step_limit": 1,
     "usage": 2,
     "store_url": 2,
+    "extra_missing": 2,
     "definition_invalid": 3,
     "cycle": 3,
     "duplicate_step": 3,
@@ -425,6 +464,9 @@ EXIT_CODES: dict[str, int] = {
     "slot_invalid": 3,
     "name_invalid": 3,
     "expression_syntax": 3,
+    "document_invalid": 3,
+    "document_version": 3,
+    "unregistered_step": 3,
     "run_not_found": 4,
     "step_not_found": 4,
     "store_not_found": 4,
@@ -435,6 +477,8 @@ EXIT_CODES: dict[str, int] = {
     "step_busy": 5,
     "stale_version": 5,
     "conflict": 5,
+    "checksum_mismatch": 6,
+    "signing_failed": 6,
     "run_cancelled": 9,
     "step_cancelled": 9,
     "step_skipped": 10,

@@ -361,7 +361,7 @@ async def test_an_attempt_that_is_cancelled_before_its_first_step_gives_its_slot
             start_attempt(task)
             node.worker.interrupt(task.run, task.number)
 
-        node.worker.start = start_and_stop  # type: ignore[method-assign]  # the interrupt comes at once
+        node._execute = start_and_stop
         run = await app.start(one, "a", id="r")
         await until(lambda: not node.worker.active)
         await run.wait(timeout=10)

@@ -284,6 +284,29 @@ class Tested(Promised):
         return f"<test {self.__treadle_text__!r}>"
 
 
+class FromData(Promised):
+    """A parameter's default that stands for the value of the parameter's name in the run's data."""
+
+    __slots__ = ("__treadle_name__",)
+
+    def __init__(self, name: str = "") -> None:
+        # Of the parameter, where the default is that of one.
+        self.__treadle_name__ = name
+
+    def __treadle_refuse__(self, doing: str) -> NoReturn:
+        raise DefinitionError(
+            f"{self!r} is filled when a run executes the step: it cannot be {doing}; a plain call passes the argument"
+        )
+
+    def __repr__(self) -> str:
+        return f"<{self.__treadle_name__!r} of the run's data>" if self.__treadle_name__ else "FROM_DATA"
+
+
+# The default of a step's parameter that takes the value of its name from the run's data:
+# `def copy(path: str, root: Path = FROM_DATA)`. Only parameters declared so are filled.
+FROM_DATA: Final[Any] = FromData()
+
+
 class Condition(Promised):
     """A registered predicate with its arguments, for `when=`."""
 

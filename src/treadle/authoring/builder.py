@@ -25,6 +25,7 @@ from treadle.authoring.scopes import GroupPlace, Scope, owner_text, referred
 from treadle.authoring.signatures import ANYTHING, Signature, Target
 from treadle.core.addresses import child, encode_id
 from treadle.core.analysis import check_plan
+from treadle.core.graph_analysis import Analysis
 from treadle.core.plan import Block, Group, Plan, RetryPolicy, Slot
 from treadle.errors import DefinitionError, DefinitionErrors, SlotError, UsageError
 
@@ -74,6 +75,10 @@ class Planned:
 
     def __repr__(self) -> str:
         return f"<plan of {self.workflow!r}: {len(self.plan.blocks)} blocks, {len(self.constants)} constants>"
+
+    def analysis(self) -> Analysis:
+        """Questions to the graph: what depends on what, levels, the critical path."""
+        return Analysis.of(self.plan)
 
 
 class Addition:

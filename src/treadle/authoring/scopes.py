@@ -10,6 +10,7 @@ from treadle.authoring.bound import (
     Ambient,
     Bound,
     Condition,
+    FromData,
     Named,
     Node,
     Promised,
@@ -25,6 +26,7 @@ from treadle.core.addresses import check_id, child, decode_id, encode_id
 from treadle.core.plan import (
     Block,
     Const,
+    Data,
     Index,
     Item,
     LaneValue,
@@ -200,6 +202,8 @@ class Scope:
             return self._value(draft.bound, len(self.constants) - 1, reader)
         if kind is Signalled:
             return SignalValue(self._signal(draft.__treadle_name__, reader))
+        if kind is FromData:
+            return Data(draft.__treadle_name__)
         if kind is list:
             return ListOf([self.lower(item, reader) for item in draft])
         assert kind is dict

@@ -12,6 +12,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Final, get_args, get_origin
 
+from treadle.authoring.bound import FromData
 from treadle.authoring.cells import Patch
 from treadle.authoring.codec import Adapter, adapter
 from treadle.authoring.fitting import accepted_kinds, produced_kind
@@ -73,6 +74,7 @@ class Signature:
         "_positional",
         "_required",
         "_star",
+        "from_data",
         "invoke",
         "parameters",
         "produces",
@@ -86,7 +88,8 @@ class Signature:
         keywords: list[str] = []
         self._star = ""
         self._double = ""
-        for name, raw in inspect.signature(function).parameters.items():
+        parameters = inspect.signature(function).parameters
+        for name, raw in parameters.items():
             annotation = hints.get(name, Any)
             if raw.kind is _STAR:
                 self._star = name
@@ -102,6 +105,8 @@ class Signature:
             self.parameters[name] = _made(what, name, raw.kind, annotation, required=required)
         self._positional = tuple(positional)
         self._keywords = frozenset(keywords)
+        # Parameters that take the value of their name from the run's data where a call gives none.
+        self.from_data = tuple(name for name, raw in parameters.items() if type(raw.default) is FromData)
         self._required = frozenset(name for name, known in self.parameters.items() if known.required)
         returned = _result_type(hints.get("return", Any))
         self.result = _made(what, "return", None, returned, required=False)

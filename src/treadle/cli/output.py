@@ -24,6 +24,10 @@ _COLOURS: Final[dict[str, str]] = {
     "paused": "yellow",
     "pausing": "yellow",
     "cancelling": "magenta",
+    "valid": "green",
+    "unsigned": "yellow",
+    "invalid": "red",
+    "missing": "red",
 }
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import sys
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from treadle.cli.output import colourful, say
 from treadle.runtime.inspection import Snapshot
+from treadle.runtime.output import OUTPUT
 from treadle.runtime.report import (
     GLYPHS,
     annotations_of,
@@ -66,7 +69,15 @@ class View(Protocol):
         ...
 
 
-def view_for(*, quiet: bool = False) -> View:
+class LineView(View, Protocol):
+    """A view that shows lines of steps too."""
+
+    def line(self, step: str, text: str) -> None:
+        """Show a line that a step wrote. May be called from any thread."""
+        ...
+
+
+def view_for(*, quiet: bool = False) -> LineView:
     """The live tree if stderr is a terminal that can, else plain lines."""
     if quiet:
         return QuietView()
@@ -81,6 +92,9 @@ class QuietView:
     seconds = PLAIN_SECONDS
 
     def update(self, snapshot: Snapshot) -> None:
+        """Show nothing."""
+
+    def line(self, step: str, text: str) -> None:
         """Show nothing."""
 
     def close(self) -> None:
@@ -120,6 +134,10 @@ class PlainView:
             self._said = line
             say(line)
 
+    def line(self, step: str, text: str) -> None:
+        """Say it, with the step in front."""
+        say(f"{clean(step)} | {clean(text)}")
+
     def close(self) -> None:
         """Do nothing."""
 
@@ -140,6 +158,10 @@ class LiveView:
     def update(self, snapshot: Snapshot) -> None:
         """Draw the run."""
         self._live.update(self._draw(snapshot), refresh=True)
+
+    def line(self, step: str, text: str) -> None:
+        """Print it above the picture, with the step in front."""
+        self._console.print(f"{clean(step)} | {clean(text)}", soft_wrap=True)
 
     def close(self) -> None:
         """Leave the last picture standing."""
@@ -204,6 +226,35 @@ def fitting(rows: list[Row], height: int) -> list[Row]:
     chosen = sorted(sorted(range(len(rows)), key=rank)[:height])
     # The lines around may be missing, so that depths would mislead; addresses say where a line belongs.
     return [Row(0, rows[place].item) for place in chosen]
+
+
+class _LineHandler(logging.Handler):
+    """Passes the lines that steps of one run write on to a view."""
+
+    def __init__(self, run_id: str, view: LineView) -> None:
+        super().__init__()
+        self._run_id = run_id
+        self._view = view
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show a line of the run."""
+        facts = vars(record)
+        if facts.get("run_id") == self._run_id:
+            self._view.line(str(facts["step"]), record.getMessage())
+
+
+@contextlib.contextmanager
+def lines_shown(run_id: str, view: LineView) -> Generator[None]:
+    """Show what steps of a run that this process executes write to `context().out`."""
+    former = OUTPUT.level
+    handler = _LineHandler(run_id, view)
+    OUTPUT.addHandler(handler)
+    OUTPUT.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        OUTPUT.removeHandler(handler)
+        OUTPUT.setLevel(former)
 
 
 async def follow(run: Run[Any], view: View) -> None:

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from treadle.cli.analysing import run_critical_path
 from treadle.cli.complaints import NotFinishedError
 from treadle.cli.desk import Desk, complete_run, pairs, run_argument, with_desk
 from treadle.cli.output import emit, paint, plainly, say, table, write, write_value
-from treadle.errors import StepNotFoundError
+from treadle.errors import StepNotFoundError, UsageError
 from treadle.runtime.report import clean, cut, duration, names, preview, render_report, render_tree, scope_text
 
 if TYPE_CHECKING:
@@ -88,17 +89,24 @@ async def _listed(app: App, status: str, limit: int, query: dict[str, Any]) -> l
 @click.command()
 @with_desk()
 @click.option("--tree", is_flag=True, help="Only the tree of steps.")
+@click.option("--critical-path", is_flag=True, help="Instead: the chain of steps that took longest, and a forecast.")
 @click.option("--all", "whole", is_flag=True, help="All iterations and rows, not only those that matter most.")
 @run_argument
 @click.argument("step", required=False)
-async def show(desk: Desk, run_id: str, step: str | None, tree: bool, whole: bool) -> None:
+async def show(desk: Desk, run_id: str, step: str | None, tree: bool, critical_path: bool, whole: bool) -> None:
     """Show a run: status, steps, times, what is blocked and by what. With STEP: that step, with its full error.
 
     STEP may also be the address of a group, a block, or one of its rows, iterations and branches.
     """
+    if critical_path and (step or tree):
+        raise UsageError("--critical-path is about the whole run; leave STEP and --tree out")
     async with desk.connect() as app:
         run = await desk.find(app, run_id)
         snapshot = await run.inspect()
+        if critical_path:
+            document, text = run_critical_path(snapshot, await run.analysis())
+            emit(document, desk.output, text)
+            return
         if step is None:
             emit(snapshot, desk.output, (render_tree if tree else render_report)(snapshot, whole=whole))
             return

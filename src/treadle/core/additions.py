@@ -17,6 +17,7 @@ from treadle.core.blocks import Spec, content_of, names_of, slots_of
 from treadle.core.events import Failure
 from treadle.core.graph import Node, constants_of, link, place
 from treadle.core.plan import Block, Body, Branch, Fragment, Phase, Step
+from treadle.core.run_data import needs_of_block
 from treadle.core.state import RunState, ScopeState, StepState, settled
 from treadle.core.tables import WAITING
 from treadle.errors import CycleError, DefinitionError, DuplicateStepError, SlotError, UnknownStepError
@@ -121,7 +122,7 @@ class _Draft:
         blocks: list[Block] = []
         nodes: list[Node] = []
         for block in fragment.blocks:
-            _check(block, fragment.constants)
+            _check(block, fragment.constants, self.run.data_names)
             segment = encode_id(block.id)
             held = self._held(block)
             if held is not None:
@@ -282,18 +283,21 @@ def _duplicate(id_: str, node: Node) -> DuplicateStepError:
     return DuplicateStepError(f"step id {id_!r} is already in {where} with another definition; choose another id")
 
 
-def _check(block: Block, constants: list[str]) -> None:
-    """Raise for ids that are none and for constants that are not there."""
+def _check(block: Block, constants: list[str], data: frozenset[str]) -> None:
+    """Raise for ids that are none, and for constants and data that are not there."""
     check_id(block.id)
     slots = [*slots_of(block)]
     for blocks, output in content_of(block):
         slots.append(output)
         for inner in blocks:
-            _check(inner, constants)
+            _check(inner, constants, data)
     for slot in slots:
         for index in constants_of(slot):
             if not 0 <= index < len(constants):
                 raise SlotError(f"block {block.id!r} uses constant {index}, but its fragment has {len(constants)}")
+    for need in needs_of_block(block.id, block):
+        if need.name not in data:
+            raise SlotError(need.complaint())
 
 
 def fingerprint(block: Block, constants: list[str]) -> bytes:

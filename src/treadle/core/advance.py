@@ -189,7 +189,7 @@ def task_of(run: RunState, step: StepState, args: dict[str, Arg]) -> Task:
         spec.queue,
         spec.priority,
         step.not_before,
-        Call(args, spec.timeout, "step", spec.placement),
+        Call(args, spec.timeout, "step", spec.placement, run.data, run.dry_run),
         run.run_id,
     )
 
@@ -203,7 +203,7 @@ def _condition(run: RunState, decision: Decision, step: StepState) -> Call | Non
     if found is None:
         _, slots = asking(when)
         try:
-            return Call(resolve_args(run, step.node, slots), purpose="condition")
+            return _asking(run, resolve_args(run, step.node, slots))
         except UnresolvedError as error:
             found = Failure(code="unresolved", message=str(error))
     if isinstance(found, Failure):
@@ -211,6 +211,10 @@ def _condition(run: RunState, decision: Decision, step: StepState) -> Call | Non
     else:
         decision.record(run, ev.ConditionEvaluated(at=at, value=found))
     return None
+
+
+def _asking(run: RunState, args: dict[str, Arg]) -> Call:
+    return Call(args, purpose="condition", data=run.data, dry_run=run.dry_run)
 
 
 def _evaluation(run: RunState, step: StepState, call: Call) -> Task:

@@ -16,8 +16,9 @@ import msgspec
 from treadle.core.addresses import check_id, child, encode_id
 from treadle.core.blocks import AnyBody, Spec, bodies_of, has_value, refs_of, slots_of
 from treadle.core.checks import mistakes_of
+from treadle.core.network import Network, circles
 from treadle.core.plan import Block, Body, Branch, Choose, Gather, Group, Phase, Phases, Plan, Step
-from treadle.errors import CycleError, DefinitionError, DuplicateStepError, UnknownStepError
+from treadle.errors import CycleError, DefinitionError, DefinitionErrors, DuplicateStepError, UnknownStepError
 
 # How errors call the block at an address.
 Where = Callable[[str], str]
@@ -281,11 +282,13 @@ class _Order:
             if not isinstance(block, Step):
                 self.end[address] = self._vertex(address)
         self.next: list[list[int]] = [[] for _ in self.names]
+        self.before: list[list[int]] = [[] for _ in self.names]
         self.steps = {self.start[address] for address in survey.steps}
-        for address, _, scope in survey.blocks:
+        for address, block, scope in survey.blocks:
             if scope.address:
                 self._wait(self.start[address], self.start[scope.address])
-                self._wait(self.end[scope.address], self.end[address])
+                if not _is_detached(block, scope):
+                    self._wait(self.end[scope.address], self.end[address])
             if isinstance(scope.spec, Phases) and (before := _row_before(scope, address)):
                 self._wait(self.start[address], self.end[before])
         for edge in survey.edges:
@@ -297,6 +300,7 @@ class _Order:
 
     def _wait(self, waiter: int, target: int) -> None:
         self.next[target].append(waiter)
+        self.before[waiter].append(target)
 
     def depths(self) -> list[int | None]:
         """How many steps each vertex has before it at least; None for those in or behind a circle."""
@@ -318,22 +322,14 @@ class _Order:
                     queue.append(waiter)
         return depth
 
-    def knotted(self) -> set[int]:
-        """The vertices in circles, and those between two circles."""
-        left = {vertex for vertex, depth in enumerate(self.depths()) if depth is None}
-        # What only waits for a circle is taken off from its far end.
-        before = _reversed(self.next)
-        waiters = {vertex: sum(waiter in left for waiter in self.next[vertex]) for vertex in left}
-        ends = [vertex for vertex, count in waiters.items() if count == 0]
-        while ends:
-            vertex = ends.pop()
-            left.discard(vertex)
-            for target in before[vertex]:
-                if target in left:
-                    waiters[target] -= 1
-                    if waiters[target] == 0:
-                        ends.append(target)
-        return left
+
+def _is_detached(block: Spec, scope: _Scope) -> bool:
+    """Whether nothing waits for a cell."""
+    return (
+        isinstance(scope.spec, Phase)
+        and not isinstance(block, Body | Branch | Phase)
+        and block.id in scope.spec.detached
+    )
 
 
 def _row_before(scope: _Scope, address: str) -> str:
@@ -345,56 +341,26 @@ def _row_before(scope: _Scope, address: str) -> str:
 
 def _cycles(order: _Order) -> list[list[str]]:
     """One circle of each knot, as addresses in the order of waiting, the first again at the end."""
-    left = order.knotted()
-    found: list[list[str]] = []
-    for vertex in sorted(left):
-        if vertex not in left:
-            continue
-        path = _shortest_circle(order, vertex, left)
-        if path is None:
-            # It lies between two circles.
-            continue
-        # The whole knot is reported by this one circle: what reaches it and is reached from it is dropped.
-        left -= _reached(order.next, path[0], left) & _reached(_reversed(order.next), path[0], left)
-        names = [order.names[index] for index in path]
-        short = [name for at, name in enumerate(names) if at == 0 or name != names[at - 1]]
-        # A group that waits for itself is one name; so is its content's way round.
-        found.append(short if len(short) > 1 else [short[0], short[0]])
-    return found
+    return circles(order.names, order.next)
 
 
-def _shortest_circle(order: _Order, start: int, inside: set[int]) -> list[int] | None:
-    """The shortest way from a vertex back to itself, waiter first, or None."""
-    came: dict[int, int] = {}
-    queue = deque([start])
-    while queue:
-        vertex = queue.popleft()
-        for waiter in order.next[vertex]:
-            if waiter == start:
-                path = [start, vertex]
-                while path[-1] != start:
-                    path.append(came[path[-1]])
-                return path
-            if waiter in inside and waiter not in came:
-                came[waiter] = vertex
-                queue.append(waiter)
-    return None
+def network_of(plan: Plan) -> Network:
+    """A plan's steps and scopes, and who waits for whom; it may hold circles, and no other mistakes.
 
-
-def _reached(following: list[list[int]], start: int, inside: set[int]) -> set[int]:
-    seen = {start}
-    queue = deque([start])
-    while queue:
-        for vertex in following[queue.popleft()]:
-            if vertex in inside and vertex not in seen:
-                seen.add(vertex)
-                queue.append(vertex)
-    return seen
-
-
-def _reversed(following: list[list[int]]) -> list[list[int]]:
-    backwards: list[list[int]] = [[] for _ in following]
-    for vertex, waiters in enumerate(following):
-        for waiter in waiters:
-            backwards[waiter].append(vertex)
-    return backwards
+    Raises:
+        DefinitionError: ids or names are wrong; `DefinitionErrors` if there are several mistakes.
+    """
+    survey = _Survey(plan, _plainly)
+    if len(survey.errors) > 1:
+        raise DefinitionErrors(f"{len(survey.errors)} mistakes in the plan of {plan.workflow!r}", survey.errors)
+    if survey.errors:
+        raise survey.errors[0]
+    order = _Order(survey)
+    # Compensating phases run only when a run unwinds: they are looked through.
+    aside = tuple(
+        f"{address}/"
+        for address, block, scope in survey.blocks
+        if isinstance(scope.spec, Phases) and block in scope.spec.compensations
+    )
+    steps = [order.start[address] for address in survey.steps if not address.startswith(aside)]
+    return Network(names=order.names, before=order.before, steps=steps)

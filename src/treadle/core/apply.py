@@ -23,7 +23,7 @@ from treadle.core.counts import (
     task,
     untask,
 )
-from treadle.core.events import Event
+from treadle.core.events import Event, Handle
 from treadle.core.graph import Graph
 from treadle.core.opened import settled_inside
 from treadle.core.progress import GatherProgress, PhasesProgress
@@ -52,9 +52,23 @@ def fold(run: RunState, events: Sequence[Event], version: int, time: float) -> N
     run.version = version
 
 
-def new_state(key: str, run_id: str, graph: Graph, constants: list[str], breakpoints: list[str]) -> RunState:
+def new_state(
+    key: str,
+    run_id: str,
+    graph: Graph,
+    constants: list[str],
+    breakpoints: list[str],
+    *,
+    data: Handle = "",
+    data_names: Sequence[str] = (),
+    dry_run: bool = False,
+) -> RunState:
     """The state of a run before its first event."""
-    return RunState(key, run_id, graph, constants, breakpoints)
+    run = RunState(key, run_id, graph, constants, breakpoints)
+    run.data = data
+    run.data_names = frozenset(data_names)
+    run.dry_run = dry_run
+    return run
 
 
 def _run_status(run: RunState, kind: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import msgspec
 
@@ -47,6 +47,9 @@ from treadle.core.plan import (
     Test,
 )
 from treadle.errors import DuplicateStepError, UnknownStepError
+
+if TYPE_CHECKING:
+    from treadle.core.run_data import Need
 
 _NO_REFS: Mapping[str, int] = MappingProxyType({})
 
@@ -150,7 +153,7 @@ class Graph:
     """The nodes of a plan, by number and by address. Shared by all its runs."""
 
     is_run: ClassVar[bool] = False
-    __slots__ = ("children", "dedup", "index", "nodes", "plan")
+    __slots__ = ("children", "data_needs", "dedup", "index", "nodes", "plan")
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -170,6 +173,8 @@ class Graph:
                 dependents.setdefault(number, []).append((node.number, flags))
         for number, edges in dependents.items():
             self.nodes[number].dependents = tuple(edges)
+        # Filled by `run_data.needs_of` when it is first asked for.
+        self.data_needs: tuple[Need, ...] | None = None
         root.refs = {ref.step: _step_named(root, ref.step, self, None).number for ref in refs_of(plan.output)}
 
     def new(self, address: str, scope: Node, spec: Spec | None) -> Node:

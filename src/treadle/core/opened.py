@@ -55,6 +55,22 @@ def base_of(scope: ScopeState) -> str:
     return scope.node.address if entry == 1 else f"{scope.node.address}#{entry}"
 
 
+def row_address(block: ScopeState, phase: str, entry: int) -> str:
+    """The address of a phase's n-th entry."""
+    segment = encode_id(phase)
+    return child(base_of(block), segment if entry == 1 else f"{segment}#{entry}")
+
+
+def iteration_address(block: ScopeState, index: int) -> str:
+    """The address of an item's body."""
+    return f"{base_of(block)}[{index}]"
+
+
+def branch_address(block: ScopeState, branch: str) -> str:
+    """The address of a branch."""
+    return child(base_of(block), encode_id(branch))
+
+
 def _open(run: RunState, block: ScopeState, address: str, segment: str, body: AnyBody) -> ScopeState:
     """Make a body's scope and all that lies in it."""
     node = run.new(address, block.node, body)
@@ -116,10 +132,8 @@ def row_opened(run: RunState, event: ev.RowOpened) -> None:
     progress.entries[event.phase] = event.entry
     progress.decision, progress.rule, progress.asking = None, -1, None
     progress.patches = {}
-    segment = encode_id(event.phase)
-    address = child(base_of(block), segment)
-    named = f"{segment}#{event.entry}"
-    row = _open(run, block, address if event.entry == 1 else child(base_of(block), named), named, phase)
+    named = f"{encode_id(event.phase)}#{event.entry}"
+    row = _open(run, block, row_address(block, event.phase, event.entry), named, phase)
     row.index = event.step
     row.sight = Sight(event.entry, progress.state, progress.previous, pending_of(run, progress))
     progress.row = row
@@ -240,8 +254,7 @@ def branch_chosen(run: RunState, event: ev.BranchChosen) -> None:
         heappush(run.frontier, block.node.number)
         return
     body = next(branch for branch in spec.branches if branch.id == event.branch)
-    segment = encode_id(body.id)
-    scope = progress.scope = _open(run, block, child(base_of(block), segment), segment, body)
+    scope = progress.scope = _open(run, block, branch_address(block, body.id), encode_id(body.id), body)
     _fill(run, scope, body.blocks)
     link_output(scope.node, body.output, run)
 

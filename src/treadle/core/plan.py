@@ -41,6 +41,12 @@ class SignalValue(msgspec.Struct, frozen=True, gc=False, tag="signal", tag_field
     name: str
 
 
+class Data(msgspec.Struct, frozen=True, gc=False, tag="data", tag_field="slot"):
+    """The value of this name in the run's data; a run is not started without it."""
+
+    name: str
+
+
 class ListOf(msgspec.Struct, frozen=True, gc=False, tag="list", tag_field="slot"):
     """A list with slots among its items."""
 
@@ -95,7 +101,7 @@ class Given(msgspec.Struct, frozen=True, gc=False, tag="given", tag_field="slot"
     value: str
 
 
-Slot = Const | Ref | SignalValue | ListOf | MapOf | Item | Index | StateValue | LaneValue | PhaseInfo | Given
+Slot = Const | Ref | SignalValue | Data | ListOf | MapOf | Item | Index | StateValue | LaneValue | PhaseInfo | Given
 
 
 class Predicate(msgspec.Struct, frozen=True, gc=False, tag="predicate", tag_field="slot"):

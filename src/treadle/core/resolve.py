@@ -13,6 +13,7 @@ from treadle.core.plan import (
     Body,
     Branch,
     Const,
+    Data,
     Given,
     Group,
     Index,
@@ -69,14 +70,12 @@ def _resolve(run: RunState, node: Node, constants: list[Handle], slot: Slot) -> 
             return constants[slot.index]
         case Ref():
             return _resolve_ref(run, node, constants, slot)
-        case SignalValue():
-            return run.signals.get(slot.name, NULL)
         case ListOf():
             return ArgList([_resolve(run, node, constants, item) for item in slot.items])
         case MapOf():
             return _resolve_map(run, node, constants, slot)
-        case Given():
-            return slot.value
+        case SignalValue() | Data() | Given():
+            return _resolve_run_value(run, slot)
         case StateValue() | LaneValue():
             return _resolve_variable(run, node, constants, slot)
         case Item() | Index():
@@ -84,6 +83,17 @@ def _resolve(run: RunState, node: Node, constants: list[Handle], slot: Slot) -> 
         case _:
             facts = phase_info(run, node)
             return facts if not slot.fact else facts.items.get(slot.fact, NULL)
+
+
+def _resolve_run_value(run: RunState, slot: SignalValue | Data | Given) -> Arg:
+    """A value of the run as a whole."""
+    if isinstance(slot, SignalValue):
+        return run.signals.get(slot.name, NULL)
+    if isinstance(slot, Given):
+        return slot.value
+    if slot.name not in run.data_names:
+        raise UnresolvedError(f"the run was started without {slot.name!r} in its data")
+    return Pick(run.data, (slot.name,))
 
 
 def _resolve_map(run: RunState, node: Node, constants: list[Handle], slot: MapOf) -> Arg:

@@ -163,7 +163,10 @@ class RunState:
         "cancelling",
         "children",
         "constants",
+        "data",
+        "data_names",
         "dedup",
+        "dry_run",
         "frontier",
         "graph",
         "hold",
@@ -192,6 +195,10 @@ class RunState:
         self.graph = graph
         self.constants = constants
         self.labels = frozenset(breakpoints)
+        # The run's data, as one object, and the names in it; whether actions are asked to change nothing.
+        self.data = ""
+        self.data_names: frozenset[str] = frozenset()
+        self.dry_run = False
         self.version = 0
         self.now = 0.0
         self.started_at = 0.0

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import aclosing
 from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar, overload
-
-import msgspec
 
 from treadle.authoring import codec
 from treadle.authoring.builder import Planned
@@ -20,8 +17,9 @@ from treadle.core import events as ev
 from treadle.core import inputs as inp
 from treadle.core.addresses import check_id
 from treadle.core.commands import Refusal
+from treadle.core.documents import Document
 from treadle.core.events import AnyEvent, Arg, Handle, decode_events
-from treadle.core.plan import Block, encode_plan, plan_hash
+from treadle.core.plan import Block
 from treadle.core.state import ScopeState
 from treadle.core.tables import RUNNING, SUCCEEDED
 from treadle.errors import (
@@ -46,10 +44,13 @@ from treadle.runtime.answers import BlockLook, failed_run, no_value
 from treadle.runtime.folding import CAUSE_SEPARATOR
 from treadle.runtime.inspection import Snapshot, snapshot
 from treadle.runtime.node import Node
-from treadle.runtime.payloads import Row, assemble, handles_of
+from treadle.runtime.payloads import assemble, handles_of
+from treadle.runtime.receipts import receipt_of_run
 from treadle.runtime.requests import request
+from treadle.runtime.run_analysis import RunAnalysis, analyse
+from treadle.runtime.starting import Start, begin, data_text, is_same
 from treadle.runtime.why import Reason, why
-from treadle.store.base import Health, Loaded, RunHead, RunQuery, RunRow, SessionRow, StepRow
+from treadle.store.base import Health, Loaded, RunQuery, RunRow, SessionRow, StepRow
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -97,6 +98,11 @@ class App:
         """What survives what, in the store's words."""
         return self._node.store.durability
 
+    @property
+    def hook_failures(self) -> int:
+        """How often a hook of this application has raised; each time was logged to `treadle.hooks`."""
+        return 0 if self._node.observers is None else self._node.observers.failures
+
     @overload
     async def start(
         self,
@@ -105,6 +111,8 @@ class App:
         id: str | None = ...,
         labels: Mapping[str, str] | None = ...,
         breakpoints: Iterable[str] = ...,
+        data: Mapping[str, Any] | None = ...,
+        dry_run: bool = ...,
         on_conflict: OnConflict = ...,
         **kwargs: Any,
     ) -> Run[R]: ...
@@ -116,6 +124,8 @@ class App:
         id: str | None = ...,
         labels: Mapping[str, str] | None = ...,
         breakpoints: Iterable[str] = ...,
+        data: Mapping[str, Any] | None = ...,
+        dry_run: bool = ...,
         on_conflict: OnConflict = ...,
     ) -> Run[Any]: ...
     async def start(
@@ -125,6 +135,8 @@ class App:
         id: str | None = None,
         labels: Mapping[str, str] | None = None,
         breakpoints: Iterable[str] = (),
+        data: Mapping[str, Any] | None = None,
+        dry_run: bool = False,
         on_conflict: OnConflict = "reuse",
         **kwargs: Any,
     ) -> Run[Any]:
@@ -132,10 +144,11 @@ class App:
 
         `id` is an idempotency key (a new key where it is left out). If a run of that id exists, `on_conflict`
         decides: `reuse` attaches to it if workflow and input are the same, `reject` raises, `replace` cancels
-        hard and deletes it first. `breakpoints` are the labels to arm.
+        hard and deletes it first. `breakpoints` are the labels to arm. `data` is what every step can read, and what
+        fills parameters declared with `FROM_DATA`. With `dry_run` every step is told to change nothing.
 
         Raises:
-            DefinitionError: the workflow as written is wrong; all mistakes at once.
+            DefinitionError: the workflow as written is wrong, or data that it needs is missing; all mistakes at once.
             RunExistsError: the id is taken by a run that does something else.
         """
         planned = workflow if isinstance(workflow, Planned) else workflow.plan(*args, **kwargs)
@@ -144,8 +157,17 @@ class App:
         armed = list(breakpoints)
         if any(not label for label in armed):
             raise DefinitionError("a breakpoint label is empty; give the label that the steps carry")
+        given = dict(data or {})
+        start = Start(
+            id=id,
+            labels=dict(labels or {}),
+            breakpoints=armed,
+            data=data_text(given),
+            names=list(given),
+            dry_run=dry_run,
+        )
         while True:
-            run = await self._start(planned, id, dict(labels or {}), armed)
+            run = await self._start(planned, start)
             if run is not None:
                 return run
             assert id is not None
@@ -153,34 +175,13 @@ class App:
             if on_conflict == "replace":
                 await self._clear(existing)
                 continue
-            await self._attach(existing, planned, reject=on_conflict == "reject")
+            await self._attach(existing, planned, start, reject=on_conflict == "reject")
             return existing
 
-    async def _start(
-        self, planned: Planned, id_: str | None, labels: dict[str, str], breakpoints: list[str]
-    ) -> Run[Any] | None:
+    async def _start(self, planned: Planned, start: Start) -> Run[Any] | None:
         node = self._node
-        rows: list[Row] = []
-        constants = planned.constants
-        if all(len(text) <= 1024 for text in constants):
-            handles = ["=" + text for text in constants]
-        else:
-            handles = [await node.payloads.place(text, rows) for text in constants]
-        plan = node.with_defaults(planned.plan)
-        encoded = encode_plan(plan)
-        key = node.environment.ids.key()
-        head = RunHead(
-            key=key,
-            id=key if id_ is None else id_,
-            workflow=planned.plan.workflow,
-            plan=plan_hash(encoded),
-            constants=handles,
-            breakpoints=breakpoints,
-            labels=labels,
-            input_hash=input_hash(handles),
-            created_at=node.environment.clock.now(),
-        )
-        run = Run[Any](node, head.id, planned.result, key)
+        head, plan, encoded, rows = await begin(node, planned, start)
+        run = Run[Any](node, head.id, planned.result, head.key)
         future: asyncio.Future[str] = node.loop.create_future()
 
         def then(status: str, error: BaseException | None) -> None:
@@ -199,13 +200,10 @@ class App:
             return None
         raise StoreUnavailableError(f"the run could not be made ({status}); try again")
 
-    async def _attach(self, run: Run[Any], planned: Planned, *, reject: bool) -> None:
+    async def _attach(self, run: Run[Any], planned: Planned, start: Start, *, reject: bool) -> None:
         """Make sure that an existing run is the one that was to be started, and that somebody decides it."""
         head = (await run.load()).head
-        handles = [await self._node.payloads.place(text, []) for text in planned.constants]
-        same = head.plan == plan_hash(
-            encode_plan(self._node.with_defaults(planned.plan))
-        ) and head.input_hash == input_hash(handles)
+        same = await is_same(self._node, head, planned, start)
         if reject or not same:
             what = "exists" if same else "exists with another workflow or input"
             raise RunExistsError(f"run {run.id!r} {what}; choose another id, or on_conflict='replace'", run_id=run.id)
@@ -479,6 +477,10 @@ class Run(Generic[R]):
         sessions = await self._node.read(self._node.reader.sessions)
         return snapshot(loaded, sessions, self._node.environment.clock.now())
 
+    async def analysis(self) -> RunAnalysis:
+        """The run's graph, with the times that its steps took."""
+        return analyse(await self.load(), self._node.environment.clock.now())
+
     async def why(self, step: str | None = None) -> list[Reason]:
         """Why the run, or one step, is not going on: each fence and each lack of capacity, by name."""
         loaded = await self.load()
@@ -486,6 +488,10 @@ class Run(Generic[R]):
         sessions = await self._node.read(reader.sessions)
         waiting = await self._node.read(reader.waiting)
         return why(loaded, sessions, waiting, self._node.environment.clock.now(), step)
+
+    async def receipt(self, context: Mapping[str, str] | None = None) -> Document:
+        """The plan with what happened, as a document; for open, failed and cancelled runs too."""
+        return await receipt_of_run(self._node, await self.load(), context)
 
     async def detail(self, handle: Handle) -> Any:
         """The value behind a payload handle, such as a failure's full text."""
@@ -584,8 +590,3 @@ class Run(Generic[R]):
         if (known := _REFUSALS.get(refusal.code)) is not None:
             return known(refusal.message, run_id=self.id)
         return UsageError(refusal.message)
-
-
-def input_hash(handles: list[Handle]) -> str:
-    """The hash by which two starts of one id are seen to be the same."""
-    return hashlib.sha256(msgspec.json.encode(handles)).hexdigest()[:32]

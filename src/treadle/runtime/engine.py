@@ -16,7 +16,6 @@ from functools import partial
 import msgspec
 
 from treadle.core import inputs as inp
-from treadle.core.apply import new_state
 from treadle.core.commands import Refusal, Task
 from treadle.core.decide import Decision, Limits, decide, start
 from treadle.core.events import AnyEvent, RunSettled
@@ -27,7 +26,7 @@ from treadle.core.state import RunState
 from treadle.core.tables import RUNNING
 from treadle.errors import InternalError, LeaseLostError, SchemaVersionError, StoreError, TreadleError
 from treadle.ports import Clock, Ids
-from treadle.runtime.folding import fold_run, step_row
+from treadle.runtime.folding import fold_run, state_of, step_row
 from treadle.runtime.hub import Hub
 from treadle.runtime.payloads import Row
 from treadle.store.base import FORMAT, Acquired, Answer, Append, InboxInput, Loaded, Report, RunHead, Store
@@ -89,6 +88,7 @@ class Engine:
         on_interrupt: Callable[[str, int], None],
         on_lease_lost: Callable[[], None],
         is_executing: Callable[[Task], bool],
+        on_committed: Callable[[Owned, Append], None] | None = None,
     ) -> None:
         self.session = session
         self.committer = committer
@@ -102,6 +102,7 @@ class Engine:
         self.on_interrupt = on_interrupt
         self.on_lease_lost = on_lease_lost
         self.is_executing = is_executing
+        self.on_committed = on_committed
         self.runs: dict[str, Owned] = {}
         self._graphs: dict[str, Graph] = {}
         # Runs being acquired, with the inputs to decide then.
@@ -134,7 +135,7 @@ class Engine:
         then: Callable[[str, BaseException | None], None],
     ) -> None:
         """Make a run; `then` gets the answer's status (`committed`, `exists`, ...)."""
-        state = new_state(head.key, head.id, self.graph(head.plan, encoded, plan), head.constants, head.breakpoints)
+        state = state_of(head, self.graph(head.plan, encoded, plan))
         owned = Owned(state, head)
         decision = start(state, now=self.clock.now(), limits=self.limits)
         append = self._append(owned, decision, [])
@@ -484,6 +485,8 @@ class Engine:
         # Still in flight for those who are told now: an outcome that comes of it (an interrupted attempt) waits for
         # the decision below, else two appends would be on their way at once.
         owned.in_flight = []
+        if self.on_committed is not None:
+            self.on_committed(owned, append)
         self._announce(owned.state.key, append, decision, answer, items)
         owned.in_flight = None
         key = append.key

@@ -9,10 +9,24 @@ from treadle.core.events import decode_events
 from treadle.core.graph import Graph
 from treadle.core.state import RunState, StepState
 from treadle.errors import SchemaVersionError
-from treadle.store.base import Loaded, StepRow
+from treadle.store.base import Loaded, RunHead, StepRow
 
 # Between the addresses in `StepRow.causes`: an address holds no control character.
 CAUSE_SEPARATOR: Final = "\n"
+
+
+def state_of(head: RunHead, graph: Graph) -> RunState:
+    """The state of a run before its first event, from its head."""
+    return new_state(
+        head.key,
+        head.id,
+        graph,
+        head.constants,
+        head.breakpoints,
+        data=head.data,
+        data_names=head.data_names,
+        dry_run=head.dry_run,
+    )
 
 
 def fold_run(loaded: Loaded, graph: Graph) -> RunState:
@@ -22,7 +36,7 @@ def fold_run(loaded: Loaded, graph: Graph) -> RunState:
         SchemaVersionError: the journal holds an event that this version does not know.
     """
     head = loaded.head
-    state = new_state(head.key, head.id, graph, head.constants, head.breakpoints)
+    state = state_of(head, graph)
     for version, _commit_id, time, text in loaded.rows:
         try:
             events = decode_events(text)

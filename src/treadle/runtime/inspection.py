@@ -16,7 +16,7 @@ from typing import Final, Literal
 import msgspec
 
 from treadle.core import events as ev
-from treadle.core.apply import apply, new_state
+from treadle.core.apply import apply
 from treadle.core.events import AnyEvent, Arg, decode_events
 from treadle.core.graph import Graph
 from treadle.core.operators import blocked_before
@@ -35,6 +35,7 @@ from treadle.core.tables import (
     WAITING,
 )
 from treadle.runtime.failure_views import FailureView, failures_of
+from treadle.runtime.folding import state_of
 from treadle.runtime.scopes import (
     DecisionView,
     ScopeHistory,
@@ -151,6 +152,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     status: str
     labels: dict[str, str]
     parent: str
+    dry_run: bool
     plan: str
     version: int
     now: float
@@ -266,7 +268,7 @@ def replay(loaded: Loaded) -> Replay:
     """Fold a loaded run's journal."""
     head = loaded.head
     graph = Graph(decode_plan(loaded.plan))
-    run = new_state(head.key, head.id, graph, head.constants, head.breakpoints)
+    run = state_of(head, graph)
     told = Replay(run)
     for version, _, time, text in loaded.rows:
         run.now = time
@@ -334,6 +336,7 @@ def snapshot_of(loaded: Loaded, told: Replay, sessions: Sequence[SessionRow], no
         ),
         labels=head.labels,
         parent=head.parent,
+        dry_run=head.dry_run,
         plan=head.plan,
         version=loaded.version,
         now=now,

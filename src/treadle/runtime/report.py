@@ -110,6 +110,7 @@ def header(snapshot: Snapshot) -> str:
         f"Run {clean(snapshot.id)}",
         f"[{snapshot.status.upper()}]",
         f"workflow {clean(snapshot.workflow)}",
+        *(["dry run"] if snapshot.dry_run else []),
         f"created {duration(max(snapshot.now - snapshot.created_at, 0.0))} ago",
     ]
     if snapshot.paused_at is not None:

@@ -12,20 +12,21 @@ import contextlib
 import contextvars
 import inspect
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import msgspec
 
 from treadle.authoring import codec
+from treadle.authoring.bound import kind_of
 from treadle.authoring.cells import Patch
 from treadle.authoring.context import step_context
 from treadle.authoring.registry import Registry, StepDefinition
 from treadle.core.commands import Task
 from treadle.core.events import Handle, Items, Pick
 from treadle.core.inputs import Outcome
-from treadle.core.plan import Fragment
+from treadle.core.plan import Fragment, Plan
 from treadle.errors import (
     DecodeError,
     EncodeError,
@@ -40,6 +41,7 @@ from treadle.errors import (
 from treadle.ports import Clock, Threads
 from treadle.runtime.builtins import Listed
 from treadle.runtime.failures import ErrorText, describe
+from treadle.runtime.middleware import Middleware, around
 from treadle.runtime.payloads import Payloads, Row, assemble, handles_of
 from treadle.runtime.slots import ASYNC, THREAD, Slots
 from treadle.runtime.step_context import RunningStep
@@ -68,17 +70,25 @@ class Steps(Protocol):
         """Store a progress text."""
         ...
 
+    async def plan(self, task: Task) -> Plan:
+        """The plan of the task's run."""
+        ...
+
 
 class Callee:
     """What an action's name stands for here, looked up once."""
 
-    __slots__ = ("action", "adapters", "decoders", "encode", "invoke")
+    __slots__ = ("action", "adapters", "decoders", "encode", "invoke", "middleware")
 
-    def __init__(self, action: str, definition: StepDefinition) -> None:
+    def __init__(self, action: str, definition: StepDefinition, middleware: Sequence[Middleware]) -> None:
         self.action = action
         self.adapters = {name: parameter.adapter for name, parameter in definition.parameters.items()}
         self.decoders = {name: adapter.decode for name, adapter in self.adapters.items()}
         self.invoke = definition.invoke
+        # The question of a condition is no attempt of a step.
+        self.middleware = middleware if definition.kind == "step" else ()
+        if self.middleware and definition.is_async:
+            self.invoke = around(definition.invoke, self.middleware)
         self.encode = definition.result.encode
 
     def unknown(self, name: str) -> DecodeError:
@@ -97,6 +107,13 @@ class Attempt(msgspec.Struct, eq=False):
     handle: asyncio.Task[None] | None = None
     timer: asyncio.TimerHandle | None = None
     context: RunningStep | None = None
+    # Its coroutine is in a middleware around a thread.
+    around_thread: bool = False
+
+    @property
+    def cancellable(self) -> bool:
+        """Whether its coroutine runs code that has to be told when the attempt is over."""
+        return self.kind == ASYNC or self.around_thread
 
     def coroutine(self) -> Coroutine[Any, Any, None]:
         """The coroutine that its task runs."""
@@ -123,6 +140,7 @@ class Worker:
         finish: Finish,
         on_free: Callable[[], None],
         steps: Steps,
+        middleware: Sequence[Middleware] = (),
     ) -> None:
         self.session = session
         self.name = name
@@ -133,6 +151,7 @@ class Worker:
         self.payloads = payloads
         self.errors = errors
         self.steps = steps
+        self.middleware = middleware
         self._finish = finish
         self._on_free = on_free
         self._loop = asyncio.get_running_loop()
@@ -145,6 +164,11 @@ class Worker:
         self._ringing = False
         self._idle: asyncio.Event = asyncio.Event()
         self._idle.set()
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop that all of this runs on."""
+        return self._loop
 
     # -- life ------------------------------------------------------------------------------------------------
 
@@ -178,7 +202,7 @@ class Worker:
             attempt.settled = True
             if attempt.context is not None:
                 attempt.context.cancel()
-            if attempt.handle is not None and attempt.kind == ASYNC:
+            if attempt.handle is not None and attempt.cancellable:
                 attempt.handle.cancel()
         self.active.clear()
         self._idle.set()
@@ -200,8 +224,10 @@ class Worker:
                 values = await self._fetch(callee, task)
             context = attempt.context = RunningStep(self, task)
             step_context.set(context)
+            if task.call.data:
+                await self._read_data(context, task)
             value = await callee.invoke(values)
-            text = callee.encode(context.take(value) if type(value) in UNUSUAL else value)
+            text = callee.encode(context.take(value) if kind_of(value) in UNUSUAL else value)
         except BaseException as error:  # noqa: BLE001 - whatever user code raises becomes the attempt's outcome
             self._slot_free(attempt)
             if not attempt.settled:
@@ -237,12 +263,17 @@ class Worker:
             values = self._inline(callee, task)
             if values is None:
                 values = await self._fetch(callee, task)
+            context = attempt.context = RunningStep(self, task)
+            if task.call.data:
+                await self._read_data(context, task)
         except BaseException as error:  # noqa: BLE001 - as in _run_async
             self._slot_free(attempt)
             if not attempt.settled:
                 await self._raised(attempt, error)
             return
-        context = attempt.context = RunningStep(self, attempt.task)
+        if callee.middleware:
+            await self._run_around_thread(attempt, callee, values)
+            return
         scope = contextvars.copy_context()
         scope.run(step_context.set, context)
         self.threads.submit(partial(self._in_thread, attempt, callee, values, scope))
@@ -253,7 +284,7 @@ class Worker:
         if not attempt.settled:
             try:
                 value = scope.run(callee.invoke, values)
-                if type(value) in UNUSUAL and attempt.context is not None:
+                if kind_of(value) in UNUSUAL and attempt.context is not None:
                     value = attempt.context.take(value)
                 text = callee.encode(value)
             except BaseException as error:  # noqa: BLE001 - SystemExit and the like included: it ends the attempt only
@@ -268,6 +299,53 @@ class Worker:
             return
         ending = self._raised(attempt, raised) if raised is not None else self._returned(attempt, text)
         attempt.handle = self._loop.create_task(ending)
+
+    async def _run_around_thread(self, attempt: Attempt, callee: Callee, values: dict[str, Any]) -> None:
+        """Run the middleware here, and the function in a thread whenever it calls for it."""
+        hops: list[asyncio.Future[Any]] = []
+
+        def hop(values: dict[str, Any]) -> asyncio.Future[Any]:
+            # With the context as the middleware has left it, as `asyncio.to_thread` does.
+            scope = contextvars.copy_context()
+            done: asyncio.Future[Any] = self._loop.create_future()
+            hops.append(done)
+            self.threads.submit(partial(self._hop, lambda: scope.run(callee.invoke, values), done))
+            # A thread cannot be cancelled: who waits for it can.
+            return asyncio.shield(done)
+
+        text = ""
+        raised: BaseException | None = None
+        if not attempt.settled:
+            attempt.around_thread = True
+            step_context.set(cast("RunningStep", attempt.context))
+            try:
+                value = await around(hop, callee.middleware)(values)
+                if kind_of(value) in UNUSUAL and attempt.context is not None:
+                    value = attempt.context.take(value)
+                text = callee.encode(value)
+            except BaseException as error:  # noqa: BLE001 - as in _run_async
+                raised = error
+                if isinstance(error, asyncio.CancelledError) and not attempt.settled:
+                    raised = RuntimeError("the step was cancelled from inside the program")
+            attempt.around_thread = False
+        if hops:
+            # The slot is the thread's as long as it runs.
+            await asyncio.wait(hops)
+        self._thread_ended(attempt, text, raised)
+
+    def _hop(self, work: Callable[[], Any], done: asyncio.Future[Any]) -> None:
+        """In a thread: call the function, and hand its end to the loop."""
+        try:
+            value = work()
+        except StopIteration as error:
+            # A future cannot hold one.
+            fault = RuntimeError(f"the step raised {error!r}")
+            fault.__cause__ = error
+            self.to_loop(partial(done.set_exception, fault))
+        except BaseException as error:  # noqa: BLE001 - as in _in_thread
+            self.to_loop(partial(done.set_exception, error))
+        else:
+            self.to_loop(partial(done.set_result, value))
 
     def add_now(self, task: Task, fragments: list[Fragment]) -> Awaitable[None]:
         """Add steps for a live attempt: a task on the event loop; in a thread, done when this returns."""
@@ -303,7 +381,7 @@ class Worker:
         definition = self.registry.get(action)
         found = self._callees.get(definition)
         if found is None:
-            found = self._callees[definition] = Callee(action, definition)
+            found = self._callees[definition] = Callee(action, definition, self.middleware)
         return found
 
     def _inline(self, callee: Callee, task: Task) -> dict[str, Any] | None:
@@ -356,6 +434,10 @@ class Worker:
             except (DecodeError, LookupError) as error:
                 raise DecodeError(f"argument {name!r}: {error}") from None
         return values
+
+    async def _read_data(self, context: RunningStep, task: Task) -> None:
+        handle = task.call.data
+        context.data_text = (await self._patiently(lambda: self.payloads.load(task.run, [handle])))[handle]
 
     async def _returned(self, attempt: Attempt, text: str) -> None:
         rows: list[Row] = []
@@ -460,6 +542,8 @@ class Worker:
         attempt.settled = True
         if attempt.timer is not None:
             attempt.timer.cancel()
+        if attempt.context is not None:
+            attempt.context.close()
         task = attempt.task
         self.active.pop((task.run, task.number, task.lease), None)
         self._finish(task, outcome, rows)
@@ -479,7 +563,7 @@ class Worker:
         if attempt.kind == THREAD:
             self.stuck += 1
         self._settle(attempt, outcome, [])
-        if attempt.kind == ASYNC and attempt.handle is not None:
+        if attempt.handle is not None and attempt.cancellable:
             # A task that is cancelled before its first step never runs at all, so nothing in it frees the slot.
             unborn = inspect.getcoroutinestate(attempt.coroutine()) == inspect.CORO_CREATED
             attempt.handle.cancel()

@@ -69,6 +69,10 @@ class RunHead(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     parent: str = ""
     input_hash: str = ""
     created_at: float = 0.0
+    # The run's data as one object (a handle, "" for none), and the names in it; whether the run is a dry run.
+    data: str = ""
+    data_names: list[str] = []
+    dry_run: bool = False
     format: int = FORMAT
 
 
@@ -296,6 +300,10 @@ class Reader(Protocol):
 
     def load(self, key: str) -> Loaded | None:
         """The whole run, or None."""
+        ...
+
+    def head(self, key: str) -> tuple[RunHead, bytes] | None:
+        """The head and the encoded plan of a run, or None: what never changes, at the same price for any run."""
         ...
 
     def rows(self, key: str, after: int, limit: int = 1000) -> list[tuple[int, int, float, str]]:

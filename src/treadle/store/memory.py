@@ -32,6 +32,7 @@ from treadle.store.base import (
     Reader,
     Renewal,
     Report,
+    RunHead,
     RunQuery,
     RunRow,
     SessionRow,
@@ -397,6 +398,12 @@ class MemoryStore:
         with self.data.lock:
             run = self.data.runs.get(key)
             return None if run is None else self._load(run)
+
+    def head(self, key: str) -> tuple[RunHead, bytes] | None:
+        """The head and the encoded plan of a run, or None."""
+        with self.data.lock:
+            run = self.data.runs.get(key)
+            return None if run is None else (run.head, run.plan)
 
     def _load(self, run: StoredRun) -> Loaded:
         return Loaded(

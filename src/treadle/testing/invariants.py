@@ -8,6 +8,7 @@ The names below are what a failure is reported under.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -43,11 +44,13 @@ INSIDE: Final = "a scope with an outcome holds nothing that lives, and nothing s
 ROWS: Final = "the stored status, hold and step rows are what the journal says"
 ANSWERS: Final = "what a client was told is what the journal says"
 CALLERS: Final = "no client waits for ever, and none gets an error that is not its own"
+HOOKS: Final = "a committed boundary is told once, by the process that committed it"
 TRACE: Final = "equal seeds give equal traces"
 
 NAMES: Final = (
     VERSIONS, STORE, TOKENS, DURABLE, ONCE, CURRENT, OUTCOMES, SIGNALS, ERRORS, SLOTS, OWNERS, PROGRESS, CLOSED,
-    LEFTOVERS, DELETED, FOLD, RESULTS, BLOCKS, INSIDE, ROWS, ANSWERS, CALLERS, TRACE,
+    LEFTOVERS, DELETED, FOLD, RESULTS, BLOCKS, INSIDE, ROWS, ANSWERS, CALLERS, HOOKS,
+    TRACE,
 )  # fmt: skip
 
 _STORE_ERRORS: Final[tuple[type[StoreError], ...]] = (StoreError, *StoreError.__subclasses__())
@@ -103,11 +106,15 @@ class Watch:
         # Sessions by the life that entered them, and those whose end is known without waiting.
         self.sessions: dict[str, Life] = {}
         self.known_dead: list[str] = []
+        # How many sessions a life has entered.
+        self.entered: Counter[Life] = Counter()
         # Token -> (session, run, step number, attempt).
         self.tokens: dict[int, tuple[str, str, int, int]] = {}
         self.executions: list[Execution] = []
         self.began_keys: set[tuple[str, str, int, int]] = set()
         self.calls = 0
+        # Told of each event with the life that has committed it, where that is known, and its run.
+        self.on_written: Callable[[Life | None, str, AnyEvent], None] = lambda _life, _key, _event: None
 
     # -- the store's calls ---------------------------------------------------------------------------------------
 
@@ -133,9 +140,11 @@ class Watch:
     def wrote(self, life: Life, operation: str, keys: Sequence[str]) -> None:
         """A call took effect."""
         self.calls += 1
+        if operation == "open_session":
+            self.entered[life] += 1
         self.say(f"{life.name} {operation} {' '.join(self._short(key) for key in keys)}")
         for key in keys:
-            self.look(key)
+            self.look(key, life)
         if self.calls % _WHOLE_CHECK == 0 or operation in ("bury", "delete"):
             self.check_store()
 
@@ -155,8 +164,8 @@ class Watch:
             if self.data.ids.get(run.head.id) != run.key:
                 self.fail(STORE, f"run {run.key} is not found by its id")
 
-    def look(self, key: str) -> None:
-        """Read what is new in a run's journal."""
+    def look(self, key: str, life: Life | None = None) -> None:
+        """Read what is new in a run's journal, written by a life if one has just written."""
         run = self.data.runs.get(key)
         journal = self.journals.get(key)
         if run is None:
@@ -180,6 +189,7 @@ class Watch:
             for event in events:
                 self.say(f"  {run.head.id}@{row.version} {event}")
                 self._event(journal, event)
+                self.on_written(life, key, event)
 
     # -- the events, one by one ------------------------------------------------------------------------------------
 

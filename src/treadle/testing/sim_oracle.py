@@ -11,11 +11,12 @@ from typing import Any
 import msgspec
 
 from treadle.core import events as ev
-from treadle.core.apply import apply, new_state
+from treadle.core.apply import apply
 from treadle.core.events import Arg, ArgList, ArgMap, Handle, Pick, decode_events
 from treadle.core.graph import Graph, Node
 from treadle.core.plan import (
     Const,
+    Data,
     Given,
     Index,
     Item,
@@ -32,6 +33,7 @@ from treadle.core.plan import (
 from treadle.core.state import RunState, StepState, settled
 from treadle.core.tables import RUNNING, SUCCEEDED
 from treadle.errors import InternalError
+from treadle.runtime.folding import state_of
 from treadle.store.blobs import MemoryBlobs
 from treadle.testing.invariants import ANSWERS, BLOCKS, FOLD, RESULTS, ROWS, Fail, Journal
 from treadle.testing.sim_blocks import cell_value, rule_truth
@@ -60,7 +62,7 @@ class Oracle:
     def judge(self) -> None:
         """Fold the journal event by event, and check each."""
         head = self.run.head
-        state = new_state(head.key, head.id, Graph(decode_plan(self.run.plan)), head.constants, head.breakpoints)
+        state = state_of(head, Graph(decode_plan(self.run.plan)))
         self.state = state
         for row in self.run.rows:
             state.now = row.time
@@ -189,6 +191,8 @@ class Oracle:
                 return self._default(constants, slot)
             case SignalValue():
                 return self.value(state.signals[slot.name])
+            case Data():
+                return self.value(state.data)[slot.name]
             case ListOf():
                 return [self.resolve(state, node, item) for item in slot.items]
             case MapOf():

@@ -7,7 +7,7 @@ after each barrier and what each scope's value is; of the folded run it uses nam
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from treadle.core import events as ev
 from treadle.core.expressions import holds, lookup_in, parse
@@ -117,7 +117,7 @@ class Blocks:
 
     def _listed(self, run: RunState, node: Node, spec: Gather) -> list[Any] | None:
         found = self._known(run, node, spec.items)
-        return cast("list[Any]", found) if isinstance(found, list) else None
+        return found if isinstance(found, list) else None
 
     # -- what may go on --------------------------------------------------------------------------------------------
 

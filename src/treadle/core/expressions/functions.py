@@ -177,16 +177,22 @@ def _endswith(_: Meter, text: object, end: object) -> Json:
     return cast("str", _expect("endswith", text, str)).endswith(_expect("endswith", end, str))
 
 
-def _keys(meter: Meter, value: object) -> Json:
-    entries: dict[str, Any] = _expect("keys", value, dict)
+def _sorted_keys(name: str, meter: Meter, value: object) -> list[str]:
+    entries: dict[object, Any] = _expect(name, value, dict)
     meter.spend(len(entries))
-    return sorted(entries)
+    for key in entries:
+        if type_of(key) is not str:
+            raise type_refusal(f"{name} takes a dict whose keys are texts, not {kind_of(key)}")
+    return sorted(cast("dict[str, Any]", entries))
+
+
+def _keys(meter: Meter, value: object) -> Json:
+    return cast("list[Any]", _sorted_keys("keys", meter, value))
 
 
 def _values(meter: Meter, value: object) -> Json:
-    entries: dict[str, Any] = _expect("values", value, dict)
-    meter.spend(len(entries))
-    return [entries[key] for key in sorted(entries)]
+    keys = _sorted_keys("values", meter, value)
+    return [cast("dict[str, Any]", value)[key] for key in keys]
 
 
 FUNCTIONS: dict[str, Function] = {
