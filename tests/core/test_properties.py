@@ -29,6 +29,7 @@ from treadle.core.plan import (
     LaneValue,
     ListOf,
     MapOf,
+    Move,
     Phase,
     PhaseInfo,
     Phases,
@@ -40,7 +41,9 @@ from treadle.core.plan import (
     SignalValue,
     StateValue,
     Step,
-    Test,
+)
+from treadle.core.plan import (
+    Test as Holds,
 )
 from treadle.core.state import ScopeState, counts_as_cancelled, is_bad, settled
 from treadle.core.tables import OUTCOMES, RUNNING
@@ -133,15 +136,15 @@ def blocks(draw: st.DrawFn, plain: bool = False, most: int = 7) -> list[Block]:
 @st.composite
 def conditions(draw: st.DrawFn, names: list[str], state: bool) -> Any:
     kinds: list[Any] = [Predicate(name="p"), Predicate(name="p", slots={"x": Const(0)})]
-    kinds += [Test(text="1 < 2"), Test(text="1 > 2"), SignalValue(name="ok")]
+    kinds += [Holds(text="1 < 2"), Holds(text="1 > 2"), SignalValue(name="ok")]
     if names:
         name = draw(st.sampled_from(names))
-        kinds += [Ref(step=name, default=1), Ref(step=name), Test(text="r == true", slots={"r": Ref(step=name)})]
-        kinds += [Test(text="r", slots={"r": Ref(step=name, default=1)})]
+        kinds += [Ref(step=name, default=1), Ref(step=name), Holds(text="r == true", slots={"r": Ref(step=name)})]
+        kinds += [Holds(text="r", slots={"r": Ref(step=name, default=1)})]
     if state:
-        kinds += [Test(text="v == 1", slots={"v": StateValue(name="v")})]
-        kinds += [Test(text="n.step < 2", slots={"n": PhaseInfo()}), Predicate(name="p", slots={"i": PhaseInfo()})]
-        kinds += [Test(text="l == true", slots={"l": LaneValue(lane="c0", default=2)})]
+        kinds += [Holds(text="v == 1", slots={"v": StateValue(name="v")})]
+        kinds += [Holds(text="n.step < 2", slots={"n": PhaseInfo()}), Predicate(name="p", slots={"i": PhaseInfo()})]
+        kinds += [Holds(text="l == true", slots={"l": LaneValue(lane="c0", default=2)})]
     return draw(st.sampled_from(kinds))
 
 
@@ -157,7 +160,8 @@ class Place:
 
 @st.composite
 def inner_steps(draw: st.DrawFn, id_: str, names: list[str], place: Place) -> Step:
-    found = draw(steps(id_, names, names, plain=draw(st.sampled_from([True, True, place.calm]))))
+    plain: bool = place.calm or draw(st.booleans())
+    found = draw(steps(id_, names, names, plain))
     slots: list[Any] = []
     if place.gathers:
         slots += [Item(level=place.gathers - 1), Index()]
@@ -180,10 +184,9 @@ def bodies(draw: st.DrawFn, names: list[str], place: Place, least: int = 1) -> t
             found.append(draw(openings(id_, names + known, place)))
         elif draw(st.integers(0, 5)) == 0:
             inside = draw(inner_steps("in", names + known, place))
-            found.append(
-                Group(id=id_, blocks=[inside], output=draw(st.sampled_from([None, Ref(step="in", default=0)])))
-            )
-            if found[-1].output is None:
+            output = Ref(step="in", default=0) if draw(st.booleans()) else None
+            found.append(Group(id=id_, blocks=[inside], output=output))
+            if output is None:
                 continue
         else:
             found.append(draw(inner_steps(id_, names + known, place)))
@@ -224,7 +227,8 @@ def chooses(draw: st.DrawFn, id_: str, names: list[str], place: Place) -> Choose
 def rules(draw: st.DrawFn, place: Place, names: list[str]) -> tuple[Rule, ...]:
     found: list[Rule] = []
     for n in range(draw(st.integers(0, 2))):
-        move = draw(st.sampled_from(["advance", "jump", "repeat", "stop"]))
+        moves: list[Move] = ["advance", "jump", "repeat", "stop"]
+        move = draw(st.sampled_from(moves))
         when = draw(conditions([name for name in names if not place.calm], True))
         found.append(Rule(id=f"r{n}", move=move, target="p0" if move == "jump" else "", when=when))
     return (*found, Rule(id="last", move="advance", when=draw(st.sampled_from([None, None, Predicate(name="p")]))))

@@ -38,6 +38,9 @@ def added_events(run: RunState, adder: StepState, fragments: Sequence[Fragment],
 
     A block whose id is there with the same definition is that block; with another definition it is an error.
     """
+    if adder.around.block is not None:
+        text = f"{adder.node.address!r} answers a question of its block; only a step of a plan adds steps"
+        return Failure(code="no_additions", message=text)
     draft = _Draft(run)
     found: list[ev.StepsAdded] = []
     try:

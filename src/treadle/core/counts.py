@@ -87,7 +87,7 @@ def settle(run: RunState, state: StepState | ScopeState) -> None:
         elif counts_as_cancelled(state):
             around.cancelled += 1
     if around.unsettled == 0 or around.watches:
-        heappush(run.frontier, around.node.number)
+        heappush(run.frontier, around.wakes)
     if run.own or run.added_by:
         _settle_adder(run, state)
     if not state.holding:

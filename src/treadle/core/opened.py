@@ -7,7 +7,7 @@ from types import UnionType
 
 from treadle.core import events as ev
 from treadle.core.addresses import child, encode_id
-from treadle.core.blocks import AnyBody, bodies_of
+from treadle.core.blocks import AnyBody
 from treadle.core.counts import allowed_scope_status, retire, scope_at
 from treadle.core.graph import Node, link, link_output, place
 from treadle.core.plan import (
@@ -119,8 +119,7 @@ def row_opened(run: RunState, event: ev.RowOpened) -> None:
     assert isinstance(progress, PhasesProgress)
     spec = block.node.spec
     assert isinstance(spec, Phases)
-    phase = next(body for segment, body in bodies_of(spec) if segment == encode_id(event.phase))
-    assert isinstance(phase, Phase)
+    phase, segment, *_ = progress.phases[event.phase]
     if progress.step < 0:
         progress.state = {name: resolve(run, block.node, slot) for name, slot in spec.state.items()}
     for left in (progress.row, progress.asking):
@@ -132,7 +131,7 @@ def row_opened(run: RunState, event: ev.RowOpened) -> None:
     progress.entries[event.phase] = event.entry
     progress.decision, progress.rule, progress.asking = None, -1, None
     progress.patches = {}
-    named = f"{encode_id(event.phase)}#{event.entry}"
+    named = f"{segment}#{event.entry}"
     row = _open(run, block, row_address(block, event.phase, event.entry), named, phase)
     row.index = event.step
     row.sight = Sight(event.entry, progress.state, progress.previous, pending_of(run, progress))
@@ -146,6 +145,7 @@ def _outside(run: RunState, block: ScopeState, progress: PhasesProgress) -> Scop
     if outside is None:
         node = run.new(child(base_of(block), "~detached"), block.node, None)
         outside = run.states[node.number] = ScopeState(node, None)
+        outside.wakes = block.node.number
         progress.detached = outside
     return outside
 
@@ -159,6 +159,7 @@ def _detach(run: RunState, row: ScopeState, nodes: list[Node], outside: ScopeSta
         if node.scope is row.node and lane_of(node.spec) in phase.detached:
             state = run.states[node.number]
             state.around = outside
+            run.enter(outside.node, node.address, node)
             progress.background.append(state)
 
 
@@ -342,7 +343,7 @@ def scope_stopped(run: RunState, event: ev.ScopeStopped) -> None:
     scope = scope_at(run, event.at)
     allowed_scope_status(scope, "scope_stopped")
     _stop(run, scope, event.reason)
-    heappush(run.frontier, scope.node.number)
+    heappush(run.frontier, scope.wakes)
 
 
 def _stop(run: RunState, scope: ScopeState, reason: str) -> None:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from treadle.core.addresses import encode_id
+from treadle.core.blocks import has_policies
 from treadle.core.events import NULL, Arg, ArgList, DecisionMade, Handle, Items, Pick
-from treadle.core.plan import Choose, Gather, Opening
+from treadle.core.plan import Choose, Gather, Opening, Phase, Phases
 
 if TYPE_CHECKING:
     from treadle.core.state import NodeState, ScopeState, StepState
@@ -23,6 +25,27 @@ class Sight(NamedTuple):
     previous: dict[str, Arg]
     # Detached cells of earlier rows that had not ended, by lane.
     pending: dict[str, int]
+
+
+class Row(NamedTuple):
+    """A phase as the rows of a block need it: its place in the order (-1: none), and what follows when it advances."""
+
+    phase: Phase
+    segment: str
+    position: int
+    # The id of the next phase, "" after the last.
+    following: str
+
+
+def rows_of(spec: Phases) -> dict[str, Row]:
+    """The phases of a block by id."""
+    ids = [phase.id for phase in spec.phases]
+    following = dict(zip(ids, [*ids[1:], ""], strict=True))
+    places = {id_: index for index, id_ in enumerate(ids)}
+    return {
+        phase.id: Row(phase, encode_id(phase.id), places.get(phase.id, -1), following.get(phase.id, ""))
+        for phase in (*spec.phases, *spec.compensations)
+    }
 
 
 class PhasesProgress:
@@ -40,14 +63,19 @@ class PhasesProgress:
         "entry",
         "overwritten",
         "patches",
+        "phases",
         "previous",
         "row",
         "rule",
+        "ruled",
         "state",
         "step",
     )
 
-    def __init__(self, entry: int) -> None:
+    def __init__(self, spec: Phases, entry: int) -> None:
+        self.phases = rows_of(spec)
+        # Whether rules decide what follows a row.
+        self.ruled = has_policies(spec)
         # The number of the present row, from 0; -1 before the first.
         self.step = -1
         self.row: ScopeState | None = None
@@ -157,4 +185,4 @@ def new_progress(spec: Opening, entry: int = 1) -> Progress:
     """The progress of a block's n-th entry, which has opened nothing yet."""
     if isinstance(spec, Gather):
         return GatherProgress(entry, first=spec.mode == "first")
-    return ChooseProgress(entry) if isinstance(spec, Choose) else PhasesProgress(entry)
+    return ChooseProgress(entry) if isinstance(spec, Choose) else PhasesProgress(spec, entry)

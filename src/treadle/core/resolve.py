@@ -212,8 +212,7 @@ def phase_info(run: RunState, node: Node) -> ArgMap:
     if found is None:
         raise UnresolvedError("there is no Phases block around")
     block, row = found
-    spec, progress = block.node.spec, block.block
-    assert isinstance(spec, Phases)
+    progress = block.block
     assert isinstance(progress, PhasesProgress)
     facts: dict[str, Arg] = {}
     at = row if row is not None else progress.row
@@ -223,7 +222,7 @@ def phase_info(run: RunState, node: Node) -> ArgMap:
         if row is None:
             facts["policy"] = handle_of(phase.policy)
         facts["phase"] = handle_of(phase.id)
-        facts["index"] = handle_of(next((n for n, known in enumerate(spec.phases) if known.id == phase.id), -1))
+        facts["index"] = handle_of(progress.phases[phase.id].position)
         facts["step"] = handle_of(at.index)
         assert at.sight is not None
         facts["entry"] = handle_of(at.sight.entry)

@@ -117,7 +117,7 @@ class Blocks:
 
     def _listed(self, run: RunState, node: Node, spec: Gather) -> list[Any] | None:
         found = self._known(run, node, spec.items)
-        return found if isinstance(found, list) else None
+        return [*found] if isinstance(found, list) else None
 
     # -- what may go on --------------------------------------------------------------------------------------------
 
