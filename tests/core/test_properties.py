@@ -24,6 +24,7 @@ from treadle.core.plan import (
     Const,
     Gather,
     Group,
+    Holds,
     Index,
     Item,
     LaneValue,
@@ -42,12 +43,10 @@ from treadle.core.plan import (
     StateValue,
     Step,
 )
-from treadle.core.plan import (
-    Test as Holds,
-)
 from treadle.core.state import ScopeState, counts_as_cancelled, is_bad, settled
 from treadle.core.tables import OUTCOMES, RUNNING
 
+MOVES: list[Move] = ["advance", "jump", "repeat", "stop"]
 SIGNALS = ["go", "ok"]
 LABELS = ["red", "blue"]
 # Handles of the run head's constants.
@@ -168,7 +167,8 @@ def inner_steps(draw: st.DrawFn, id_: str, names: list[str], place: Place) -> St
     if place.rows:
         slots += [PhaseInfo(), StateValue(name="v", default=0), LaneValue(lane="c0", default=0)]
         slots += [StateValue(name="missing")] if not place.calm and draw(st.integers(0, 9)) == 0 else []
-    if slots and draw(st.booleans()):
+    takes: bool = draw(st.booleans())
+    if slots and takes:
         found.slots["own"] = draw(st.sampled_from(slots))
     return found
 
@@ -184,9 +184,9 @@ def bodies(draw: st.DrawFn, names: list[str], place: Place, least: int = 1) -> t
             found.append(draw(openings(id_, names + known, place)))
         elif draw(st.integers(0, 5)) == 0:
             inside = draw(inner_steps("in", names + known, place))
-            output = Ref(step="in", default=0) if draw(st.booleans()) else None
-            found.append(Group(id=id_, blocks=[inside], output=output))
-            if output is None:
+            made = Group(id=id_, blocks=[inside], output=draw(st.sampled_from([None, Ref(step="in", default=0)])))
+            found.append(made)
+            if made.output is None:
                 continue
         else:
             found.append(draw(inner_steps(id_, names + known, place)))
@@ -227,8 +227,7 @@ def chooses(draw: st.DrawFn, id_: str, names: list[str], place: Place) -> Choose
 def rules(draw: st.DrawFn, place: Place, names: list[str]) -> tuple[Rule, ...]:
     found: list[Rule] = []
     for n in range(draw(st.integers(0, 2))):
-        moves: list[Move] = ["advance", "jump", "repeat", "stop"]
-        move = draw(st.sampled_from(moves))
+        move = draw(st.sampled_from(MOVES))
         when = draw(conditions([name for name in names if not place.calm], True))
         found.append(Rule(id=f"r{n}", move=move, target="p0" if move == "jump" else "", when=when))
     return (*found, Rule(id="last", move="advance", when=draw(st.sampled_from([None, None, Predicate(name="p")]))))

@@ -28,7 +28,7 @@ from treadle.core.plan import (
     SignalValue,
     Step,
 )
-from treadle.core.plan import Test as Expression  # pytest would collect it
+from treadle.core.plan import Holds as Expression  # pytest would collect it
 from treadle.runtime.client import Run
 
 registry = Registry()

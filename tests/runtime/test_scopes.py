@@ -24,7 +24,7 @@ from treadle.core.plan import (
     Rule,
     SignalValue,
 )
-from treadle.core.plan import Test as Expression  # pytest would collect it
+from treadle.core.plan import Holds as Expression  # pytest would collect it
 from treadle.errors import StepNotFoundError
 from treadle.runtime.inspection import Snapshot
 from treadle.runtime.report import render_report, render_tree, scope_text

@@ -13,6 +13,7 @@ from treadle.core.plan import (
     Choose,
     Gather,
     Group,
+    Holds,
     ListOf,
     MapOf,
     Phase,
@@ -21,7 +22,6 @@ from treadle.core.plan import (
     Ref,
     Rule,
     Step,
-    Test,
 )
 
 # Why an edge exists: a required Ref, a Ref with a default, required order, settled order.
@@ -42,7 +42,7 @@ def refs_of(slot: object) -> Iterator[Ref]:
     elif isinstance(slot, ListOf):
         for item in slot.items:
             yield from refs_of(item)
-    elif isinstance(slot, (MapOf, Predicate, Test)):
+    elif isinstance(slot, (MapOf, Predicate, Holds)):
         for value in (slot.items if isinstance(slot, MapOf) else slot.slots).values():
             yield from refs_of(value)
 

@@ -32,6 +32,7 @@ from treadle.core.plan import (
     Const,
     Gather,
     Group,
+    Holds,
     LaneValue,
     ListOf,
     MapOf,
@@ -44,7 +45,6 @@ from treadle.core.plan import (
     Slot,
     StateValue,
     Step,
-    Test,
 )
 from treadle.errors import DuplicateStepError, UnknownStepError
 
@@ -98,7 +98,7 @@ def signals_of(slot: object) -> Iterator[str]:
     elif isinstance(slot, ListOf):
         for item in slot.items:
             yield from signals_of(item)
-    elif isinstance(slot, (MapOf, Predicate, Test)):
+    elif isinstance(slot, (MapOf, Predicate, Holds)):
         for value in (slot.items if isinstance(slot, MapOf) else slot.slots).values():
             yield from signals_of(value)
 
@@ -113,7 +113,7 @@ def constants_of(slot: object) -> Iterator[int]:
     elif isinstance(slot, ListOf):
         for item in slot.items:
             yield from constants_of(item)
-    elif isinstance(slot, (MapOf, Predicate, Test)):
+    elif isinstance(slot, (MapOf, Predicate, Holds)):
         for value in (slot.items if isinstance(slot, MapOf) else slot.slots).values():
             yield from constants_of(value)
 

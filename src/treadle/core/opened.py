@@ -17,13 +17,13 @@ from treadle.core.plan import (
     Condition,
     Gather,
     Given,
+    Holds,
     MapOf,
     Phase,
     Phases,
     Predicate,
     Slot,
     Step,
-    Test,
 )
 from treadle.core.progress import ChooseProgress, GatherProgress, PhasesProgress, Progress, Sight
 from treadle.core.resolve import handle_of, known_items, lane_of, pending_of, resolve
@@ -43,9 +43,10 @@ def _block(run: RunState, at: str, kind: type[Progress] | UnionType, event: str)
     """The open block of an event, with its progress."""
     scope = scope_at(run, at)
     allowed_scope_status(scope, event)
-    if not isinstance(scope.block, kind) or scope.gated:
+    progress = scope.block
+    if progress is None or not isinstance(progress, kind) or scope.gated:
         raise InternalError(f"scope {at!r} is another block, or not open yet: {event} is not allowed")
-    return scope, scope.block
+    return scope, progress
 
 
 def base_of(scope: ScopeState) -> str:
@@ -331,7 +332,7 @@ def asking(condition: Condition) -> tuple[str, dict[str, Slot]]:
     """The action that evaluates a condition, and its slots."""
     if isinstance(condition, Predicate):
         return condition.name, condition.slots
-    if isinstance(condition, Test):
+    if isinstance(condition, Holds):
         return TEST, {"text": Given(handle_of(condition.text)), "values": MapOf(condition.slots, partial=True)}
     return TRUTH, {"value": condition}
 
