@@ -457,6 +457,8 @@ class World:
             if not any(self._busy(host) for host in self.hosts) and not self._unburied():
                 break
             await asyncio.sleep(5.0)
+        # The last answers are still on their way, and hooks are told after them.
+        await asyncio.sleep(5.0)
         for host in self.hosts:
             if text := self._busy(host):
                 self.fail(SLOTS, text)
