@@ -168,7 +168,6 @@ class Node:
             steps=self,
             middleware=settings.middleware,
         )
-        self._execute = self.worker.start if self.observers is None else self._execute_observed
         self.sweeper = Sweeper(
             session=self.session,
             committer=self.committer,
@@ -291,9 +290,9 @@ class Node:
         self.slots.adopt(task.action)
         self._execute(task)
 
-    def _execute_observed(self, task: Task) -> None:
-        assert self.observers is not None
-        self.observers.attempt_started(task)
+    def _execute(self, task: Task) -> None:
+        if self.observers is not None:
+            self.observers.attempt_started(task)
         self.worker.start(task)
 
     def _observed(self, task: Task, outcome: inp.Outcome, rows: list[Row]) -> None:
