@@ -19,6 +19,7 @@ from treadle.core.plan import (
     Const,
     Gather,
     Group,
+    Holds,
     LaneValue,
     MapOf,
     Phase,
@@ -32,9 +33,6 @@ from treadle.core.plan import (
     Slot,
     StateValue,
     Step,
-)
-from treadle.core.plan import (
-    Test as Holds,
 )
 from treadle.core.progress import PhasesProgress
 

@@ -19,11 +19,11 @@ from treadle.core.plan import (
     Condition,
     Gather,
     Group,
+    Holds,
     Phase,
     Phases,
     Predicate,
     Rule,
-    Test,
 )
 from treadle.core.state import NodeState, RunState, ScopeState, settled
 from treadle.core.tables import FAILED, SUCCEEDED
@@ -199,7 +199,7 @@ class Blocks:
     def _holds(self, run: RunState, node: Node, condition: Condition) -> Any:
         """Whether a condition holds."""
         try:
-            if isinstance(condition, Test):
+            if isinstance(condition, Holds):
                 values: dict[str, Any] = {}
                 for name, slot in condition.slots.items():
                     values[name] = self._resolve(run, node, slot)
