@@ -180,7 +180,9 @@ def row_settled(run: RunState, row: ScopeState) -> None:
         return
     phase = row.node.spec
     assert isinstance(phase, Phase)
-    state = dict(progress.state)
+    assert row.sight is not None
+    # From what the row saw: it may come to its barrier again, when a cell that it did without is retried.
+    state = dict(row.sight.state)
     writers: dict[str, int] = {}
     for number in sorted(progress.patches):
         for name, value in progress.patches[number].items():
@@ -188,7 +190,6 @@ def row_settled(run: RunState, row: ScopeState) -> None:
             state[name] = value
     progress.state = state
     progress.overwritten = [name for name, count in writers.items() if count > 1]
-    progress.patches = {}
     progress.previous = {}
     for cell in phase.blocks:
         node = run.find(row.node, encode_id(cell.id))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from treadle.core.addresses import encode_id
 from treadle.core.blocks import has_policies
-from treadle.core.events import Arg, ArgList, DecisionMade, Handle, Items, Pick
+from treadle.core.events import NULL, Arg, ArgList, DecisionMade, Handle, Items, Pick
 from treadle.core.plan import Choose, Gather, Opening, Phase, Phases
 
 if TYPE_CHECKING:
@@ -150,7 +150,10 @@ class GatherProgress:
 
     def value(self) -> Arg:
         """The value of a gather that succeeded."""
-        return self.results[self.winner] if self.winner >= 0 else ArgList(self.results.copy())
+        if self.first:
+            # Where all were skipped by conditions, none of them won.
+            return self.results[self.winner] if self.winner >= 0 else NULL
+        return ArgList(self.results.copy())
 
 
 class ChooseProgress:
