@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from treadle.authoring import codec
 from treadle.authoring.documents import document_of
 from treadle.core.documents import Document, Platform, Provenance
-from treadle.core.plan import Const, Group, ListOf, Placement, Plan, Predicate, Ref, RetryPolicy, SignalValue, Step
+from treadle.core.plan import Block, Const, Group, ListOf, Placement, Plan, Predicate, Ref, RetryPolicy, SignalValue, Step
 
 WRITTEN = Provenance(
     tool="treadle",
@@ -71,7 +71,7 @@ def documents(draw: st.DrawFn) -> tuple[Document, list[str]]:
     """A sealed plan, and the JSON texts of its constants."""
     texts = [codec.encode(value) for value in draw(st.lists(values, max_size=4))]
     names = draw(st.lists(ids, min_size=1, max_size=4, unique=True))
-    blocks: list[Step | Group] = [draw(steps(name, [], len(texts))) for name in names]
+    blocks: list[Block] = [draw(steps(name, [], len(texts))) for name in names]
     if draw(st.booleans()):
         blocks.append(Group(id="g" * 10, blocks=[draw(steps("inner", [], len(texts)))]))
     plan = Plan(workflow=draw(st.text(min_size=1, max_size=9)), blocks=blocks, retry=draw(st.none() | retries))
