@@ -13,7 +13,19 @@ from hypothesis import strategies as st
 from treadle.authoring import codec
 from treadle.authoring.documents import document_of
 from treadle.core.documents import Document, Platform, Provenance
-from treadle.core.plan import Block, Const, Group, ListOf, Placement, Plan, Predicate, Ref, RetryPolicy, SignalValue, Step
+from treadle.core.plan import (
+    Block,
+    Const,
+    Group,
+    ListOf,
+    Placement,
+    Plan,
+    Predicate,
+    Ref,
+    RetryPolicy,
+    SignalValue,
+    Step,
+)
 
 WRITTEN = Provenance(
     tool="treadle",
