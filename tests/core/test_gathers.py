@@ -31,6 +31,7 @@ from treadle.core.plan import (
     StateValue,
     Step,
 )
+from treadle.core.plan import Test as Holds
 
 ITEM: dict[str, Slot] = {"item": Item(), "index": Index()}
 
@@ -365,6 +366,27 @@ def test_a_step_adds_a_gather() -> None:
 
     assert driver.status() == "succeeded"
     driver.check()
+
+
+@pytest.mark.parametrize(
+    ("block", "said"),
+    [
+        (scan(limit=-1), "limit=-1"),
+        (scan(body=body(step("x", slots={"i": Item(level=1)}))), "takes the item of a gather"),
+        (step("x", slots={"i": Item()}), "takes the item of a gather"),
+        (Choose(id="c", branches=[Branch(id="a", blocks=[step("x", "nobody")])]), "'nobody'"),
+        (Choose(id="c", branches=[Branch(id="a", when=Holds(text="1 +"))]), "added block 'c'"),
+        (Group(id="k", blocks=[Choose(id="c", branches=[])]), "has no branches"),
+    ],
+)
+def test_an_added_block_is_checked_before_it_is_added(block: Any, said: str) -> None:
+    driver = Driver(step("a"))
+    driver.succeed("a", added=adding(block, constants=[[1]]))
+
+    failure = driver.step("a").failure
+    assert failure is not None
+    assert said in failure.message
+    assert driver.seen(ev.StepsAdded) == []
 
 
 # -- operators -------------------------------------------------------------------------------------------------------

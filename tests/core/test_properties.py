@@ -17,13 +17,7 @@ from treadle.core.commands import Task
 from treadle.core.decide import Limits, decide
 from treadle.core.events import Items, encode_events
 from treadle.core.inputs import decode_input, encode_input
-from treadle.core.plan import (
-    Block,
-    Group,
-    Plan,
-    Ref,
-    Step,
-)
+from treadle.core.plan import Block, Body, Const, Gather, Group, Plan, Ref, Step
 from treadle.core.state import ScopeState, counts_as_cancelled, is_bad, settled
 from treadle.core.tables import OUTCOMES, RUNNING
 
@@ -82,7 +76,10 @@ class Chaos:
             second = Step(id=ids[1], action="added", slots={"x": Ref(step=ids[0])}, dedup=f"key{number}")
             group = Group(id=f"g{number}", blocks=[second], after=(ids[0],))
             found.append(group if self.draw(st.booleans()) else second)
-        return adding(*found, into=self.draw(st.sampled_from([None, ""])))
+        if self.draw(st.integers(0, 3)) == 0:
+            body = Body(blocks=[Step(id="x", action="added")], output=Ref(step="x"))
+            found.append(Gather(id=f"q{number}", items=Const(0), body=body))
+        return adding(*found, constants=[[1, 2]], into=self.draw(st.sampled_from([None, ""])))
 
     def an_input(self) -> inp.AnyInput | None:
         driver = self.driver

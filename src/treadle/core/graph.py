@@ -295,6 +295,10 @@ def _link_opening(node: Node, spec: Opening, space: Space, needs: dict[int, int]
         # Its iterations start when all is there that they take from outside, so that they need not wait each.
         for name, flag in free_names(spec):
             _order(node, name, flag, space, needs)
+    elif not space.is_run:
+        # Looked up again when a row or branch is opened; a name that means nothing is refused now.
+        for name, _ in free_names(spec):
+            lookup(node.scope, name, space, node)
     node.refs = refs or _NO_REFS
     node.signals = tuple(signals)
 
