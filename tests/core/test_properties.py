@@ -316,23 +316,26 @@ def test_what_blocks_open_depends_on_no_bound_and_no_order(plan: list[Block], se
 
 
 @slow
-@given(blocks(plain=True), st.integers(0, 1000), st.booleans())
+@given(st.one_of(blocks(plain=True), open_plans(calm=True)), st.integers(0, 1000), st.booleans())
 def test_a_cancelled_run_ends_and_a_retry_of_all_of_it_runs_on(plan: list[Block], seed: int, hard: bool) -> None:
     driver = Driver(*plan, constants=CONSTANTS, limits=Limits(dispatched=2, events=3))
     driver.settle()
     for _ in range(seed % 5):
         if driver.tasks:
-            driver.succeed(driver.tasks[min(driver.tasks)].address)
+            driver.give(driver.outcome(driver.tasks[min(driver.tasks)], True))
     if driver.run.status != RUNNING:
         return
 
+    def yes(task: Task) -> inp.Outcome:
+        return driver.outcome(task, True)
+
     driver.give(inp.Cancel(hard=hard))
-    driver.finish()
+    driver.finish(yes)
 
     assert driver.run.status == "cancelled"
     driver.check()
     decision = driver.give(inp.Retry())
     if not decision.refusals:
-        driver.finish()
+        driver.finish(yes)
         assert driver.run.status == "succeeded"
     driver.check()
