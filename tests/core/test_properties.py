@@ -17,13 +17,7 @@ from treadle.core.commands import Task
 from treadle.core.decide import Limits, decide
 from treadle.core.events import Items, encode_events
 from treadle.core.inputs import decode_input, encode_input
-from treadle.core.plan import (
-    Block,
-    Group,
-    Plan,
-    Ref,
-    Step,
-)
+from treadle.core.plan import Block, Body, Const, Gather, Group, Plan, Ref, Step
 from treadle.core.state import ScopeState, counts_as_cancelled, is_bad, settled
 from treadle.core.tables import OUTCOMES, RUNNING
 
@@ -82,7 +76,10 @@ class Chaos:
             second = Step(id=ids[1], action="added", slots={"x": Ref(step=ids[0])}, dedup=f"key{number}")
             group = Group(id=f"g{number}", blocks=[second], after=(ids[0],))
             found.append(group if self.draw(st.booleans()) else second)
-        return adding(*found, into=self.draw(st.sampled_from([None, ""])))
+        if self.draw(st.integers(0, 3)) == 0:
+            body = Body(blocks=[Step(id="x", action="added")], output=Ref(step="x"))
+            found.append(Gather(id=f"q{number}", items=Const(0), body=body))
+        return adding(*found, constants=[[1, 2]], into=self.draw(st.sampled_from([None, ""])))
 
     def an_input(self) -> inp.AnyInput | None:
         driver = self.driver
@@ -319,23 +316,26 @@ def test_what_blocks_open_depends_on_no_bound_and_no_order(plan: list[Block], se
 
 
 @slow
-@given(blocks(plain=True), st.integers(0, 1000), st.booleans())
+@given(st.one_of(blocks(plain=True), open_plans(calm=True)), st.integers(0, 1000), st.booleans())
 def test_a_cancelled_run_ends_and_a_retry_of_all_of_it_runs_on(plan: list[Block], seed: int, hard: bool) -> None:
     driver = Driver(*plan, constants=CONSTANTS, limits=Limits(dispatched=2, events=3))
     driver.settle()
     for _ in range(seed % 5):
         if driver.tasks:
-            driver.succeed(driver.tasks[min(driver.tasks)].address)
+            driver.give(driver.outcome(driver.tasks[min(driver.tasks)], True))
     if driver.run.status != RUNNING:
         return
 
+    def yes(task: Task) -> inp.Outcome:
+        return driver.outcome(task, True)
+
     driver.give(inp.Cancel(hard=hard))
-    driver.finish()
+    driver.finish(yes)
 
     assert driver.run.status == "cancelled"
     driver.check()
     decision = driver.give(inp.Retry())
     if not decision.refusals:
-        driver.finish()
+        driver.finish(yes)
         assert driver.run.status == "succeeded"
     driver.check()

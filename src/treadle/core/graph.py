@@ -339,6 +339,10 @@ def _link_opening(node: Node, spec: Opening, names: Names, needs: dict[int, int]
         # Its iterations start when all is there that they take from outside, so that they need not wait each.
         for name, flag in free_names(spec):
             _order(node, name, flag, names, needs)
+    elif not names.is_run:
+        # Looked up again when a row or branch is opened; a name that means nothing is refused now.
+        for name, _ in free_names(spec):
+            lookup(node.scope, name, names, node)
     node.refs = refs
     node.signals = tuple(signals)
 
