@@ -47,7 +47,7 @@ FULL = step(
 EVENTS: list[ev.AnyEvent] = [
     ev.RunStarted(at="x"),
     ev.StepsAdded(by="a", into="", blocks=[FULL, Group(id="g", blocks=[FULL])], constants=["=1"], aliases={"x": "y"}),
-    ev.StepReady(at="a"),
+    ev.StepsReady(at=["a", "b"]),
     ev.StepDispatched(at="a", attempt=2, generation=3, not_before=4.5),
     ev.StepSucceeded(at="a", attempt=1, result="@d", session="s", token=7, started_at=1.5),
     ev.StepSucceeded(at="a", attempt=1, patch={"k": "=1"}, items=ev.Items(3, 2, ("@a", "@b"))),

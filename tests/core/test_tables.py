@@ -48,7 +48,7 @@ STEP_EVENTS: dict[str, Callable[[RunState], ev.AnyEvent]] = {
     "attempt_lost": lambda run: ev.AttemptLost(at=X, attempt=tasked(run)),
     "attempt_failed": lambda run: ev.AttemptFailed(at=X, attempt=tasked(run), failure=BOOM),
     "attempt_ended": lambda run: ev.AttemptEnded(at=X, attempt=tasked(run), outcome="succeeded"),
-    "step_ready": lambda _: ev.StepReady(at=X),
+    "steps_ready": lambda _: ev.StepsReady(at=[X]),
     "step_dispatched": lambda _: ev.StepDispatched(at=X),
     "step_succeeded": lambda run: ev.StepSucceeded(at=X, attempt=tasked(run)),
     "step_failed": lambda run: ev.StepFailed(at=X, attempt=tasked(run), failure=BOOM),
@@ -95,7 +95,7 @@ def step_in(status: str, kind: str) -> RunState:
     live = kind == "attempt_ended"
     path: dict[str, list[ev.AnyEvent]] = {
         WAITING: [],
-        READY: [ev.StepReady(at=X)],
+        READY: [ev.StepsReady(at=[X])],
         DISPATCHED: [ev.StepDispatched(at=X)],
         SUCCEEDED: [ev.StepDispatched(at=X), ev.StepSucceeded(at=X, attempt=1)],
         FAILED: [ev.StepDispatched(at=X), ev.StepFailed(at=X, attempt=1, failure=BOOM)],
@@ -215,8 +215,8 @@ def test_a_run_goes_by_its_table(before: str, kind: str) -> None:
 @pytest.mark.parametrize(
     "event",
     [
-        ev.StepReady(at="nobody"),
-        ev.StepReady(at="a/"),
+        ev.StepsReady(at=["nobody"]),
+        ev.StepsReady(at=["a/"]),
         ev.ScopeOpened(at="nobody"),
         ev.ScopeOpened(at="a"),
         ev.ScopeOpened(at="a/"),

@@ -73,7 +73,7 @@ def test_every_kind_of_trouble_reaches_the_journals() -> None:
         "StepsReopened",
         "Paused",
         "CancelRequested",
-        "StepReady",
+        "StepsReady",
     ):
         assert kinds[kind] > 0, kind
 
@@ -195,7 +195,7 @@ def test_an_answer_made_of_what_others_asked_is_found(monkeypatch: pytest.Monkey
             if item.waiter is not None:
                 item.waiter(decision.refusals.get(position), None, decision.events)
             elif isinstance(item.value, inp.Outcome):
-                self._undelivered.discard((key, item.value.number, item.value.lease))
+                self._undelivered.discard(item.value.lease)
 
     monkeypatch.setattr(Engine, "_perform", shared)
 

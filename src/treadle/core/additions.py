@@ -15,7 +15,7 @@ from treadle.core import events as ev
 from treadle.core.addresses import check_id, encode_id
 from treadle.core.blocks import Spec, content_of, names_of, slots_of
 from treadle.core.events import Failure
-from treadle.core.graph import Node, constants_of, link, place
+from treadle.core.graph import Node, constants_of, link, node_of, place
 from treadle.core.plan import Block, Body, Branch, Fragment, Phase, Step
 from treadle.core.run_data import needs_of_block
 from treadle.core.state import RunState, ScopeState, StepState, settled
@@ -73,7 +73,7 @@ class _Draft:
 
     def new(self, address: str, scope: Node, spec: Spec | None) -> Node:
         """Make a node with the number that it would have."""
-        node = Node(self.base + len(self.nodes), address, scope, spec)
+        node = node_of(self.base + len(self.nodes), address, scope, spec)
         self.nodes.append(node)
         return node
 
@@ -83,7 +83,7 @@ class _Draft:
         if not self._is_gone(node) or type(node.spec) is not type(spec):
             raise _duplicate(spec.id, node)
         assert node.scope is not None
-        copy = Node(node.number, node.address, node.scope, spec)
+        copy = node_of(node.number, node.address, node.scope, spec)
         self.again_nodes[node.number] = copy
         self.enter(node.scope, encode_id(spec.id), copy)
         state = self.run.states[node.number]
@@ -141,7 +141,7 @@ class _Draft:
         if not blocks and not aliases:
             return None
         for node in nodes:
-            link(node, self)
+            link(node, self, {})
         if any(node.needs for node in nodes):
             self._refuse_cycle(nodes)
         # A step stands for the scope of what it adds, which may be new.

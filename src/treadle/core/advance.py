@@ -7,6 +7,7 @@ business of the core: the store grants no claim while the run is held.
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from heapq import heappop, heappush
 
 from treadle.core import events as ev
@@ -43,7 +44,6 @@ from treadle.core.tables import (
     WAITING,
 )
 
-# The registered predicate that tells whether a value that is not at hand is true.
 # No start is put off further than this (about a century): JSON has no infinity.
 LONGEST_DELAY = 3.2e9
 # An event names at most so many addresses of a cause.
@@ -59,17 +59,23 @@ def advance(run: RunState, decision: Decision, limits: Limits) -> None:
     if run.cancelling:
         _cancel_waiting(run, decision, bound)
     while True:
-        while frontier and len(events) < bound:
-            state = states[heappop(frontier)]
-            if type(state) is StepState:
-                if state.status == WAITING:
-                    _look(run, decision, state, limits)
-                elif state.around.stopping and state.status not in OUTCOMES:
-                    cancel(run, decision, state, hard=True)
+        # Steps for which there is no room, by number; one event tells of all of them.
+        held: dict[int, StepState] = {}
+        while frontier and len(events) + len(held) < bound:
+            number = heappop(frontier)
+            state = states[number]
+            if type(state) is StepState and state.status == WAITING:
+                # What has happened since it was held may keep it from starting.
+                held.pop(number, None)
+                if _look(run, decision, state, limits, held):
+                    held[number] = state
             else:
-                assert isinstance(state, ScopeState)
-                _look_at_scope(run, decision, state, limits)
-        _start_ready(run, decision, limits, bound)
+                _look_further(run, decision, state, limits)
+        if held:
+            decision.record(run, ev.StepsReady(at=[step.node.address for step in held.values()]))
+            bound -= len(held) - 1
+        if run.ready:
+            _start_ready(run, decision, limits, bound)
         if len(events) >= bound:
             decision.more = decision.more or bool(frontier) or _next_ready(run, limits) is not None
             return
@@ -77,59 +83,65 @@ def advance(run: RunState, decision: Decision, limits: Limits) -> None:
             return
 
 
+def _look_further(run: RunState, decision: Decision, state: StepState | ScopeState, limits: Limits) -> None:
+    """Look at what goes on already: a scope, or a step that its scope may not need any more."""
+    if isinstance(state, ScopeState):
+        _look_at_scope(run, decision, state, limits)
+    elif state.around.stopping and state.status not in OUTCOMES:
+        cancel(run, decision, state, hard=True)
+
+
 def _next_ready(run: RunState, limits: Limits) -> StepState | None:
     """The ready step that starts next, if there is room for it."""
     ready = run.ready
     while ready and run.tasks < limits.dispatched and not run.cancelling:
         step = run.states[number_of_key(ready[0])]
-        assert isinstance(step, StepState)
-        if step.status == READY and not step.tasked:
+        if type(step) is StepState and step.status == READY and not step.tasked:
             return step
         heappop(ready)
     return None
 
 
 def _start_ready(run: RunState, decision: Decision, limits: Limits, bound: int) -> None:
-    while run.ready and len(decision.events) < bound:
-        step = _next_ready(run, limits)
-        if step is None:
-            return
+    while len(decision.events) < bound and (step := _next_ready(run, limits)) is not None:
         heappop(run.ready)
-        _begin(run, decision, step, limits)
+        _begin(run, decision, step, True)
 
 
 # -- steps -----------------------------------------------------------------------------------------------------------
 
 
-def _look(run: RunState, decision: Decision, step: StepState, limits: Limits) -> None:
-    """Decide a waiting step: skip it, leave it at a fence, or let it start."""
+def _look(run: RunState, decision: Decision, step: StepState, limits: Limits, held: Sized) -> bool:
+    """Decide a waiting step: skip it, leave it at a fence, or let it start. True if there is no room for that."""
     if run.cancelling or step.around.stopping:
         # The cancel had been past it when the step that adds it, rewound and still running then, brought it back.
         cancel(run, decision, step, hard=run.cancelling == "hard" or step.around.stopping != "")
-        return
+        return False
     if step.tasked:
-        return
+        return False
     # What was removed waits for its adder only, whatever its upstreams have counted.
     if step.doomed and (step.doomed == BY_FAILURE or step.removed or not step.waiting):
         _skip(run, decision, step)
-        return
+        return False
     if step.waiting or step.removed:
-        return
+        return False
     node = step.node
     if run.labels and "b" not in step.released:
         labels = node.step.break_before
         if labels and not run.labels.isdisjoint(labels):
             reach(run, decision, step, "before", labels)
-            return
+            return False
     for name in node.signals:
         if name not in run.signals:
             run.signal_waiters.setdefault(name, set()).add(node.number)
-            return
-    _begin(run, decision, step, limits)
+            return False
+    # Who became ready earlier goes first.
+    room = not held and not run.readied and run.tasks < limits.dispatched
+    return _begin(run, decision, step, room) if room or node.step.when is not None else True
 
 
-def _begin(run: RunState, decision: Decision, step: StepState, limits: Limits) -> None:
-    """Let a step that no other fence holds start, by its condition and by the room there is."""
+def _begin(run: RunState, decision: Decision, step: StepState, room: bool) -> bool:
+    """Let a step that no other fence holds start, by its condition. True if only the lack of room forbids it."""
     spec = step.node.step
     call: Call | None = None
     if spec.when is not None and step.condition is not True:
@@ -137,20 +149,22 @@ def _begin(run: RunState, decision: Decision, step: StepState, limits: Limits) -
             at = step.node.address
             skipped = ev.StepSkipped(at=at, reason="condition", causes=[at], by_condition=True)
             decision.settle(run, step, skipped)
-            return
+            return False
         call = _condition(run, decision, step)
         if call is None:
-            return
-    # Who became ready earlier goes first.
-    if run.tasks >= limits.dispatched or (run.readied and step.status == WAITING):
-        decision.record(run, ev.StepReady(at=step.node.address))
-    elif call is not None:
+            return False
+    if not room:
+        return True
+    if call is not None:
         decision.record(run, ev.EvaluationAsked(at=step.node.address, number=step.asking + 1))
         decision.tasks.append(_evaluation(run, step, call))
     else:
         # The delay counts from when the step was ready.
-        due = due_at(run.now if step.status == WAITING else step.ready_at, spec.delay)
+        due = 0.0
+        if spec.delay > 0:
+            due = due_at(run.now if step.status == WAITING else step.ready_at, spec.delay)
         dispatch(run, decision, step, due if due > run.now else 0.0)
+    return False
 
 
 def due_at(since: float, delay: float) -> float:

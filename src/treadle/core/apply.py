@@ -90,27 +90,25 @@ def _run_started(run: RunState, event: ev.RunStarted) -> None:
     run.started_at = now = run.now
     run.dedup.update(run.graph.dedup)
     states = run.states
+    # Numbers only grow here, so that appending them keeps the heap.
+    frontier = run.frontier
     for node in run.graph.nodes:
+        # The root lies in itself, and groups come before their content.
         around = states[node.scope.number] if node.scope is not None else None
         assert around is None or isinstance(around, ScopeState)
-        if around is not None and node.is_step:
-            states.append(StepState(node, around, now, len(node.needs)))
-        else:
-            states.append(ScopeState(node, around))
-    frontier = run.frontier
-    for state in states[1:]:
-        node, around = state.node, state.around
+        state = StepState(node, around, now, len(node.needs)) if node.is_step and around else ScopeState(node, around)
+        states.append(state)
         if node.owner is not None:
             assert isinstance(state, ScopeState)
             run.open_own(state, node.owner)
-            continue
-        around.unsettled += 1
-        if around.gated:
-            state.waiting += 1
-        if isinstance(state, ScopeState):
-            state.gated = around.gated or bool(node.needs)
-        if state.waiting == 0:
-            heappush(frontier, node.number)
+        elif around is not None:
+            around.unsettled += 1
+            if around.gated:
+                state.waiting += 1
+            if isinstance(state, ScopeState):
+                state.gated = around.gated or bool(node.needs)
+            if state.waiting == 0:
+                frontier.append(node.number)
     if run.root.unsettled == 0:
         heappush(frontier, 0)
 
@@ -158,12 +156,17 @@ def _nothing(run: RunState, event: Event) -> None:
 # -- steps and attempts --------------------------------------------------------------------------------------------
 
 
-def _step_ready(run: RunState, event: ev.StepReady) -> None:
-    step = step_of(run, event.at)
-    step.status = allowed_status(step, "step_ready")
-    step.ready_at = run.now
-    run.readied += 1
-    heappush(run.ready, ready_key(step))
+def _steps_ready(run: RunState, event: ev.StepsReady) -> None:
+    # Each once, by whatever name.
+    steps = dict.fromkeys([step_of(run, at) for at in event.at])
+    for step in steps:
+        allowed_status(step, "steps_ready")
+    now, ready = run.now, run.ready
+    for step in steps:
+        step.status = READY
+        step.ready_at = now
+        heappush(ready, ready_key(step))
+    run.readied += len(steps)
 
 
 def _step_dispatched(run: RunState, event: ev.StepDispatched) -> None:
@@ -382,7 +385,7 @@ def _scope_settled(run: RunState, event: ev.ScopeSettled) -> None:
 _APPLY: dict[type, Callable[[RunState, Any], None]] = {
     ev.RunStarted: _run_started,
     ev.StepsAdded: steps_added,
-    ev.StepReady: _step_ready,
+    ev.StepsReady: _steps_ready,
     ev.StepDispatched: _step_dispatched,
     ev.StepSucceeded: _step_succeeded,
     ev.AttemptFailed: _attempt_failed,

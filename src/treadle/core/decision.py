@@ -36,8 +36,8 @@ class Decision(msgspec.Struct, eq=False):
     revoke: bool = False
     # Position of the input -> why it was refused.
     refusals: dict[int, Refusal] = {}
-    # Position of the input -> where in `events` those that it led to by itself begin and end.
-    spans: list[tuple[int, int]] = []
+    # Position of the input -> where in `events` those that it led to by itself end; they begin where the last ones did.
+    ends: list[int] = []
     # There is more to do at once; decide again after the commit.
     more: bool = False
 

@@ -82,10 +82,10 @@ class StepsAdded(Event, frozen=True, tag="steps_added"):
     aliases: dict[str, str] = {}
 
 
-class StepReady(Event, frozen=True, tag="step_ready"):
-    """No fence holds the step; it waits until the run may have more tasks in the store."""
+class StepsReady(Event, frozen=True, tag="steps_ready"):
+    """No fence holds these steps; they wait until the run may have more tasks in the store."""
 
-    at: str
+    at: list[str]
 
 
 class StepDispatched(Event, frozen=True, tag="step_dispatched"):
@@ -353,7 +353,7 @@ class InputAccepted(Event, frozen=True, tag="input_accepted"):
 AnyEvent = (
     RunStarted
     | StepsAdded
-    | StepReady
+    | StepsReady
     | StepDispatched
     | StepSucceeded
     | AttemptFailed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from heapq import heappush
-from types import UnionType
+from typing import TypeVar
 
 from treadle.core import events as ev
 from treadle.core.addresses import child, encode_id
@@ -25,7 +25,7 @@ from treadle.core.plan import (
     Slot,
     Step,
 )
-from treadle.core.progress import ChooseProgress, GatherProgress, PhasesProgress, Progress, Sight
+from treadle.core.progress import ChooseProgress, GatherProgress, PhasesProgress, Sight
 from treadle.core.resolve import handle_of, known_items, lane_of, pending_of, resolve
 from treadle.core.state import NodeState, RunState, ScopeState, StepState, settled
 from treadle.core.tables import SUCCEEDED
@@ -39,7 +39,10 @@ TRUTH = "treadle:truth"
 PAUSE = "treadle:pass"
 
 
-def _block(run: RunState, at: str, kind: type[Progress] | UnionType, event: str) -> tuple[ScopeState, Progress]:
+_Kind = TypeVar("_Kind", PhasesProgress, GatherProgress, ChooseProgress)
+
+
+def _block(run: RunState, at: str, kind: type[_Kind], event: str) -> tuple[ScopeState, _Kind]:
     """The open block of an event, with its progress."""
     scope = scope_at(run, at)
     allowed_scope_status(scope, event)
@@ -91,10 +94,12 @@ def _fill(run: RunState, scope: ScopeState, blocks: list[Block], apart: ScopeSta
     first = scope.node.number
     if apart is not None:
         _detach(run, scope, nodes, apart)
+    refs: dict[Node, dict[str, int]] = {}
     for node in nodes:
         state = states[node.number]
         state.around.unsettled += 1
-        link(node, run)
+        assert node.scope is not None
+        link(node, run, refs.setdefault(node.scope, {}))
         if is_iteration:
             # What it takes from outside was there before the gather began.
             node.needs = tuple(edge for edge in node.needs if edge[0] > first)
@@ -106,7 +111,11 @@ def _fill(run: RunState, scope: ScopeState, blocks: list[Block], apart: ScopeSta
         if isinstance(state, ScopeState):
             state.gated = bool(node.needs) or state.around.gated
     for node in nodes:
-        run.recount(states[node.number])
+        state = states[node.number]
+        if node.needs or state.around.gated:
+            run.recount(state)
+        else:
+            heappush(run.frontier, node.number)
     if scope.unsettled == 0:
         heappush(run.frontier, first)
 
@@ -117,10 +126,9 @@ def _fill(run: RunState, scope: ScopeState, blocks: list[Block], apart: ScopeSta
 def row_opened(run: RunState, event: ev.RowOpened) -> None:
     """Enter a phase: a new row with its cells."""
     block, progress = _block(run, event.at, PhasesProgress, "row_opened")
-    assert isinstance(progress, PhasesProgress)
     spec = block.node.spec
     assert isinstance(spec, Phases)
-    phase, segment, *_ = progress.phases[event.phase]
+    phase = progress.phases[event.phase][0]
     if progress.step < 0:
         progress.state = {name: resolve(run, block.node, slot) for name, slot in spec.state.items()}
     for left in (progress.row, progress.asking):
@@ -132,7 +140,7 @@ def row_opened(run: RunState, event: ev.RowOpened) -> None:
     progress.entries[event.phase] = event.entry
     progress.decision, progress.rule, progress.asking = None, -1, None
     progress.patches = {}
-    named = f"{segment}#{event.entry}"
+    named = f"{encode_id(event.phase)}#{event.entry}"
     row = _open(run, block, row_address(block, event.phase, event.entry), named, phase)
     row.index = event.step
     row.sight = Sight(event.entry, progress.state, progress.previous, pending_of(run, progress))
@@ -205,7 +213,6 @@ def conflicts(progress: PhasesProgress) -> list[str]:
 def decision_made(run: RunState, event: ev.DecisionMade) -> None:
     """Enter what follows the present row."""
     block, progress = _block(run, event.at, PhasesProgress, "decision_made")
-    assert isinstance(progress, PhasesProgress)
     progress.decision = event
     heappush(run.frontier, block.node.number)
 
@@ -216,7 +223,6 @@ def decision_made(run: RunState, event: ev.DecisionMade) -> None:
 def iterations_opened(run: RunState, event: ev.IterationsOpened) -> None:
     """Open the bodies of some more items."""
     block, progress = _block(run, event.at, GatherProgress, "iterations_opened")
-    assert isinstance(progress, GatherProgress)
     spec = block.node.spec
     assert isinstance(spec, Gather)
     if event.start != progress.opened:
@@ -249,7 +255,6 @@ def iteration_settled(scope: ScopeState, progress: GatherProgress) -> None:
 def branch_chosen(run: RunState, event: ev.BranchChosen) -> None:
     """Open the branch of a choose."""
     block, progress = _block(run, event.at, ChooseProgress, "branch_chosen")
-    assert isinstance(progress, ChooseProgress)
     spec = block.node.spec
     assert isinstance(spec, Choose)
     progress.branch = event.branch
@@ -278,9 +283,11 @@ def settled_inside(run: RunState, scope: ScopeState) -> None:
 
 def scope_asked(run: RunState, event: ev.ScopeAsked) -> None:
     """Make the step that finds out for a block what the kernel cannot see."""
-    scope, progress = _block(run, event.at, Progress, "scope_asked")
-    if progress.asking is not None and not settled(progress.asking):
-        raise InternalError(f"scope {event.at!r} has a question open: scope_asked is not allowed")
+    scope = scope_at(run, event.at)
+    allowed_scope_status(scope, "scope_asked")
+    progress = scope.block
+    if progress is None or scope.gated or (progress.asking is not None and not settled(progress.asking)):
+        raise InternalError(f"scope {event.at!r} may ask nothing now: scope_asked is not allowed")
     if progress.asking is not None:
         retire(scope, progress.asking)
     segment = f"~{event.what}" if event.number == 1 else f"~{event.what}#{event.number}"

@@ -53,7 +53,12 @@ def resolve_args(run: RunState, node: Node, slots: dict[str, Slot]) -> dict[str,
         if type(slot) is Const:
             args[name] = constants[slot.index]
         elif type(slot) is Ref:
-            args[name] = _resolve_ref(run, node, constants, slot)
+            number = node.refs[slot.step]
+            # The plain case of `_resolve_ref`.
+            if not slot.path and number >= 0 and (upstream := run.states[number]).status == SUCCEEDED:
+                args[name] = upstream.result
+            else:
+                args[name] = _resolve_ref(run, node, constants, slot)
         else:
             args[name] = _resolve(run, node, constants, slot)
     return args
@@ -70,16 +75,23 @@ def _resolve(run: RunState, node: Node, constants: list[Handle], slot: Slot) -> 
             return constants[slot.index]
         case Ref():
             return _resolve_ref(run, node, constants, slot)
+        case Item() | Index():
+            return _resolve_item(run, node, slot)
+        case StateValue() | LaneValue():
+            return _resolve_variable(run, node, constants, slot)
         case ListOf():
-            return ArgList([_resolve(run, node, constants, item) for item in slot.items])
+            return ArgList(
+                [
+                    _resolve_ref(run, node, constants, item)
+                    if type(item) is Ref
+                    else _resolve(run, node, constants, item)
+                    for item in slot.items
+                ]
+            )
         case MapOf():
             return _resolve_map(run, node, constants, slot)
         case SignalValue() | Data() | Given():
             return _resolve_run_value(run, slot)
-        case StateValue() | LaneValue():
-            return _resolve_variable(run, node, constants, slot)
-        case Item() | Index():
-            return _resolve_item(run, node, slot)
         case _:
             facts = phase_info(run, node)
             return facts if not slot.fact else facts.items.get(slot.fact, NULL)
@@ -331,14 +343,14 @@ def scope_value(run: RunState, scope: ScopeState) -> Arg:
         UnresolvedError: a step that its output requires did not succeed.
     """
     spec, progress = scope.node.spec, scope.block
+    if progress is None:
+        output = spec.output if isinstance(spec, (Body, Group, Branch)) else None
+        return NULL if output is None else resolve(run, scope.node, output)
     if isinstance(progress, GatherProgress):
         return progress.value()
     if isinstance(progress, ChooseProgress):
         return progress.scope.result if progress.scope is not None else NULL
-    if isinstance(progress, PhasesProgress):
-        return _phases_value(run, scope, progress)
-    output = spec.output if isinstance(spec, (Group, Body, Branch)) else None
-    return NULL if output is None else resolve(run, scope.node, output)
+    return _phases_value(run, scope, progress)
 
 
 def _phases_value(run: RunState, scope: ScopeState, progress: PhasesProgress) -> Arg:

@@ -19,7 +19,7 @@ import msgspec
 
 from treadle.core.blocks import AFTER, DEFAULT, REF, Spec
 from treadle.core.events import NULL, Arg, Failure
-from treadle.core.graph import Graph, Node
+from treadle.core.graph import Graph, Node, node_of
 from treadle.core.plan import Choose, Gather, Phase, Phases, Step
 from treadle.core.progress import GatherProgress, PhasesProgress, Progress, Sight, new_progress
 from treadle.core.tables import CANCELLED, FAILED, NOTHING, OPEN, OUTCOMES, SKIPPED, SUCCEEDED, WAITING
@@ -302,7 +302,7 @@ class RunState:
 
     def new(self, address: str, scope: Node, spec: Spec | None) -> Node:
         """Make a node, with its state, as the next number."""
-        node = Node(len(self.states), address, scope, spec)
+        node = node_of(len(self.states), address, scope, spec)
         around = self.states[scope.number]
         assert isinstance(around, ScopeState)
         if node.is_step:

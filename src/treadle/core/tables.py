@@ -38,7 +38,7 @@ STEP: Final[Table] = {
     (WAITING, "evaluation_asked"): WAITING,
     (WAITING, "condition_evaluated"): WAITING,
     (WAITING, "attempt_lost"): WAITING,
-    (WAITING, "step_ready"): READY,
+    (WAITING, "steps_ready"): READY,
     (WAITING, "step_dispatched"): DISPATCHED,
     (WAITING, "step_skipped"): SKIPPED,
     (WAITING, "step_cancelled"): CANCELLED,

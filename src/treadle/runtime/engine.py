@@ -44,7 +44,7 @@ def _ignore(_value: object, _error: BaseException | None) -> None:
     """For calls whose failure the sweep makes good."""
 
 
-class Pending(msgspec.Struct, eq=False):
+class Pending(msgspec.Struct, eq=False, gc=False):
     """An input that waits for its run's decider."""
 
     value: AnyInput
@@ -108,8 +108,8 @@ class Engine:
         # Runs being acquired, with the inputs to decide then.
         self._acquiring: dict[str, tuple[list[asyncio.Future[str | None]], list[Pending]]] = {}
         # Leases whose outcome was handed over and is not durable yet: their attempts have ended, whatever the
-        # store says.
-        self._undelivered: set[tuple[str, int, int]] = set()
+        # store says. A store gives no lease's number twice.
+        self._undelivered: set[int] = set()
         self._loop = asyncio.get_running_loop()
         self.closed = False
         # Commit ids count up from a random number: unique among all sessions, and cheap.
@@ -252,7 +252,7 @@ class Engine:
                 return
             for task in tasks:
                 # An attempt that has ended is still leased until its outcome is durable.
-                if (task.run, task.number, task.lease) not in self._undelivered and not self.is_executing(task):
+                if task.lease not in self._undelivered and not self.is_executing(task):
                     self.on_adopted(task)
 
         self.committer.submit(lambda store: store.leased(self.session), got)
@@ -307,7 +307,7 @@ class Engine:
 
     def outcome(self, task: Task, outcome: inp.Outcome, rows: list[Row]) -> None:
         """A worker of this process ended an attempt."""
-        self._undelivered.add((task.run, outcome.number, outcome.lease))
+        self._undelivered.add(outcome.lease)
         owned = self.runs.get(task.run)
         if owned is None or owned.closing:
             self._report(task.run, outcome, rows)
@@ -378,7 +378,7 @@ class Engine:
             if isinstance(error, StoreError) and not self.closed:
                 self._loop.call_later(RETRY_SECONDS, self._report, key, outcome, rows)
                 return
-            self._undelivered.discard((key, outcome.number, outcome.lease))
+            self._undelivered.discard(outcome.lease)
             if done and key not in self.runs:
                 # If nobody decides the run, this session does.
                 self._loop.create_task(self._help(key))
@@ -443,10 +443,9 @@ class Engine:
             release=release,
         )
         if decision.settled:
-            append.steps = [step_row(step) for step in decision.settled]
-        if any(item.cause or item.rows for item in items):
-            append.consumed = [item.cause for item in items if item.cause]
-            append.payloads = [row for item in items for row in item.rows]
+            append.steps = list(map(step_row, decision.settled))
+        append.consumed = [item.cause for item in items if item.cause]
+        append.payloads = [row for item in items if item.rows for row in item.rows]
         if decision.steers:
             append.unsettled = decision.unsettled
             append.interrupts = decision.interrupts
@@ -475,7 +474,7 @@ class Engine:
                 self.runs.pop(owned.state.key, None)
                 for item in items + owned.pending:
                     if isinstance(item.value, inp.Outcome):
-                        self._undelivered.discard((owned.state.key, item.value.number, item.value.lease))
+                        self._undelivered.discard(item.value.lease)
                     self._tell(item, Refusal("run_not_found", f"run {owned.state.run_id!r} was deleted"), None)
             else:
                 self.drop(owned, items)
@@ -525,10 +524,10 @@ class Engine:
         for position, item in enumerate(items):
             if item.waiter is not None:
                 # What others asked in the same decision is not this one's answer.
-                begin, end = decision.spans[position]
-                item.waiter(decision.refusals.get(position), None, decision.events[begin:end])
+                begin = decision.ends[position - 1] if position else 0
+                item.waiter(decision.refusals.get(position), None, decision.events[begin : decision.ends[position]])
             elif type(item.value) is inp.Outcome:
-                self._undelivered.discard((key, item.value.number, item.value.lease))
+                self._undelivered.discard(item.value.lease)
 
     def _tell(self, item: Pending, refusal: Refusal | None, error: BaseException | None) -> None:
         if item.waiter is not None:

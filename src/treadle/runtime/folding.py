@@ -8,6 +8,7 @@ from treadle.core.apply import fold, new_state
 from treadle.core.events import decode_events
 from treadle.core.graph import Graph
 from treadle.core.state import RunState, StepState
+from treadle.core.tables import FAILED
 from treadle.errors import SchemaVersionError
 from treadle.store.base import Loaded, RunHead, StepRow
 
@@ -51,19 +52,21 @@ def fold_run(loaded: Loaded, graph: Graph) -> RunState:
 def step_row(step: StepState) -> StepRow:
     """The stored row of a settled step."""
     node = step.node
-    failure = step.failure if step.status == "failed" else None
+    code = message = detail = ""
+    if step.status == FAILED and step.failure is not None:
+        code, message, detail = step.failure.code, step.failure.message, step.failure.detail
     return StepRow(
         node.number,
         node.address,
-        step.spec.action,
+        node.step.action,
         step.status,
         step.generation,
         step.attempt,
         step.result,
-        failure.code if failure is not None else "",
-        failure.message if failure is not None else "",
-        failure.detail if failure is not None else "",
-        CAUSE_SEPARATOR.join(step.causes),
+        code,
+        message,
+        detail,
+        CAUSE_SEPARATOR.join(step.causes) if step.causes else "",
         step.added_at,
         step.ready_at,
         step.dispatched_at,

@@ -168,6 +168,7 @@ class Node:
             steps=self,
             middleware=settings.middleware,
         )
+        self._execute = self.worker.start if self.observers is None else self._execute_observed
         self.sweeper = Sweeper(
             session=self.session,
             committer=self.committer,
@@ -279,9 +280,8 @@ class Node:
         return ASYNC if definition.is_async else THREAD
 
     def _leased(self, task: Task) -> None:
-        if self.slots.kind(task.action) is None or self.engine.closed:
-            return
-        self._execute(task)
+        if not self.engine.closed:
+            self._execute(task)
 
     def _adopted(self, task: Task) -> None:
         """Start a task whose lease came with an answer that was lost, and with it the slot that it had taken."""
@@ -290,10 +290,11 @@ class Node:
         self.slots.adopt(task.action)
         self._execute(task)
 
-    def _execute(self, task: Task) -> None:
-        if self.observers is not None:
+    def _execute_observed(self, task: Task) -> None:
+        assert self.observers is not None
+        if self.slots.kind(task.action) is not None:
             self.observers.attempt_started(task)
-        self.worker.start(task)
+            self.worker.start(task)
 
     def _observed(self, task: Task, outcome: inp.Outcome, rows: list[Row]) -> None:
         assert self.observers is not None

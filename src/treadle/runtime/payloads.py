@@ -140,7 +140,10 @@ def handles_of(arg: Arg, into: list[Handle]) -> None:
         into.append(arg.value)
     elif isinstance(arg, ArgList):
         for item in arg.items:
-            handles_of(item, into)
+            if type(item) is str:
+                into.append(item)
+            else:
+                handles_of(item, into)
     else:
         for item in arg.items.values():
             handles_of(item, into)
@@ -164,7 +167,7 @@ def assemble(arg: Arg, texts: dict[Handle, object]) -> object:
                 raise LookupError(f"the result has nothing at {path}: {key!r} is not there") from None
         return value
     if isinstance(arg, ArgList):
-        return [assemble(item, texts) for item in arg.items]
+        return [texts[item] if type(item) is str else assemble(item, texts) for item in arg.items]
     return {key: assemble(item, texts) for key, item in arg.items.items()}
 
 

@@ -34,7 +34,7 @@ _TOLD: Final = frozenset(
         "run_started",
         "run_settled",
         "steps_added",
-        "step_ready",
+        "steps_ready",
         "step_dispatched",
         "step_succeeded",
         "step_failed",

@@ -363,11 +363,11 @@ def _own(event: AnyEvent, at: str) -> tuple[str, str] | None:
     """What an event tells of the step at `at`."""
     if isinstance(event, ev.StepsReopened):
         return ("reopened", "rewound" if event.rewind else "reopened by a retry") if at in event.at else None
+    if isinstance(event, ev.StepsReady):
+        return ("ready", "ready") if at in event.at else None
     if getattr(event, "at", None) != at:
         return None
     match event:
-        case ev.StepReady():
-            return "ready", "ready"
         case ev.StepDispatched(attempt=attempt):
             return "dispatched", f"attempt {attempt} dispatched"
         case ev.ConditionEvaluated(value=value):
@@ -401,8 +401,9 @@ def _ended(event: AnyEvent) -> tuple[str, str] | None:
 
 
 def _of_upstream(event: AnyEvent, needs: set[str]) -> tuple[str, str] | None:
-    at: str = getattr(event, "at", "") if not isinstance(event, ev.StepsReopened) else ""
-    if at not in needs:
+    at: object = getattr(event, "at", "")
+    # Some kinds name many.
+    if not isinstance(at, str) or at not in needs:
         return None
     match event:
         case ev.StepSucceeded() | ev.StepFailed() | ev.StepSkipped() | ev.StepCancelled():

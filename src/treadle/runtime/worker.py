@@ -1,6 +1,6 @@
 """The worker: executes leased tasks and hands their outcomes on. It needs no run state.
 
-An async step is one asyncio task on the loop; a sync step runs in a thread. Each attempt ends exactly once for
+An async step runs on the loop, as `turns` tells; a sync step runs in a thread. Each attempt ends exactly once for
 the engine, whatever user code does: an attempt that timed out or was interrupted is settled at once, and what
 its thread returns later is dropped; its slot stays taken until the thread has ended.
 """
@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import inspect
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar, cast
 
@@ -45,6 +44,7 @@ from treadle.runtime.middleware import Middleware, around
 from treadle.runtime.payloads import Payloads, Row, assemble, handles_of
 from treadle.runtime.slots import ASYNC, THREAD, Slots
 from treadle.runtime.step_context import RunningStep
+from treadle.runtime.turns import Turns, begin, rest
 
 T = TypeVar("T")
 # Seconds between tries while the store does not answer.
@@ -104,6 +104,7 @@ class Attempt(msgspec.Struct, eq=False):
     started_at: float
     # Its outcome went to the engine; nothing that comes later counts.
     settled: bool = False
+    # The task that it runs in; None while an async one has not begun.
     handle: asyncio.Task[None] | None = None
     timer: asyncio.TimerHandle | None = None
     context: RunningStep | None = None
@@ -114,13 +115,6 @@ class Attempt(msgspec.Struct, eq=False):
     def cancellable(self) -> bool:
         """Whether its coroutine runs code that has to be told when the attempt is over."""
         return self.kind == ASYNC or self.around_thread
-
-    def coroutine(self) -> Coroutine[Any, Any, None]:
-        """The coroutine that its task runs."""
-        assert self.handle is not None
-        coroutine = self.handle.get_coro()
-        assert inspect.iscoroutine(coroutine)
-        return coroutine
 
 
 class Worker:
@@ -156,8 +150,12 @@ class Worker:
         self._on_free = on_free
         self._loop = asyncio.get_running_loop()
         self._now = clock.now
-        self._callees: dict[StepDefinition, Callee] = {}
-        self.active: dict[tuple[str, int, int], Attempt] = {}
+        # By action's name, as of so many changes of the registry.
+        self._callees: dict[str, Callee] = {}
+        self._changes = registry.changes
+        # By lease: a store gives no number twice.
+        self.active: dict[int, Attempt] = {}
+        self._turns = Turns(self._loop, self._run_async)
         # Attempts whose thread goes on after their outcome was settled.
         self.stuck = 0
         self._done: deque[Callable[[], None]] = deque()
@@ -175,25 +173,27 @@ class Worker:
     def start(self, task: Task) -> None:
         """Execute a leased task; its slot is taken already."""
         kind = self.slots.kind(task.action)
-        assert kind is not None
+        if kind is None:
+            # It was leased for a session that executes more than this process knows now.
+            return
         attempt = Attempt(task, kind, self._now())
-        self.active[task.run, task.number, task.lease] = attempt
+        self.active[task.lease] = attempt
         timeout = task.call.timeout
         if timeout is not None:
             attempt.timer = self._loop.call_later(timeout, self._time_out, attempt, timeout)
         if kind == ASYNC:
-            attempt.handle = self._loop.create_task(self._run_async(attempt))
+            self._turns.add(attempt)
         else:
             attempt.handle = self._loop.create_task(self._run_in_thread(attempt))
 
     def knows(self, task: Task) -> bool:
         """Whether this very lease is being executed."""
-        return (task.run, task.number, task.lease) in self.active
+        return task.lease in self.active
 
     def interrupt(self, run: str, number: int, lease: int | None = None) -> None:
         """End the live attempt of a step; its outcome is `cancelled`."""
-        for key, attempt in list(self.active.items()):
-            if key[0] == run and key[1] == number and lease in (None, key[2]):
+        for token, attempt in list(self.active.items()):
+            if attempt.task.run == run and attempt.task.number == number and lease in (None, token):
                 self._stop(attempt, Outcome(**self._base(attempt), status="cancelled"))
 
     def abandon(self) -> None:
@@ -205,6 +205,7 @@ class Worker:
             if attempt.handle is not None and attempt.cancellable:
                 attempt.handle.cancel()
         self.active.clear()
+        self._turns.clear()
         self._idle.set()
 
     async def drained(self) -> None:
@@ -218,54 +219,58 @@ class Worker:
     async def _run_async(self, attempt: Attempt) -> None:
         task = attempt.task
         try:
-            callee = self._callee(task.action)
+            callee = self._callees.get(task.action)
+            if callee is None or self._changes != self.registry.changes:
+                callee = self._callee(task.action)
             values = self._inline(callee, task)
-            if values is None:
-                values = await self._fetch(callee, task)
             context = attempt.context = RunningStep(self, task)
-            step_context.set(context)
-            if task.call.data:
-                await self._read_data(context, task)
-            value = await callee.invoke(values)
+            if values is None or task.call.data:
+                self._turns.keep(attempt)
+                values = await self._read(callee, task, values, context)
+            scope = contextvars.copy_context()
+            try:
+                coroutine, awaited = scope.run(begin, callee, values, context)
+            except StopIteration as end:
+                value = end.value
+            else:
+                self._turns.keep(attempt)
+                value = await rest(scope, coroutine, awaited)
             text = callee.encode(context.take(value) if kind_of(value) in UNUSUAL else value)
         except BaseException as error:  # noqa: BLE001 - whatever user code raises becomes the attempt's outcome
             self._slot_free(attempt)
+            self._turns.keep(attempt)
             if not attempt.settled:
                 if isinstance(error, asyncio.CancelledError):
                     # Cancelled by something else than the worker: the step cancelled itself.
                     error = RuntimeError("the step was cancelled from inside the program")
                 await self._raised(attempt, error)
             return
-        self._slot_free(attempt)
-        if not attempt.settled:
-            if len(text) <= 1024 and not context.brings_more:
-                self._settle(
-                    attempt,
-                    Outcome(
-                        number=task.number,
-                        generation=task.generation,
-                        attempt=task.attempt,
-                        lease=task.lease,
-                        session=self.session,
-                        worker=self.name,
-                        started_at=attempt.started_at,
-                        result="=" + text,
-                    ),
-                    _NO_ROWS,
-                )
-            else:
-                await self._returned(attempt, text)
+        self.slots.put_back(ASYNC)
+        if attempt.settled:
+            self._on_free()
+        elif len(text) <= 1024 and not context.brings_more:
+            outcome = Outcome(
+                number=task.number,
+                generation=task.generation,
+                attempt=task.attempt,
+                lease=task.lease,
+                session=self.session,
+                worker=self.name,
+                started_at=attempt.started_at,
+                result="=" + text,
+            )
+            self._settle(attempt, outcome, _NO_ROWS)
+        else:
+            self._turns.keep(attempt)
+            await self._returned(attempt, text)
 
     async def _run_in_thread(self, attempt: Attempt) -> None:
         task = attempt.task
         try:
             callee = self._callee(task.action)
             values = self._inline(callee, task)
-            if values is None:
-                values = await self._fetch(callee, task)
             context = attempt.context = RunningStep(self, task)
-            if task.call.data:
-                await self._read_data(context, task)
+            values = await self._read(callee, task, values, context)
         except BaseException as error:  # noqa: BLE001 - as in _run_async
             self._slot_free(attempt)
             if not attempt.settled:
@@ -377,11 +382,13 @@ class Worker:
     # -- arguments and results -----------------------------------------------------------------------------------
 
     def _callee(self, action: str) -> Callee:
-        # By the definition, not the name: in a notebook a function is defined again under its name.
-        definition = self.registry.get(action)
-        found = self._callees.get(definition)
+        if self._changes != self.registry.changes:
+            # In a notebook a function is defined again under its name.
+            self._callees.clear()
+            self._changes = self.registry.changes
+        found = self._callees.get(action)
         if found is None:
-            found = self._callees[definition] = Callee(action, definition, self.middleware)
+            found = self._callees[action] = Callee(action, self.registry.get(action), self.middleware)
         return found
 
     def _inline(self, callee: Callee, task: Task) -> dict[str, Any] | None:
@@ -414,6 +421,17 @@ class Worker:
             return False
         return True
 
+    async def _read(
+        self, callee: Callee, task: Task, values: dict[str, Any] | None, context: RunningStep
+    ) -> dict[str, Any]:
+        """The arguments, and the run's data for the context: what of both is not there yet is read."""
+        if values is None:
+            values = await self._fetch(callee, task)
+        handle = task.call.data
+        if handle:
+            context.data_text = (await self._patiently(lambda: self.payloads.load(task.run, [handle])))[handle]
+        return values
+
     async def _fetch(self, callee: Callee, task: Task) -> dict[str, Any]:
         whole: list[Handle] = []
         parts: list[Handle] = []
@@ -434,10 +452,6 @@ class Worker:
             except (DecodeError, LookupError) as error:
                 raise DecodeError(f"argument {name!r}: {error}") from None
         return values
-
-    async def _read_data(self, context: RunningStep, task: Task) -> None:
-        handle = task.call.data
-        context.data_text = (await self._patiently(lambda: self.payloads.load(task.run, [handle])))[handle]
 
     async def _returned(self, attempt: Attempt, text: str) -> None:
         rows: list[Row] = []
@@ -545,7 +559,7 @@ class Worker:
         if attempt.context is not None:
             attempt.context.close()
         task = attempt.task
-        self.active.pop((task.run, task.number, task.lease), None)
+        self.active.pop(task.lease, None)
         self._finish(task, outcome, rows)
         if not self.active:
             self._idle.set()
@@ -563,12 +577,11 @@ class Worker:
         if attempt.kind == THREAD:
             self.stuck += 1
         self._settle(attempt, outcome, [])
-        if attempt.handle is not None and attempt.cancellable:
-            # A task that is cancelled before its first step never runs at all, so nothing in it frees the slot.
-            unborn = inspect.getcoroutinestate(attempt.coroutine()) == inspect.CORO_CREATED
+        if attempt.kind == ASYNC and attempt.handle is None:
+            # It never begins, so nothing in it frees the slot.
+            self._slot_free(attempt)
+        elif attempt.handle is not None and attempt.cancellable:
             attempt.handle.cancel()
-            if unborn:
-                self._slot_free(attempt)
 
     def _slot_free(self, attempt: Attempt) -> None:
         self.slots.put_back(attempt.kind)

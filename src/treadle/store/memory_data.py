@@ -211,6 +211,18 @@ class MemoryData:
         entry.started_at = now
         own.leases[token] = entry
 
+    def end_all(self, run: StoredRun, numbers: Sequence[int]) -> None:
+        """End the tasks of these steps of a run, if it has them."""
+        tasks = run.tasks
+        for number in numbers:
+            entry = tasks.pop(number, None)
+            if entry is None:
+                continue
+            if entry.session:
+                del self.sessions[entry.session].leases[entry.task.lease]
+            else:
+                self.end(entry)
+
     def end(self, entry: Entry) -> None:
         """Forget a task that was taken out of its run, with whatever lease it had."""
         if entry.session:
