@@ -17,7 +17,6 @@ from treadle.core.plan import (
     Condition,
     Const,
     Gather,
-    Holds,
     Index,
     Item,
     Phase,
@@ -27,6 +26,7 @@ from treadle.core.plan import (
     SignalValue,
     StateValue,
 )
+from treadle.core.plan import Holds as Holds
 
 
 def branch(id: str, when: Condition | None = None, *blocks: Any) -> Branch:

@@ -31,7 +31,7 @@ from treadle.core.plan import (
     StateValue,
     Step,
 )
-from treadle.core.plan import Test as Holds
+from treadle.core.plan import Holds as Holds
 
 ITEM: dict[str, Slot] = {"item": Item(), "index": Index()}
 

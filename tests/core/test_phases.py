@@ -19,7 +19,6 @@ from treadle.core.plan import (
     Const,
     Gather,
     Group,
-    Holds,
     LaneValue,
     MapOf,
     Phase,
@@ -32,6 +31,9 @@ from treadle.core.plan import (
     Slot,
     StateValue,
     Step,
+)
+from treadle.core.plan import (
+    Holds as Holds,
 )
 from treadle.core.progress import PhasesProgress
 
