@@ -14,6 +14,7 @@ from treadle.core.plan import (
     Const,
     Gather,
     Group,
+    Holds,
     Index,
     Item,
     LaneValue,
@@ -31,7 +32,6 @@ from treadle.core.plan import (
     StateValue,
     Step,
 )
-from treadle.core.plan import Holds as Holds
 
 SIGNALS = ["go", "ok"]
 LABELS = ["red", "blue"]

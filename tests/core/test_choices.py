@@ -17,6 +17,7 @@ from treadle.core.plan import (
     Condition,
     Const,
     Gather,
+    Holds,
     Index,
     Item,
     Phase,
@@ -26,7 +27,6 @@ from treadle.core.plan import (
     SignalValue,
     StateValue,
 )
-from treadle.core.plan import Holds as Holds
 
 
 def branch(id: str, when: Condition | None = None, *blocks: Any) -> Branch:

@@ -20,6 +20,7 @@ from treadle.core.plan import (
     Const,
     Gather,
     Group,
+    Holds,
     Index,
     Item,
     ListOf,
@@ -31,7 +32,6 @@ from treadle.core.plan import (
     StateValue,
     Step,
 )
-from treadle.core.plan import Holds as Holds
 
 ITEM: dict[str, Slot] = {"item": Item(), "index": Index()}
 

@@ -19,6 +19,7 @@ from treadle.core.plan import (
     Const,
     Gather,
     Group,
+    Holds,
     LaneValue,
     MapOf,
     Phase,
@@ -31,9 +32,6 @@ from treadle.core.plan import (
     Slot,
     StateValue,
     Step,
-)
-from treadle.core.plan import (
-    Holds as Holds,
 )
 from treadle.core.progress import PhasesProgress
 
