@@ -4,8 +4,9 @@ A workflow is planned from decorated functions, started on a store given by its 
 every decision is committed before anything is done about it.
 """
 
-from treadle.authoring.bound import or_default, ref, scope, signal_value
+from treadle.authoring.bound import FROM_DATA, lane_value, or_default, ref, scope, signal_value, state_value
 from treadle.authoring.builder import PlanBuilder, Planned, group
+from treadle.authoring.cells import Cell, Patch, Row
 from treadle.authoring.context import StepContext, context
 from treadle.authoring.decorators import (
     PredicateFunction,
@@ -15,21 +16,34 @@ from treadle.authoring.decorators import (
     step,
     workflow,
 )
+from treadle.authoring.documents import dump_document, planned_of
+from treadle.authoring.openings import Case, case, choose, gather, holds
 from treadle.authoring.options import Retry
+from treadle.authoring.outcomes import LaneRun, PhasesCancelled, PhasesResult, RowRun, Ticket
+from treadle.authoring.phases import LanePlan, Phase, Phases, Rule
 from treadle.authoring.registry import Registry
 from treadle.connect import connect
+from treadle.core.documents import Document
+from treadle.core.graph_analysis import Analysis, Schedule
 from treadle.errors import (
+    ChecksumError,
     ConflictError,
     CycleError,
     DecodeError,
     DefinitionError,
     DefinitionErrors,
+    DocumentError,
+    DocumentVersionError,
     DuplicateStepError,
     EncodeError,
+    ExpressionError,
+    ExpressionSyntaxError,
     InternalError,
     LeaseLostError,
+    MissingExtraError,
     NotCompensable,
     Permanent,
+    PhasesFailedError,
     Retryable,
     RetryLater,
     RunCancelledError,
@@ -42,12 +56,14 @@ from treadle.errors import (
     RunNotRunningError,
     RunNotSettledError,
     SchemaVersionError,
+    SigningError,
     SlotError,
     StaleVersionError,
     StepBusyError,
     StepCancelledError,
     StepFailedError,
     StepInterrupt,
+    StepLimitError,
     StepNameError,
     StepNotFoundError,
     StepSkippedError,
@@ -58,6 +74,7 @@ from treadle.errors import (
     StoreReadOnlyError,
     StoreUnavailableError,
     StoreUrlError,
+    TransitionError,
     TreadleError,
     UnknownStepError,
     UnregisteredStepError,
@@ -65,24 +82,52 @@ from treadle.errors import (
 )
 from treadle.runtime.blocking import BlockingApp, BlockingRun
 from treadle.runtime.client import App, Run
+from treadle.runtime.documents import load_document, plan_document, save_document
+from treadle.runtime.hooks import Boundary, Hooks
+from treadle.runtime.middleware import Next, StepCall
+from treadle.runtime.run_analysis import Forecast, RunAnalysis
+from treadle.runtime.signing.verification import Verification, sign_document, verify_document
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Analysis",
     "App",
     "BlockingApp",
     "BlockingRun",
+    "Boundary",
+    "Case",
+    "Cell",
+    "ChecksumError",
     "ConflictError",
     "CycleError",
     "DecodeError",
     "DefinitionError",
     "DefinitionErrors",
+    "Document",
+    "DocumentError",
+    "DocumentVersionError",
     "DuplicateStepError",
     "EncodeError",
+    "ExpressionError",
+    "ExpressionSyntaxError",
+    "FROM_DATA",
+    "Forecast",
+    "Hooks",
     "InternalError",
+    "LanePlan",
+    "LaneRun",
     "LeaseLostError",
+    "MissingExtraError",
+    "Next",
     "NotCompensable",
+    "Patch",
     "Permanent",
+    "Phase",
+    "Phases",
+    "PhasesCancelled",
+    "PhasesFailedError",
+    "PhasesResult",
     "PlanBuilder",
     "Planned",
     "PredicateFunction",
@@ -90,7 +135,11 @@ __all__ = [
     "Retry",
     "RetryLater",
     "Retryable",
+    "Row",
+    "RowRun",
+    "Rule",
     "Run",
+    "RunAnalysis",
     "RunCancelledError",
     "RunError",
     "RunExistsError",
@@ -100,15 +149,19 @@ __all__ = [
     "RunNotPausedError",
     "RunNotRunningError",
     "RunNotSettledError",
+    "Schedule",
     "SchemaVersionError",
+    "SigningError",
     "SlotError",
     "StaleVersionError",
     "StepBusyError",
+    "StepCall",
     "StepCancelledError",
     "StepContext",
     "StepFailedError",
     "StepFunction",
     "StepInterrupt",
+    "StepLimitError",
     "StepNameError",
     "StepNotFoundError",
     "StepSkippedError",
@@ -119,19 +172,35 @@ __all__ = [
     "StoreReadOnlyError",
     "StoreUnavailableError",
     "StoreUrlError",
+    "Ticket",
+    "TransitionError",
     "TreadleError",
     "UnknownStepError",
     "UnregisteredStepError",
     "UsageError",
+    "Verification",
     "WorkflowFunction",
+    "case",
+    "choose",
     "connect",
     "context",
+    "dump_document",
+    "gather",
     "group",
+    "holds",
+    "lane_value",
+    "load_document",
     "or_default",
+    "plan_document",
+    "planned_of",
     "predicate",
     "ref",
+    "save_document",
     "scope",
+    "sign_document",
     "signal_value",
+    "state_value",
     "step",
+    "verify_document",
     "workflow",
 ]

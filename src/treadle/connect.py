@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -14,11 +14,13 @@ from treadle.authoring.registry import Registry, default_registry
 from treadle.errors import StoreUrlError
 from treadle.ports import Environment, Wakeups
 from treadle.runtime.blocking import BlockingApp
+from treadle.runtime.builtins import with_builtins
 from treadle.runtime.client import App
 from treadle.runtime.clock import RandomIds, SystemClock
+from treadle.runtime.hooks import Hooks, check_hooks
+from treadle.runtime.middleware import Middleware, check_middleware
 from treadle.runtime.node import Node, Settings
 from treadle.runtime.threads import ThreadPool
-from treadle.runtime.truth import with_truth
 from treadle.runtime.wakeups import DatagramWakeups, NoWakeups
 from treadle.store.base import Blobs, Store
 from treadle.store.committer import Driver, InlineDriver, ThreadDriver
@@ -78,6 +80,8 @@ def connect(
     create: bool = True,
     lease: float = 15.0,
     retry: Retry | int | None = None,
+    hooks: Sequence[Hooks] = (),
+    middleware: Sequence[Middleware] = (),
     settings: Settings | None = None,
 ) -> Opening:
     """Open an application on a store.
@@ -85,8 +89,15 @@ def connect(
     `url` is `memory://`, `sqlite:///relative.db` or `sqlite:////absolute.db`. With `worker=False` it executes no
     steps: it starts, reads and operates runs, and decides those that nobody else decides. `slots` is how many
     async steps run at a time, `threads` how many sync ones; `lease` seconds without a sign of life end a session;
-    `retry` is the policy of steps that have none, nor their workflow. Use the result with `async with`, or with `with`.
+    `retry` is the policy of steps that have none, nor their workflow. `hooks` are told of what begins and ends here;
+    `middleware` is around each attempt that is executed here, the first one outermost. Use the result with
+    `async with`, or with `with`.
+
+    Raises:
+        UsageError: a hook is no `Hooks`, or a middleware is no coroutine function.
     """
+    check_hooks(hooks)
+    check_middleware(middleware)
     chosen = settings or Settings(
         worker=worker,
         slots=slots,
@@ -94,6 +105,8 @@ def connect(
         worker_id=worker_id,
         lease_seconds=lease,
         retry=policy_of(retry),
+        hooks=tuple(hooks),
+        middleware=tuple(middleware),
     )
     return Opening(url, registry if registry is not None else default_registry, chosen, create=create)
 
@@ -147,7 +160,7 @@ async def _open(url: str, registry: Registry, settings: Settings, *, create: boo
         environment,
         driver=driver,
         blobs=blobs,
-        registry=with_truth(registry),
+        registry=with_builtins(registry),
         settings=settings,
         in_reader=read,
     )

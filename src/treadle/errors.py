@@ -3,6 +3,7 @@
     TreadleError
     ├─ DefinitionError        the workflow as written is wrong; raised before any run exists
     │   ├─ CycleError · DuplicateStepError · UnknownStepError · SlotError · StepNameError
+    │   ├─ ExpressionSyntaxError(source, column)
     │   └─ DefinitionErrors   several of them at once
     ├─ RunError(run_id)       what a caller learns about one run
     │   ├─ RunNotFoundError · StepNotFoundError · RunExistsError
@@ -14,7 +15,12 @@
     ├─ StoreError             the store could not do it
     │   ├─ StoreUnavailableError · ConflictError · LeaseLostError · SchemaVersionError
     │   └─ StoreCorruptError · StoreReadOnlyError · StoreFullError · StaleVersionError
+    ├─ ExpressionError        an expression has no value; `code` says why
     ├─ EncodeError · DecodeError               a value that JSON, or the declared type, cannot hold
+    ├─ DocumentError          a plan or receipt that cannot be used as it is
+    │   └─ ChecksumError · DocumentVersionError
+    ├─ SigningError           a key or a signer that does not work
+    ├─ MissingExtraError      what was asked needs a package that is not installed
     ├─ UnregisteredStepError  this process has no function of that name
     └─ InternalError          a broken invariant of ours: the run is held, never guessed on
 
@@ -26,6 +32,7 @@ Each class has one stable `code`; exit codes and JSON derive from it (`EXIT_CODE
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class TreadleError(Exception):
@@ -72,6 +79,40 @@ class StepNameError(DefinitionError):
     """A function cannot be named durably (a lambda or closure), or two share a name; pass `name=`."""
 
     code = "name_invalid"
+
+
+def _pointed(source: str, offset: int) -> tuple[int, int, str]:
+    """Line and column (from 1) of a place in a text, and the line with a caret below it, cut to what fits a screen."""
+    start = source.rfind("\n", 0, offset) + 1
+    end = source.find("\n", offset)
+    line = source[start : len(source) if end < 0 else end].replace("\t", " ")
+    at = offset - start
+    first = max(0, at - 60)
+    shown = line[first : first + 100]
+    return source.count("\n", 0, offset) + 1, at + 1, f"    {shown}\n    {' ' * (at - first)}^"
+
+
+def _placed(source: str, offset: int, message: str) -> str:
+    line, column, shown = _pointed(source, offset)
+    place = f"line {line}, column {column}" if "\n" in source else f"column {column}"
+    return f"{place}: {message}\n{shown}"
+
+
+class ExpressionSyntaxError(DefinitionError):
+    """The text of an expression is wrong; the message points at every mistake.
+
+    `mistakes` holds the place in `source` (from 0) and the description of each; `line` and `column`, from 1, are the
+    first one's.
+    """
+
+    code = "expression_syntax"
+
+    def __init__(self, source: str, mistakes: Sequence[tuple[int, str]]) -> None:
+        self.source = source
+        self.mistakes = list(mistakes)
+        self.line, self.column, _ = _pointed(source, self.mistakes[0][0])
+        places = "\n".join(_placed(source, offset, message) for offset, message in self.mistakes)
+        super().__init__(f"the expression cannot be read\n{places}")
 
 
 class DefinitionErrors(DefinitionError, ExceptionGroup[DefinitionError]):  # noqa: N818 - a group of errors
@@ -151,6 +192,32 @@ class RunFailedError(RunError):
     def __init__(self, message: str, *, run_id: str = "", failures: dict[str, str] | None = None) -> None:
         self.failures = failures or {}
         super().__init__(message, run_id=run_id)
+
+
+class PhasesFailedError(TreadleError):
+    """A Phases block that was executed in process failed; `kind` is a stable code.
+
+    `partial` (a `PhasesResult`) is what had been done: rows, state, tickets of detached cells.
+    """
+
+    code = "phases_failed"
+
+    def __init__(self, message: str, *, partial: object = None, kind: str = "") -> None:
+        self.partial: Any = partial
+        self.kind = kind
+        super().__init__(message)
+
+
+class TransitionError(PhasesFailedError):
+    """What follows a row could not be decided: no rule held, or one could not be evaluated."""
+
+    code = "transition_failed"
+
+
+class StepLimitError(PhasesFailedError):
+    """More rows than allowed would have been executed."""
+
+    code = "step_limit"
 
 
 class RunCancelledError(RunError):
@@ -297,6 +364,23 @@ class SchemaVersionError(StoreError):
     code = "schema_version"
 
 
+class ExpressionError(TreadleError):
+    """An expression has no value; `code` says why, and the message points at the place in `source`.
+
+    The codes: `expression_missing` (a path leads to nothing), `expression_type` (an operation does not fit its
+    values), `expression_value` (it has no result for them), `expression_overflow` (a number is too large) and
+    `expression_fuel` (too much work). `line` and `column` count from 1.
+    """
+
+    code = "expression_error"
+
+    def __init__(self, message: str, *, code: str, source: str, offset: int = 0) -> None:
+        self.code = code
+        self.source = source
+        self.line, self.column, _ = _pointed(source, offset)
+        super().__init__(_placed(source, offset, message))
+
+
 class EncodeError(TreadleError, TypeError):
     """A value cannot be stored as JSON; the message names its place and type."""
 
@@ -307,6 +391,40 @@ class DecodeError(TreadleError, ValueError):
     """A stored value does not fit the declared type; the message names its place."""
 
     code = "type_mismatch"
+
+
+class DocumentError(TreadleError):
+    """A plan or receipt cannot be used as it is; the message has every mistake, one a line, with its place."""
+
+    code = "document_invalid"
+
+    def __init__(self, message: str, *, path: str = "") -> None:
+        self.path = path
+        super().__init__(message)
+
+
+class ChecksumError(DocumentError):
+    """The document was changed after it was written. Plan anew; a receipt cannot be mended."""
+
+    code = "checksum_mismatch"
+
+
+class DocumentVersionError(DocumentError):
+    """The document was written by a newer Treadle in a format that this one does not know; upgrade."""
+
+    code = "document_version"
+
+
+class SigningError(TreadleError):
+    """A key cannot be read, or its signer (gpg, a key service) refused; the message says which and why."""
+
+    code = "signing_failed"
+
+
+class MissingExtraError(TreadleError, ImportError):
+    """What was asked needs a package that is not installed; the message names the extra that brings it."""
+
+    code = "extra_missing"
 
 
 class UnregisteredStepError(TreadleError):
@@ -342,18 +460,26 @@ class StepInterrupt(BaseException):
     code = "interrupted"
 
 
-# 0 ok, 1 failed, 2 usage, 3 definition, 4 not found, 5 conflict, 9 cancelled, 10 skipped.
+# 0 ok, 1 failed, 2 usage, 3 definition, 4 not found, 5 conflict, 6 refused, 9 cancelled, 10 skipped.
 EXIT_CODES: dict[str, int] = {
     "run_failed": 1,
     "step_failed": 1,
+    "phases_failed": 1,
+    "transition_failed": 1,
+    "step_limit": 1,
     "usage": 2,
     "store_url": 2,
+    "extra_missing": 2,
     "definition_invalid": 3,
     "cycle": 3,
     "duplicate_step": 3,
     "unknown_step": 3,
     "slot_invalid": 3,
     "name_invalid": 3,
+    "expression_syntax": 3,
+    "document_invalid": 3,
+    "document_version": 3,
+    "unregistered_step": 3,
     "run_not_found": 4,
     "step_not_found": 4,
     "store_not_found": 4,
@@ -365,6 +491,8 @@ EXIT_CODES: dict[str, int] = {
     "step_busy": 5,
     "stale_version": 5,
     "conflict": 5,
+    "checksum_mismatch": 6,
+    "signing_failed": 6,
     "run_cancelled": 9,
     "step_cancelled": 9,
     "step_skipped": 10,

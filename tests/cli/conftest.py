@@ -22,7 +22,7 @@ import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 
-from treadle import Retry, context, signal_value, step, workflow
+from treadle import FROM_DATA, Hooks, Retry, context, signal_value, step, workflow
 
 
 @dataclass
@@ -51,6 +51,26 @@ async def wait_for(path: str) -> str:
     while not Path(path).exists():
         await asyncio.sleep(0.02)
     return Path(path).read_text()
+
+
+@step
+async def link(name: str, root: str = FROM_DATA) -> str:
+    print(f"{'would link' if context().dry_run else 'links'} {name}", file=context().out)
+    return f"{root}/{name}"
+
+
+@workflow
+def deploys(name: str):
+    return link.bind(name)
+
+
+class Audit(Hooks):
+    def step_ended(self, step):
+        Path("audit.txt").write_text(f"{step.address} {step.outcome}")
+
+
+async def shouted(call, call_next):
+    return (await call_next()).upper()
 
 
 @workflow

@@ -174,3 +174,59 @@ def test_inputs_are_parsed_without_looking_at_the_workflow() -> None:
 def test_contradicting_inputs_are_refused(texts: tuple[str, ...]) -> None:
     with pytest.raises(UsageError):
         parse_inputs(texts)
+
+
+def test_data_and_a_dry_run_reach_the_steps_and_their_lines_the_terminal(project: Project) -> None:
+    args = ("--input", "name=rc", "--data", "root=etc", "--data", '{"n": 1}')
+    done = project.run("deploys", *args)
+    dry = project.run("deploys", *args, "--dry-run", id="r2")
+
+    assert json.loads(done.stdout) == json.loads(dry.stdout) == "etc/rc"
+    assert "link | links rc" in done.stderr
+    assert "dry run r2 of" in dry.stderr
+    assert "link | would link rc" in dry.stderr
+    assert project.json("show", "r2")["dry_run"] is True
+    assert "dry run" in project.treadle("show", "r2").stdout
+    assert "links" not in project.run("deploys", *args, "--quiet", id="r3").stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        ([], 3, "takes 'root' from the run's data"),
+        (["--data", "root=1"], 3, "does not fit 'root' of the run's data"),
+        (["--data", "[1]"], 2, "--data takes names"),
+        (["--data", "nonsense"], 2, "--data takes a JSON object"),
+        (["--data", "root=a", "--data", "root=b"], 2, "'root' is given twice"),
+    ],
+)
+def test_wrong_data_are_named(project: Project, args: list[str], code: int, message: str) -> None:
+    assert message in project.run("deploys", "--input", "name=rc", *args, code=code).stderr
+
+
+def test_another_kind_of_run_is_no_second_run(project: Project) -> None:
+    args = ("--input", "name=rc", "--data", "root=etc")
+    project.run("deploys", *args)
+
+    assert "another workflow or input" in project.run("deploys", *args, "--dry-run", code=5).stderr
+
+
+def test_hooks_and_middleware_of_the_project_are_used(project: Project) -> None:
+    settings = f'[tool.treadle]\nhooks = ["{project.name}:Audit"]\nmiddleware = ["{project.name}:shouted"]\n'
+    (project.folder / "pyproject.toml").write_text(settings)
+
+    done = project.run("deploys", "--input", "name=rc", "--data", "root=etc")
+
+    assert json.loads(done.stdout) == "ETC/RC"
+    assert (project.folder / "audit.txt").read_text() == "link succeeded"
+
+
+@pytest.mark.parametrize("name", ["nothing_here", "NAME:Nothing", "NAME", "NAME:shouted"])
+def test_hooks_that_are_none_are_named(project: Project, name: str) -> None:
+    name = name.replace("NAME", project.name)
+    (project.folder / "pyproject.toml").write_text(f'[tool.treadle]\nhooks = ["{name}"]\n')
+
+    done = project.run("deploys", "--input", "name=rc", "--data", "root=etc", code=2)
+
+    assert name in done.stderr.replace("<function ", f"{project.name}:") or "shouted" in done.stderr
+    assert not (project.folder / ".treadle" / "treadle.db").exists()

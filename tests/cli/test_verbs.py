@@ -312,6 +312,45 @@ def test_plan_in_its_forms(project: Project) -> None:
     assert not (project.folder / ".treadle").exists()
 
 
+def test_plan_tells_levels_and_the_longest_chain(project: Project) -> None:
+    target = (project.target("sums"), "--input", "n=1")
+
+    assert project.json("plan", *target, "--levels") == {
+        "workflow": f"{project.name}:sums",
+        "levels": [["add"], ["add-2"]],
+    }
+    assert project.json("plan", *target, "--critical-path") == {
+        "workflow": f"{project.name}:sums",
+        "steps": 2,
+        "critical_path": ["add", "add-2"],
+    }
+    levels = project.treadle("plan", *target, "--levels").stdout.splitlines()
+    assert [line.split() for line in levels] == [["LEVEL", "STEPS", "WHICH"], ["1", "1", "add"], ["2", "1", "add-2"]]
+    path = project.treadle("plan", *target, "--critical-path").stdout.splitlines()
+    assert [line.split() for line in path[:3]] == [["STEP"], ["1", "add"], ["2", "add-2"]]
+    assert path[3] == "2 of 2 steps, one after the other"
+    assert "leave out --format" in project.treadle("plan", *target, "--levels", "--format", "dot", code=2).stderr
+
+
+def test_show_tells_where_the_time_went_and_when_an_open_run_ends(project: Project) -> None:
+    project.run("sums", "--input", "n=1", id="done")
+    project.detached("stops", id="open")
+
+    done = project.json("show", "done", "--critical-path")
+    assert (done["id"], done["status"], done["forecast"]) == ("done", "succeeded", None)
+    assert done["critical_path"] == [span["step"] for span in done["spans"]] == ["add", "add-2"]
+    table = project.treadle("show", "done", "--critical-path").stdout.splitlines()
+    assert table[0].split() == ["STEP", "STATUS", "AFTER", "TOOK"]
+    assert table[1].split()[:3] == ["add", "succeeded", "0s"]
+    assert table[3].endswith("on the critical path, of 2 steps")
+    forecast = project.json("show", "open", "--critical-path")["forecast"]
+    assert (forecast["critical_path"], forecast["unknown"]) == (["first", "last"], ["first", "last"])
+    said = project.treadle("show", "open", "--critical-path").stdout.splitlines()[-1]
+    assert said == "at least 0s to go; nothing is known of first, last"
+    for other in ("first", "--tree"):
+        assert "the whole run" in project.treadle("show", "open", other, "--critical-path", code=2).stderr
+
+
 def test_schema_of_every_document(project: Project) -> None:
     names = project.treadle("schema").stdout.split()
 

@@ -45,7 +45,18 @@ def _facts(state: StepState | ScopeState) -> dict[str, Any]:
     node = state.node
     facts["node"] = (node.number, node.address, node.needs, node.refs, node.signals, node.optional, node.spec)
     facts["around"] = state.around.node.number
+    if isinstance(state, ScopeState) and state.block is not None:
+        facts["block"] = {name: _plain(getattr(state.block, name)) for name in state.block.__slots__}
     return facts
+
+
+def _plain(value: Any) -> Any:
+    """A fact of a block's progress; the states in it by their addresses."""
+    if isinstance(value, StepState | ScopeState):
+        return value.node.address
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value
 
 
 class Driver:
@@ -142,6 +153,11 @@ class Driver:
         step = self.run.step_at(at)
         assert step is not None, at
         return step
+
+    def scope(self, at: str) -> ScopeState:
+        scope = self.run.at(at)
+        assert isinstance(scope, ScopeState), at
+        return scope
 
     def task(self, at: str) -> Task:
         return next(task for task in self.tasks.values() if task.address == at)

@@ -49,11 +49,12 @@ FULL = step(
 EVENTS: list[ev.AnyEvent] = [
     ev.RunStarted(at="x", on_failure="unwind"),
     ev.StepsAdded(by="a", into="", blocks=[FULL, Group(id="g", blocks=[FULL])], constants=["=1"], aliases={"x": "y"}),
-    ev.StepReady(at="a"),
+    ev.StepsReady(at=["a", "b"]),
     ev.StepDispatched(at="a", attempt=2, generation=3, not_before=4.5),
     ev.PrepareDispatched(at="a", number=2, generation=3, not_before=4.5),
     ev.StepPrepared(at="a", attempt=-2, state="@d", session="s", token=7, started_at=1.5),
     ev.StepSucceeded(at="a", attempt=1, result="@d", session="s", token=7, started_at=1.5),
+    ev.StepSucceeded(at="a", attempt=1, patch={"k": "=1"}, items=ev.Items(3, 2, ("@a", "@b"))),
     ev.AttemptFailed(at="a", attempt=1, failure=Failure("c", "m", "t", "@d"), session="s", token=7, started_at=1.5),
     ev.AttemptLost(at="a", attempt=-1, session="s"),
     ev.AttemptEnded(at="a", attempt=1, outcome="failed", session="s"),
@@ -71,6 +72,13 @@ EVENTS: list[ev.AnyEvent] = [
     ev.StepsReopened(at=["a"], rewind=True, removed=["b"], scopes=["g"]),
     ev.ScopeOpened(at="g"),
     ev.ScopeSettled(at="g", outcome="skipped", causes=["a"], by_condition=True),
+    ev.ScopeSettled(at="g", outcome="failed", failure=Failure("c")),
+    ev.ScopeStopped(at="g", reason="failed"),
+    ev.ScopeAsked(at="p", what="rule", number=2, index=1, delay=0.5),
+    ev.RowOpened(at="p", phase="a/b", step=3, entry=2, again=True),
+    ev.DecisionMade(at="p", step=3, move="loop_back", policy="x", rule="r", target="a/b", overwritten=["k"]),
+    ev.IterationsOpened(at="g", start=250, count=3),
+    ev.BranchChosen(at="c", branch="b"),
     ev.RunSettled(
         outcome="failed", result=ev.ArgList([ev.ArgMap({"k": ev.Pick("=1", ("a", 1))}), "@d"]), missing=["a"]
     ),

@@ -9,106 +9,23 @@ from zlib import crc32
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.core.kit import Driver, adding, digest
+from tests.core.random_plans import CONSTANTS, LABELS, SIGNALS, blocks, open_plans
 
 from treadle.core import events as ev
 from treadle.core import inputs as inp
+from treadle.core.analysis import check_plan
 from treadle.core.commands import Task
 from treadle.core.decide import Limits, decide
-from treadle.core.events import encode_events
+from treadle.core.events import Items, encode_events
 from treadle.core.inputs import decode_input, encode_input
-from treadle.core.plan import Block, Group, ListOf, MapOf, Predicate, Ref, RetryPolicy, SignalValue, Step, Undo
+from treadle.core.plan import Block, Body, Const, Gather, Group, Plan, Ref, Step
 from treadle.core.state import ScopeState, counts_as_cancelled, is_bad, settled
 from treadle.core.tables import OUTCOMES, RUNNING
 from treadle.core.undo import resource_of
 
-SIGNALS = ["go", "ok"]
-LABELS = ["red", "blue"]
-# Handles of the run head's constants.
-CONSTANTS = [0, True, False, 5]
-UNDOS = [
-    None,
-    None,
-    Undo(action="undo"),
-    Undo(action="undo", prepare="prepare"),
-    Undo(action="undo", prepare="prepare", reconcile="check", resource="disk"),
-    Undo(action="undo", resource="disk"),
-]
-
 # Small in `make test`; a soak sets the variable.
 EXAMPLES = int(os.environ.get("TREADLE_EXAMPLES", "150"))
 slow = settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-
-
-# -- random plans ----------------------------------------------------------------------------------------------------
-
-
-def names_from(names: list[str]) -> st.SearchStrategy[tuple[str, ...]]:
-    return st.lists(st.sampled_from(names), max_size=2, unique=True).map(tuple) if names else st.just(())
-
-
-@st.composite
-def refs(draw: st.DrawFn, names: list[str]) -> Ref:
-    return Ref(step=draw(st.sampled_from(names)), default=draw(st.sampled_from([-1, -1, 0])))
-
-
-@st.composite
-def steps(draw: st.DrawFn, id_: str, names: list[str], orders: list[str], plain: bool = False) -> Step:
-    slots: dict[str, Any] = {}
-    for n in range(draw(st.integers(0, 2)) if names else 0):
-        ref = draw(refs(names))
-        slots[f"p{n}"] = draw(st.sampled_from([ref, ref, ListOf([ref]), MapOf({"k": ref})]))
-    when: Any = None
-    if not plain and draw(st.integers(0, 4)) == 0:
-        kinds: list[Any] = [Predicate(name="p"), SignalValue(name="go")]
-        kinds += [Ref(step=draw(st.sampled_from(names)), default=draw(st.sampled_from([-1, 1, 2, 3])))] if names else []
-        when = draw(st.sampled_from(kinds))
-    if not plain and draw(st.integers(0, 7)) == 0:
-        slots["s"] = SignalValue(name=draw(st.sampled_from(SIGNALS)))
-    some = names_from(orders)
-    rare: st.SearchStrategy[tuple[str, ...]] = st.sampled_from([(), (), (), (), ("red",), ("red", "blue")])
-    return Step(
-        id=id_,
-        action="act",
-        slots=slots,
-        after=draw(some),
-        after_any=draw(some),
-        optional=draw(st.sampled_from([False, False, True])),
-        when=when,
-        signals=() if plain else draw(st.sampled_from([(), (), (), (), ("go",), ("go", "ok")])),
-        break_before=() if plain else draw(rare),
-        break_after=() if plain else draw(rare),
-        retry=draw(st.sampled_from([None, None, RetryPolicy(attempts=2, initial=0.0)])),
-        priority=draw(st.integers(0, 2)),
-        delay=draw(st.sampled_from([0.0, 0.0, 5.0])),
-        lost_limit=2,
-        undo=draw(st.sampled_from(UNDOS)),
-    )
-
-
-@st.composite
-def blocks(draw: st.DrawFn, plain: bool = False, most: int = 7) -> list[Block]:
-    found: list[Block] = []
-    values: list[str] = []
-    orders: list[str] = []
-    for n in range(draw(st.integers(1, most))):
-        if draw(st.integers(0, 3)) == 0:
-            inner: list[Block] = []
-            inside: list[str] = []
-            for m in range(draw(st.integers(0, 3))):
-                inner.append(draw(steps(f"i{m}", values + inside, orders + inside, plain)))
-                inside.append(f"i{m}")
-            some = names_from(orders)
-            found.append(
-                Group(id=f"g{n}", blocks=inner, after=draw(some), after_any=draw(some), optional=draw(st.booleans()))
-            )
-            orders.append(f"g{n}")
-            values += [f"g{n}/{name}" for name in inside]
-            orders += [f"g{n}/{name}" for name in inside]
-        else:
-            found.append(draw(steps(f"s{n}", values, orders, plain)))
-            values.append(f"s{n}")
-            orders += [f"s{n}", f"s{n}/"]
-    return found
 
 
 class OrderOfUndos:
@@ -201,11 +118,19 @@ class Chaos:
             return driver.failed(task, verdict="retry", delay=3.0)
         if kind == "cancelled":
             return driver.outcome(task, status="cancelled")
-        result = self.draw(st.sampled_from([True, False, 1]))
+        result = self.draw(st.sampled_from([True, False, 1, [1, 2]]))
         if task.call.purpose != "step":
             code = self.draw(st.sampled_from(["", "not_compensable"]))
             return driver.failed(task, code=code) if code else driver.outcome(task, result)
-        return driver.outcome(task, result, added=self.fragment(task) if kind == "add" else [])
+        return driver.outcome(task, result, added=self.fragment(task) if kind == "add" else [], **self.more(task))
+
+    def more(self, task: Task) -> dict[str, Any]:
+        """What else an outcome brings: the items of a gather, or variables of a Phases block."""
+        if task.action == "treadle:items":
+            return {"items": self.draw(st.sampled_from([None, Items(3, 2, ("=[1, 2]", "=[3]")), Items(0, 2, ())]))}
+        if task.action == "act" and self.draw(st.integers(0, 3)) == 0:
+            return {"patch": {self.draw(st.sampled_from(["v", "w"])): "=1"}}
+        return {}
 
     def fragment(self, task: Task) -> Any:
         """Steps that this adder adds in each of its generations, some of them or all."""
@@ -217,7 +142,10 @@ class Chaos:
             second = Step(id=ids[1], action="added", slots={"x": Ref(step=ids[0])}, dedup=f"key{number}")
             group = Group(id=f"g{number}", blocks=[second], after=(ids[0],))
             found.append(group if self.draw(st.booleans()) else second)
-        return adding(*found, into=self.draw(st.sampled_from([None, ""])))
+        if self.draw(st.integers(0, 3)) == 0:
+            body = Body(blocks=[Step(id="x", action="added")], output=Ref(step="x"))
+            found.append(Gather(id=f"q{number}", items=Const(0), body=body))
+        return adding(*found, constants=[[1, 2]], into=self.draw(st.sampled_from([None, ""])))
 
     def an_input(self) -> inp.AnyInput | None:
         driver = self.driver
@@ -241,7 +169,7 @@ class Chaos:
         return self.operator(kind)
 
     def operator(self, kind: str) -> inp.AnyInput:
-        names = [state.node.address for state in self.driver.run.steps()] or ["nobody"]
+        names = [state.node.address for state in self.driver.run.states] or ["nobody"]
         match kind:
             case "signal":
                 return inp.Signal(self.draw(st.sampled_from(SIGNALS)))
@@ -305,7 +233,7 @@ class Chaos:
         assert run.readied == sum(state.status == "ready" for state in run.steps())
         for state in run.states:
             if isinstance(state, ScopeState):
-                children = [child for child in run.states[1:] if child.around is state]
+                children = [child for child in run.states[1:] if child.around is state and child is not state]
                 adds = state.node.owner is not None and not settled(run.states[state.node.owner.number])
                 assert state.unsettled == sum(not settled(child) for child in children) + adds
                 assert {*state.bad} == {child.node.number for child in children if settled(child) and is_bad(child)}
@@ -313,7 +241,13 @@ class Chaos:
                 if state.status in OUTCOMES:
                     assert state.unsettled == 0
         if run.status in OUTCOMES:
-            assert all(settled(state) for state in run.states)
+            assert all(settled(state) or self.is_apart(state) for state in run.states)
+
+    def is_apart(self, state: Any) -> bool:
+        """Whether it is a detached cell, or in one: the run does not wait for it."""
+        while state.around is not state:
+            state = state.around
+        return state is not self.driver.run.root
 
     def step(self) -> None:
         value = self.an_input()
@@ -331,7 +265,8 @@ class Chaos:
                 break
             if driver.tasks:
                 task = driver.tasks[min(driver.tasks)]
-                driver.give(driver.outcome(task, True))
+                items = {"items": Items(1, 1, ("=[1]",))} if task.action == "treadle:items" else {}
+                driver.give(driver.outcome(task, True, **items))
                 continue
             for name in SIGNALS:
                 driver.give(inp.Signal(name))
@@ -356,7 +291,22 @@ def test_any_run_folds_repeats_and_ends(data: st.DataObject, plan: list[Block], 
 
 
 @slow
-@given(st.data(), blocks())
+@given(st.data(), open_plans(), st.sampled_from([1, 3, 10**6]), st.sampled_from([1, 2, 10**6]))
+def test_any_run_that_opens_blocks_folds_repeats_and_ends(
+    data: st.DataObject, plan: list[Block], events: int, dispatched: int
+) -> None:
+    # The kernel runs empty groups, too.
+    assert {type(error).__name__ for error in check_plan(Plan(workflow="w", blocks=plan))} <= {"DefinitionError"}
+    chaos = Chaos(data, plan, Limits(events=events, dispatched=dispatched))
+
+    chaos.check()
+    for _ in range(data.draw(st.integers(0, 25))):
+        chaos.step()
+    chaos.finish()
+
+
+@slow
+@given(st.data(), st.one_of(blocks(), open_plans()))
 def test_an_input_that_comes_twice_changes_nothing(data: st.DataObject, plan: list[Block]) -> None:
     chaos = Chaos(data, plan, Limits())
     driver = chaos.driver
@@ -381,22 +331,22 @@ def test_an_input_that_comes_twice_changes_nothing(data: st.DataObject, plan: li
         assert not again.tasks
 
 
-def answers(task: Task, seed: int) -> tuple[str, bool]:
+def answers(task: Task, seed: int, calm: bool) -> tuple[str, bool]:
     """An outcome that depends on the step only, not on when it is asked."""
     mixed = crc32(f"{task.address} {task.attempt} {seed}".encode()) % 11
-    return ("failed" if mixed in (0, 3) else "ok"), mixed % 3 != 0
+    return ("failed" if mixed in (0, 3) and not calm else "ok"), mixed % 3 != 0
 
 
-def play(plan: list[Block], seed: int, limits: Limits, newest: bool) -> Driver:
+def play(plan: list[Block], seed: int, limits: Limits, newest: bool, calm: bool = False) -> Driver:
     """Run to the end with fixed outcomes: oldest task first, or newest first."""
     driver = Driver(*plan, constants=CONSTANTS, breakpoints=LABELS, limits=limits)
     driver.settle()
     for _ in range(1000):
         if driver.tasks:
             task = list(driver.tasks.values())[-1 if newest else 0]
-            how, value = answers(task, seed)
+            how, value = answers(task, seed, calm)
             added = []
-            if how == "ok" and task.call.purpose == "step" and task.action == "act" and seed % 2:
+            if not calm and how == "ok" and task.call.purpose == "step" and task.action == "act" and seed % 2:
                 added = adding(Step(id=f"x{task.number}", action="added"), into=None if seed % 3 else "")
             if how == "ok":
                 driver.give(driver.outcome(task, value, added=added))
@@ -432,23 +382,41 @@ def test_bounds_and_the_order_of_completion_change_no_outcome_and_no_address(pla
 
 
 @slow
-@given(blocks(plain=True), st.integers(0, 1000), st.booleans())
+@given(open_plans(calm=True), st.integers(0, 1000))
+def test_what_blocks_open_depends_on_no_bound_and_no_order(plan: list[Block], seed: int) -> None:
+    """As long as nothing fails: a failure cancels what happens to run beside it."""
+    wide = play(plan, seed, Limits(dispatched=10**6, events=10**6), newest=False, calm=True)
+    narrow = play(plan, seed, Limits(dispatched=1, events=1), newest=False, calm=True)
+    backwards = play(plan, seed, Limits(), newest=True, calm=True)
+
+    assert facts(narrow) == facts(wide)
+    assert facts(backwards) == facts(wide)
+    assert wide.run.status == "succeeded"
+    for driver in (wide, narrow, backwards):
+        driver.check()
+
+
+@slow
+@given(st.one_of(blocks(plain=True), open_plans(calm=True)), st.integers(0, 1000), st.booleans())
 def test_a_cancelled_run_ends_and_a_retry_of_all_of_it_runs_on(plan: list[Block], seed: int, hard: bool) -> None:
     driver = Driver(*plan, constants=CONSTANTS, limits=Limits(dispatched=2, events=3))
     driver.settle()
     for _ in range(seed % 5):
         if driver.tasks:
-            driver.succeed(driver.tasks[min(driver.tasks)].address)
+            driver.give(driver.outcome(driver.tasks[min(driver.tasks)], True))
     if driver.run.status != RUNNING:
         return
 
+    def yes(task: Task) -> inp.Outcome:
+        return driver.outcome(task, True)
+
     driver.give(inp.Cancel(hard=hard))
-    driver.finish()
+    driver.finish(yes)
 
     assert driver.run.status == "cancelled"
     driver.check()
     decision = driver.give(inp.Retry())
     if not decision.refusals:
-        driver.finish()
+        driver.finish(yes)
         assert driver.run.status == "succeeded"
     driver.check()

@@ -5,15 +5,14 @@ from __future__ import annotations
 import pytest
 from tests.core.kit import Driver, step
 
-from treadle.core.resolve import is_inline, resolve_args, truth_of
-from treadle.errors import InternalError
+from treadle.core.resolve import UnresolvedError, is_inline, resolve_args, truth_of
 
 
 def test_a_required_result_that_is_not_there_is_an_error() -> None:
     driver = Driver(step("a"), step("b", "a"))
     waiting = driver.step("b")
 
-    with pytest.raises(InternalError, match="its result was required"):
+    with pytest.raises(UnresolvedError, match="its result is required"):
         resolve_args(driver.run, waiting.node, waiting.spec.slots)
 
 

@@ -55,7 +55,7 @@ STEP_EVENTS: dict[str, Callable[[RunState], ev.AnyEvent]] = {
     "attempt_lost": lambda run: ev.AttemptLost(at=X, attempt=tasked(run)),
     "attempt_failed": lambda run: ev.AttemptFailed(at=X, attempt=tasked(run), failure=BOOM),
     "attempt_ended": lambda run: ev.AttemptEnded(at=X, attempt=tasked(run), outcome="succeeded"),
-    "step_ready": lambda _: ev.StepReady(at=X),
+    "steps_ready": lambda _: ev.StepsReady(at=[X]),
     "step_dispatched": lambda _: ev.StepDispatched(at=X),
     "prepare_dispatched": lambda _: ev.PrepareDispatched(at=X),
     "step_prepared": lambda run: ev.StepPrepared(at=X, attempt=tasked(run), state="=1"),
@@ -123,7 +123,7 @@ def step_in(status: str, kind: str) -> RunState:
     live = kind == "attempt_ended"
     path: dict[str, list[ev.AnyEvent]] = {
         WAITING: [],
-        READY: [ev.StepReady(at=X)],
+        READY: [ev.StepsReady(at=[X])],
         DISPATCHED: [ev.StepDispatched(at=X)],
         SUCCEEDED: [ev.StepDispatched(at=X), ev.StepSucceeded(at=X, attempt=1)],
         FAILED: [ev.StepDispatched(at=X), ev.StepFailed(at=X, attempt=1, failure=BOOM)],
@@ -291,8 +291,8 @@ def test_an_undo_goes_by_its_table(before: str, kind: str) -> None:
 @pytest.mark.parametrize(
     "event",
     [
-        ev.StepReady(at="nobody"),
-        ev.StepReady(at="a/"),
+        ev.StepsReady(at=["nobody"]),
+        ev.StepsReady(at=["a/"]),
         ev.ScopeOpened(at="nobody"),
         ev.ScopeOpened(at="a"),
         ev.ScopeOpened(at="a/"),

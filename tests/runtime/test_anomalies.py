@@ -18,9 +18,9 @@ from treadle import PlanBuilder, Registry, Retry, RunNotRunningError, context, s
 from treadle.core import events as ev
 from treadle.errors import StoreError
 from treadle.ports import Environment
+from treadle.runtime.builtins import with_builtins
 from treadle.runtime.client import App
 from treadle.runtime.node import Node, Settings
-from treadle.runtime.truth import with_truth
 from treadle.runtime.wakeups import NoWakeups
 from treadle.store.base import Store
 from treadle.store.blobs import MemoryBlobs
@@ -31,7 +31,7 @@ from treadle.testing import fail_nth
 from treadle.testing.sim_loop import SimLoop
 from treadle.testing.sim_ports import SimClock, SimIds, SimThreads
 
-registry = with_truth(Registry())
+registry = with_builtins(Registry())
 
 
 @step(name="anomaly:add", registry=registry)

@@ -571,6 +571,7 @@ def test_the_blocking_client_does_the_same(url: str) -> None:
 
         assert run.result(10) == 9
         assert run.step("add", type=int) == 4
+        assert run.analysis().finished_at is not None
         assert next(event.__class__.__name__ for _, _, event in run.events()) == "RunStarted"
 
 

@@ -21,12 +21,12 @@ from treadle.core.plan import Fragment, Group, Plan, Step
 from treadle.errors import LeaseLostError, StoreUnavailableError
 from treadle.ports import Environment
 from treadle.runtime import sweeper
+from treadle.runtime.builtins import with_builtins
 from treadle.runtime.client import App
 from treadle.runtime.clock import RandomIds, SystemClock
 from treadle.runtime.engine import Pending
 from treadle.runtime.node import Node, Settings
 from treadle.runtime.threads import ThreadPool
-from treadle.runtime.truth import with_truth
 from treadle.runtime.wakeups import NoWakeups
 from treadle.store.base import InboxInput
 from treadle.store.blobs import MemoryBlobs
@@ -126,7 +126,7 @@ async def node_on(data: MemoryData, store: MemoryStore | None = None, **settings
         ),
         driver=lambda: Grouping(renew_seconds=1.0),
         blobs=MemoryBlobs(),
-        registry=with_truth(registry),
+        registry=with_builtins(registry),
         settings=Settings(**{"slots": 4, "threads": 2, "sweep_seconds": 0.02, **settings}),
         in_reader=direct,
     )
@@ -361,7 +361,7 @@ async def test_an_attempt_that_is_cancelled_before_its_first_step_gives_its_slot
             start_attempt(task)
             node.worker.interrupt(task.run, task.number)
 
-        node.worker.start = start_and_stop  # type: ignore[method-assign]  # the interrupt comes at once
+        node._execute = start_and_stop
         run = await app.start(one, "a", id="r")
         await until(lambda: not node.worker.active)
         await run.wait(timeout=10)

@@ -17,6 +17,7 @@ from treadle.core import inputs as inp
 from treadle.core.commands import Refusal, Task
 from treadle.runtime.client import App
 from treadle.runtime.engine import Engine, Owned, Pending
+from treadle.runtime.observers import Observers
 from treadle.runtime.slots import Slots
 from treadle.runtime.sweeper import Sweeper
 from treadle.store.base import Report
@@ -72,7 +73,7 @@ def test_every_kind_of_trouble_reaches_the_journals() -> None:
         "StepsReopened",
         "Paused",
         "CancelRequested",
-        "StepReady",
+        "StepsReady",
         "StepPrepared",
         "UndoConfirmed",
         "UndoAttemptFailed",
@@ -196,7 +197,7 @@ def test_an_owner_that_believes_its_stale_state_is_found(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Engine, "_confirm", trusting)
 
-    assert found_by(range(550, 650))
+    assert found_by(range(100))
 
 
 def test_an_answer_made_of_what_others_asked_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,11 +206,37 @@ def test_an_answer_made_of_what_others_asked_is_found(monkeypatch: pytest.Monkey
             if item.waiter is not None:
                 item.waiter(decision.refusals.get(position), None, decision.events)
             elif isinstance(item.value, inp.Outcome):
-                self._undelivered.discard((key, item.value.number, item.value.lease))
+                self._undelivered.discard(item.value.lease)
 
     monkeypatch.setattr(Engine, "_perform", shared)
 
-    assert found_by(range(100, 200)) == invariants.ANSWERS
+    assert found_by(range(600, 700)) == invariants.ANSWERS
+
+
+def test_a_hook_that_is_told_before_its_commit_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    append = Engine._append
+
+    def hasty(self: Engine, owned: Owned, decision: Any, items: list[Pending]) -> Any:
+        made = append(self, owned, decision, items)
+        if self.on_committed is not None:
+            self.on_committed(owned, made)
+        return made
+
+    monkeypatch.setattr(Engine, "_append", hasty)
+
+    assert found_by(range(20)) == invariants.DURABLE
+
+
+def test_a_boundary_that_no_hook_is_told_of_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    committed = Observers.committed
+
+    def forgetful(self: Observers, owned: Owned, append: Any) -> None:
+        if append.status == "running":
+            committed(self, owned, append)
+
+    monkeypatch.setattr(Observers, "committed", forgetful)
+
+    assert found_by(range(60)) == invariants.HOOKS
 
 
 def test_a_failure_is_shrunk_and_explained(monkeypatch: pytest.MonkeyPatch) -> None:

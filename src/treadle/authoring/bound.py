@@ -147,6 +147,23 @@ class Named:
         return f"step {shown(self.text)!r}"
 
 
+class Ambient:
+    """A value that depends on where its reader stands: a gather's item, a variable, the value of a lane.
+
+    `what` is item, index, state or lane; `scope` is the body of the gather that an item belongs to.
+    """
+
+    __slots__ = ("name", "scope", "what")
+
+    def __init__(self, what: str, name: str = "", scope: Scope | None = None) -> None:
+        self.what = what
+        self.name = name
+        self.scope = scope
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.name!r}" if self.name else f"the {self.what}"
+
+
 class Promised:
     """The root of all that has no value while a plan is made."""
 
@@ -214,7 +231,7 @@ class Bound(Promised):
 
     __slots__ = ("__treadle_default__", "__treadle_node__", "__treadle_path__")
 
-    def __init__(self, node: Node | Named, path: tuple[str | int, ...] = (), default: object = UNSET) -> None:
+    def __init__(self, node: Node | Named | Ambient, path: tuple[str | int, ...] = (), default: object = UNSET) -> None:
         self.__treadle_node__ = node
         self.__treadle_path__ = path
         self.__treadle_default__ = default
@@ -237,7 +254,8 @@ class Bound(Promised):
 
     def __repr__(self) -> str:
         path = "".join(f"[{part!r}]" for part in self.__treadle_path__)
-        return f"<result of {self.__treadle_node__}{path}>"
+        of = "" if isinstance(self.__treadle_node__, Ambient) else "result of "
+        return f"<{of}{self.__treadle_node__}{path}>"
 
 
 class Signalled(Promised):
@@ -253,6 +271,42 @@ class Signalled(Promised):
         return f"<value of signal {self.__treadle_name__!r}>"
 
 
+class Tested(Promised):
+    """An expression with the values of its roots, for `when=` and for branches."""
+
+    __slots__ = ("__treadle_drafts__", "__treadle_text__")
+
+    def __init__(self, text: str, drafts: dict[str, Any]) -> None:
+        self.__treadle_text__ = text
+        self.__treadle_drafts__ = drafts
+
+    def __repr__(self) -> str:
+        return f"<test {self.__treadle_text__!r}>"
+
+
+class FromData(Promised):
+    """A parameter's default that stands for the value of the parameter's name in the run's data."""
+
+    __slots__ = ("__treadle_name__",)
+
+    def __init__(self, name: str = "") -> None:
+        # Of the parameter, where the default is that of one.
+        self.__treadle_name__ = name
+
+    def __treadle_refuse__(self, doing: str) -> NoReturn:
+        raise DefinitionError(
+            f"{self!r} is filled when a run executes the step: it cannot be {doing}; a plain call passes the argument"
+        )
+
+    def __repr__(self) -> str:
+        return f"<{self.__treadle_name__!r} of the run's data>" if self.__treadle_name__ else "FROM_DATA"
+
+
+# The default of a step's parameter that takes the value of its name from the run's data:
+# `def copy(path: str, root: Path = FROM_DATA)`. Only parameters declared so are filled.
+FROM_DATA: Final[Any] = FromData()
+
+
 class Condition(Promised):
     """A registered predicate with its arguments, for `when=`."""
 
@@ -263,6 +317,24 @@ class Condition(Promised):
 
     def __repr__(self) -> str:
         return f"<predicate {self.__treadle_node__.definition.name}>"
+
+
+@overload
+def state_value(name: str, *, type: type[T]) -> T: ...
+@overload
+def state_value(name: str, *, type: object = ...) -> Any: ...
+def state_value(name: str, *, type: object = None) -> Any:
+    """A variable of the Phases block around, as it is when the row begins, as a step's argument."""
+    return Bound(Ambient("state", name))
+
+
+@overload
+def lane_value(lane: str, *, type: type[T]) -> T: ...
+@overload
+def lane_value(lane: str, *, type: object = ...) -> Any: ...
+def lane_value(lane: str, *, type: object = None) -> Any:
+    """What a lane gave in the row that was executed before, as a step's argument."""
+    return Bound(Ambient("lane", lane))
 
 
 class ScopeOf:

@@ -10,7 +10,8 @@ A builder notes mistakes and goes on, so that `build` reports all of them togeth
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from types import FrameType
 from typing import Any, Final, Protocol, TypeVar, Unpack, cast, overload
@@ -34,7 +35,8 @@ from treadle.authoring.scopes import GroupPlace, Scope, owner_text, referred
 from treadle.authoring.signatures import ANYTHING, Signature, Target
 from treadle.core.addresses import child, encode_id
 from treadle.core.analysis import check_plan
-from treadle.core.plan import Group, Plan, RetryPolicy, Slot, Step
+from treadle.core.graph_analysis import Analysis
+from treadle.core.plan import Block, Group, Plan, RetryPolicy, Slot
 from treadle.errors import DefinitionError, DefinitionErrors, SlotError, UsageError
 
 R_co = TypeVar("R_co", covariant=True)
@@ -84,6 +86,10 @@ class Planned:
     def __repr__(self) -> str:
         return f"<plan of {self.workflow!r}: {len(self.plan.blocks)} blocks, {len(self.constants)} constants>"
 
+    def analysis(self) -> Analysis:
+        """Questions to the graph: what depends on what, levels, the critical path."""
+        return Analysis.of(self.plan)
+
 
 class Addition:
     """Blocks that a step adds to one scope of its run, with their constants (JSON texts, by number).
@@ -93,7 +99,7 @@ class Addition:
 
     __slots__ = ("blocks", "constants", "into")
 
-    def __init__(self, blocks: list[Step | Group], constants: list[str], into: str | None) -> None:
+    def __init__(self, blocks: list[Block], constants: list[str], into: str | None) -> None:
         self.blocks = blocks
         self.constants = constants
         self.into = into
@@ -129,7 +135,8 @@ class PlanBuilder:
         self.root = Scope(self, "", None, [])
         # The innermost open group; `.bind` and `step` add to it.
         self.scope = self.root
-        self._groups: list[GroupPlace] = []
+        # All scopes but the root.
+        self.inner: list[Scope] = []
         self._declared = result
         self._output: Any = None
         self._tokens: list[Token[PlanBuilder | None]] = []
@@ -201,8 +208,29 @@ class PlanBuilder:
             optional=optional,
         )
         outer.blocks.append(block)
-        self._groups.append(made)
+        self.inner.append(made.__treadle_inner__)
         return made
+
+    @contextmanager
+    def inside(self, scope: Scope) -> Generator[Scope]:
+        """Make a scope, such as a branch, the place of what is planned meanwhile."""
+        outer, self.scope = self.scope, scope
+        self.inner.append(scope)
+        self.suspect = True
+        try:
+            yield scope
+        finally:
+            self.scope = outer
+
+    def block_node(self, id_: str | None, short: str, frame: FrameType) -> Node:
+        """The node of a block that opens its content while the run goes on, with its id claimed."""
+        scope = self.scope
+        node = Node(ForeignAction(short), NOTHING, None, frame.f_code, frame.f_lasti)
+        node.id = id_ if id_ is not None else scope.free_id(short)
+        scope.claim(node.id, node)
+        node.segment = encode_id(node.id)
+        node.scope = scope
+        return node
 
     def output(self, value: object) -> None:
         """Say what the run's result is made of: planned values, lists and dicts with them, or a plain value."""
@@ -234,8 +262,8 @@ class PlanBuilder:
         )
         # Planned values only refer to what was planned before, so circles and unknown names need names or groups.
         if self.suspect or not plan.blocks:
-            for group in self._groups:
-                group.__treadle_inner__.check_crossings()
+            for scope in self.inner:
+                scope.check_crossings()
             owners = self._owners() if self.suspect else {}
             self.errors += check_plan(plan, lambda address: owners.get(address, f"step {address!r}"), ids=False)
         raise_all(self.errors, f"workflow {self.name!r}")
@@ -243,10 +271,9 @@ class PlanBuilder:
 
     def _owners(self) -> dict[str, str]:
         """How errors call the blocks, by address."""
-        scopes = [self.root, *(group.__treadle_inner__ for group in self._groups)]
         return {
             child(scope.address, encode_id(id_)): owner_text(owner)
-            for scope in scopes
+            for scope in (self.root, *self.inner)
             for id_, owner in scope.used.items()
         }
 
@@ -340,7 +367,7 @@ class Additions:
             target = wanted.__treadle_node__
             if isinstance(target, Named):
                 key = target.text
-            elif target.scope is not None:
+            elif isinstance(target, Node) and target.scope is not None:
                 key = child(target.scope.address, target.segment)
         elif isinstance(wanted, str):
             key = "" if wanted == "root" else wanted

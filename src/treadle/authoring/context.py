@@ -3,11 +3,38 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Generator, Mapping
 from contextvars import ContextVar
-from typing import Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
+from treadle.core.plan import Plan
 from treadle.errors import UsageError
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Output(Protocol):
+    """Where a step writes lines for people to read; `print(..., file=context().out)` takes it."""
+
+    def write(self, text: str, /) -> int:
+        """Write text; each line counts when it is complete."""
+        ...
+
+    def flush(self) -> None:
+        """Take what was written since the last line as a line."""
+        ...
+
+
+class Reading(Protocol[T_co]):
+    """A value that is being read: an async step awaits it, a sync step calls `result`."""
+
+    def __await__(self) -> Generator[Any, None, T_co]:
+        """Wait for the value on the event loop."""
+        ...
+
+    def result(self, timeout: float | None = None) -> T_co:
+        """Block until the value is there; for steps in threads."""
+        ...
 
 
 class StepContext(Protocol):
@@ -21,6 +48,26 @@ class StepContext(Protocol):
     @property
     def step(self) -> str:
         """The step's address."""
+        ...
+
+    @property
+    def address(self) -> str:
+        """The step's address, by the name that boundaries and middleware have for it."""
+        ...
+
+    @property
+    def dry_run(self) -> bool:
+        """Whether the run was started as a dry run: say what would be done, and change nothing."""
+        ...
+
+    @property
+    def data(self) -> Mapping[str, Any]:
+        """The data that the run was started with, by name; read-only."""
+        ...
+
+    @property
+    def out(self) -> Output:
+        """Lines for people: shown by `treadle run`, logged to `treadle.output`, the last one as progress."""
         ...
 
     @property
@@ -64,6 +111,10 @@ class StepContext(Protocol):
 
     def check_cancelled(self) -> None:
         """Raise StepInterrupt if this attempt is no longer wanted; for long loops in threads."""
+        ...
+
+    def plan(self) -> Reading[Plan]:
+        """The plan that the run was started with, read from the store when it is asked for."""
         ...
 
     def add(self, *bounds: object, into: object = None, now: bool = False) -> Awaitable[None]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from treadle.authoring.adapters import TAG
-from treadle.authoring.bound import UNSET, Bound, Condition, Node, Promised, Signalled, kind_of
+from treadle.authoring.bound import UNSET, Bound, Condition, FromData, Node, Promised, Signalled, kind_of
 from treadle.authoring.fitting import item_annotation, produced_kind, stored_path
 from treadle.authoring.signatures import ANYTHING, Signature, Target
 from treadle.errors import DecodeError, EncodeError
@@ -55,6 +55,8 @@ def draft_arguments(
                 _check_kind(node.produces, parameter, f"argument {name!r}", value, complaints)
         else:
             values[name] = draft(value, parameter, f"argument {name!r}", complaints)
+    for name in signature.from_data:
+        values.setdefault(name, FromData(name))
     return values
 
 
@@ -107,6 +109,9 @@ def _draft_planned(value: Promised, target: Target, label: str, complaints: list
         return value
     if isinstance(value, Condition):
         complaints.append(f"{label}: {value!r} goes into when=; make it a step to pass its result on")
+        return "null"
+    if isinstance(value, FromData):
+        complaints.append(f"{label}: FROM_DATA is the default of a step's parameter, not a value to be passed")
         return "null"
     if not isinstance(value, Bound):
         complaints.append(f"{label}: {value!r} has no result; pass the steps in it")

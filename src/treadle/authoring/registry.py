@@ -133,6 +133,8 @@ class Registry:
 
     def __init__(self) -> None:
         self._known: dict[str, Definition] = {}
+        # Counts up whenever a name comes to stand for something else, so that look-ups can be kept.
+        self.changes = 0
 
     def add(self, definition: Definition | Defined) -> None:
         """Add a definition, or what the decorators give, under its name and aliases.
@@ -159,12 +161,14 @@ class Registry:
         for former in replaced:
             self.remove(former)
         self._known.update(dict.fromkeys(names, definition))
+        self.changes += 1
 
     def remove(self, definition: Definition) -> None:
         """Forget a definition under all its names."""
         for name in (definition.name, *definition.aliases):
             if self._known.get(name) is definition:
                 del self._known[name]
+                self.changes += 1
 
     def find(self, name: str) -> Definition | None:
         """The step or predicate of this name or alias, None if there is none."""

@@ -7,21 +7,42 @@ from types import CodeType
 from typing import Any, Protocol, Self, cast
 
 from treadle.authoring.bound import (
+    Ambient,
     Bound,
     Condition,
+    FromData,
     Named,
     Node,
     Promised,
     ScopeOf,
     Signalled,
+    Tested,
     kind_of,
     place_of,
     shown,
 )
 from treadle.authoring.drafts import Defaulted, check_condition
 from treadle.core.addresses import check_id, child, decode_id, encode_id
-from treadle.core.plan import Const, Group, ListOf, MapOf, Placement, Predicate, Ref, SignalValue, Slot, Step
-from treadle.errors import DefinitionError, DuplicateStepError, SlotError
+from treadle.core.plan import (
+    Block,
+    Const,
+    Data,
+    Holds,
+    Index,
+    Item,
+    LaneValue,
+    ListOf,
+    MapOf,
+    Placement,
+    Predicate,
+    Ref,
+    SignalValue,
+    Slot,
+    StateValue,
+    Step,
+)
+from treadle.core.plan import Condition as AnyCondition
+from treadle.errors import DefinitionError, DuplicateStepError, SlotError, UnknownStepError
 
 
 class Site(Protocol):
@@ -72,14 +93,25 @@ class GroupPlace(Promised):
 class Scope:
     """One scope while its blocks are gathered. Groups share the list of constants of their plan."""
 
-    __slots__ = ("_next", "address", "blocks", "constants", "crossings", "parent", "site", "used")
+    __slots__ = ("_next", "address", "block", "blocks", "constants", "crossings", "kind", "parent", "site", "used")
 
-    def __init__(self, site: Site, address: str, parent: Scope | None, constants: list[str]) -> None:
+    def __init__(
+        self,
+        site: Site,
+        address: str,
+        parent: Scope | None,
+        constants: list[str],
+        kind: str = "",
+        block: object = None,
+    ) -> None:
+        # For the body of a gather, a branch or a phase: which of them, and the block it belongs to.
+        self.kind = kind
+        self.block = block
         self.site = site
         self.address = address
         self.parent = parent
         self.constants = constants
-        self.blocks: list[Step | Group] = []
+        self.blocks: list[Block] = []
         self.used: dict[str, Node | GroupPlace] = {}
         self._next: dict[str, int] = {}
         # References that leave this scope: first segment, whose it is, and who refers.
@@ -164,18 +196,43 @@ class Scope:
             self.constants.append(draft)
             return Const(len(self.constants) - 1)
         if kind is Bound:
-            return Ref(self.name_of(draft.__treadle_node__, reader), draft.__treadle_path__)
+            return self._value(draft, -1, reader)
         if kind is Defaulted:
-            bound = draft.bound
-            name = self.name_of(bound.__treadle_node__, reader)
             self.constants.append(draft.text)
-            return Ref(name, bound.__treadle_path__, len(self.constants) - 1)
+            return self._value(draft.bound, len(self.constants) - 1, reader)
         if kind is Signalled:
             return SignalValue(self._signal(draft.__treadle_name__, reader))
+        if kind is FromData:
+            return Data(draft.__treadle_name__)
         if kind is list:
             return ListOf([self.lower(item, reader) for item in draft])
         assert kind is dict
         return MapOf({key: self.lower(item, reader) for key, item in draft.items()})
+
+    def _value(self, bound: Bound, default: int, reader: object) -> Slot:
+        """The slot of a planned value, with the number of its default."""
+        node, path = bound.__treadle_node__, bound.__treadle_path__
+        if not isinstance(node, Ambient):
+            return Ref(self.name_of(node, reader), path, default)
+        if node.what == "state":
+            return StateValue(node.name, path, default)
+        if node.what == "lane":
+            return LaneValue(node.name, path, default)
+        level = self._level(node, reader)
+        if default >= 0 or (path and node.what == "index"):
+            self.site.errors.append(DefinitionError(f"{reader}: {node} is always there, and whole; give no default"))
+        return Item(level, path) if node.what == "item" else Index(level)
+
+    def _level(self, item: Ambient, reader: object) -> int:
+        """How many gathers lie between a reader and the one that an item belongs to."""
+        level = 0
+        here: Scope | None = self
+        while here is not None and here is not item.scope:
+            level += here.kind == "gather"
+            here = here.parent
+        if here is None:
+            self.site.errors.append(DefinitionError(f"{reader}: {item} belongs to a gather that it does not lie in"))
+        return level
 
     def _signal(self, name: object, reader: object) -> str:
         if isinstance(name, str) and name.strip():
@@ -193,7 +250,7 @@ class Scope:
                 if names := self.names_of(value, f"{node}: {name}=", node):
                     fields[name] = names
             elif name == "when":
-                fields["when"] = self._condition(node, value)
+                fields["when"] = self.condition(node, value)
             elif name == "here":
                 if value is not False:
                     fields["placement"] = self._here(node)
@@ -215,10 +272,17 @@ class Scope:
             self._note(node, [f"{name}={value!r}: give one planned step"])
         return Placement(mode="with" if name == "beside" else "follow", step="".join(names[:1]))
 
-    def _condition(self, node: Node, value: object) -> Ref | SignalValue | Predicate | None:
+    def roots(self, tested: Tested, reader: object) -> dict[str, Slot]:
+        """The slots of the values that an expression reads, by name."""
+        return {name: self.lower(draft, reader) for name, draft in tested.__treadle_drafts__.items()}
+
+    def condition(self, node: Node, value: object) -> AnyCondition | None:
+        """What a step's, a branch's or a rule's condition is in the plan; None, with a mistake noted, if it is none."""
         if not isinstance(value, Promised):
             self._note(node, [f"when={value!r}: give a planned bool or the .bind(...) of a predicate"])
             return None
+        if isinstance(value, Tested):
+            return Holds(value.__treadle_text__, self.roots(value, node))
         complaints: list[str] = []
         draft = check_condition(value, complaints)
         if isinstance(draft, Condition):
@@ -230,8 +294,10 @@ class Scope:
         if complaints:
             return None
         slot = self.lower(draft, node)
-        assert isinstance(slot, Ref | SignalValue)
-        return slot
+        assert isinstance(slot, Ref | SignalValue | Item | StateValue | LaneValue)
+        if isinstance(slot, Ref | SignalValue):
+            return slot
+        return Holds("value", {"value": slot})
 
     # -- names ---------------------------------------------------------------------------------------------
 
@@ -256,8 +322,11 @@ class Scope:
                 )
         return tuple(names)
 
-    def name_of(self, node: Node | Named, reader: object) -> str:
+    def name_of(self, node: Node | Named | Ambient, reader: object) -> str:
         """How a step of this scope spells another step."""
+        if isinstance(node, Ambient):
+            self.site.errors.append(DefinitionError(f"{reader}: {node} is no step that can be waited for"))
+            return ""
         if type(node) is Named:
             self.site.suspect = True
             return self._named(node.text)
@@ -269,7 +338,30 @@ class Scope:
             why = "was planned outside this workflow" if not self.site.inside_step else "was not added by this step"
             self.site.errors.append(DefinitionError(f"{reader}: {node} {why}; plan it here, or name it by ref(id)"))
             return node.segment or node.definition.short
+        self._refuse_inside(scope, node, reader)
         return self._across(scope, node.segment, reader)
+
+    def _refuse_inside(self, scope: Scope, node: Node, reader: object) -> None:
+        """Note a name that would lead into a body from outside of its block."""
+        here: Scope | None = self
+        around: set[Scope] = set()
+        while here is not None:
+            around.add(here)
+            here = here.parent
+        inner: Scope | None = scope
+        while inner is not None and inner not in around:
+            # A row may name a row of its own block.
+            outside = inner.kind in ("gather", "branch") or (
+                inner.kind == "phase" and not any(known.block is inner.block for known in around)
+            )
+            if outside:
+                self.site.errors.append(
+                    UnknownStepError(
+                        f"{reader}: {node} lies in a {inner.kind}; outside of it, use the value that its block gives"
+                    )
+                )
+                return
+            inner = inner.parent
 
     def _named(self, text: str) -> str:
         """The name behind a text: an id just as it was planned, else an address as it stands."""

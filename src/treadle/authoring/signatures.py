@@ -12,6 +12,8 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Final, get_args, get_origin
 
+from treadle.authoring.bound import FromData
+from treadle.authoring.cells import Patch
 from treadle.authoring.codec import Adapter, adapter
 from treadle.authoring.fitting import accepted_kinds, produced_kind
 from treadle.errors import DefinitionError
@@ -72,6 +74,7 @@ class Signature:
         "_positional",
         "_required",
         "_star",
+        "from_data",
         "invoke",
         "parameters",
         "produces",
@@ -85,7 +88,8 @@ class Signature:
         keywords: list[str] = []
         self._star = ""
         self._double = ""
-        for name, raw in inspect.signature(function).parameters.items():
+        parameters = inspect.signature(function).parameters
+        for name, raw in parameters.items():
             annotation = hints.get(name, Any)
             if raw.kind is _STAR:
                 self._star = name
@@ -101,8 +105,10 @@ class Signature:
             self.parameters[name] = _made(what, name, raw.kind, annotation, required=required)
         self._positional = tuple(positional)
         self._keywords = frozenset(keywords)
+        # Parameters that take the value of their name from the run's data where a call gives none.
+        self.from_data = tuple(name for name, raw in parameters.items() if type(raw.default) is FromData)
         self._required = frozenset(name for name, known in self.parameters.items() if known.required)
-        returned = hints.get("return", Any)
+        returned = _result_type(hints.get("return", Any))
         self.result = _made(what, "return", None, returned, required=False)
         self.produces = produced_kind(returned)
         self.invoke: Callable[[dict[str, Any]], Any] = self._invoker(function)
@@ -164,6 +170,13 @@ class Signature:
             return function(*args, *extra, **rest, **more)
 
         return invoke
+
+
+def _result_type(annotation: Any) -> Any:
+    """The type of the value that others get: of a cell's `Patch[int]`, int."""
+    if annotation is Patch:
+        return Any
+    return typing.get_args(annotation)[0] if typing.get_origin(annotation) is Patch else annotation
 
 
 def _made(what: str, name: str, kind: Any, annotation: Any, *, required: bool) -> Parameter:

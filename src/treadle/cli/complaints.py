@@ -8,7 +8,7 @@ from typing import Any, Final
 import click
 import msgspec
 
-from treadle.errors import DefinitionErrors, RunError, TreadleError, exit_code
+from treadle.errors import DefinitionErrors, DocumentError, RunError, TreadleError, exit_code
 
 INTERRUPTED: Final = 130
 CONFLICT: Final = 5
@@ -29,6 +29,8 @@ HINTS: Final[dict[str, str]] = {
     "store_corrupt": "`treadle doctor` examines it; restore a copy",
     "schema_version": "upgrade treadle",
     "store_full": "free some space and run the command again; nothing that was committed is lost",
+    "checksum_mismatch": "plan the workflow anew; a document is not edited by hand",
+    "unregistered_step": "--module FILE imports it; or set modules = [...] under [tool.treadle]",
     "internal": "this is a mistake in treadle; please report it",
 }
 
@@ -58,7 +60,7 @@ def complain(error: TreadleError, args: Sequence[str]) -> int:
     if wants_json(args):
         click.echo(msgspec.json.encode({"error": facts_of(error, hint)}).decode(), err=True)
         return code
-    several = isinstance(error, DefinitionErrors)
+    several = isinstance(error, (DefinitionErrors, DocumentError))
     for line in (str(error) or error.code).splitlines() if several else [str(error) or error.code]:
         click.echo(f"treadle: {clean(line)}", err=True)
     if hint:

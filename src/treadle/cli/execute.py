@@ -14,8 +14,9 @@ import click
 
 from treadle.cli.complaints import INTERRUPTED
 from treadle.cli.desk import Desk, pairs, with_desk
+from treadle.cli.documents import document_at, is_document, runnable
 from treadle.cli.output import emit, say, write_value
-from treadle.cli.progress import QuietView, View, follow, view_for
+from treadle.cli.progress import QuietView, View, follow, lines_shown, view_for
 from treadle.cli.settings import find_project, make_folder
 from treadle.cli.targets import (
     Inputs,
@@ -23,11 +24,13 @@ from treadle.cli.targets import (
     load_module,
     load_workflow,
     name_of,
+    parse_data,
     parse_inputs,
     plan_of,
     split_target,
     workflows_of,
 )
+from treadle.cli.watchers import watchers
 from treadle.errors import DefinitionError, RunExistsError, UsageError
 from treadle.runtime.report import clean, duration
 
@@ -99,8 +102,15 @@ def stopping(say_first: Callable[[], None]) -> Generator[asyncio.Event]:
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="A label of the run; may be repeated.")
 @click.option("--break", "breaks", multiple=True, metavar="LABEL", help="Arm the breakpoints of this label.")
 @click.option("--on-failure", type=click.Choice(("stop", "unwind")), help="What a failure does, if not the workflow's.")
+@click.option("--data", "data", multiple=True, metavar="JSON|@FILE|K=V", help="The run's data; may be repeated.")
+@click.option("--dry-run", is_flag=True, help="Tell every step to change nothing, and to say what it would do.")
 @_capacity
 @click.option("--detach", is_flag=True, help="Only start it, for workers to execute; print the run's id.")
+@click.option(
+    "--module", "modules", multiple=True, metavar="TARGET", help="Import it; for a TARGET that is a document."
+)
+@click.option("--reset", is_flag=True, help="Run the plan of a receipt again.")
+@click.option("--receipt", metavar="FILE|FOLDER", help="Write the run's receipt at the end, whatever became of it.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 @click.argument("target")
 async def run(
@@ -111,7 +121,12 @@ async def run(
     labels: tuple[str, ...],
     breaks: tuple[str, ...],
     on_failure: Literal["stop", "unwind"] | None,
+    data: tuple[str, ...],
+    dry_run: bool,
     detach: bool,
+    modules: tuple[str, ...],
+    reset: bool,
+    receipt: str | None,
     quiet: bool,
     **capacity: int,
 ) -> int | None:
@@ -119,24 +134,62 @@ async def run(
 
     The name may be left out if the file holds one workflow. A second run of the same --id attaches to the run and
     finishes what is left of it. Ctrl-C lets running steps end; the same command goes on later.
+    TARGET may be a saved plan (plan.json, plan.yaml); it is refused if it was changed.
     """
-    workflow = load_workflow(target)
     given = parse_inputs(inputs)
+    if detach and receipt is not None:
+        raise UsageError("--receipt is written at the end of the run, and --detach does not wait for it")
+    workflow = _found(target, given, modules, reset=reset)
     marks = pairs(labels, "--label")
+    facts = parse_data(data)
     planned = _planned(workflow, given, run_id)
     make_folder(desk.url)
-    async with desk.connect(create=True, worker=not detach, **capacity) as app:
-        handle = await _attached(app, workflow, given, run_id)
+    async with desk.connect(create=True, worker=not detach, **watchers(), **capacity) as app:
+        # A document's arguments are fixed, so an existing run of the id must be a run of just this plan.
+        fresh = bool(facts) or dry_run or is_document(target)
+        handle = None if fresh else await _attached(app, workflow, given, run_id)
         if handle is None:
             if isinstance(planned, DefinitionError):
                 raise planned
-            handle = await app.start(planned, id=run_id, labels=marks, breakpoints=breaks, on_failure=on_failure)
+            handle = await app.start(
+                planned,
+                id=run_id,
+                labels=marks,
+                breakpoints=breaks,
+                data=facts,
+                dry_run=dry_run,
+                on_failure=on_failure,
+            )
         if detach:
             emit({"run": handle.id, "key": await handle.key()}, desk.output, "")
             return None
         if not quiet:
-            say(f"run {clean(handle.id)} of {clean(name_of(workflow))}")
-        return await _execute(app, handle, view_for(quiet=quiet))
+            say(f"{'dry ' if dry_run else ''}run {clean(handle.id)} of {clean(name_of(workflow))}")
+        view = view_for(quiet=quiet)
+        try:
+            with lines_shown(handle.id, view):
+                return await _execute(app, handle, view)
+        finally:
+            if receipt is not None:
+                await _keep_receipt(handle, receipt)
+
+
+async def _keep_receipt(handle: Run[Any], place: str) -> None:
+    from treadle.cli.receipts import target_of
+    from treadle.runtime.documents import save_document
+
+    document = await handle.receipt()
+    saved = save_document(document, target_of(document, place))
+    say(f"receipt {clean(str(saved))}  {document.hash}")
+
+
+def _found(target: str, given: Inputs, modules: tuple[str, ...], *, reset: bool) -> Workflow:
+    """The workflow of a target, or the plan of one that is a document."""
+    if is_document(target):
+        return runnable(document_at(target, given), modules, reset=reset)
+    if modules or reset:
+        raise UsageError("--module and --reset are for a target that is a document")
+    return load_workflow(target)
 
 
 def _planned(workflow: Workflow, given: Inputs, run_id: str | None) -> Planned | DefinitionError:
@@ -220,7 +273,7 @@ async def worker(desk: Desk, targets: tuple[str, ...], grace: float | None, **ca
     """
     names = _import_all(targets)
     make_folder(desk.url)
-    async with desk.connect(create=True, worker=True, **capacity) as app:
+    async with desk.connect(create=True, worker=True, **watchers(), **capacity) as app:
         actions = app.registry.names()
         listed = ", ".join(clean(name) for name in actions[:8])
         more = f" and {len(actions) - 8} more" if len(actions) > 8 else ""

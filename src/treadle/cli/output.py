@@ -25,6 +25,10 @@ _COLOURS: Final[dict[str, str]] = {
     "pausing": "yellow",
     "cancelling": "magenta",
     "unwinding": "yellow",
+    "valid": "green",
+    "unsigned": "yellow",
+    "invalid": "red",
+    "missing": "red",
 }
 
 

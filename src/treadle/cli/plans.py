@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from treadle.core.addresses import child, encode_id
 from treadle.core.analysis import Edge, edges, levels
-from treadle.core.plan import Block, Group, Plan, Step
+from treadle.core.blocks import Part, outline
+from treadle.core.plan import Block, Branch, Choose, Gather, Holds, Phase, Phases, Plan, Step
 from treadle.runtime.report import clean, names
 
 INDENT: Final = "  "
@@ -20,7 +20,7 @@ def tree(plan: Plan) -> str:
     depth = levels(plan)
     steps = sum(len(level) for level in depth)
     lines = [f"{clean(plan.workflow)}  {steps} step{'' if steps == 1 else 's'} in {len(depth)} levels"]
-    _branch(plan.blocks, "", 1, needs, lines)
+    _branch(outline(plan.blocks), 1, needs, lines)
     return "\n".join(lines) + "\n"
 
 
@@ -28,24 +28,29 @@ def _need(edge: Edge) -> str:
     return edge.name if edge.kind == "ref" else f"{edge.name} ({edge.kind})"
 
 
-def _branch(blocks: list[Step | Group], scope: str, depth: int, needs: dict[str, list[str]], lines: list[str]) -> None:
-    for block in blocks:
-        address = child(scope, encode_id(block.id))
-        waits = list(dict.fromkeys(needs.get(address, [])))
-        parts = [f"{INDENT * depth}{clean(block.id)}{'/' if isinstance(block, Group) else ''}"]
+def _branch(parts: list[Part], depth: int, needs: dict[str, list[str]], lines: list[str]) -> None:
+    for part in parts:
+        waits = list(dict.fromkeys(needs.get(part.address, [])))
+        said = [f"{INDENT * depth}{_title(part)}"]
         if waits:
-            parts.append(f"← {names(waits)}")
-        parts += _rules(block)
-        lines.append("  ".join(parts))
-        if isinstance(block, Group):
-            _branch(block.blocks, address, depth + 1, needs, lines)
+            said.append(f"← {names(waits)}")
+        said += _rules(part.spec)
+        lines.append("  ".join(said))
+        _branch(part.inner, depth + 1, needs, lines)
 
 
-def _rules(block: Block) -> list[str]:
+def _title(part: Part) -> str:
+    """The id, with a sign of what kind of block it is."""
+    if isinstance(part.spec, Gather):
+        return f"{clean(part.title)}[]"
+    return clean(part.title) + ("" if isinstance(part.spec, Step) else "/")
+
+
+def _rules(block: Block | Phase | Branch) -> list[str]:
     """The options of a block that are not the usual ones."""
     said = ["optional"] if block.optional else []
-    if isinstance(block, Group):
-        return said
+    if not isinstance(block, Step):
+        return said + _openings(block)
     if block.retry is not None:
         said.append(f"retry={block.retry.attempts or '∞'}")
     if block.timeout is not None:
@@ -63,18 +68,36 @@ def _rules(block: Block) -> list[str]:
     return said
 
 
+def _openings(block: Block | Phase | Branch) -> list[str]:
+    """What is said of blocks that open their content while the run goes on."""
+    if isinstance(block, Phases):
+        return ["phases"]
+    if isinstance(block, Choose):
+        return ["choose"]
+    if isinstance(block, Gather):
+        limit = [f"limit={block.limit}"] if block.limit else []
+        return ["gather", *limit, *([f"mode={block.mode}"] if block.mode != "any_error" else [])]
+    if isinstance(block, Phase):
+        said = [f"policy={clean(block.policy)}"] if block.policy else []
+        said += [f"retry={block.retry.attempts or '∞'}"] if block.retry is not None else []
+        return said + ([f"detached: {names(block.detached)}"] if block.detached else [])
+    if isinstance(block, Branch):
+        if block.when is None:
+            return ["else"]
+        return [f"when {clean(block.when.text)}" if isinstance(block.when, Holds) else "when"]
+    return []
+
+
 def _ids(plan: Plan) -> dict[str, str]:
     """Short ids that both languages take, by address: addresses may hold any text."""
     found: dict[str, str] = {}
 
-    def number(blocks: list[Step | Group], scope: str) -> None:
-        for block in blocks:
-            address = child(scope, encode_id(block.id))
-            found[address] = f"n{len(found)}"
-            if isinstance(block, Group):
-                number(block.blocks, address)
+    def number(parts: list[Part]) -> None:
+        for part in parts:
+            found[part.address] = f"n{len(found)}"
+            number(part.inner)
 
-    number(plan.blocks, "")
+    number(outline(plan.blocks))
     return found
 
 
@@ -88,18 +111,18 @@ def mermaid(plan: Plan) -> str:
     ids = _ids(plan)
     lines = ["flowchart TD"]
 
-    def draw(blocks: list[Step | Group], scope: str, depth: int) -> None:
+    def draw(parts: list[Part], depth: int) -> None:
         pad = INDENT * depth
-        for block in blocks:
-            address = child(scope, encode_id(block.id))
-            if isinstance(block, Group):
-                lines.append(f'{pad}subgraph {ids[address]}["{_quoted(block.id)}"]')
-                draw(block.blocks, address, depth + 1)
+        for part in parts:
+            shown = f'{ids[part.address]}["{_quoted(_title(part))}"]'
+            if part.inner:
+                lines.append(f"{pad}subgraph {shown}")
+                draw(part.inner, depth + 1)
                 lines.append(f"{pad}end")
             else:
-                lines.append(f'{pad}{ids[address]}["{_quoted(block.id)}"]')
+                lines.append(f"{pad}{shown}")
 
-    draw(plan.blocks, "", 1)
+    draw(outline(plan.blocks), 1)
     for edge in _distinct(plan):
         arrow = "-.->" if edge.kind in ("default", "after_any") else "-->"
         lines.append(f"{INDENT}{ids[edge.source]} {arrow} {ids[edge.target]}")
@@ -112,22 +135,22 @@ def dot(plan: Plan) -> str:
     first: dict[str, str] = {}
     lines = [f"digraph {_string(plan.workflow)} {{", f"{INDENT}compound=true; node [shape=box];"]
 
-    def draw(blocks: list[Step | Group], scope: str, depth: int) -> str:
+    def draw(parts: list[Part], depth: int) -> str:
         pad = INDENT * depth
         inner = ""
-        for block in blocks:
-            address = child(scope, encode_id(block.id))
-            if isinstance(block, Group):
-                lines.append(f"{pad}subgraph cluster_{ids[address]} {{ label={_string(block.id)};")
-                first[address] = draw(block.blocks, address, depth + 1)
+        for part in parts:
+            name = ids[part.address]
+            if part.inner:
+                lines.append(f"{pad}subgraph cluster_{name} {{ label={_string(_title(part))};")
+                first[part.address] = draw(part.inner, depth + 1)
                 lines.append(f"{pad}}}")
             else:
-                first[address] = ids[address]
-                lines.append(f"{pad}{ids[address]} [label={_string(block.id)}];")
-            inner = inner or first[address]
+                first[part.address] = name
+                lines.append(f"{pad}{name} [label={_string(_title(part))}];")
+            inner = inner or first[part.address]
         return inner
 
-    draw(plan.blocks, "", 1)
+    draw(outline(plan.blocks), 1)
     for edge in _distinct(plan):
         marks = ["style=dashed"] if edge.kind in ("default", "after_any") else []
         if first[edge.source] != ids[edge.source]:

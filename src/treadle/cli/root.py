@@ -35,6 +35,7 @@ VERBS: Final[dict[str, str]] = {
     "breakpoints": "reading",
     "delete": "operating",
     "dead": "reading",
+    "receipt": "receipts",
     "doctor": "tools",
     "bench": "tools",
     "schema": "tools",

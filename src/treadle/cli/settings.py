@@ -13,6 +13,7 @@ from treadle.errors import UsageError
 
 DEFAULT_FILE: Final = ".treadle/treadle.db"
 VARIABLE: Final = "TREADLE_STORE"
+_LISTS: Final = ("modules", "hooks", "middleware", "trusted_keys")
 
 
 class Project(msgspec.Struct, frozen=True):
@@ -21,6 +22,15 @@ class Project(msgspec.Struct, frozen=True):
     folder: Path
     store: str = ""
     modules: list[str] = []
+    # `module:name` of hooks and middleware, in their order.
+    hooks: list[str] = []
+    middleware: list[str] = []
+    # Public keys whose signatures of documents count, or files of them.
+    trusted_keys: list[str] = []
+
+    def keys(self) -> list[str]:
+        """The trusted keys; files that are named relative to the project's folder by their whole path."""
+        return [key if key.startswith(("ssh-", "gpg:")) else str(self.folder / key) for key in self.trusted_keys]
 
 
 def find_project(start: Path) -> Project:
@@ -36,13 +46,15 @@ def _read(file: Path) -> Project:
     try:
         table: Any = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {}).get("treadle", {})
         known: dict[str, Any] = msgspec.convert(table, dict[str, Any])
-        extra = sorted(known.keys() - {"store", "modules"})
+        extra = sorted(known.keys() - {"store", *_LISTS})
         if extra:
-            raise UsageError(f"{file}: [tool.treadle] has no setting {extra[0]!r}; there are store and modules")
+            raise UsageError(
+                f"{file}: [tool.treadle] has no setting {extra[0]!r}; there are store, {', '.join(_LISTS)}"
+            )
         return Project(
             file.parent,
             store=msgspec.convert(known.get("store", ""), str),
-            modules=msgspec.convert(known.get("modules", []), list[str]),
+            **{name: msgspec.convert(known.get(name, []), list[str]) for name in _LISTS},
         )
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError, AttributeError) as error:
         raise UsageError(f"{file}: [tool.treadle] cannot be read: {error}") from None

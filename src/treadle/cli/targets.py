@@ -144,6 +144,20 @@ def name_of(workflow: Workflow) -> str:
 # -- inputs ------------------------------------------------------------------------------------------------------
 
 
+def parse_data(texts: tuple[str, ...]) -> dict[str, Any]:
+    """The run's data of all --data texts: a JSON object, `@file` with one, or `name=value`.
+
+    Raises:
+        UsageError: a text is none of these, or two give one name.
+    """
+    inputs = Inputs([], {})
+    for text in texts:
+        _parse_one(text, inputs, "--data")
+    if inputs.args:
+        raise UsageError("--data takes names: a JSON object, @file with one, or name=value")
+    return {name: _loose(value) for name, value in inputs.kwargs.items()}
+
+
 def parse_inputs(texts: tuple[str, ...]) -> Inputs:
     """The arguments of all --input texts: a JSON object or array, `@file` with one, or `name=value`.
 
@@ -152,12 +166,12 @@ def parse_inputs(texts: tuple[str, ...]) -> Inputs:
     """
     inputs = Inputs([], {})
     for text in texts:
-        _parse_one(text, inputs)
+        _parse_one(text, inputs, "--input")
     return inputs
 
 
-def _parse_one(text: str, inputs: Inputs) -> None:
-    source = "--input"
+def _parse_one(text: str, inputs: Inputs, option: str) -> None:
+    source = option
     if text.startswith("@"):
         source = text[1:]
         try:
@@ -167,7 +181,7 @@ def _parse_one(text: str, inputs: Inputs) -> None:
     elif not text.lstrip().startswith(("{", "[")):
         name, separator, value = text.partition("=")
         if not separator or not name.isidentifier():
-            raise UsageError(f"--input takes a JSON object or array, @file, or name=value, not {text!r}")
+            raise UsageError(f"{option} takes a JSON object or array, @file, or name=value, not {text!r}")
         _take(inputs, {name: Text(value)})
         return
     try:

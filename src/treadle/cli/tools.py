@@ -10,17 +10,22 @@ from typing import Any, Final
 import click
 import msgspec
 
-from treadle.cli.desk import Desk, with_desk
+from treadle.cli.analysing import critical_path, levels
+from treadle.cli.desk import Desk, pairs, with_desk
+from treadle.cli.documents import document_at, facts_of_saved, is_document, save_plan
 from treadle.cli.output import emit, plainly, table, write, write_json
 from treadle.cli.plans import dot, mermaid, tree
 from treadle.cli.settings import make_folder, store_url
 from treadle.cli.targets import load_workflow, parse_inputs, plan_of
+from treadle.core.documents import Document
+from treadle.core.graph_analysis import Analysis
 from treadle.errors import TreadleError, UsageError
 from treadle.runtime.report import clean
 
 # Documents that have a schema: name -> where its type is.
 DOCUMENTS: Final[dict[str, str]] = {
     "plan": "treadle.core.plan:Plan",
+    "document": "treadle.core.documents:Document",
     "fragment": "treadle.core.plan:Fragment",
     "event": "treadle.core.events:AnyEvent",
     "input": "treadle.core.inputs:AnyInput",
@@ -42,15 +47,43 @@ DOCUMENTS: Final[dict[str, str]] = {
 )
 @click.option("-o", "--output", type=click.Choice(["json", "jsonl", "table"]), default="table", show_default=True)
 @click.option("--input", "inputs", multiple=True, metavar="JSON|@FILE|K=V", help="Arguments of the workflow.")
+@click.option("--save", "file", metavar="FILE", help="Write the plan as a document (.json or .yaml), to run it later.")
+@click.option("--context", "context", multiple=True, metavar="K=V", help="Noted in the saved document; repeatable.")
+@click.option("--levels", "shown", flag_value="levels", help="Instead: which steps may run together, by depth.")
+@click.option("--critical-path", "shown", flag_value="critical_path", help="Instead: the longest chain of steps.")
 @click.argument("target")
-def plan_(target: str, inputs: tuple[str, ...], form: str | None, output: str) -> None:
-    """Show what TARGET would run, without running it; all mistakes are reported at once. Needs no store."""
-    planned = plan_of(load_workflow(target), parse_inputs(inputs))
+def plan_(
+    target: str,
+    inputs: tuple[str, ...],
+    form: str | None,
+    output: str,
+    file: str | None,
+    context: tuple[str, ...],
+    shown: str | None,
+) -> None:
+    """Show what TARGET would run, without running it; all mistakes are reported at once. Needs no store.
+
+    TARGET is a workflow (file.py:workflow or module:workflow), or a saved plan or receipt.
+    """
+    given = parse_inputs(inputs)
+    found = document_at(target, given) if is_document(target) else plan_of(load_workflow(target), given)
+    if shown is not None:
+        if form or file is not None:
+            raise UsageError("--levels and --critical-path take the plan's place; leave out --format and --save")
+        graph = found.plan() if isinstance(found, Document) else found.plan
+        document, text = {"levels": levels, "critical_path": critical_path}[shown](graph.workflow, Analysis.of(graph))
+        emit(document, output, text)
+        return
     form = form or ("tree" if output == "table" else "json")
+    if file is not None:
+        saved = save_plan(found, file, pairs(context, "--context"))
+        emit(facts_of_saved(saved, file), output, f"{clean(file)}  {saved.hash}\n")
+        return
+    plan = found.plan() if isinstance(found, Document) else found.plan
     if form == "json":
-        write_json(planned.plan, lines=output == "jsonl")
+        write_json(plan, lines=output == "jsonl")
     else:
-        write({"tree": tree, "mermaid": mermaid, "dot": dot}[form](planned.plan))
+        write({"tree": tree, "mermaid": mermaid, "dot": dot}[form](plan))
 
 
 plan_.name = "plan"

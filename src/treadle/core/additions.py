@@ -7,14 +7,18 @@ so that nothing is recorded that could not be applied.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, cast
 
 import msgspec
 
 from treadle.core import events as ev
 from treadle.core.addresses import check_id, encode_id
+from treadle.core.blocks import Spec, bodies_of, content_of, names_of, slots_of
+from treadle.core.checks import mistakes_of
 from treadle.core.events import Failure
-from treadle.core.graph import Node, constants_of, link, place, refs_of
-from treadle.core.plan import Block, Const, Fragment, Group, ListOf, MapOf, Predicate, Ref, Step
+from treadle.core.graph import Node, constants_of, link, node_of, place
+from treadle.core.plan import Block, Body, Branch, Fragment, Group, Phase, Step
+from treadle.core.run_data import needs_of_block
 from treadle.core.state import RunState, ScopeState, StepState, settled
 from treadle.core.tables import WAITING
 from treadle.errors import CycleError, DefinitionError, DuplicateStepError, SlotError, UnknownStepError
@@ -35,6 +39,9 @@ def added_events(run: RunState, adder: StepState, fragments: Sequence[Fragment],
 
     A block whose id is there with the same definition is that block; with another definition it is an error.
     """
+    if adder.around.block is not None:
+        text = f"{adder.node.address!r} answers a question of its block; only a step of a plan adds steps"
+        return Failure(code="no_additions", message=text)
     draft = _Draft(run)
     found: list[ev.StepsAdded] = []
     try:
@@ -47,23 +54,10 @@ def added_events(run: RunState, adder: StepState, fragments: Sequence[Fragment],
     return Addition(found, draft.revived)
 
 
-def names_of(block: Block) -> Iterator[str]:
-    """All names of other steps that a block, or its content, uses."""
-    yield from block.after
-    yield from block.after_any
-    if isinstance(block, Group):
-        for inner in block.blocks:
-            yield from names_of(inner)
-        return
-    for slot in (*block.slots.values(), block.when):
-        for ref in refs_of(slot):
-            yield ref.step
-    if block.placement is not None and block.placement.step:
-        yield block.placement.step
-
-
 class _Draft:
     """A `graph.Space` that shows what the run would hold, without changing it."""
+
+    is_run: ClassVar[bool] = False
 
     def __init__(self, run: RunState) -> None:
         self.run = run
@@ -78,18 +72,19 @@ class _Draft:
 
     # -- graph.Space -------------------------------------------------------------------------------------
 
-    def new(self, address: str, scope: Node, spec: Block | None) -> Node:
+    def new(self, address: str, scope: Node, spec: Spec | None) -> Node:
         """Make a node with the number that it would have."""
-        node = Node(self.base + len(self.nodes), address, scope, spec)
+        node = node_of(self.base + len(self.nodes), address, scope, spec)
         self.nodes.append(node)
         return node
 
-    def again(self, node: Node, spec: Block) -> Node:
+    def again(self, node: Node, spec: Spec) -> Node:
         """Define a node anew that a rewind took back."""
-        if not self._is_gone(node) or node.is_step != isinstance(spec, Step):
+        assert not isinstance(spec, (Body, Branch, Phase))
+        if not self._is_gone(node) or type(node.spec) is not type(spec):
             raise _duplicate(spec.id, node)
         assert node.scope is not None
-        copy = Node(node.number, node.address, node.scope, spec)
+        copy = node_of(node.number, node.address, node.scope, spec)
         self.again_nodes[node.number] = copy
         self.enter(node.scope, encode_id(spec.id), copy)
         state = self.run.states[node.number]
@@ -130,8 +125,11 @@ class _Draft:
         aliases: dict[str, str] = {}
         blocks: list[Block] = []
         nodes: list[Node] = []
+        gathers, in_phases = _place_of(scope)
         for block in fragment.blocks:
-            _check(block, fragment.constants)
+            _check(block, fragment.constants, self.run.data_names)
+            for mistake in _mistakes(block, gathers, in_phases):
+                raise mistake
             segment = encode_id(block.id)
             held = self._held(block)
             if held is not None:
@@ -147,7 +145,7 @@ class _Draft:
         if not blocks and not aliases:
             return None
         for node in nodes:
-            link(node, self)
+            link(node, self, {})
         if any(node.needs for node in nodes):
             self._refuse_cycle(nodes)
         # A step stands for the scope of what it adds, which may be new.
@@ -160,18 +158,23 @@ class _Draft:
         """The scope that gets a fragment: the adder's own, or one that contains the adder."""
         if into is None or into in (adder.node.address, adder.node.address + "/"):
             return self.scope_of(adder.node)
-        scope = adder.node.scope
-        while scope is not None:
-            if into == scope.address or (scope.owner is not None and into == scope.owner.address):
+        around = adder.around
+        while True:
+            scope = around.node
+            named = into == scope.address or (scope.owner is not None and into == scope.owner.address)
+            if named and around.block is None and (scope.scope is None or around is not around.around):
                 return scope
-            scope = scope.scope
+            if around is around.around:
+                break
+            around = around.around
         raise UnknownStepError(
-            f"steps can be added to a scope that contains the adding step {adder.node.address!r}; {into!r} does not"
+            f"steps can be added to a group, row, iteration or branch that waits for the adding step "
+            f"{adder.node.address!r}; {into!r} is none"
         )
 
     def _held(self, block: Block) -> Node | None:
         """The step that has the block's dedup key."""
-        if isinstance(block, Group) or block.dedup is None:
+        if not isinstance(block, Step) or block.dedup is None:
             return None
         number = self.run.dedup.get(block.dedup)
         if number is not None and not self._is_gone(node := self.run.states[number].node):
@@ -202,6 +205,7 @@ class _Draft:
         if node is None or self._is_gone(node):
             return False
         assert node.spec is not None
+        assert not isinstance(node.spec, (Body, Branch, Phase))
         there = node.constants if node.constants is not None else self.run.constants
         if fingerprint(node.spec, there) != fingerprint(block, constants):
             raise _duplicate(block.id, node)
@@ -278,7 +282,7 @@ class _Draft:
 
 
 def _first_names(fragments: Sequence[Fragment]) -> set[str]:
-    return {name.split("/")[0] for fragment in fragments for block in fragment.blocks for name in names_of(block)}
+    return {name.split("/")[0] for fragment in fragments for block in fragment.blocks for name, _ in names_of(block)}
 
 
 def _duplicate(id_: str, node: Node) -> DuplicateStepError:
@@ -286,39 +290,60 @@ def _duplicate(id_: str, node: Node) -> DuplicateStepError:
     return DuplicateStepError(f"step id {id_!r} is already in {where} with another definition; choose another id")
 
 
-def _check(block: Block, constants: list[str]) -> None:
-    """Raise for ids that are none and for constants that are not there."""
+def _check(block: Block, constants: list[str], data: frozenset[str]) -> None:
+    """Raise for ids that are none, and for constants and data that are not there."""
     check_id(block.id)
-    if isinstance(block, Group):
-        for inner in block.blocks:
-            _check(inner, constants)
-        return
-    for slot in (*block.slots.values(), block.when):
+    slots = [*slots_of(block)]
+    for blocks, output in content_of(block):
+        slots.append(output)
+        for inner in blocks:
+            _check(inner, constants, data)
+    for slot in slots:
         for index in constants_of(slot):
             if not 0 <= index < len(constants):
-                raise SlotError(f"step {block.id!r} uses constant {index}, but its fragment has {len(constants)}")
+                raise SlotError(f"block {block.id!r} uses constant {index}, but its fragment has {len(constants)}")
+    for need in needs_of_block(block.id, block):
+        if need.name not in data:
+            raise SlotError(need.complaint())
+
+
+def _place_of(scope: Node | None) -> tuple[int, bool]:
+    """How many gathers are around what is added to a scope, and whether a Phases block is."""
+    gathers, in_phases = 0, False
+    while scope is not None:
+        gathers += isinstance(scope.spec, Body)
+        in_phases = in_phases or isinstance(scope.spec, Phase)
+        scope = scope.scope
+    return gathers, in_phases
+
+
+def _mistakes(block: Block, gathers: int, in_phases: bool) -> Iterator[DefinitionError]:
+    """What is wrong with an added block, or with what lies in it."""
+    yield from mistakes_of(block, f"added block {block.id!r}", gathers, in_phases)
+    if isinstance(block, Group):
+        for inner in block.blocks:
+            yield from _mistakes(inner, gathers, in_phases)
+    for _, body in bodies_of(block):
+        for inner in body.blocks:
+            yield from _mistakes(inner, gathers + isinstance(body, Body), in_phases or isinstance(body, Phase))
 
 
 def fingerprint(block: Block, constants: list[str]) -> bytes:
     """Bytes that are equal for equal definitions, whatever numbers their constants have."""
+    return msgspec.json.encode(_bare(msgspec.to_builtins(block), constants), order="deterministic")
 
-    def bare(slot: object) -> object:
-        if isinstance(slot, Const):
-            return ["const", constants[slot.index]]
-        if isinstance(slot, Ref):
-            return ["ref", slot.step, slot.path, constants[slot.default] if slot.default >= 0 else None]
-        if isinstance(slot, ListOf):
-            return ["list", [bare(item) for item in slot.items]]
-        if isinstance(slot, MapOf):
-            return ["map", {key: bare(item) for key, item in slot.items.items()}]
-        if isinstance(slot, Predicate):
-            return ["predicate", slot.name, {key: bare(item) for key, item in slot.slots.items()}]
-        return slot
 
-    def shape(item: Block) -> object:
-        if isinstance(item, Group):
-            return [msgspec.structs.replace(item, blocks=[]), [shape(inner) for inner in item.blocks]]
-        slots = {key: bare(slot) for key, slot in item.slots.items()}
-        return [msgspec.structs.replace(item, slots={}, when=None), slots, bare(item.when)]
-
-    return msgspec.json.encode(shape(block), order="deterministic")
+def _bare(value: object, constants: list[str]) -> Any:
+    """A definition as plain data, with its constants in place of their numbers."""
+    if isinstance(value, list):
+        return [_bare(item, constants) for item in cast("list[object]", value)]
+    if not isinstance(value, dict):
+        return value
+    fields = cast("dict[str, Any]", value)
+    kind = fields.get("slot")
+    found = {key: _bare(item, constants) for key, item in fields.items()}
+    if kind == "const":
+        return ["const", constants[fields["index"]]]
+    if kind in ("ref", "state", "lane") and fields.get("default", -1) >= 0:
+        found["default"] = ["const", constants[fields["default"]]]
+    return found

@@ -7,15 +7,21 @@ business of the core: the store grants no claim while the run is held.
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from heapq import heappop, heappush
 
 from treadle.core import events as ev
 from treadle.core.apply import apply
 from treadle.core.commands import Call, Task
+from treadle.core.conditions import truth
 from treadle.core.decision import Decision, Limits
 from treadle.core.events import Arg, Failure
-from treadle.core.plan import Predicate
-from treadle.core.resolve import is_inline, resolve_args, resolve_output, truth_of
+from treadle.core.gathers import proceed_choose, proceed_gather
+from treadle.core.opened import asking
+from treadle.core.phases import proceed_phases, row_failure
+from treadle.core.plan import Choose, Gather, Phase, Phases
+from treadle.core.progress import GatherProgress
+from treadle.core.resolve import UnresolvedError, resolve_args, resolve_output, scope_value
 from treadle.core.retrying import due_at
 from treadle.core.state import (
     BY_CONDITION,
@@ -32,18 +38,15 @@ from treadle.core.tables import (
     DISPATCHED,
     FAILED,
     OPEN,
+    OUTCOMES,
     READY,
-    RUNNING,
     SKIPPED,
     SUCCEEDED,
-    UNWINDING,
     WAITING,
 )
 from treadle.core.undo_attempts import must_prepare, prepare
 from treadle.core.unwinding import begin_unwinding, must_unwind, unwind
 
-# The registered predicate that tells whether a value that is not at hand is true.
-TRUTH = "treadle:truth"
 # An event names at most so many addresses of a cause.
 MAX_NAMED = 100
 
@@ -51,24 +54,17 @@ MAX_NAMED = 100
 def advance(run: RunState, decision: Decision, limits: Limits) -> None:
     """Look at everything that may go on, until nothing may or the decision is full."""
     frontier = run.frontier
-    states = run.states
     events = decision.events
     bound = len(events) + limits.events
-    if run.cancelling and run.status == RUNNING:
+    if run.cancelling:
         _cancel_waiting(run, decision, bound)
     while True:
         before = len(events)
         if run.unwindings:
             unwind(run, decision, limits, bound)
-        while frontier and len(events) < bound:
-            state = states[heappop(frontier)]
-            if type(state) is StepState:
-                if state.status == WAITING:
-                    _look(run, decision, state, limits)
-            else:
-                assert isinstance(state, ScopeState)
-                _look_at_scope(run, decision, state)
-        _start_ready(run, decision, limits, bound)
+        bound = _look_around(run, decision, limits, bound)
+        if run.ready:
+            _start_ready(run, decision, limits, bound)
         if len(events) >= bound:
             left = bool(frontier or run.unwindings) or _next_ready(run, limits) is not None
             decision.more = decision.more or left
@@ -78,59 +74,86 @@ def advance(run: RunState, decision: Decision, limits: Limits) -> None:
             return
 
 
+def _look_around(run: RunState, decision: Decision, limits: Limits, bound: int) -> int:
+    """Look at the frontier as far as the decision has room; gives the bound that is left for it."""
+    frontier, states, events = run.frontier, run.states, decision.events
+    # Steps for which there is no room, by number; one event tells of all of them.
+    held: dict[int, StepState] = {}
+    while frontier and len(events) + len(held) < bound:
+        number = heappop(frontier)
+        state = states[number]
+        if type(state) is StepState and state.status == WAITING:
+            # What has happened since it was held may keep it from starting.
+            held.pop(number, None)
+            if _look(run, decision, state, limits, held):
+                held[number] = state
+        else:
+            _look_further(run, decision, state, limits)
+    if held:
+        decision.record(run, ev.StepsReady(at=[step.node.address for step in held.values()]))
+        return bound - len(held) + 1
+    return bound
+
+
+def _look_further(run: RunState, decision: Decision, state: StepState | ScopeState, limits: Limits) -> None:
+    """Look at what goes on already: a scope, or a step that its scope may not need any more."""
+    if isinstance(state, ScopeState):
+        _look_at_scope(run, decision, state, limits)
+    elif state.around.stopping and state.status not in OUTCOMES:
+        cancel(run, decision, state, hard=True)
+
+
 def _next_ready(run: RunState, limits: Limits) -> StepState | None:
     """The ready step that starts next, if there is room for it."""
     ready = run.ready
     while ready and run.tasks < limits.dispatched and not run.cancelling:
         step = run.states[number_of_key(ready[0])]
-        assert isinstance(step, StepState)
-        if step.status == READY and not step.tasked:
+        if type(step) is StepState and step.status == READY and not step.tasked:
             return step
         heappop(ready)
     return None
 
 
 def _start_ready(run: RunState, decision: Decision, limits: Limits, bound: int) -> None:
-    while run.ready and len(decision.events) < bound:
-        step = _next_ready(run, limits)
-        if step is None:
-            return
+    while len(decision.events) < bound and (step := _next_ready(run, limits)) is not None:
         heappop(run.ready)
-        _begin(run, decision, step, limits)
+        _begin(run, decision, step, True)
 
 
 # -- steps -----------------------------------------------------------------------------------------------------------
 
 
-def _look(run: RunState, decision: Decision, step: StepState, limits: Limits) -> None:
-    """Decide a waiting step: skip it, leave it at a fence, or let it start."""
-    if run.cancelling:
+def _look(run: RunState, decision: Decision, step: StepState, limits: Limits, held: Sized) -> bool:
+    """Decide a waiting step: skip it, leave it at a fence, or let it start. True if there is no room for that."""
+    if run.cancelling or step.around.stopping:
         # The cancel had been past it when the step that adds it, rewound and still running then, brought it back.
-        cancel(run, decision, step)
-        return
+        cancel(run, decision, step, hard=run.cancelling == "hard" or step.around.stopping != "")
+        return False
     if step.tasked:
-        return
+        return False
     # What was removed waits for its adder only, whatever its upstreams have counted.
     if step.doomed and (step.doomed == BY_FAILURE or step.removed or not step.waiting):
         _skip(run, decision, step)
-        return
+        return False
     if step.waiting or step.removed:
-        return
+        return False
     node = step.node
     if run.labels and "b" not in step.released:
         labels = node.step.break_before
         if labels and not run.labels.isdisjoint(labels):
             reach(run, decision, step, "before", labels)
-            return
+            return False
     for name in node.signals:
         if name not in run.signals:
             run.signal_waiters.setdefault(name, set()).add(node.number)
-            return
-    _begin(run, decision, step, limits)
+            return False
+    # Who became ready earlier goes first.
+    room = not held and not run.readied and run.tasks < limits.dispatched
+    return _begin(run, decision, step, room) if room or node.step.when is not None else True
 
 
-def _begin(run: RunState, decision: Decision, step: StepState, limits: Limits) -> None:
-    """Let a step that no other fence holds start, by its condition and by the room there is."""
+def _begin(run: RunState, decision: Decision, step: StepState, room: bool) -> bool:
+    """Let a step that no other fence holds start, by its condition. True if only the lack of room forbids it."""
     spec = step.node.step
     call: Call | None = None
     if spec.when is not None and step.condition is not True:
@@ -138,36 +161,45 @@ def _begin(run: RunState, decision: Decision, step: StepState, limits: Limits) -
             at = step.node.address
             skipped = ev.StepSkipped(at=at, reason="condition", causes=[at], by_condition=True)
             decision.settle(run, step, skipped)
-            return
+            return False
         call = _condition(run, decision, step)
         if call is None:
-            return
-    # Who became ready earlier goes first.
-    if run.tasks >= limits.dispatched or (run.readied and step.status == WAITING):
-        decision.record(run, ev.StepReady(at=step.node.address))
-    elif call is not None:
+            return False
+    if not room:
+        return True
+    if call is not None:
         decision.record(run, ev.EvaluationAsked(at=step.node.address, number=step.asking + 1))
         decision.tasks.append(_evaluation(run, step, call))
     else:
         # The delay counts from when the step was ready.
-        due = due_at(run.now if step.status == WAITING else step.ready_at, spec.delay)
+        due = 0.0
+        if spec.delay > 0:
+            due = due_at(run.now if step.status == WAITING else step.ready_at, spec.delay)
         dispatch(run, decision, step, due if due > run.now else 0.0)
+    return False
 
 
 def dispatch(run: RunState, decision: Decision, step: StepState, not_before: float) -> None:
     """Ask for the step's next attempt (or its first half), at `not_before` at the earliest (0: at once)."""
-    if step.node.undoable and must_prepare(step):
-        prepare(run, decision, step, not_before)
+    node = step.node
+    try:
+        args = resolve_args(run, node, node.step.slots)
+    except UnresolvedError as error:
+        failure = Failure(code="unresolved", message=str(error))
+        decision.settle(run, step, ev.StepFailed(at=node.address, attempt=0, failure=failure))
+        return
+    if node.undoable and must_prepare(step):
+        prepare(run, decision, step, args, not_before)
         return
     event = ev.StepDispatched(
-        at=step.node.address, attempt=step.attempt + 1, generation=step.generation, not_before=not_before
+        at=node.address, attempt=step.attempt + 1, generation=step.generation, not_before=not_before
     )
     decision.events.append(event)
     apply(run, event)
-    decision.tasks.append(task_of(run, step))
+    decision.tasks.append(task_of(run, step, args))
 
 
-def task_of(run: RunState, step: StepState) -> Task:
+def task_of(run: RunState, step: StepState, args: dict[str, Arg]) -> Task:
     """The task of a dispatched step's present attempt."""
     node = step.node
     spec = node.step
@@ -181,7 +213,7 @@ def task_of(run: RunState, step: StepState) -> Task:
         spec.queue,
         spec.priority,
         step.not_before,
-        Call(resolve_args(run, node, spec.slots), spec.timeout, "step", spec.placement),
+        Call(args, spec.timeout, "step", spec.placement, run.data, run.dry_run),
         run.run_id,
     )
 
@@ -190,19 +222,23 @@ def _condition(run: RunState, decision: Decision, step: StepState) -> Call | Non
     """What a worker has to be asked to know the step's condition; None if it is known now, or never will be."""
     when = step.spec.when
     assert when is not None
-    if isinstance(when, Predicate):
-        return Call(resolve_args(run, step.node, when.slots), purpose="condition")
-    args: dict[str, Arg] = resolve_args(run, step.node, {"value": when})
-    if not is_inline(args["value"]):
-        return Call(args, purpose="condition")
     at = step.node.address
-    truth = truth_of(args["value"])
-    if truth is None:
-        failure = Failure(code="condition", message="the value of the condition is not a bool")
-        decision.settle(run, step, ev.StepFailed(at=at, attempt=0, failure=failure))
+    found = truth(run, step.node, when)
+    if found is None:
+        _, slots = asking(when)
+        try:
+            return _asking(run, resolve_args(run, step.node, slots))
+        except UnresolvedError as error:
+            found = Failure(code="unresolved", message=str(error))
+    if isinstance(found, Failure):
+        decision.settle(run, step, ev.StepFailed(at=at, attempt=0, failure=found))
     else:
-        decision.record(run, ev.ConditionEvaluated(at=at, value=truth))
+        decision.record(run, ev.ConditionEvaluated(at=at, value=found))
     return None
+
+
+def _asking(run: RunState, args: dict[str, Arg]) -> Call:
+    return Call(args, purpose="condition", data=run.data, dry_run=run.dry_run)
 
 
 def _evaluation(run: RunState, step: StepState, call: Call) -> Task:
@@ -215,7 +251,7 @@ def _evaluation(run: RunState, step: StepState, call: Call) -> Task:
         address=node.address,
         generation=step.generation,
         attempt=step.tasked,
-        action=spec.when.name if isinstance(spec.when, Predicate) else TRUTH,
+        action=asking(spec.when)[0] if spec.when is not None else "",
         queue=spec.queue,
         priority=spec.priority,
         not_before=0.0,
@@ -258,9 +294,9 @@ def causes_of(run: RunState, state: StepState | ScopeState) -> list[StepState | 
 # -- cancel ----------------------------------------------------------------------------------------------------------
 
 
-def cancel(run: RunState, decision: Decision, step: StepState) -> None:
+def cancel(run: RunState, decision: Decision, step: StepState, *, hard: bool) -> None:
     """Cancel a step that has no outcome; a hard cancel also interrupts what a worker executes of it."""
-    if step.tasked and run.cancelling == "hard":
+    if step.tasked and hard:
         decision.interrupts.append(step.node.number)
     decision.settle(run, step, ev.StepCancelled(at=step.node.address, live=step.tasked != 0))
 
@@ -279,46 +315,94 @@ def _cancel_waiting(run: RunState, decision: Decision, bound: int) -> None:
             # One that has no content left to cancel is looked at by nobody else.
             heappush(run.frontier, state.node.number)
         elif state.status != DISPATCHED or run.cancelling == "hard":
-            cancel(run, decision, state)
+            cancel(run, decision, state, hard=run.cancelling == "hard")
 
 
 # -- scopes and the run ----------------------------------------------------------------------------------------------
 
 
-def _look_at_scope(run: RunState, decision: Decision, scope: ScopeState) -> None:
-    """Open a group, or give a scope its outcome."""
-    if scope.status != OPEN or scope.unwinding is not None or run.status not in (RUNNING, UNWINDING):
+def _look_at_scope(run: RunState, decision: Decision, scope: ScopeState, limits: Limits) -> None:
+    """Open a group, let a block go on, or give a scope its outcome."""
+    # Where detached cells lie has no outcome; the block that waits for them, if it does, is looked at.
+    if scope.status != OPEN or scope.unwinding is not None or scope.wakes != scope.node.number:
         return
     at = scope.node.address
     # While the run is cancelled no group opens, so one inside a closed group must not wait for that.
-    if scope.gated and not scope.doomed and not run.cancelling:
+    if scope.gated and not scope.doomed and not run.cancelling and not scope.stopping:
         if not scope.waiting and not scope.removed:
             decision.record(run, ev.ScopeOpened(at=at))
         return
-    if scope.unsettled:
+    goes_on = scope.watches and not scope.gated and not run.cancelling and not scope.stopping
+    if (goes_on and not _proceed(run, decision, scope, limits)) or scope.unsettled:
         return
-    if scope is scope.around:
+    if scope is run.root:
         _settle_run(run, decision)
         return
+    decision.record(run, _settled_as(run, scope))
+
+
+def _proceed(run: RunState, decision: Decision, scope: ScopeState, limits: Limits) -> bool:
+    """Let a block that opens its content, or a row, go on; True when its outcome may be fixed."""
+    for name in scope.node.signals:
+        if name not in run.signals:
+            run.signal_waiters.setdefault(name, set()).add(scope.node.number)
+            return False
+    spec = scope.node.spec
+    if isinstance(spec, Phases):
+        return proceed_phases(run, decision, scope)
+    if isinstance(spec, Gather):
+        return proceed_gather(run, decision, scope, limits)
+    if isinstance(spec, Choose):
+        return proceed_choose(run, decision, scope)
+    if scope.bad and scope.unsettled:
+        # A row whose cell has failed does not wait for the others.
+        decision.record(run, ev.ScopeStopped(at=scope.node.address, reason="failed"))
+    return True
+
+
+def _settled_as(run: RunState, scope: ScopeState) -> ev.ScopeSettled:
+    """The event that gives a scope its outcome; its children are settled."""
     outcome, causes = _outcome_of(run, scope)
     by_condition = scope.doomed == BY_CONDITION
     owner = scope.node.owner
     if owner is not None:
         by_condition = run.states[owner.number].by_condition
+    failure: Failure | None = None
+    if outcome == SUCCEEDED:
+        failure = row_failure(scope) if isinstance(scope.node.spec, Phase) else None
+        try:
+            scope_value(run, scope)
+        except UnresolvedError as error:
+            blamed = run.at(error.blame) if error.blame else None
+            if blamed is not None and blamed.by_condition:
+                outcome, causes, by_condition = SKIPPED, [blamed], True
+            else:
+                failure = Failure(code="unresolved", message=str(error))
+        if failure is not None:
+            outcome = FAILED
     named = [cause.node.address for cause in causes[:MAX_NAMED]]
-    settled_as = ev.ScopeSettled(at=at, outcome=outcome, causes=named, by_condition=outcome == SKIPPED and by_condition)
-    decision.record(run, settled_as)
+    return ev.ScopeSettled(
+        at=scope.node.address,
+        outcome=outcome,
+        causes=named,
+        by_condition=outcome == SKIPPED and by_condition,
+        failure=failure,
+    )
 
 
 def _outcome_of(run: RunState, scope: ScopeState) -> tuple[str, list[StepState | ScopeState]]:
     """The outcome of a scope whose children are settled, and what caused it if it did not succeed."""
     if scope.gated:
-        if run.cancelling or scope.cancelled:
+        if run.cancelling or scope.cancelled or scope.stopping:
             return CANCELLED, []
         return SKIPPED, causes_of(run, scope)
+    block = scope.block
+    if isinstance(block, GatherProgress) and block.winner >= 0:
+        return SUCCEEDED, []
     if scope.bad:
         return FAILED, [run.states[number] for number in scope.bad]
-    if scope.cancelled:
+    # A block that was interrupted is not done, even if all that it had opened is.
+    if scope.cancelled or (block is not None and (run.cancelling or scope.stopping)):
         return CANCELLED, []
     owner = scope.node.owner
     if owner is not None and (adder := run.states[owner.number]).status != SUCCEEDED:
@@ -329,6 +413,7 @@ def _outcome_of(run: RunState, scope: ScopeState) -> tuple[str, list[StepState |
 def _settle_run(run: RunState, decision: Decision) -> None:
     root = run.root
     failures: list[str] = []
+    faults: dict[str, Failure] = {}
     result: Arg = ev.NULL
     missing: list[str] = []
     # A cancel that came before the end wins, even if all steps could finish.
@@ -337,6 +422,7 @@ def _settle_run(run: RunState, decision: Decision) -> None:
     elif root.bad:
         outcome = FAILED
         failures = root_causes(run)[:MAX_NAMED]
+        faults = {at: _fault(scope) for at in failures if isinstance(scope := run.at(at), ScopeState)}
     elif root.cancelled:
         outcome = CANCELLED
     else:
@@ -348,21 +434,32 @@ def _settle_run(run: RunState, decision: Decision) -> None:
         decision.hold = 0
     if root.unwound:
         decision.unwound = root.unwound
-    decision.record(
-        run,
-        ev.RunSettled(outcome=outcome, result=result, missing=missing, failures=failures, unwound=root.unwound),
+    event = ev.RunSettled(
+        outcome=outcome, result=result, missing=missing, failures=failures, faults=faults, unwound=root.unwound
     )
+    decision.record(run, event)
 
 
 def root_causes(run: RunState) -> list[str]:
-    """Addresses of the mandatory steps that failed by themselves, first one first; those below groups included."""
+    """Addresses of what is mandatory and failed by itself, first one first; if there is none, of what was skipped."""
     found: list[str] = []
+    skipped: list[str] = []
     scopes: list[ScopeState] = [run.root]
     for scope in scopes:
         for number in scope.bad:
             state = run.states[number]
+            inside = isinstance(state, ScopeState) and bool(state.bad)
             if isinstance(state, ScopeState):
                 scopes.append(state)
-            elif state.status == FAILED:
+            if state.status == FAILED and (state.failure is not None or isinstance(state, StepState)):
                 found.append(state.node.address)
-    return found or [run.states[number].node.address for number in run.root.bad]
+            elif not inside:
+                skipped.append(state.node.address)
+    return found or skipped
+
+
+def _fault(scope: ScopeState) -> Failure:
+    """Why a scope is among the failures of its run."""
+    if scope.failure is not None:
+        return scope.failure
+    return Failure(code=scope.status, message=f"because of {', '.join(scope.causes)}" if scope.causes else "")

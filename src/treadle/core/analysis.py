@@ -14,9 +14,11 @@ from typing import Literal
 import msgspec
 
 from treadle.core.addresses import check_id, child, encode_id
-from treadle.core.graph import refs_of
-from treadle.core.plan import Block, Group, Plan, Step
-from treadle.errors import CycleError, DefinitionError, DuplicateStepError, UnknownStepError
+from treadle.core.blocks import AnyBody, Spec, bodies_of, has_value, refs_of, slots_of
+from treadle.core.checks import mistakes_of
+from treadle.core.network import Network, circles
+from treadle.core.plan import Block, Body, Branch, Choose, Gather, Group, Phase, Phases, Plan, Step
+from treadle.errors import CycleError, DefinitionError, DefinitionErrors, DuplicateStepError, UnknownStepError
 
 # How errors call the block at an address.
 Where = Callable[[str], str]
@@ -33,14 +35,18 @@ class Edge(msgspec.Struct, frozen=True):
 
 
 class _Scope:
-    """A group, or the root, while names are looked up."""
+    """A group, a body, or the root, while names are looked up."""
 
-    __slots__ = ("address", "children", "parent")
+    __slots__ = ("address", "children", "gathers", "in_phases", "parent", "spec")
 
-    def __init__(self, address: str, parent: _Scope | None) -> None:
+    def __init__(self, address: str, parent: _Scope | None, spec: Spec | None = None) -> None:
         self.address = address
         self.parent = parent
-        self.children: dict[str, tuple[Block, _Scope | None]] = {}
+        self.spec = spec
+        self.children: dict[str, tuple[Spec, _Scope | None]] = {}
+        # How many gathers are around what lies in it, and whether a Phases block is.
+        self.gathers: int = (parent.gathers if parent is not None else 0) + isinstance(spec, Body)
+        self.in_phases: bool = isinstance(spec, Phase) or (parent is not None and parent.in_phases)
 
 
 class _Survey:
@@ -52,17 +58,20 @@ class _Survey:
         self.errors: list[DefinitionError] = []
         self.steps: list[str] = []
         # Blocks in plan order: address, block, the scope they lie in.
-        self.blocks: list[tuple[str, Block, _Scope]] = []
+        self.blocks: list[tuple[str, Spec, _Scope]] = []
         self.edges: list[Edge] = []
         root = _Scope("", None)
         self._enter(plan.blocks, root)
         for address, block, scope in self.blocks:
+            if isinstance(block, Body | Branch | Phase):
+                continue
+            self.errors += mistakes_of(block, where(address), scope.gathers, scope.in_phases)
             for kind, name in names_of(block):
                 self._link(address, block, kind, name, scope)
         for ref in refs_of(plan.output):
             self._resolve("the output", "ref", ref.step, root)
 
-    def _enter(self, blocks: list[Step | Group], scope: _Scope) -> None:
+    def _enter(self, blocks: list[Block], scope: _Scope) -> None:
         for block in blocks:
             segment = encode_id(block.id)
             address = child(scope.address, segment)
@@ -70,16 +79,34 @@ class _Survey:
                 self._check_id(block.id, address, scope)
             if segment in scope.children:
                 continue
-            inner = _Scope(address, scope) if isinstance(block, Group) else None
+            inner = None if isinstance(block, Step) else _Scope(address, scope, block)
             scope.children[segment] = (block, inner)
             self.blocks.append((address, block, scope))
+            if inner is None:
+                self.steps.append(address)
+                continue
             if isinstance(block, Group):
-                assert inner is not None
                 if not block.blocks:
                     self.errors.append(DefinitionError(f"{self.where(address)} holds no steps; leave it out"))
                 self._enter(block.blocks, inner)
-            else:
-                self.steps.append(address)
+                self._output(block, inner)
+            for name, body in bodies_of(block):
+                self._enter_body(name, body, inner)
+            if isinstance(block, Phases):
+                self._output(block, inner)
+
+    def _enter_body(self, segment: str, body: AnyBody, around: _Scope) -> None:
+        """A row, a branch, or the body of a gather, whose address stands for those of all its iterations."""
+        address = child(around.address, segment) if segment else f"{around.address}[]"
+        inner = _Scope(address, around, body)
+        around.children.setdefault(segment, (body, inner))
+        self.blocks.append((address, body, around))
+        self._enter(body.blocks, inner)
+        self._output(body, inner)
+
+    def _output(self, block: Group | Phases | AnyBody, scope: _Scope) -> None:
+        for ref in refs_of(block.output):
+            self._resolve(f"the output of {self.where(scope.address)}", "ref", ref.step, scope)
 
     def _check_id(self, id_: str, address: str, scope: _Scope) -> None:
         try:
@@ -94,16 +121,43 @@ class _Survey:
         found = self._resolve(self.where(address), kind, name, scope)
         if found is None:
             return
-        self.edges.append(Edge(source=found[0], target=address, kind=kind, name=name))
-        if kind == "placement" and _follows(block) and isinstance(found[1], Step) and found[1].placement is None:
+        target, spec, row = found
+        if row is not None and not self._is_earlier(row, scope, kind, name, address):
+            return
+        self.edges.append(Edge(source=target, target=address, kind=kind, name=name))
+        if kind == "placement" and _follows(block) and isinstance(spec, Step) and spec.placement is None:
             self.errors.append(
                 DefinitionError(
                     f"{self.where(address)} follows {name!r}, which is not placed; place it, or use beside="
                 )
             )
 
-    def _resolve(self, who: str, kind: EdgeKind, name: str, scope: _Scope) -> tuple[str, Block] | None:
-        """The address and block that a name means in a scope; None, with an error noted, if it means nothing."""
+    def _is_earlier(self, row: tuple[_Scope, Phase], scope: _Scope, kind: EdgeKind, name: str, address: str) -> bool:
+        """Whether a row that a cell names comes before the cell's own; another one needs a default."""
+        around, phase = row
+        own: _Scope | None = scope
+        while own is not None and own.parent is not around:
+            own = own.parent
+        assert own is not None
+        order = [body for _, body in bodies_of(around.spec)]
+        if own.spec in order and order.index(phase) < order.index(own.spec):
+            return True
+        if kind != "default":
+            self.errors.append(
+                UnknownStepError(
+                    f"{self.where(address)} names {name!r}, whose row may not have been executed by then; "
+                    "take it with a default"
+                )
+            )
+        return False
+
+    def _resolve(
+        self, who: str, kind: EdgeKind, name: str, scope: _Scope
+    ) -> tuple[str, Spec, tuple[_Scope, Phase] | None] | None:
+        """The address and block that a name means in a scope, and the row it is reached through from another one.
+
+        None, with an error noted, if it means nothing.
+        """
         first, *rest = name.removesuffix("/").split("/")
         start: _Scope | None = scope
         while start is not None and first not in start.children:
@@ -112,16 +166,17 @@ class _Survey:
             self.errors.append(UnknownStepError(f"{who} names {name!r}, which is not in its scope{_hint(name)}"))
             return None
         address, (block, inner) = child(start.address, first), start.children[first]
+        row = (start, block) if isinstance(block, Phase) else None
         for segment in rest:
-            if inner is None or segment not in inner.children:
+            if inner is None or segment not in inner.children or isinstance(block, Gather | Choose | Phases):
                 self.errors.append(UnknownStepError(f"{who} names {name!r}, but {_lack(block, segment)}"))
                 return None
             address = child(address, segment)
             block, inner = inner.children[segment]
-        if isinstance(block, Group) and kind in ("ref", "default", "when", "placement"):
+        if kind in ("ref", "default", "when", "placement") and not has_value(block):
             self.errors.append(UnknownStepError(f"{who} needs one step, but {name!r} is a group"))
             return None
-        return address, block
+        return address, block, row
 
 
 def _follows(block: Block) -> bool:
@@ -132,9 +187,13 @@ def _hint(name: str) -> str:
     return "; in names the characters / # [ ] ~ % of an id are percent-encoded" if set(name) & set("/#[]~%") else ""
 
 
-def _lack(block: Block, segment: str) -> str:
+def _lack(block: Spec, segment: str) -> str:
     if isinstance(block, Group):
         return f"group {block.id!r} has no {segment!r}"
+    if isinstance(block, Gather | Choose | Phases):
+        return f"nothing outside refers into {block.id!r}; it gives one value of its own"
+    if not isinstance(block, Step):
+        return f"there is no {segment!r}"
     return (
         f"{block.id!r} is a step; what it adds is unknown before it runs (`{encode_id(block.id)}/` waits for all of it)"
     )
@@ -142,15 +201,14 @@ def _lack(block: Block, segment: str) -> str:
 
 def names_of(block: Block) -> Iterator[tuple[EdgeKind, str]]:
     """All names of other blocks that a block uses, each with the reason."""
-    if isinstance(block, Step):
-        for slot in block.slots.values():
-            for ref in refs_of(slot):
-                yield ("ref" if ref.default < 0 else "default"), ref.step
-        if block.when is not None:
-            for ref in refs_of(block.when):
+    for slot in slots_of(block):
+        for ref in refs_of(slot):
+            if isinstance(block, Step) and slot is block.when:
                 yield "when", ref.step
-        if block.placement is not None and block.placement.step:
-            yield "placement", block.placement.step
+            else:
+                yield ("ref" if ref.default < 0 else "default"), ref.step
+    if isinstance(block, Step) and block.placement is not None and block.placement.step:
+        yield "placement", block.placement.step
     for name in block.after:
         yield "after", name
     for name in block.after_any:
@@ -221,14 +279,18 @@ class _Order:
         self.names: list[str] = []
         for address, block, _ in survey.blocks:
             self.start[address] = self.end[address] = self._vertex(address)
-            if isinstance(block, Group):
+            if not isinstance(block, Step):
                 self.end[address] = self._vertex(address)
         self.next: list[list[int]] = [[] for _ in self.names]
+        self.before: list[list[int]] = [[] for _ in self.names]
         self.steps = {self.start[address] for address in survey.steps}
-        for address, _, scope in survey.blocks:
+        for address, block, scope in survey.blocks:
             if scope.address:
                 self._wait(self.start[address], self.start[scope.address])
-                self._wait(self.end[scope.address], self.end[address])
+                if not _is_detached(block, scope):
+                    self._wait(self.end[scope.address], self.end[address])
+            if isinstance(scope.spec, Phases) and (before := _row_before(scope, address)):
+                self._wait(self.start[address], self.end[before])
         for edge in survey.edges:
             self._wait(self.start[edge.target], self.end[edge.source])
 
@@ -238,6 +300,7 @@ class _Order:
 
     def _wait(self, waiter: int, target: int) -> None:
         self.next[target].append(waiter)
+        self.before[waiter].append(target)
 
     def depths(self) -> list[int | None]:
         """How many steps each vertex has before it at least; None for those in or behind a circle."""
@@ -259,76 +322,45 @@ class _Order:
                     queue.append(waiter)
         return depth
 
-    def knotted(self) -> set[int]:
-        """The vertices in circles, and those between two circles."""
-        left = {vertex for vertex, depth in enumerate(self.depths()) if depth is None}
-        # What only waits for a circle is taken off from its far end.
-        before = _reversed(self.next)
-        waiters = {vertex: sum(waiter in left for waiter in self.next[vertex]) for vertex in left}
-        ends = [vertex for vertex, count in waiters.items() if count == 0]
-        while ends:
-            vertex = ends.pop()
-            left.discard(vertex)
-            for target in before[vertex]:
-                if target in left:
-                    waiters[target] -= 1
-                    if waiters[target] == 0:
-                        ends.append(target)
-        return left
+
+def _is_detached(block: Spec, scope: _Scope) -> bool:
+    """Whether nothing waits for a cell."""
+    return (
+        isinstance(scope.spec, Phase)
+        and not isinstance(block, Body | Branch | Phase)
+        and block.id in scope.spec.detached
+    )
+
+
+def _row_before(scope: _Scope, address: str) -> str:
+    """The address of the row before, in the order of the plan; "" for the first."""
+    rows = [inner.address for _, inner in scope.children.values() if inner is not None]
+    position = rows.index(address)
+    return rows[position - 1] if position else ""
 
 
 def _cycles(order: _Order) -> list[list[str]]:
     """One circle of each knot, as addresses in the order of waiting, the first again at the end."""
-    left = order.knotted()
-    found: list[list[str]] = []
-    for vertex in sorted(left):
-        if vertex not in left:
-            continue
-        path = _shortest_circle(order, vertex, left)
-        if path is None:
-            # It lies between two circles.
-            continue
-        # The whole knot is reported by this one circle: what reaches it and is reached from it is dropped.
-        left -= _reached(order.next, path[0], left) & _reached(_reversed(order.next), path[0], left)
-        names = [order.names[index] for index in path]
-        short = [name for at, name in enumerate(names) if at == 0 or name != names[at - 1]]
-        # A group that waits for itself is one name; so is its content's way round.
-        found.append(short if len(short) > 1 else [short[0], short[0]])
-    return found
+    return circles(order.names, order.next)
 
 
-def _shortest_circle(order: _Order, start: int, inside: set[int]) -> list[int] | None:
-    """The shortest way from a vertex back to itself, waiter first, or None."""
-    came: dict[int, int] = {}
-    queue = deque([start])
-    while queue:
-        vertex = queue.popleft()
-        for waiter in order.next[vertex]:
-            if waiter == start:
-                path = [start, vertex]
-                while path[-1] != start:
-                    path.append(came[path[-1]])
-                return path
-            if waiter in inside and waiter not in came:
-                came[waiter] = vertex
-                queue.append(waiter)
-    return None
+def network_of(plan: Plan) -> Network:
+    """A plan's steps and scopes, and who waits for whom; it may hold circles, and no other mistakes.
 
-
-def _reached(following: list[list[int]], start: int, inside: set[int]) -> set[int]:
-    seen = {start}
-    queue = deque([start])
-    while queue:
-        for vertex in following[queue.popleft()]:
-            if vertex in inside and vertex not in seen:
-                seen.add(vertex)
-                queue.append(vertex)
-    return seen
-
-
-def _reversed(following: list[list[int]]) -> list[list[int]]:
-    backwards: list[list[int]] = [[] for _ in following]
-    for vertex, waiters in enumerate(following):
-        for waiter in waiters:
-            backwards[waiter].append(vertex)
-    return backwards
+    Raises:
+        DefinitionError: ids or names are wrong; `DefinitionErrors` if there are several mistakes.
+    """
+    survey = _Survey(plan, _plainly)
+    if len(survey.errors) > 1:
+        raise DefinitionErrors(f"{len(survey.errors)} mistakes in the plan of {plan.workflow!r}", survey.errors)
+    if survey.errors:
+        raise survey.errors[0]
+    order = _Order(survey)
+    # Compensating phases run only when a run unwinds: they are looked through.
+    aside = tuple(
+        f"{address}/"
+        for address, block, scope in survey.blocks
+        if isinstance(scope.spec, Phases) and block in scope.spec.compensations
+    )
+    steps = [order.start[address] for address in survey.steps if not address.startswith(aside)]
+    return Network(names=order.names, before=order.before, steps=steps)

@@ -12,7 +12,7 @@ from heapq import heappush
 from typing import Any
 
 from treadle.core import events as ev
-from treadle.core import undoing
+from treadle.core import opened, undoing
 from treadle.core.counts import (
     allowed_scope_status,
     allowed_status,
@@ -24,11 +24,14 @@ from treadle.core.counts import (
     task,
     untask,
 )
-from treadle.core.events import Event
+from treadle.core.events import Event, Handle
 from treadle.core.graph import Graph
+from treadle.core.opened import settled_inside
+from treadle.core.progress import GatherProgress, PhasesProgress
 from treadle.core.reshaping import steps_added, steps_reopened
+from treadle.core.resolve import phases_around, scope_value
 from treadle.core.state import RunState, ScopeState, StepState, ready_key
-from treadle.core.tables import READY, RUN, SKIPPED, STEP, WAITING
+from treadle.core.tables import READY, RUN, SKIPPED, STEP, SUCCEEDED, WAITING
 from treadle.errors import InternalError
 
 
@@ -50,9 +53,23 @@ def fold(run: RunState, events: Sequence[Event], version: int, time: float) -> N
     run.version = version
 
 
-def new_state(key: str, run_id: str, graph: Graph, constants: list[str], breakpoints: list[str]) -> RunState:
+def new_state(
+    key: str,
+    run_id: str,
+    graph: Graph,
+    constants: list[str],
+    breakpoints: list[str],
+    *,
+    data: Handle = "",
+    data_names: Sequence[str] = (),
+    dry_run: bool = False,
+) -> RunState:
     """The state of a run before its first event."""
-    return RunState(key, run_id, graph, constants, breakpoints)
+    run = RunState(key, run_id, graph, constants, breakpoints)
+    run.data = data
+    run.data_names = frozenset(data_names)
+    run.dry_run = dry_run
+    return run
 
 
 def _run_status(run: RunState, kind: str) -> str:
@@ -75,27 +92,25 @@ def _run_started(run: RunState, event: ev.RunStarted) -> None:
     run.on_failure = event.on_failure or run.on_failure
     run.dedup.update(run.graph.dedup)
     states = run.states
+    # Numbers only grow here, so that appending them keeps the heap.
+    frontier = run.frontier
     for node in run.graph.nodes:
+        # The root lies in itself, and groups come before their content.
         around = states[node.scope.number] if node.scope is not None else None
         assert around is None or isinstance(around, ScopeState)
-        if around is not None and node.is_step:
-            states.append(StepState(node, around, now, len(node.needs)))
-        else:
-            states.append(ScopeState(node, around))
-    frontier = run.frontier
-    for state in states[1:]:
-        node, around = state.node, state.around
+        state = StepState(node, around, now, len(node.needs)) if node.is_step and around else ScopeState(node, around)
+        states.append(state)
         if node.owner is not None:
             assert isinstance(state, ScopeState)
             run.open_own(state, node.owner)
-            continue
-        around.unsettled += 1
-        if around.gated:
-            state.waiting += 1
-        if isinstance(state, ScopeState):
-            state.gated = around.gated or bool(node.needs)
-        if state.waiting == 0:
-            heappush(frontier, node.number)
+        elif around is not None:
+            around.unsettled += 1
+            if around.gated:
+                state.waiting += 1
+            if isinstance(state, ScopeState):
+                state.gated = around.gated or bool(node.needs)
+            if state.waiting == 0:
+                frontier.append(node.number)
     if run.root.unsettled == 0:
         heappush(frontier, 0)
 
@@ -147,12 +162,17 @@ def _nothing(run: RunState, event: Event) -> None:
 # -- steps and attempts --------------------------------------------------------------------------------------------
 
 
-def _step_ready(run: RunState, event: ev.StepReady) -> None:
-    step = step_of(run, event.at)
-    step.status = allowed_status(step, "step_ready")
-    step.ready_at = run.now
-    run.readied += 1
-    heappush(run.ready, ready_key(step))
+def _steps_ready(run: RunState, event: ev.StepsReady) -> None:
+    # Each once, by whatever name.
+    steps = dict.fromkeys([step_of(run, at) for at in event.at])
+    for step in steps:
+        allowed_status(step, "steps_ready")
+    now, ready = run.now, run.ready
+    for step in steps:
+        step.status = READY
+        step.ready_at = now
+        heappush(ready, ready_key(step))
+    run.readied += len(steps)
 
 
 def _step_dispatched(run: RunState, event: ev.StepDispatched) -> None:
@@ -192,7 +212,19 @@ def _step_succeeded(run: RunState, event: ev.StepSucceeded) -> None:
     step.finished_at = run.now
     if run.labels and "a" not in step.released:
         step.holding = not run.labels.isdisjoint(step.node.step.break_after)
+    if event.patch or event.items is not None:
+        _hand_over(run, step, event)
     settle(run, step)
+
+
+def _hand_over(run: RunState, step: StepState, event: ev.StepSucceeded) -> None:
+    """Give what a step found to the block around: variables at the row's barrier, a gather's items at once."""
+    if event.patch and (found := phases_around(run, step.node)) is not None:
+        progress = found[0].block
+        if isinstance(progress, PhasesProgress) and found[1] is progress.row:
+            progress.patches[step.node.number] = event.patch
+    if event.items is not None and isinstance(step.around.block, GatherProgress):
+        step.around.block.set_items(event.items)
 
 
 def _attempt_failed(run: RunState, event: ev.AttemptFailed) -> None:
@@ -230,6 +262,17 @@ def _attempt_ended(run: RunState, event: ev.AttemptEnded) -> None:
     if run.undoes:
         # It may have acted until now.
         mark_ended(run, step)
+    # A row is tried again when nothing of it lives any more.
+    _wake_around(run, step)
+
+
+def _wake_around(run: RunState, step: StepState) -> None:
+    """Let the blocks and rows around a step be looked at."""
+    scope = step.around
+    while scope is not scope.around:
+        if scope.watches:
+            heappush(run.frontier, scope.node.number)
+        scope = scope.around
 
 
 def _step_failed(run: RunState, event: ev.StepFailed) -> None:
@@ -315,6 +358,7 @@ def _breakpoint_released(run: RunState, event: ev.BreakpointReleased) -> None:
         if step.holding:
             step.holding = False
             release(run, step)
+            _wake_around(run, step)
 
 
 def _scope_opened(run: RunState, event: ev.ScopeOpened) -> None:
@@ -335,20 +379,24 @@ def _scope_opened(run: RunState, event: ev.ScopeOpened) -> None:
 def _scope_settled(run: RunState, event: ev.ScopeSettled) -> None:
     scope = scope_at(run, event.at)
     status = allowed_scope_status(scope, f"scope_settled:{event.outcome}")
-    if scope.unsettled or scope is scope.around:
+    if scope.unsettled or scope is run.root:
         raise InternalError(f"scope {event.at!r} cannot settle: {scope.unsettled} of its blocks have not")
     scope.status = status
     scope.causes = event.causes
     scope.by_condition = event.by_condition
+    scope.failure = event.failure
     if event.outcome == SKIPPED:
         scope.removed, scope.dropped = False, scope.removed
+    elif event.outcome == SUCCEEDED:
+        scope.result = scope_value(run, scope)
+    settled_inside(run, scope)
     settle(run, scope)
 
 
 _APPLY: dict[type, Callable[[RunState, Any], None]] = {
     ev.RunStarted: _run_started,
     ev.StepsAdded: steps_added,
-    ev.StepReady: _step_ready,
+    ev.StepsReady: _steps_ready,
     ev.StepDispatched: _step_dispatched,
     ev.PrepareDispatched: undoing.prepare_dispatched,
     ev.StepPrepared: undoing.step_prepared,
@@ -370,6 +418,12 @@ _APPLY: dict[type, Callable[[RunState, Any], None]] = {
     ev.StepsReopened: steps_reopened,
     ev.ScopeOpened: _scope_opened,
     ev.ScopeSettled: _scope_settled,
+    ev.ScopeStopped: opened.scope_stopped,
+    ev.ScopeAsked: opened.scope_asked,
+    ev.RowOpened: opened.row_opened,
+    ev.DecisionMade: opened.decision_made,
+    ev.IterationsOpened: opened.iterations_opened,
+    ev.BranchChosen: opened.branch_chosen,
     ev.RunSettled: _run_settled,
     ev.UnwindingStarted: undoing.unwinding_started,
     ev.UndoDispatched: undoing.undo_dispatched,

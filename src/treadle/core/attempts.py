@@ -13,7 +13,8 @@ from treadle.core.advance import dispatch, reach
 from treadle.core.commands import Refusal
 from treadle.core.decision import Decision
 from treadle.core.events import Failure
-from treadle.core.resolve import truth_of
+from treadle.core.progress import PhasesProgress
+from treadle.core.resolve import phases_around, truth_of
 from treadle.core.retrying import DEFAULT_RETRY, due_at, fraction_of, may_retry
 from treadle.core.state import RunState, StepState
 from treadle.core.tables import CANCELLED, DISPATCHED, OUTCOMES, RUNNING, SUCCEEDED
@@ -60,6 +61,11 @@ def _ended(run: RunState, decision: Decision, step: StepState, how: str, session
 
 def _succeeded(run: RunState, decision: Decision, step: StepState, value: inp.Outcome, cause: str) -> None:
     if value.added:
+        if run.status != RUNNING:
+            # A detached cell outlived its run.
+            failure = Failure(code="run_not_active", message=f"the run is {run.status}; no step can be added")
+            _fail(run, decision, step, value, failure, cause)
+            return
         added = added_events(run, step, value.added, cause)
         if isinstance(added, Failure):
             _fail(run, decision, step, value, added, cause)
@@ -67,6 +73,9 @@ def _succeeded(run: RunState, decision: Decision, step: StepState, value: inp.Ou
         decision.reopen(added.revived)
         for event in added.events:
             decision.record(run, event)
+    if value.patch and (refused := _patch_refused(run, step)) is not None:
+        _fail(run, decision, step, value, refused, cause)
+        return
     decision.settle(
         run,
         step,
@@ -78,6 +87,8 @@ def _succeeded(run: RunState, decision: Decision, step: StepState, value: inp.Ou
             token=value.lease,
             started_at=value.started_at,
             cause=cause,
+            patch=value.patch,
+            items=value.items,
         ),
     )
     if step.holding:
@@ -85,7 +96,7 @@ def _succeeded(run: RunState, decision: Decision, step: StepState, value: inp.Ou
 
 
 def _prepared(run: RunState, decision: Decision, step: StepState, value: inp.Outcome, cause: str) -> None:
-    """The undo state is known: the step may act, unless its run is being cancelled."""
+    """The undo state is known: the step may act, unless its run is being cancelled, or its scope stopped."""
     event = ev.StepPrepared(
         at=step.node.address,
         attempt=value.attempt,
@@ -96,10 +107,27 @@ def _prepared(run: RunState, decision: Decision, step: StepState, value: inp.Out
         cause=cause,
     )
     decision.record(run, event)
-    if run.cancelling:
+    if run.cancelling or step.around.stopping:
         decision.settle(run, step, ev.StepCancelled(at=step.node.address))
     else:
         dispatch(run, decision, step, 0.0)
+
+
+def _patch_refused(run: RunState, step: StepState) -> Failure | None:
+    """Why a step may not set variables, if so."""
+    found = phases_around(run, step.node)
+    if found is None or found[1] is None:
+        return Failure(code="no_state", message="a state patch is for cells; no Phases block is around this step")
+    progress, row = found[0].block, found[1]
+    assert isinstance(progress, PhasesProgress)
+    around = step.around
+    while around is not row:
+        if around is around.around:
+            return Failure(
+                code="detached_patch", message="a detached cell cannot return state patch: nobody waits for it"
+            )
+        around = around.around
+    return None
 
 
 def _failed(run: RunState, decision: Decision, step: StepState, value: inp.Outcome, cause: str) -> None:
@@ -121,7 +149,7 @@ def _failed(run: RunState, decision: Decision, step: StepState, value: inp.Outco
         cause=cause,
     )
     decision.record(run, event)
-    if run.cancelling:
+    if run.cancelling or step.around.stopping:
         decision.settle(run, step, ev.StepCancelled(at=step.node.address))
         return
     delay = value.delay
@@ -173,7 +201,7 @@ def lost(run: RunState, decision: Decision, value: inp.Lost, cause: str) -> Refu
     at = step.node.address
     # An evaluation that was lost is asked for again by `advance`.
     decision.record(run, ev.AttemptLost(at=at, attempt=value.attempt, session=value.session, cause=cause))
-    if run.cancelling:
+    if run.cancelling or step.around.stopping:
         decision.settle(run, step, ev.StepCancelled(at=at))
     elif step.lost >= step.spec.lost_limit:
         text = f"{step.lost} attempts were lost: each time the process that ran the step died"
@@ -192,7 +220,7 @@ def revoked(run: RunState, decision: Decision, value: inp.Revoked, cause: str) -
             undo_revoked(run, decision, step, cause)
             continue
         # Without a cancel it is a repetition from before the run was reopened.
-        if step is None or not step.tasked or not run.cancelling:
+        if step is None or not step.tasked or not (run.cancelling or step.status in OUTCOMES):
             continue
         if step.status in OUTCOMES:
             _ended(run, decision, step, "revoked", "", cause)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from treadle.core.events import Arg
+from treadle.core.events import Arg, Handle
 from treadle.core.plan import Placement
 
 
@@ -20,6 +20,9 @@ class Call(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     # "step", or "condition": an evaluation of a predicate.
     purpose: str = "step"
     placement: Placement | None = None
+    # The run's data, and whether it is a dry run: what a step may ask of its run beside its arguments.
+    data: Handle = ""
+    dry_run: bool = False
 
 
 class Task(msgspec.Struct, gc=False):

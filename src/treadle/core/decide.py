@@ -56,7 +56,7 @@ def decide(run: RunState, inputs: Sequence[tuple[inp.AnyInput, str]], *, now: fl
                 decision.record(run, ev.InputRefused(code=refusal.code, message=refusal.message, cause=cause))
         elif cause and len(decision.events) == before:
             decision.record(run, ev.InputAccepted(cause=cause))
-        decision.spans.append((before, len(decision.events)))
+        decision.ends.append(len(decision.events))
     advance(run, decision, limits)
     return decision
 

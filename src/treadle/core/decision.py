@@ -41,8 +41,8 @@ class Decision(msgspec.Struct, eq=False):
     unwound: str | None = None
     # Position of the input -> why it was refused.
     refusals: dict[int, Refusal] = {}
-    # Position of the input -> where in `events` those that it led to by itself begin and end.
-    spans: list[tuple[int, int]] = []
+    # Position of the input -> where in `events` those that it led to by itself end; they begin where the last ones did.
+    ends: list[int] = []
     # The run's status before.
     was: str = RUNNING
     # There is more to do at once; decide again after the commit.

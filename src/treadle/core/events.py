@@ -7,16 +7,18 @@ A stored kind never changes its meaning; an unknown kind stops the load. Times a
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
-from treadle.core.plan import Group, Step
+from treadle.core.plan import Block, Move
 
 Handle = str
 NULL: Handle = "=null"
 
 
 class Pick(msgspec.Struct, frozen=True, gc=False, tag="pick", tag_field="arg"):
-    """A part of a stored value."""
+    """A part of a stored value. The first part of the path leads into the value of the handle."""
 
     value: Handle
     path: tuple[str | int, ...]
@@ -36,6 +38,14 @@ class ArgMap(msgspec.Struct, frozen=True, gc=False, tag="map", tag_field="arg"):
 
 # A slot with its constants, Refs and signals replaced by handles.
 Arg = str | Pick | ArgList | ArgMap
+
+
+class Items(msgspec.Struct, frozen=True, gc=False):
+    """The items of a gather: stored lists of `size` items each, the last may be shorter."""
+
+    count: int
+    size: int
+    chunks: tuple[Handle, ...]
 
 
 class Failure(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
@@ -68,15 +78,15 @@ class StepsAdded(Event, frozen=True, tag="steps_added"):
 
     by: str
     into: str
-    blocks: list[Step | Group]
+    blocks: list[Block]
     constants: list[Handle] = []
     aliases: dict[str, str] = {}
 
 
-class StepReady(Event, frozen=True, tag="step_ready"):
-    """No fence holds the step; it waits until the run may have more tasks in the store."""
+class StepsReady(Event, frozen=True, tag="steps_ready"):
+    """No fence holds these steps; they wait until the run may have more tasks in the store."""
 
-    at: str
+    at: list[str]
 
 
 class StepDispatched(Event, frozen=True, tag="step_dispatched"):
@@ -109,7 +119,11 @@ class StepPrepared(Event, frozen=True, tag="step_prepared"):
 
 
 class StepSucceeded(Event, frozen=True, tag="step_succeeded"):
-    """The step's last attempt succeeded with `result`."""
+    """The step's last attempt succeeded with `result`.
+
+    `patch` are variables of the Phases block around, set when its row has succeeded. `items` are what the evaluation
+    of a gather's items found.
+    """
 
     at: str
     attempt: int
@@ -117,6 +131,8 @@ class StepSucceeded(Event, frozen=True, tag="step_succeeded"):
     session: str = ""
     token: int = 0
     started_at: float = 0.0
+    patch: dict[str, Handle] = {}
+    items: Items | None = None
 
 
 class AttemptFailed(Event, frozen=True, tag="attempt_failed"):
@@ -242,8 +258,10 @@ class StepsReopened(Event, frozen=True, tag="steps_reopened"):
     rewind: bool = False
     # Steps and groups that a rewound step had added; they come back when they are added again.
     removed: list[str] = []
-    # Groups that wait again for what they need before their content starts.
+    # Groups that wait again for what they need before their content starts; blocks that go on where they were.
     scopes: list[str] = []
+    # Blocks that begin their next entry; what the entry before holds is closed.
+    restarted: list[str] = []
 
 
 class ScopeOpened(Event, frozen=True, tag="scope_opened"):
@@ -260,15 +278,85 @@ class ScopeSettled(Event, frozen=True, tag="scope_settled"):
     causes: list[str] = []
     # As `StepSkipped.by_condition`.
     by_condition: bool = False
+    # What failed it, where that is no block in it.
+    failure: Failure | None = None
+
+
+class ScopeStopped(Event, frozen=True, tag="scope_stopped"):
+    """The scope's outcome no longer needs what lives in it: that is cancelled. `reason`: failed, met or cancelled."""
+
+    at: str
+    reason: str
+
+
+class ScopeAsked(Event, frozen=True, tag="scope_asked"):
+    """A block asked a worker for what the kernel cannot see; the evaluation is a step of the block, `~` in front.
+
+    `what` is items (of a gather), rule (of a policy), when (of a branch) or wait (before a row is tried again);
+    `index` is the number of the rule or branch, `number` counts the block's questions.
+    """
+
+    at: str
+    what: Literal["items", "rule", "when", "wait"]
+    number: int
+    index: int = 0
+    delay: float = 0.0
+
+
+class RowOpened(Event, frozen=True, tag="row_opened"):
+    """A Phases block entered a phase for the `entry`-th time; `step` counts its rows from 0, a row tried again once."""
+
+    at: str
+    phase: str
+    step: int
+    entry: int = 1
+    # The row before failed, and its phase is tried again.
+    again: bool = False
+
+
+class DecisionMade(Event, frozen=True, tag="decision_made"):
+    """What follows a row: `move`, found by a rule of the phase's policy ("": there are no policies).
+
+    `target` is the phase that follows, "" if the block ends. `overwritten` are variables that several cells had set.
+    With a `failure` nothing follows: no rule held, one could not be evaluated, or the limit of rows is reached.
+    """
+
+    at: str
+    step: int
+    move: Move
+    policy: str = ""
+    rule: str = ""
+    target: str = ""
+    overwritten: list[str] = []
+    failure: Failure | None = None
+
+
+class IterationsOpened(Event, frozen=True, tag="iterations_opened"):
+    """A gather opened the iterations of `count` items, from number `start`."""
+
+    at: str
+    start: int
+    count: int
+
+
+class BranchChosen(Event, frozen=True, tag="branch_chosen"):
+    """A choose opened a branch; "": no condition held and there is no else."""
+
+    at: str
+    branch: str = ""
 
 
 class RunSettled(Event, frozen=True, tag="run_settled"):
-    """The run has its outcome. `result` is its output; `missing` are required steps of the output that did not run."""
+    """The run has its outcome. `result` is its output; `missing` are required steps of the output that did not run.
+
+    `failures` are the addresses of what failed by itself, first one first; `faults` say why, for scopes among them.
+    """
 
     outcome: str
     result: Arg = NULL
     missing: list[str] = []
     failures: list[str] = []
+    faults: dict[str, Failure] = {}
     # `fully` or `partly`, if what the run had done was undone.
     unwound: str = ""
 
@@ -398,7 +486,7 @@ class InputAccepted(Event, frozen=True, tag="input_accepted"):
 AnyEvent = (
     RunStarted
     | StepsAdded
-    | StepReady
+    | StepsReady
     | StepDispatched
     | PrepareDispatched
     | StepPrepared
@@ -420,6 +508,12 @@ AnyEvent = (
     | StepsReopened
     | ScopeOpened
     | ScopeSettled
+    | ScopeStopped
+    | ScopeAsked
+    | RowOpened
+    | DecisionMade
+    | IterationsOpened
+    | BranchChosen
     | RunSettled
     | UnwindingStarted
     | UndoDispatched

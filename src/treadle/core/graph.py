@@ -9,22 +9,56 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import msgspec
 
 from treadle.core.addresses import child, encode_id
-from treadle.core.plan import Block, Const, Group, ListOf, MapOf, Plan, Predicate, Ref, SignalValue, Step
+from treadle.core.blocks import (
+    AFTER,
+    ANY,
+    DEFAULT,
+    REF,
+    Spec,
+    free_names,
+    has_value,
+    refs_of,
+    slots_of,
+)
+from treadle.core.plan import (
+    Block,
+    Body,
+    Branch,
+    Const,
+    Gather,
+    Given,
+    Group,
+    Holds,
+    Index,
+    Item,
+    LaneValue,
+    ListOf,
+    MapOf,
+    Opening,
+    Phase,
+    PhaseInfo,
+    Plan,
+    Predicate,
+    Ref,
+    SignalValue,
+    Slot,
+    StateValue,
+    Step,
+)
 from treadle.errors import DuplicateStepError, UnknownStepError
 
-# Why an edge exists: a required Ref, a Ref with a default, required order, settled order.
-REF = 1
-DEFAULT = 2
-AFTER = 4
-ANY = 8
+if TYPE_CHECKING:
+    from treadle.core.run_data import Need
 
-
+# Slots that name neither a step nor a signal.
+_NAMELESS = frozenset({Const, Given, Index, Item, LaneValue, PhaseInfo, StateValue})
 _NO_REFS: Mapping[str, int] = MappingProxyType({})
+_NO_STEP = Step(id="", action="")
 
 
 class Node(msgspec.Struct, gc=False, eq=False):
@@ -33,15 +67,15 @@ class Node(msgspec.Struct, gc=False, eq=False):
     number: int
     address: str
     scope: Node | None
-    # The block it was made from; None for the root and for what a step adds.
-    spec: Block | None
+    # The block or body it was made from; None for the root and for what a step adds.
+    spec: Spec | None
     is_step: bool = False
     optional: bool = False
     # It is a step whose effect can be undone.
     undoable: bool = False
     needs: Sequence[tuple[int, int]] = ()
     dependents: Sequence[tuple[int, int]] = ()
-    # Step text of a Ref -> number of the node it names.
+    # Step text of a Ref -> number of the node it names. The nodes of a plan's scope share one, for all their Refs.
     refs: Mapping[str, int] = _NO_REFS
     # Names of all signals that the step waits for, those it takes as values included.
     signals: tuple[str, ...] = ()
@@ -49,71 +83,64 @@ class Node(msgspec.Struct, gc=False, eq=False):
     constants: list[str] | None = None
     # For the scope of what a step adds: that step.
     owner: Node | None = None
+    # As `spec`, for steps only; read where it is known to be one.
+    step: Step = _NO_STEP
 
-    def __post_init__(self) -> None:
-        if self.spec is not None:
-            self.define(self.spec)
-
-    @property
-    def step(self) -> Step:
-        """As `spec`, for steps only."""
-        return self.spec  # type: ignore[return-value]  # pyright: ignore[reportReturnType]  # callers know that it is
-
-    def define(self, spec: Block) -> None:
+    def define(self, spec: Spec) -> None:
         """Set what the plan, or the step that adds, says of this node."""
         self.spec = spec
         self.optional = spec.optional
         self.is_step = type(spec) is Step
-        self.undoable = isinstance(spec, Step) and spec.undo is not None
+        self.step = spec if isinstance(spec, Step) else _NO_STEP
+        self.undoable = self.step.undo is not None
 
 
-def refs_of(slot: object) -> Iterator[Ref]:
-    """All Refs inside a slot."""
-    if isinstance(slot, Ref):
-        yield slot
-    elif isinstance(slot, ListOf):
-        for item in slot.items:
-            yield from refs_of(item)
-    elif isinstance(slot, (MapOf, Predicate)):
-        for value in (slot.items if isinstance(slot, MapOf) else slot.slots).values():
-            yield from refs_of(value)
-
-
-def signals_of(slot: object) -> Iterator[str]:
-    """Names of all signals whose payload a slot takes."""
-    if isinstance(slot, SignalValue):
-        yield slot.name
-    elif isinstance(slot, ListOf):
-        for item in slot.items:
-            yield from signals_of(item)
-    elif isinstance(slot, (MapOf, Predicate)):
-        for value in (slot.items if isinstance(slot, MapOf) else slot.slots).values():
-            yield from signals_of(value)
+def node_of(number: int, address: str, scope: Node, spec: Spec | None) -> Node:
+    """A new node; without a block it is the scope of what a step adds."""
+    node = Node(number, address, scope, spec)
+    if spec is not None:
+        node.define(spec)
+    return node
 
 
 def constants_of(slot: object) -> Iterator[int]:
     """The numbers of all constants that a slot uses."""
     if isinstance(slot, Const):
         yield slot.index
-    elif isinstance(slot, Ref):
+    elif isinstance(slot, (Ref, StateValue, LaneValue)):
         if slot.default >= 0:
             yield slot.default
     elif isinstance(slot, ListOf):
         for item in slot.items:
             yield from constants_of(item)
-    elif isinstance(slot, (MapOf, Predicate)):
+    elif isinstance(slot, (MapOf, Predicate, Holds)):
         for value in (slot.items if isinstance(slot, MapOf) else slot.slots).values():
             yield from constants_of(value)
 
 
-class Space(Protocol):
-    """Where nodes are made and found: a plan's graph, or one run's additions on top of it."""
+class Names(Protocol):
+    """Where nodes are found: a plan's graph, or one run's additions on top of it."""
 
-    def new(self, address: str, scope: Node, spec: Block | None) -> Node:
+    # Whether it is a run: what was checked in the plan may name a row that this run has not executed.
+    is_run: ClassVar[bool]
+
+    def find(self, scope: Node, segment: str) -> Node | None:
+        """The child of a scope, or None."""
+        ...
+
+    def scope_of(self, step: Node) -> Node:
+        """The scope of all that a step adds; made when it is first asked for."""
+        ...
+
+
+class Space(Names, Protocol):
+    """Where nodes are added while a run goes on."""
+
+    def new(self, address: str, scope: Node, spec: Spec | None) -> Node:
         """Make a node with the next number."""
         ...
 
-    def again(self, node: Node, spec: Block) -> Node:
+    def again(self, node: Node, spec: Spec) -> Node:
         """Define a node anew that was taken back.
 
         Raises:
@@ -121,68 +148,96 @@ class Space(Protocol):
         """
         ...
 
-    def find(self, scope: Node, segment: str) -> Node | None:
-        """The child of a scope, or None."""
-        ...
-
     def enter(self, scope: Node, segment: str, node: Node) -> None:
         """Make `node` the child of a scope."""
-        ...
-
-    def scope_of(self, step: Node) -> Node:
-        """The scope of all that a step adds; made when it is first asked for."""
         ...
 
 
 class Graph:
     """The nodes of a plan, by number and by address. Shared by all its runs."""
 
-    __slots__ = ("children", "dedup", "index", "nodes", "output_refs", "plan", "undoable")
+    is_run: ClassVar[bool] = False
+    __slots__ = ("children", "data_needs", "dedup", "index", "nodes", "plan", "undoable")
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.nodes: list[Node] = [Node(0, "", None, None)]
+        root = Node(0, "", None, None)
+        self.nodes: list[Node] = [root]
         self.index: dict[str, int] = {"": 0}
-        self.children: dict[int, dict[str, Node]] = {0: {}}
+        self.children: dict[int, dict[str, Node]] = {}
         self.dedup: dict[str, int] = {}
-        root = self.nodes[0]
-        for node in place(plan.blocks, root, None, self):
-            link(node, self)
-            key = node.spec.dedup if isinstance(node.spec, Step) else None
-            if key is not None and self.dedup.setdefault(key, node.number) != node.number:
-                raise DuplicateStepError(f"two steps have the dedup key {key!r}")
-        dependents: dict[int, list[tuple[int, int]]] = {}
-        for node in self.nodes:
-            for number, flags in node.needs:
-                dependents.setdefault(number, []).append((node.number, flags))
-        for number, edges in dependents.items():
-            self.nodes[number].dependents = tuple(edges)
+        self._place(plan.blocks, root)
+        self._link()
+        self._enter_dependents()
         # Whether any step can be undone.
         self.undoable = any(node.undoable for node in self.nodes)
-        self.output_refs = {ref.step: _step_named(root, ref.step, self, None).number for ref in refs_of(plan.output)}
+        # Filled by `run_data.needs_of` when it is first asked for.
+        self.data_needs: tuple[Need, ...] | None = None
+        root.refs = {ref.step: _step_named(root, ref.step, self, None).number for ref in refs_of(plan.output)}
 
-    def new(self, address: str, scope: Node, spec: Block | None) -> Node:
-        """Make a node with the next number."""
-        node = Node(len(self.nodes), address, scope, spec)
-        self.nodes.append(node)
-        self.index[address] = node.number
-        return node
+    def _place(self, blocks: list[Block], scope: Node) -> None:
+        """Make the nodes of blocks, groups before their content."""
+        nodes, index = self.nodes, self.index
+        children = self.children[scope.number] = {}
+        prefix = f"{scope.address}/" if scope.address else ""
+        for block in blocks:
+            segment = encode_id(block.id)
+            address = prefix + segment
+            if segment in children:
+                raise DuplicateStepError(f"step id {block.id!r} is used twice: {address!r} is there already")
+            number = index[address] = len(nodes)
+            node = children[segment] = Node(number, address, scope, block, False, block.optional)
+            nodes.append(node)
+            if isinstance(block, Step):
+                node.is_step = True
+                node.step = block
+                node.undoable = block.undo is not None
+            elif isinstance(block, Group):
+                self._place(block.blocks, node)
 
-    def again(self, node: Node, spec: Block) -> Node:
-        """Refuse a second block of one id: nothing of a plan is ever taken back."""
-        raise DuplicateStepError(f"step id {spec.id!r} is used twice: {node.address!r} is there already")
+    def _link(self) -> None:
+        """Set the needs of all nodes. Equal ones are one tuple: the steps of a fan have the same."""
+        shared: dict[Sequence[tuple[int, int]], Sequence[tuple[int, int]]] = {}
+        names: dict[int, dict[str, int]] = {}
+        # Links may make scopes of what steps add, and those have nothing to link.
+        for node in self.nodes[1:]:
+            scope = node.scope
+            assert scope is not None
+            refs = names.get(scope.number)
+            if refs is None:
+                # What a Ref names is a sibling first of all.
+                siblings = self.children[scope.number].items()
+                refs = names[scope.number] = {
+                    segment: other.number for segment, other in siblings if other.is_step or has_value(other.spec)
+                }
+            link(node, self, refs)
+            node.needs = shared.setdefault(node.needs, node.needs)
+            key = node.step.dedup
+            if key is not None and self.dedup.setdefault(key, node.number) != node.number:
+                raise DuplicateStepError(f"two steps have the dedup key {key!r}")
+
+    def _enter_dependents(self) -> None:
+        """Set what waits for each node. Equal ones are one tuple: a join's steps have the same."""
+        shared: dict[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]] = {}
+        dependents: dict[int, list[tuple[int, int]]] = {}
+        for node in self.nodes:
+            edge = (node.number, 0)
+            for number, flags in node.needs:
+                if flags != edge[1]:
+                    edge = (node.number, flags)
+                found = dependents.get(number)
+                if found is None:
+                    dependents[number] = [edge]
+                else:
+                    found.append(edge)
+        for number, found in dependents.items():
+            made = tuple(found)
+            self.nodes[number].dependents = shared.setdefault(made, made)
 
     def find(self, scope: Node, segment: str) -> Node | None:
         """The child of a scope, or None."""
         children = self.children.get(scope.number)
         return children.get(segment) if children is not None else None
-
-    def enter(self, scope: Node, segment: str, node: Node) -> None:
-        """Make `node` the child of a scope."""
-        children = self.children.get(scope.number)
-        if children is None:
-            children = self.children[scope.number] = {}
-        children[segment] = node
 
     def scope_of(self, step: Node) -> Node:
         """The scope of all that a step adds; made when it is first asked for."""
@@ -190,8 +245,9 @@ class Graph:
         if (number := self.index.get(address)) is not None:
             return self.nodes[number]
         assert step.scope is not None
-        scope = self.new(address, step.scope, None)
-        scope.owner = step
+        scope = Node(len(self.nodes), address, step.scope, None, owner=step)
+        self.nodes.append(scope)
+        self.index[address] = scope.number
         return scope
 
 
@@ -214,62 +270,129 @@ def place(blocks: list[Block], scope: Node, constants: list[str] | None, space: 
     return nodes
 
 
-def link(node: Node, space: Space) -> None:
-    """Resolve the names a node uses and set its needs."""
+def link(node: Node, names: Names, refs: dict[str, int]) -> None:
+    """Resolve the names that a node of a block uses and set its needs.
+
+    `refs` keeps the numbers of what Refs name; nodes of one scope that are linked together share it.
+    """
     spec = node.spec
     assert spec is not None
+    assert not isinstance(spec, (Body, Branch, Phase))
     needs: dict[int, int] = {}
     if isinstance(spec, Step):
-        _link_slots(node, spec, space, needs)
+        _link_step(node, spec, names, needs, refs)
+    elif isinstance(spec, Group):
+        link_output(node, spec.output, names)
+    else:
+        _link_opening(node, spec, names, needs, refs)
     if spec.after or spec.after_any:
-        for names, flag in ((spec.after, AFTER), (spec.after_any, ANY)):
-            for name in names:
-                number = lookup(node.scope, name, space, node).number
-                needs[number] = needs.get(number, 0) | flag
+        for upstreams, flag in ((spec.after, AFTER), (spec.after_any, ANY)):
+            for name in upstreams:
+                _order(node, name, flag, names, needs)
     # Set even if there are none: a step that a rewind took back may have had some.
     node.needs = tuple(needs.items())
 
 
-def _link_slots(node: Node, spec: Step, space: Space, needs: dict[int, int]) -> None:
+def _link_step(node: Node, spec: Step, names: Names, needs: dict[int, int], refs: dict[str, int]) -> None:
     """Resolve the Refs and signals of a step."""
-    refs: dict[str, int] = {}
     signals: dict[str, None] = dict.fromkeys(spec.signals) if spec.signals else {}
-    slots: list[object] = list(spec.slots.values())
+    for slot in spec.slots.values():
+        # The plain case of `_link_slot`.
+        if type(slot) is Ref and slot.default < 0 and (known := refs.get(slot.step, -1)) >= 0:
+            needs[known] = needs.get(known, 0) | REF
+        elif type(slot) not in _NAMELESS:
+            _link_slot(node, slot, names, needs, refs, signals)
     if spec.when is not None:
-        # A predicate holds slots, and is walked like one.
-        slots.append(spec.when)
-    for slot in slots:
-        if type(slot) is Const:
-            continue
-        for ref in (slot,) if isinstance(slot, Ref) else refs_of(slot):
-            name = ref.step
-            number = refs.get(name)
-            if number is None:
-                number = refs[name] = _step_named(node.scope, name, space, node).number
-            needs[number] = needs.get(number, 0) | (REF if ref.default < 0 else DEFAULT)
-        if type(slot) is not Ref:
-            signals.update(dict.fromkeys(signals_of(slot)))
+        _link_slot(node, spec.when, names, needs, refs, signals)
     placed = spec.placement
     if placed is not None and placed.step:
-        number = refs[placed.step] = _step_named(node.scope, placed.step, space, node).number
-        needs[number] = needs.get(number, 0) | AFTER
-    node.refs = refs or _NO_REFS
+        number = refs[placed.step] = _number_named(node, node.scope, placed.step, names)
+        if number >= 0:
+            needs[number] = needs.get(number, 0) | AFTER
+    node.refs = refs
+    if signals or node.signals:
+        node.signals = tuple(signals)
+
+
+def _link_slot(
+    node: Node, slot: object, names: Names, needs: dict[int, int], refs: dict[str, int], signals: dict[str, None]
+) -> None:
+    """Enter the needs and signals of a slot or a condition, and of all inside it."""
+    if type(slot) is Ref:
+        name = slot.step
+        number = refs.get(name)
+        if number is None:
+            number = refs[name] = _number_named(node, node.scope, name, names)
+        if number >= 0:
+            needs[number] = needs.get(number, 0) | (REF if slot.default < 0 else DEFAULT)
+    elif isinstance(slot, ListOf):
+        for item in slot.items:
+            _link_slot(node, item, names, needs, refs, signals)
+    elif isinstance(slot, (MapOf, Predicate, Holds)):
+        # A condition holds slots, and is walked like a map.
+        for item in (slot.items if isinstance(slot, MapOf) else slot.slots).values():
+            _link_slot(node, item, names, needs, refs, signals)
+    elif isinstance(slot, SignalValue):
+        signals[slot.name] = None
+
+
+def _link_opening(node: Node, spec: Opening, names: Names, needs: dict[int, int], refs: dict[str, int]) -> None:
+    """Resolve what a block reads before it opens anything."""
+    signals: dict[str, None] = {}
+    for slot in slots_of(spec):
+        _link_slot(node, slot, names, needs, refs, signals)
+    if isinstance(spec, Gather):
+        # Its iterations start when all is there that they take from outside, so that they need not wait each.
+        for name, flag in free_names(spec):
+            _order(node, name, flag, names, needs)
+    elif not names.is_run:
+        # Looked up again when a row or branch is opened; a name that means nothing is refused now.
+        for name, _ in free_names(spec):
+            lookup(node.scope, name, names, node)
+    node.refs = refs
     node.signals = tuple(signals)
 
 
-def _step_named(scope: Node | None, name: str, space: Space, reader: Node | None) -> Node:
-    """The step that gives a value under this name: a scope has none."""
+def link_output(node: Node, output: Slot | None, names: Names) -> None:
+    """Resolve, from inside a scope, the names that its value is made of."""
+    if output is not None:
+        node.refs = {ref.step: _number_named(node, node, ref.step, names) for ref in refs_of(output)}
+
+
+def _order(node: Node, name: str, flag: int, names: Names, needs: dict[int, int]) -> None:
+    """Let a node wait for what a name means; a row that was not executed is not waited for."""
+    try:
+        number = lookup(node.scope, name, names, node).number
+    except UnknownStepError:
+        if not names.is_run:
+            raise
+        return
+    needs[number] = needs.get(number, 0) | flag
+
+
+def _number_named(node: Node, scope: Node | None, name: str, names: Names) -> int:
+    """The number of the node that gives a value under this name; -1 for a row that was not executed."""
+    try:
+        return _step_named(scope, name, names, node).number
+    except UnknownStepError:
+        if not names.is_run:
+            raise
+        return -1
+
+
+def _step_named(scope: Node | None, name: str, names: Names, reader: Node | None) -> Node:
+    """The node that gives a value under this name: a group without an output has none."""
     # The plain case of `lookup`, a sibling.
-    node = space.find(scope, name) if scope is not None and "/" not in name else None
+    node = names.find(scope, name) if scope is not None and "/" not in name else None
     if node is None:
-        node = lookup(scope, name, space, reader)
-    if not node.is_step:
+        node = lookup(scope, name, names, reader)
+    if not node.is_step and not has_value(node.spec):
         who = f"step {reader.address!r}" if reader is not None else "the output"
         raise UnknownStepError(f"{who} needs one step, but {name!r} is a group")
     return node
 
 
-def lookup(scope: Node | None, name: str, space: Space, reader: Node | None = None) -> Node:
+def lookup(scope: Node | None, name: str, names: Names, reader: Node | None = None) -> Node:
     """The node that `name` (an address of encoded segments) means to a reader in `scope`.
 
     The first segment is a sibling, else a block of an enclosing scope; `a/b` goes down from there, and a
@@ -286,12 +409,12 @@ def lookup(scope: Node | None, name: str, space: Space, reader: Node | None = No
         want_scope = name.endswith("/")
         first, *rest = name.rstrip("/").split("/")
     while scope is not None and node is None:
-        node = space.find(scope, first)
+        node = names.find(scope, first)
         scope = scope.scope
     for segment in rest:
         if node is not None:
-            node = space.find(space.scope_of(node) if node.is_step else node, segment)
+            node = names.find(names.scope_of(node) if node.is_step else node, segment)
     if node is None:
         where = f" that step {reader.address!r} names" if reader is not None else ""
         raise UnknownStepError(f"no step {name!r}{where} is visible there; check the id")
-    return space.scope_of(node) if want_scope and node.is_step else node
+    return names.scope_of(node) if want_scope and node.is_step else node

@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from treadle.core.events import NULL, Failure, Handle
+from treadle.core.events import NULL, Failure, Handle, Items
 from treadle.core.plan import Fragment
 
 
@@ -35,6 +35,9 @@ class Outcome(Input, frozen=True, tag="outcome"):
     verdict: str = ""
     delay: float | None = None
     added: tuple[Fragment, ...] = ()
+    # Variables of the Phases block around that it sets; the items that an evaluation of a gather's items found.
+    patch: dict[str, Handle] = {}
+    items: Items | None = None
 
 
 class Lost(Input, frozen=True, tag="lost"):

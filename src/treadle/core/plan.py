@@ -11,7 +11,7 @@ and its JSON Schema is that of a list.
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
+from typing import ClassVar, Literal
 
 import msgspec
 
@@ -41,19 +41,67 @@ class SignalValue(msgspec.Struct, frozen=True, gc=False, tag="signal", tag_field
     name: str
 
 
+class Data(msgspec.Struct, frozen=True, gc=False, tag="data", tag_field="slot"):
+    """The value of this name in the run's data; a run is not started without it."""
+
+    name: str
+
+
 class ListOf(msgspec.Struct, frozen=True, gc=False, tag="list", tag_field="slot"):
     """A list with slots among its items."""
 
     items: list[Slot]
 
 
-class MapOf(msgspec.Struct, frozen=True, gc=False, tag="map", tag_field="slot"):
-    """An object with slots among its values."""
+class MapOf(msgspec.Struct, frozen=True, gc=False, tag="map", tag_field="slot", omit_defaults=True):
+    """An object with slots among its values. `partial`: what is not there is left out."""
 
     items: dict[str, Slot]
+    partial: bool = False
 
 
-Slot = Const | Ref | SignalValue | ListOf | MapOf
+class Item(msgspec.Struct, frozen=True, gc=False, tag="item", tag_field="slot", omit_defaults=True):
+    """The item of the gather around, or a part of it; `level` counts gathers outwards from the innermost (0)."""
+
+    level: int = 0
+    path: tuple[str | int, ...] = ()
+
+
+class Index(msgspec.Struct, frozen=True, gc=False, tag="index", tag_field="slot", omit_defaults=True):
+    """The number of the gather's item, from 0; `level` as in `Item`."""
+
+    level: int = 0
+
+
+class StateValue(msgspec.Struct, frozen=True, gc=False, tag="state", tag_field="slot", omit_defaults=True):
+    """A variable of the Phases block around, as it was when the row began. `default` as in `Ref`."""
+
+    name: str
+    path: tuple[str | int, ...] = ()
+    default: int = -1
+
+
+class LaneValue(msgspec.Struct, frozen=True, gc=False, tag="lane", tag_field="slot", omit_defaults=True):
+    """What a lane gave in the row that was executed before. `default` as in `Ref`."""
+
+    lane: str
+    path: tuple[str | int, ...] = ()
+    default: int = -1
+
+
+class PhaseInfo(msgspec.Struct, frozen=True, gc=False, tag="phase", tag_field="slot", omit_defaults=True):
+    """What a cell, or a rule, is told of its place (see `core.resolve.phase_info`), or one fact of it."""
+
+    fact: str = ""
+
+
+class Given(msgspec.Struct, frozen=True, gc=False, tag="given", tag_field="slot"):
+    """A value that the kernel itself gives, as a handle."""
+
+    value: str
+
+
+Slot = Const | Ref | SignalValue | Data | ListOf | MapOf | Item | Index | StateValue | LaneValue | PhaseInfo | Given
 
 
 class Predicate(msgspec.Struct, frozen=True, gc=False, tag="predicate", tag_field="slot"):
@@ -61,6 +109,16 @@ class Predicate(msgspec.Struct, frozen=True, gc=False, tag="predicate", tag_fiel
 
     name: str
     slots: dict[str, Slot] = {}
+
+
+class Holds(msgspec.Struct, frozen=True, gc=False, tag="holds", tag_field="slot"):
+    """A condition as an expression over named values (`core.expressions`)."""
+
+    text: str
+    slots: dict[str, Slot] = {}
+
+
+Condition = Ref | SignalValue | Predicate | Holds
 
 
 class RetryPolicy(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
@@ -134,7 +192,7 @@ class Step(msgspec.Struct, frozen=True, gc=False, tag="step", tag_field="block",
     queue: str = "default"
     # Higher goes first.
     priority: int = 0
-    when: Ref | SignalValue | Predicate | None = None
+    when: Condition | None = None
     signals: tuple[str, ...] = ()
     break_before: tuple[str, ...] = ()
     break_after: tuple[str, ...] = ()
@@ -148,16 +206,118 @@ class Step(msgspec.Struct, frozen=True, gc=False, tag="step", tag_field="block",
 
 
 class Group(msgspec.Struct, frozen=True, gc=False, tag="group", tag_field="block", kw_only=True, omit_defaults=True):
-    """Named blocks that settle together."""
+    """Named blocks that settle together. `output` is its value for others, None: it has none."""
 
     id: str
-    blocks: list[Step | Group] = []
+    blocks: list[Block] = []
+    output: Slot | None = None
     after: tuple[str, ...] = ()
     after_any: tuple[str, ...] = ()
     optional: bool = False
 
 
-Block = Step | Group
+class Body(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
+    """What is done for each item of a gather."""
+
+    blocks: list[Block] = []
+    output: Slot | None = None
+    optional: ClassVar[bool] = False
+
+
+class Gather(msgspec.Struct, frozen=True, gc=False, tag="gather", tag_field="block", kw_only=True, omit_defaults=True):
+    """One body for each item of a list; its value is the list of the bodies' values, in the order of the items.
+
+    It settles when `mode` is met: `all`: all items have settled, it fails if one did; `any_error`: likewise, but the
+    first failure ends it and cancels the rest; `first`: the first success ends it, and is its value.
+    """
+
+    id: str
+    items: Slot
+    body: Body
+    # Items under way at a time; 0: as many as the run may have tasks.
+    limit: int = 0
+    mode: Literal["any_error", "all", "first"] = "any_error"
+    after: tuple[str, ...] = ()
+    after_any: tuple[str, ...] = ()
+    optional: bool = False
+
+
+class Branch(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
+    """One way of a choose; without `when` it is the else."""
+
+    id: str
+    when: Condition | None = None
+    blocks: list[Block] = []
+    output: Slot | None = None
+    optional: ClassVar[bool] = False
+
+
+class Choose(msgspec.Struct, frozen=True, gc=False, tag="choose", tag_field="block", kw_only=True, omit_defaults=True):
+    """The first branch whose condition holds, asked in order; none: it succeeds with null."""
+
+    id: str
+    branches: list[Branch]
+    after: tuple[str, ...] = ()
+    after_any: tuple[str, ...] = ()
+    optional: bool = False
+
+
+Move = Literal["advance", "jump", "loop_back", "repeat", "stop"]
+
+
+class Rule(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
+    """One rule of a policy: where `when` holds (None: always), `move` is what follows."""
+
+    id: str
+    move: Move
+    # The phase that jump and loop_back go to.
+    target: str = ""
+    when: Condition | None = None
+
+
+class Phase(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
+    """One row: its blocks are the cells, one a lane, named by the lane. The row is a barrier."""
+
+    id: str
+    blocks: list[Block] = []
+    # Lanes whose cell is started and not waited for.
+    detached: tuple[str, ...] = ()
+    policy: str = ""
+    # How often the whole row is tried.
+    retry: RetryPolicy | None = None
+    # The compensating phase that runs when this phase is unwound after it had succeeded.
+    compensate: str = ""
+    optional: ClassVar[bool] = False
+    output: ClassVar[None] = None
+
+
+class Phases(msgspec.Struct, frozen=True, gc=False, tag="phases", tag_field="block", kw_only=True, omit_defaults=True):
+    """Rows one after the other; after each row the phase's policy picks what follows. Its value is the final state."""
+
+    id: str
+    phases: list[Phase]
+    # Ordered rules by the policy's name; the first that holds decides. Without any policy rows simply advance.
+    policies: dict[str, tuple[Rule, ...]] = {}
+    # What follows where no rule of a policy holds; None: that is an error.
+    otherwise: Rule | None = None
+    compensations: list[Phase] = []
+    start: str = ""
+    # Rows that may be executed.
+    step_limit: int = 1000
+    state: dict[str, Slot] = {}
+    # What two cells of a row that set one variable mean: the later lane wins, or the row fails.
+    on_conflict: Literal["last", "error"] = "last"
+    # What becomes at the end of detached cells that still run.
+    on_finish: Literal["leave", "wait", "cancel"] = "leave"
+    output: Slot | None = None
+    after: tuple[str, ...] = ()
+    after_any: tuple[str, ...] = ()
+    optional: bool = False
+
+
+Block = Step | Group | Gather | Choose | Phases
+# Blocks whose content is made while the run goes on, a scope at a time.
+Opening = Gather | Choose | Phases
 
 
 class Plan(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -168,7 +328,7 @@ class Plan(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
     format: Literal["treadle.plan/1"] = "treadle.plan/1"
     workflow: str
-    blocks: list[Step | Group]
+    blocks: list[Block]
     output: Slot | None = None
     retry: RetryPolicy | None = None
     # What a failed run does about what its steps have done.
@@ -183,7 +343,7 @@ class Fragment(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_default
     `into` is the address of the scope that gets them; None is the adder's own.
     """
 
-    blocks: list[Step | Group]
+    blocks: list[Block]
     constants: list[str] = []
     into: str | None = None
 

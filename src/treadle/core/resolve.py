@@ -1,76 +1,367 @@
-"""Slots to arguments: Refs, constants and signals replaced by the handles of their values."""
+"""Slots to arguments: Refs, constants, signals, items and state replaced by the handles of their values."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
+from treadle.core.blocks import Spec
 from treadle.core.events import NULL, Arg, ArgList, ArgMap, Handle, Pick
-from treadle.core.graph import Node
-from treadle.core.plan import Const, ListOf, Ref, SignalValue, Slot
-from treadle.core.state import RunState
+from treadle.core.graph import Node, link_output
+from treadle.core.plan import (
+    Body,
+    Branch,
+    Const,
+    Data,
+    Given,
+    Group,
+    Index,
+    Item,
+    LaneValue,
+    ListOf,
+    MapOf,
+    Phase,
+    Phases,
+    Ref,
+    SignalValue,
+    Slot,
+    StateValue,
+)
+from treadle.core.progress import ChooseProgress, GatherProgress, PhasesProgress
+from treadle.core.state import RunState, ScopeState, settled
 from treadle.core.tables import SUCCEEDED
-from treadle.errors import InternalError
+
+
+class UnresolvedError(Exception):
+    """A required value is not there; `blame` is the address of the block that did not give it, if it is one."""
+
+    def __init__(self, message: str, blame: str = "") -> None:
+        super().__init__(message)
+        self.blame = blame
 
 
 def resolve_args(run: RunState, node: Node, slots: dict[str, Slot]) -> dict[str, Arg]:
-    """The arguments of a step whose needs are settled."""
+    """The arguments of a step whose needs are settled.
+
+    Raises:
+        UnresolvedError: a Ref to a row that was not executed, or a variable that is not set; both without a default.
+    """
     constants = node.constants if node.constants is not None else run.constants
     args: dict[str, Arg] = {}
     for name, slot in slots.items():
         if type(slot) is Const:
             args[name] = constants[slot.index]
         elif type(slot) is Ref:
-            args[name] = _resolve_ref(run, node.refs, constants, slot)
+            number = node.refs[slot.step]
+            # The plain case of `_resolve_ref`.
+            if not slot.path and number >= 0 and (upstream := run.states[number]).status == SUCCEEDED:
+                args[name] = upstream.result
+            else:
+                args[name] = _resolve_ref(run, node, constants, slot)
         else:
-            args[name] = _resolve(run, node.refs, constants, slot)
+            args[name] = _resolve(run, node, constants, slot)
     return args
 
 
-def _resolve(run: RunState, refs: Mapping[str, int], constants: list[Handle], slot: Slot) -> Arg:
-    if isinstance(slot, Const):
-        return constants[slot.index]
-    if isinstance(slot, Ref):
-        return _resolve_ref(run, refs, constants, slot)
+def resolve(run: RunState, node: Node, slot: Slot) -> Arg:
+    """The argument of one slot; see `resolve_args`."""
+    return _resolve(run, node, node.constants if node.constants is not None else run.constants, slot)
+
+
+def _resolve(run: RunState, node: Node, constants: list[Handle], slot: Slot) -> Arg:
+    match slot:
+        case Const():
+            return constants[slot.index]
+        case Ref():
+            return _resolve_ref(run, node, constants, slot)
+        case Item() | Index():
+            return _resolve_item(run, node, slot)
+        case StateValue() | LaneValue():
+            return _resolve_variable(run, node, constants, slot)
+        case ListOf():
+            return ArgList(
+                [
+                    _resolve_ref(run, node, constants, item)
+                    if type(item) is Ref
+                    else _resolve(run, node, constants, item)
+                    for item in slot.items
+                ]
+            )
+        case MapOf():
+            return _resolve_map(run, node, constants, slot)
+        case SignalValue() | Data() | Given():
+            return _resolve_run_value(run, slot)
+        case _:
+            facts = phase_info(run, node)
+            return facts if not slot.fact else facts.items.get(slot.fact, NULL)
+
+
+def _resolve_run_value(run: RunState, slot: SignalValue | Data | Given) -> Arg:
+    """A value of the run as a whole."""
     if isinstance(slot, SignalValue):
         return run.signals.get(slot.name, NULL)
-    if isinstance(slot, ListOf):
-        return ArgList([_resolve(run, refs, constants, item) for item in slot.items])
-    return ArgMap({key: _resolve(run, refs, constants, item) for key, item in slot.items.items()})
+    if isinstance(slot, Given):
+        return slot.value
+    if slot.name not in run.data_names:
+        raise UnresolvedError(f"the run was started without {slot.name!r} in its data")
+    return Pick(run.data, (slot.name,))
 
 
-def _resolve_ref(run: RunState, refs: Mapping[str, int], constants: list[Handle], ref: Ref) -> Arg:
-    upstream = run.states[refs[ref.step]]
-    if upstream.status == SUCCEEDED:
-        return Pick(upstream.result, ref.path) if ref.path else upstream.result
+def _resolve_map(run: RunState, node: Node, constants: list[Handle], slot: MapOf) -> Arg:
+    found: dict[str, Arg] = {}
+    for key, item in slot.items.items():
+        try:
+            found[key] = _resolve(run, node, constants, item)
+        except UnresolvedError:
+            if not slot.partial:
+                raise
+    return ArgMap(found)
+
+
+def _resolve_ref(run: RunState, node: Node, constants: list[Handle], ref: Ref) -> Arg:
+    number = node.refs[ref.step]
+    status = "not executed"
+    if number >= 0:
+        upstream = run.states[number]
+        status = upstream.status
+        if status == SUCCEEDED:
+            result = upstream.result
+            if ref.path:
+                return picked(result, ref.path) if type(result) is not str else Pick(result, ref.path)
+            return result
     if ref.default >= 0:
         return constants[ref.default]
-    raise InternalError(f"run {run.run_id!r}: {ref.step!r} is {upstream.status}; its result was required")
+    at = run.states[number].node.address if number >= 0 else ref.step
+    raise UnresolvedError(f"{at!r} is {status}, and its result is required", at)
+
+
+def picked(arg: Arg, path: tuple[str | int, ...]) -> Arg:
+    """A part of an argument.
+
+    Raises:
+        UnresolvedError: there is no such part, as far as the kernel can see.
+    """
+    for position, part in enumerate(path):
+        items: Any
+        if isinstance(arg, (ArgList, ArgMap)):
+            items = arg.items
+        elif isinstance(arg, Pick):
+            return Pick(arg.value, arg.path + path[position:])
+        else:
+            return Pick(arg, path[position:])
+        try:
+            arg = items[part]
+        except (LookupError, TypeError):
+            raise UnresolvedError(f"the value has nothing at {part!r}") from None
+    return arg
+
+
+# -- where a node stands ---------------------------------------------------------------------------------------------
+
+
+def _resolve_item(run: RunState, node: Node, slot: Item | Index) -> Arg:
+    level = slot.level
+    scope = node if not node.is_step else node.scope
+    while scope is not None:
+        around = scope.scope
+        if isinstance(scope.spec, Body):
+            if level == 0:
+                iteration = run.states[scope.number]
+                assert isinstance(iteration, ScopeState)
+                if isinstance(slot, Index):
+                    return handle_of(iteration.index)
+                progress = iteration.around.block
+                assert isinstance(progress, GatherProgress)
+                item = progress.item(iteration.index)
+                return picked(item, slot.path) if slot.path else item
+            level -= 1
+        scope = around
+    raise UnresolvedError("there is no gather around, so there is no item")
+
+
+def phases_around(run: RunState, node: Node) -> tuple[ScopeState, ScopeState | None] | None:
+    """The innermost Phases block around a node, with the row of it that the node lies in; None if there is none."""
+    scope: Node | None = node
+    while scope is not None:
+        if isinstance(scope.spec, Phases):
+            found = run.states[scope.number]
+            assert isinstance(found, ScopeState)
+            return found, None
+        if isinstance(scope.spec, Phase):
+            row = run.states[scope.number]
+            assert isinstance(row, ScopeState)
+            return row.around, row
+        scope = scope.scope
+    return None
+
+
+def _resolve_variable(run: RunState, node: Node, constants: list[Handle], slot: StateValue | LaneValue) -> Arg:
+    found = phases_around(run, node)
+    values: dict[str, Arg] = {}
+    if found is not None:
+        block, row = found
+        progress = block.block
+        assert isinstance(progress, PhasesProgress)
+        seen = progress if row is None or row.sight is None else row.sight
+        values = seen.state if isinstance(slot, StateValue) else seen.previous
+    name = slot.name if isinstance(slot, StateValue) else slot.lane
+    if name in values:
+        return picked(values[name], slot.path) if slot.path else values[name]
+    if slot.default >= 0:
+        return constants[slot.default]
+    what = "variable" if isinstance(slot, StateValue) else "value of lane"
+    raise UnresolvedError(f"there is no {what} {name!r}, and none is given as a default")
+
+
+def phase_info(run: RunState, node: Node) -> ArgMap:
+    """What a cell is told of its place; for a rule (outside of the rows) what the row has left.
+
+    A cell: phase, index, step, entry, state, previous (lane values of the row before), pending (detached cells of
+    earlier rows that have not ended, by lane). A rule: policy, phase, index, step, entry, state, lanes, pending.
+    """
+    found = phases_around(run, node)
+    if found is None:
+        raise UnresolvedError("there is no Phases block around")
+    block, row = found
+    progress = block.block
+    assert isinstance(progress, PhasesProgress)
+    facts: dict[str, Arg] = {}
+    at = row if row is not None else progress.row
+    if at is not None:
+        phase = at.node.spec
+        assert isinstance(phase, Phase)
+        if row is None:
+            facts["policy"] = handle_of(phase.policy)
+        facts["phase"] = handle_of(phase.id)
+        facts["index"] = handle_of(progress.phases[phase.id].position)
+        facts["step"] = handle_of(at.index)
+        assert at.sight is not None
+        facts["entry"] = handle_of(at.sight.entry)
+    sight = row.sight if row is not None else None
+    seen = progress if sight is None else sight
+    facts["state"] = ArgMap(seen.state)
+    facts["previous" if sight is not None else "lanes"] = ArgMap(seen.previous)
+    facts["pending"] = handle_of(pending_of(run, progress) if sight is None else sight.pending)
+    return ArgMap(facts)
+
+
+def pending_of(run: RunState, progress: PhasesProgress) -> dict[str, int]:
+    """Detached cells that have not ended, by lane."""
+    counts: dict[str, int] = {}
+    for cell in progress.background:
+        if not settled(cell):
+            lane = lane_of(cell.node.spec)
+            counts[lane] = counts.get(lane, 0) + 1
+    return counts
+
+
+def lane_of(spec: Spec | None) -> str:
+    """The lane of a cell: its id."""
+    return getattr(spec, "id", "")
+
+
+# -- values that the kernel sees -------------------------------------------------------------------------------------
+
+
+def handle_of(value: object) -> Handle:
+    """The handle of a small value that the kernel itself makes."""
+    return "=" + msgspec.json.encode(value).decode()
 
 
 def is_inline(arg: Arg) -> bool:
-    """Whether the core can see the value of an argument: it rides in the event."""
-    handle = arg.value if isinstance(arg, Pick) else arg
-    return isinstance(handle, str) and handle.startswith("=")
+    """Whether the core can see the value of an argument: all of it rides in events."""
+    if isinstance(arg, str):
+        return arg.startswith("=")
+    if isinstance(arg, Pick):
+        return arg.value.startswith("=")
+    items = arg.items if isinstance(arg, ArgList) else arg.items.values()
+    return all(is_inline(item) for item in items)
+
+
+def value_of(arg: Arg) -> Any:
+    """The value of an argument that is inline.
+
+    Raises:
+        LookupError: a path leads to nothing in it.
+    """
+    if isinstance(arg, str):
+        return msgspec.json.decode(arg[1:])
+    if isinstance(arg, ArgList):
+        return [value_of(item) for item in arg.items]
+    if isinstance(arg, ArgMap):
+        return {key: value_of(item) for key, item in arg.items.items()}
+    value: Any = msgspec.json.decode(arg.value[1:])
+    for part in arg.path:
+        try:
+            value = value[part]
+        except TypeError:
+            raise LookupError(part) from None
+    return value
+
+
+def list_of(arg: Handle | Pick) -> list[Arg] | None:
+    """The items of a list that the kernel sees, as handles; None if it cannot see it, or it is no list."""
+    if not is_inline(arg):
+        return None
+    try:
+        # Kept as their texts, so that nothing is lost.
+        text = arg[1:] if isinstance(arg, str) else msgspec.json.encode(value_of(arg))
+        raws = msgspec.json.decode(text, type=list[msgspec.Raw])
+    except (LookupError, msgspec.MsgspecError):
+        return None
+    return ["=" + bytes(raw).decode() for raw in raws]
+
+
+def known_items(items: Arg) -> list[Arg] | None:
+    """The items of a gather as far as the kernel sees them; None if a worker has to look."""
+    if isinstance(items, ArgList):
+        return items.items
+    return list_of(items) if isinstance(items, (str, Pick)) else None
 
 
 def truth_of(arg: Arg) -> bool | None:
     """The bool behind an argument; None if it is not one, or not at hand."""
+    if isinstance(arg, str):
+        return True if arg == "=true" else False if arg == "=false" else None
     if not is_inline(arg):
         return None
-    handle, path = (arg.value, arg.path) if isinstance(arg, Pick) else (arg, ())
-    assert isinstance(handle, str)
-    if not path:
-        return True if handle == "=true" else False if handle == "=false" else None
-    value: Any = msgspec.json.decode(handle[1:])
-    for part in path:
-        try:
-            value = value[part]
-        except (KeyError, IndexError, TypeError):
-            return None
+    try:
+        value = value_of(arg)
+    except LookupError:
+        return None
     return value if isinstance(value, bool) else None
+
+
+# -- values of scopes and of the run ---------------------------------------------------------------------------------
+
+
+def scope_value(run: RunState, scope: ScopeState) -> Arg:
+    """The value of a scope that succeeds.
+
+    Raises:
+        UnresolvedError: a step that its output requires did not succeed.
+    """
+    spec, progress = scope.node.spec, scope.block
+    if progress is None:
+        output = spec.output if isinstance(spec, (Body, Group, Branch)) else None
+        return NULL if output is None else resolve(run, scope.node, output)
+    if isinstance(progress, GatherProgress):
+        return progress.value()
+    if isinstance(progress, ChooseProgress):
+        return progress.scope.result if progress.scope is not None else NULL
+    return _phases_value(run, scope, progress)
+
+
+def _phases_value(run: RunState, scope: ScopeState, progress: PhasesProgress) -> Arg:
+    spec, node = scope.node.spec, scope.node
+    assert isinstance(spec, Phases)
+    if spec.output is None:
+        return ArgMap(progress.state)
+    # Its names mean the rows as they are at the end.
+    inside = Node(node.number, node.address, node, None, constants=node.constants)
+    link_output(inside, spec.output, run)
+    return resolve(run, inside, spec.output)
 
 
 def resolve_output(run: RunState) -> tuple[Arg, list[str]]:
@@ -78,22 +369,21 @@ def resolve_output(run: RunState) -> tuple[Arg, list[str]]:
     output = run.graph.plan.output
     if output is None:
         return NULL, []
-    refs = run.graph.output_refs
     missing: dict[str, None] = {}
     _missing(run, output, missing)
     if missing:
         return NULL, list(missing)
-    return _resolve(run, refs, run.constants, output), []
+    return _resolve(run, run.root.node, run.constants, output), []
 
 
 def _missing(run: RunState, slot: Slot, missing: dict[str, None]) -> None:
     if isinstance(slot, Ref):
-        upstream = run.states[run.graph.output_refs[slot.step]]
+        upstream = run.states[run.root.node.refs[slot.step]]
         if slot.default < 0 and upstream.status != SUCCEEDED:
             missing[upstream.node.address] = None
     elif isinstance(slot, ListOf):
         for item in slot.items:
             _missing(run, item, missing)
-    elif not isinstance(slot, (Const, SignalValue)):
+    elif isinstance(slot, MapOf):
         for item in slot.items.values():
             _missing(run, item, missing)

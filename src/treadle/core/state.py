@@ -13,12 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from heapq import heappush
+from typing import ClassVar
 
 import msgspec
 
+from treadle.core.blocks import AFTER, DEFAULT, REF, Spec
 from treadle.core.events import NULL, Arg, Failure
-from treadle.core.graph import AFTER, DEFAULT, REF, Graph, Node
-from treadle.core.plan import Block, Step
+from treadle.core.graph import Graph, Node, node_of
+from treadle.core.plan import Choose, Gather, Phase, Phases, Step
+from treadle.core.progress import GatherProgress, PhasesProgress, Progress, Sight, new_progress
 from treadle.core.tables import CANCELLED, FAILED, NOTHING, OPEN, OUTCOMES, SKIPPED, SUCCEEDED, WAITING
 from treadle.core.undo import StepUndo, Unwinding
 
@@ -31,27 +34,34 @@ _NO_CAUSES: Sequence[str] = ()
 
 
 class ScopeState:
-    """A group, the root, or all that one step adds."""
+    """A group, the root, all that one step adds; a block that opens its content, or one row, iteration or branch."""
 
     __slots__ = (
         "around",
         "bad",
+        "block",
         "by_condition",
         "cancelled",
         "causes",
         "doomed",
         "dropped",
+        "failure",
         "gated",
         "holding",
+        "index",
         "more",
         "node",
         "removed",
         "result",
+        "sight",
         "status",
+        "stopping",
         "unsettled",
         "unwinding",
         "unwound",
         "waiting",
+        "wakes",
+        "watches",
     )
 
     def __init__(self, node: Node, around: ScopeState | None) -> None:
@@ -68,8 +78,10 @@ class ScopeState:
         self.removed = False
         self.dropped = False
         self.holding = False
-        # A scope has no value of its own and gives null.
-        self.result = NULL
+        # Its value, if it succeeded; a group without an output gives null.
+        self.result: Arg = NULL
+        # What failed it, where that is no block in it.
+        self.failure: Failure | None = None
         # Children without an outcome; what a step adds counts the step too.
         self.unsettled = 0
         # Numbers of mandatory children that failed or were skipped by a failure, in that order.
@@ -81,6 +93,18 @@ class ScopeState:
         # What was done below it is being undone; how much was, by its last unwinding: "", "fully" or "partly".
         self.unwinding: Unwinding | None = None
         self.unwound = ""
+        # Why what lives in it is cancelled; "" while it is not.
+        self.stopping = ""
+        # For a block that opens its content: how far it is. For an iteration or a row: its number.
+        spec = node.spec
+        self.block: Progress | None = new_progress(spec) if isinstance(spec, (Gather, Choose, Phases)) else None
+        self.index = 0
+        # For a row: what its cells see of the block.
+        self.sight: Sight | None = None
+        # The number of the scope to look at when its children have settled; where detached cells lie, their block's.
+        self.wakes = node.number
+        # Whether the end of any child may be the time to go on.
+        self.watches = self.block is not None or isinstance(spec, Phase)
 
 
 class StepState(msgspec.Struct, gc=False, eq=False):
@@ -144,6 +168,7 @@ NodeState = StepState | ScopeState
 class RunState:
     """One run in memory. `version` is the journal's; `now` is the time of the row being applied."""
 
+    is_run: ClassVar[bool] = True
     __slots__ = (
         "added_by",
         "adder",
@@ -151,7 +176,10 @@ class RunState:
         "cancelling",
         "children",
         "constants",
+        "data",
+        "data_names",
         "dedup",
+        "dry_run",
         "frontier",
         "graph",
         "hold",
@@ -185,6 +213,10 @@ class RunState:
         self.graph = graph
         self.constants = constants
         self.labels = frozenset(breakpoints)
+        # The run's data, as one object, and the names in it; whether actions are asked to change nothing.
+        self.data = ""
+        self.data_names: frozenset[str] = frozenset()
+        self.dry_run = False
         self.version = 0
         self.now = 0.0
         self.started_at = 0.0
@@ -259,23 +291,53 @@ class RunState:
         """The steps and groups directly in a scope."""
         number = scope.node.number
         nodes = [*self.graph.children.get(number, {}).values(), *self.children.get(number, {}).values()]
-        # Not the steps that a dedup key put under a second name, perhaps from another scope.
-        return [state for node in nodes if (state := self.states[node.number]).around is scope]
+        # Each once, and not the steps that a dedup key put under a second name, perhaps from another scope.
+        numbers = dict.fromkeys(node.number for node in nodes)
+        return [state for known in numbers if (state := self.states[known]).around is scope]
+
+    def look(self, state: NodeState) -> None:
+        """Let `decide` look at a node."""
+        heappush(self.frontier, state.node.number)
+
+    def is_closed(self, state: NodeState) -> bool:
+        """Whether the run has gone past it: it lies in a row or an entry that was left, or a first success won."""
+        scope = state.around
+        while True:
+            if isinstance(scope.block, GatherProgress) and scope.block.winner >= 0:
+                return True
+            if scope.around is not scope:
+                scope = scope.around
+                continue
+            if scope is self.root:
+                return False
+            # Detached cells and what was left behind lie apart; only the former in what is registered.
+            node = scope.node
+            if self.states[node.number] is not scope or node.scope is None:
+                return True
+            around = self.states[node.scope.number]
+            assert isinstance(around, ScopeState)
+            if not isinstance(around.block, PhasesProgress) or around.block.detached is not scope:
+                return True
+            scope = around
 
     # -- graph.Space: nodes that are added while the run goes on ---------------------------------------------
 
-    def new(self, address: str, scope: Node, spec: Block | None) -> Node:
+    def new(self, address: str, scope: Node, spec: Spec | None) -> Node:
         """Make a node, with its state, as the next number."""
-        node = Node(len(self.states), address, scope, spec)
+        node = node_of(len(self.states), address, scope, spec)
         around = self.states[scope.number]
         assert isinstance(around, ScopeState)
-        self.states.append(
-            StepState(node, around, self.now, len(node.needs)) if node.is_step else ScopeState(node, around)
-        )
+        if node.is_step:
+            self.states.append(StepState(node, around, self.now, len(node.needs)))
+        else:
+            inner = ScopeState(node, around)
+            if around.stopping:
+                inner.stopping = "cancelled"
+            self.states.append(inner)
         self.index[address] = node.number
         return node
 
-    def again(self, node: Node, spec: Block) -> Node:
+    def again(self, node: Node, spec: Spec) -> Node:
         """Give a node that a rewind took back, and that is wanted again, its new definition."""
         node.define(spec)
         return node
@@ -307,6 +369,8 @@ class RunState:
     def open_own(self, scope: ScopeState, owner: Node) -> None:
         """Count a scope of added steps in the scope around it, and its owner as its first child."""
         adder = self.states[owner.number]
+        # A detached cell is not counted in its row, and neither is what it adds.
+        scope.around = adder.around
         self.own[owner.number] = scope
         if settled(adder):
             # Nothing was added and nothing will be: it has been settled all the time.
@@ -364,6 +428,12 @@ def number_of_key(key: int) -> int:
 def settled(state: NodeState) -> bool:
     """Whether the node has its outcome."""
     return state.status in OUTCOMES
+
+
+def pending_question(scope: ScopeState) -> StepState | None:
+    """What a block has asked and does not know yet."""
+    asking = scope.block.asking if scope.block is not None else None
+    return asking if asking is not None and not settled(asking) else None
 
 
 def doom_of(upstream: NodeState, flags: int) -> int:

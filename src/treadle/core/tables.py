@@ -50,7 +50,7 @@ STEP: Final[Table] = {
     (WAITING, "evaluation_asked"): WAITING,
     (WAITING, "condition_evaluated"): WAITING,
     (WAITING, "attempt_lost"): WAITING,
-    (WAITING, "step_ready"): READY,
+    (WAITING, "steps_ready"): READY,
     (WAITING, "step_dispatched"): DISPATCHED,
     # The first half of a step that has something to prepare for its undo.
     (WAITING, "prepare_dispatched"): DISPATCHED,
@@ -109,6 +109,13 @@ ATTEMPT: Final[Table] = {
 
 SCOPE: Final[Table] = {
     (OPEN, "scope_opened"): OPEN,
+    # How a block opens its content while the run goes on.
+    (OPEN, "scope_asked"): OPEN,
+    (OPEN, "row_opened"): OPEN,
+    (OPEN, "decision_made"): OPEN,
+    (OPEN, "iterations_opened"): OPEN,
+    (OPEN, "branch_chosen"): OPEN,
+    (OPEN, "scope_stopped"): OPEN,
     (OPEN, "scope_settled:succeeded"): SUCCEEDED,
     (OPEN, "scope_settled:failed"): FAILED,
     (OPEN, "scope_settled:skipped"): SKIPPED,

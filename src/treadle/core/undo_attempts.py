@@ -10,7 +10,7 @@ from treadle.core import events as ev
 from treadle.core import inputs as inp
 from treadle.core.commands import Call, Task
 from treadle.core.decision import Decision
-from treadle.core.events import NULL, Arg, Failure, Handle
+from treadle.core.events import NULL, Arg, Failure
 from treadle.core.resolve import resolve_args, truth_of
 from treadle.core.retrying import DEFAULT_RETRY, due_at, fraction_of, may_retry
 from treadle.core.state import RunState, StepState
@@ -35,10 +35,13 @@ def dispatch_undo(run: RunState, decision: Decision, step: StepState, not_before
     event = ev.UndoDispatched(at=at, number=step.asking + 1, check=check, not_before=not_before)
     decision.record(run, event)
     purpose, action = ("reconcile", declared.reconcile) if check else ("undo", declared.action)
-    decision.tasks.append(_task(run, step, purpose, action, not_before, state=undo_of(step).state or NULL))
+    args = resolve_args(run, step.node, step.spec.slots)
+    args["state"] = undo_of(step).state or NULL
+    args["result"] = step.result or NULL
+    decision.tasks.append(_task(run, step, purpose, action, args, not_before))
 
 
-def prepare(run: RunState, decision: Decision, step: StepState, not_before: float) -> None:
+def prepare(run: RunState, decision: Decision, step: StepState, args: dict[str, Arg], not_before: float) -> None:
     """Ask for the first half of a step."""
     declared = step.spec.undo
     assert declared is not None
@@ -46,7 +49,7 @@ def prepare(run: RunState, decision: Decision, step: StepState, not_before: floa
         at=step.node.address, number=step.asking + 1, generation=step.generation, not_before=not_before
     )
     decision.record(run, event)
-    decision.tasks.append(_task(run, step, "prepare", declared.prepare, not_before))
+    decision.tasks.append(_task(run, step, "prepare", declared.prepare, args, not_before))
 
 
 def must_prepare(step: StepState) -> bool:
@@ -55,12 +58,8 @@ def must_prepare(step: StepState) -> bool:
     return declared is not None and bool(declared.prepare) and not (step.undo is not None and step.undo.state)
 
 
-def _task(run: RunState, step: StepState, purpose: str, action: str, not_before: float, *, state: Handle = "") -> Task:
+def _task(run: RunState, step: StepState, purpose: str, action: str, args: dict[str, Arg], not_before: float) -> Task:
     node, spec = step.node, step.spec
-    args: dict[str, Arg] = resolve_args(run, node, spec.slots)
-    if state:
-        args["state"] = state
-        args["result"] = step.result or NULL
     return Task(
         run=run.key,
         number=node.number,
@@ -71,7 +70,7 @@ def _task(run: RunState, step: StepState, purpose: str, action: str, not_before:
         queue=spec.queue,
         priority=spec.priority,
         not_before=not_before,
-        call=Call(args, spec.timeout, purpose, spec.placement),
+        call=Call(args, spec.timeout, purpose, spec.placement, run.data, run.dry_run),
         run_id=run.run_id,
     )
 

@@ -10,7 +10,8 @@ from heapq import heappush
 from treadle.core import events as ev
 from treadle.core.counts import allowed_scope_status, allowed_status, scope_at, step_of, task, untask
 from treadle.core.reopening import rewound_effects
-from treadle.core.state import NodeState, RunState, ScopeState, StepState
+from treadle.core.reshaping import steps_below
+from treadle.core.state import RunState, ScopeState, StepState
 from treadle.core.tables import (
     FAILED,
     NONE,
@@ -73,23 +74,6 @@ def step_prepared(run: RunState, event: ev.StepPrepared) -> None:
 
 
 # -- unwinding a scope ---------------------------------------------------------------------------------------------
-
-
-def steps_below(run: RunState, scope: ScopeState) -> list[StepState]:
-    """All steps of a scope, of the scopes in it, and of what its steps have added."""
-    if scope is scope.around:
-        return run.steps()
-    found: list[StepState] = []
-    queue: list[NodeState] = [scope]
-    for state in queue:
-        if isinstance(state, StepState):
-            found.append(state)
-            own = run.own.get(state.node.number)
-            if own is not None:
-                queue.append(own)
-        else:
-            queue += run.content(state)
-    return found
 
 
 def effects(

@@ -16,11 +16,12 @@ from treadle.core import inputs as inp
 from treadle.core.commands import Refusal
 from treadle.core.decision import Decision, Limits
 from treadle.core.reopening import rewind
+from treadle.core.reshaping import steps_below
 from treadle.core.state import RunState, ScopeState, StepState, settled
 from treadle.core.tables import FAILED, OUTCOMES, PENDING, RUNNING, UNDO, UNDONE
 from treadle.core.undo import Unwinding, has_effect, undo_of
 from treadle.core.undo_attempts import dispatch_undo, end_undo, undo_runs
-from treadle.core.undoing import effects, steps_below
+from treadle.core.undoing import effects
 
 # What an operator says of an undo -> the event it leads to.
 _VERBS = {"retry": "undo_reopened", "skip": "undo_skipped", "park": "undo_parked"}

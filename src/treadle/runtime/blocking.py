@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
+from treadle.core.documents import Document
 from treadle.core.events import AnyEvent
 from treadle.runtime.client import App, Run
 from treadle.runtime.inspection import Snapshot
+from treadle.runtime.run_analysis import RunAnalysis
 from treadle.runtime.undo import UndoEntry
 from treadle.runtime.why import Reason
 from treadle.store.base import Health, RunRow, SessionRow, StepRow
@@ -54,6 +56,11 @@ class BlockingApp:
         except BaseException:
             self._thread.stop()
             raise
+
+    @property
+    def hook_failures(self) -> int:
+        """How often a hook of this application has raised."""
+        return self._app.hook_failures
 
     def start(self, workflow: Any, *args: Any, **kwargs: Any) -> BlockingRun[Any]:
         """Start a run; see `App.start`."""
@@ -130,9 +137,17 @@ class BlockingRun(Generic[R]):
         """Everything about the run, in one consistent read."""
         return self._thread.call(self._run.inspect())
 
+    def analysis(self) -> RunAnalysis:
+        """The run's graph, with the times that its steps took."""
+        return self._thread.call(self._run.analysis())
+
     def why(self, step: str | None = None) -> list[Reason]:
         """Why the run, or one step, is not going on."""
         return self._thread.call(self._run.why(step))
+
+    def receipt(self, context: Mapping[str, str] | None = None) -> Document:
+        """The plan with what happened, as a document; see `Run.receipt`."""
+        return self._thread.call(self._run.receipt(context))
 
     def events(self, *, after: int = 0, follow: bool = False) -> Iterator[tuple[int, float, AnyEvent]]:
         """The journal; see `Run.events`."""

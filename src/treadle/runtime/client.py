@@ -18,8 +18,10 @@ from treadle.core import events as ev
 from treadle.core import inputs as inp
 from treadle.core.addresses import check_id
 from treadle.core.commands import Refusal
+from treadle.core.documents import Document
 from treadle.core.events import AnyEvent, Arg, Handle, decode_events
-from treadle.core.plan import encode_plan, plan_hash
+from treadle.core.plan import Block
+from treadle.core.state import ScopeState
 from treadle.core.tables import LIVE, SUCCEEDED
 from treadle.errors import (
     ConflictError,
@@ -27,7 +29,6 @@ from treadle.errors import (
     RunCancelledError,
     RunError,
     RunExistsError,
-    RunFailedError,
     RunNotActiveError,
     RunNotFoundError,
     RunNotPausedError,
@@ -41,14 +42,18 @@ from treadle.errors import (
     StoreUnavailableError,
     UsageError,
 )
-from treadle.runtime.folding import CAUSE_SEPARATOR, why_failed
+from treadle.runtime.answers import BlockLook, failed_run, no_value
+from treadle.runtime.folding import CAUSE_SEPARATOR
 from treadle.runtime.inspection import Snapshot, snapshot
 from treadle.runtime.node import Node
-from treadle.runtime.payloads import Row, assemble, handles_of, input_hash
+from treadle.runtime.payloads import assemble, handles_of
+from treadle.runtime.receipts import receipt_of_run
 from treadle.runtime.requests import request
-from treadle.runtime.undo import UndoOperations
+from treadle.runtime.run_analysis import RunAnalysis, analyse
+from treadle.runtime.starting import Start, begin, data_text, is_same
+from treadle.runtime.undo import UndoOperations, reopened
 from treadle.runtime.why import Reason, why
-from treadle.store.base import Health, Loaded, RunHead, RunQuery, RunRow, SessionRow, StepRow
+from treadle.store.base import Health, Loaded, RunQuery, RunRow, SessionRow, StepRow
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -97,6 +102,11 @@ class App:
         """What survives what, in the store's words."""
         return self._node.store.durability
 
+    @property
+    def hook_failures(self) -> int:
+        """How often a hook of this application has raised; each time was logged to `treadle.hooks`."""
+        return 0 if self._node.observers is None else self._node.observers.failures
+
     @overload
     async def start(
         self,
@@ -105,6 +115,8 @@ class App:
         id: str | None = ...,
         labels: Mapping[str, str] | None = ...,
         breakpoints: Iterable[str] = ...,
+        data: Mapping[str, Any] | None = ...,
+        dry_run: bool = ...,
         on_conflict: OnConflict = ...,
         on_failure: OnFailure | None = ...,
         **kwargs: Any,
@@ -117,6 +129,8 @@ class App:
         id: str | None = ...,
         labels: Mapping[str, str] | None = ...,
         breakpoints: Iterable[str] = ...,
+        data: Mapping[str, Any] | None = ...,
+        dry_run: bool = ...,
         on_conflict: OnConflict = ...,
         on_failure: OnFailure | None = ...,
     ) -> Run[Any]: ...
@@ -127,6 +141,8 @@ class App:
         id: str | None = None,
         labels: Mapping[str, str] | None = None,
         breakpoints: Iterable[str] = (),
+        data: Mapping[str, Any] | None = None,
+        dry_run: bool = False,
         on_conflict: OnConflict = "reuse",
         on_failure: OnFailure | None = None,
         **kwargs: Any,
@@ -135,11 +151,12 @@ class App:
 
         `id` is an idempotency key (a new key where it is left out). If a run of that id exists, `on_conflict`
         decides: `reuse` attaches to it if workflow and input are the same, `reject` raises, `replace` cancels
-        hard and deletes it first. `breakpoints` are the labels to arm. `on_failure` (stop or unwind) overrides
-        the workflow's.
+        hard and deletes it first. `breakpoints` are the labels to arm. `data` is what every step can read, and what
+        fills parameters declared with `FROM_DATA`. With `dry_run` every step is told to change nothing. `on_failure`
+        (stop or unwind) overrides the workflow's.
 
         Raises:
-            DefinitionError: the workflow as written is wrong; all mistakes at once.
+            DefinitionError: the workflow as written is wrong, or data that it needs is missing; all mistakes at once.
             RunExistsError: the id is taken by a run that does something else.
         """
         planned = workflow if isinstance(workflow, Planned) else workflow.plan(*args, **kwargs)
@@ -149,8 +166,18 @@ class App:
         armed = list(breakpoints)
         if any(not label for label in armed):
             raise DefinitionError("a breakpoint label is empty; give the label that the steps carry")
+        given = dict(data or {})
+        start = Start(
+            id=id,
+            labels=dict(labels or {}),
+            breakpoints=armed,
+            data=data_text(given),
+            names=list(given),
+            dry_run=dry_run,
+            on_failure=failing,
+        )
         while True:
-            run = await self._start(planned, id, dict(labels or {}), armed, failing)
+            run = await self._start(planned, start)
             if run is not None:
                 return run
             assert id is not None
@@ -158,35 +185,13 @@ class App:
             if on_conflict == "replace":
                 await self._clear(existing)
                 continue
-            await self._attach(existing, planned, reject=on_conflict == "reject")
+            await self._attach(existing, planned, start, reject=on_conflict == "reject")
             return existing
 
-    async def _start(
-        self, planned: Planned, id_: str | None, labels: dict[str, str], breakpoints: list[str], on_failure: str
-    ) -> Run[Any] | None:
+    async def _start(self, planned: Planned, start: Start) -> Run[Any] | None:
         node = self._node
-        rows: list[Row] = []
-        constants = planned.constants
-        if all(len(text) <= 1024 for text in constants):
-            handles = ["=" + text for text in constants]
-        else:
-            handles = [await node.payloads.place(text, rows) for text in constants]
-        plan = node.with_defaults(planned.plan)
-        encoded = encode_plan(plan)
-        key = node.environment.ids.key()
-        head = RunHead(
-            key=key,
-            id=key if id_ is None else id_,
-            workflow=planned.plan.workflow,
-            plan=plan_hash(encoded),
-            constants=handles,
-            breakpoints=breakpoints,
-            labels=labels,
-            input_hash=input_hash(handles),
-            created_at=node.environment.clock.now(),
-            on_failure=on_failure,
-        )
-        run = Run[Any](node, head.id, planned.result, key)
+        head, plan, encoded, rows = await begin(node, planned, start)
+        run = Run[Any](node, head.id, planned.result, head.key)
         future: asyncio.Future[str] = node.loop.create_future()
 
         def then(status: str, error: BaseException | None) -> None:
@@ -205,13 +210,10 @@ class App:
             return None
         raise StoreUnavailableError(f"the run could not be made ({status}); try again")
 
-    async def _attach(self, run: Run[Any], planned: Planned, *, reject: bool) -> None:
+    async def _attach(self, run: Run[Any], planned: Planned, start: Start, *, reject: bool) -> None:
         """Make sure that an existing run is the one that was to be started, and that somebody decides it."""
         head = (await run.load()).head
-        handles = [await self._node.payloads.place(text, []) for text in planned.constants]
-        same = head.plan == plan_hash(
-            encode_plan(self._node.with_defaults(planned.plan))
-        ) and head.input_hash == input_hash(handles)
+        same = await is_same(self._node, head, planned, start)
         if reject or not same:
             what = "exists" if same else "exists with another workflow or input"
             raise RunExistsError(f"run {run.id!r} {what}; choose another id, or on_conflict='replace'", run_id=run.id)
@@ -287,6 +289,8 @@ class Run(UndoOperations, Generic[R]):
         self.id = id
         self._adapter = result
         self._key = key
+        # The plan's, once they were asked for.
+        self._blocks: list[Block] | None = None
 
     def __repr__(self) -> str:
         return f"<run {self.id}>"
@@ -381,7 +385,7 @@ class Run(UndoOperations, Generic[R]):
         if settled.outcome == "cancelled":
             raise RunCancelledError(f"run {self.id!r} was cancelled", run_id=self.id)
         if settled.outcome != SUCCEEDED:
-            raise await self._failed(settled)
+            raise await failed_run(self._node, await self.key(), self.id, settled)
         if settled.missing:
             step = settled.missing[0]
             raise StepSkippedError(
@@ -404,21 +408,6 @@ class Run(UndoOperations, Generic[R]):
                         return found[-1]
         raise self._not_found()
 
-    async def _failed(self, settled: ev.RunSettled) -> RunFailedError:
-        key = await self.key()
-        failures: dict[str, str] = {}
-        for address in settled.failures[:20]:
-            answer = await self._node.read(partial(self._node.reader.step, key, address))
-            if answer.step is not None:
-                failures[address] = why_failed(answer.step)
-        first = next(iter(failures.items()), ("", ""))
-        text = f"run {self.id!r} failed: step {first[0]!r}: {first[1]}" if first[0] else f"run {self.id!r} failed"
-        if len(settled.failures) > 1:
-            text += f" (and {len(settled.failures) - 1} more)"
-        if settled.unwound:
-            text += f"; what the run did was undone {settled.unwound}"
-        return RunFailedError(text, run_id=self.id, failures=failures)
-
     async def _value(self, arg: Arg, adapter: codec.Adapter) -> Any:
         if isinstance(arg, str) and arg.startswith("="):
             return adapter.decode(arg[1:])
@@ -434,14 +423,15 @@ class Run(UndoOperations, Generic[R]):
     @overload
     async def step(self, id: str, *, timeout: float | None = ...) -> Any: ...
     async def step(self, id: str, *, type: Any = Any, timeout: float | None = None) -> Any:
-        """Wait for one step's value, by its address.
+        """Wait for the value of one step, or of a block, by its address.
 
         Raises:
             StepFailedError, StepSkippedError (naming the upstream), StepCancelledError: it will have none.
-            StepNotFoundError: the run closed without a step of this address.
+            StepNotFoundError: the run closed without a step or block of this address.
             TimeoutError: the step has not settled after `timeout` seconds.
         """
         key = await self.key()
+        look = BlockLook(self._node, key, id)
         async with asyncio.timeout(timeout), aclosing(self.changes()) as changes:
             async for _ in changes:
                 answer = await self._node.read(lambda: self._node.reader.step(key, id))
@@ -449,11 +439,24 @@ class Run(UndoOperations, Generic[R]):
                     return await self._step_value(answer.step, codec.adapter(type))
                 if not answer.status:
                     raise self._not_found()
+                if (scope := await self._block(look, closed=answer.status not in LIVE)) is not None:
+                    if scope.status != SUCCEEDED:
+                        raise no_value(scope, self.id)
+                    return await self._value(scope.result, codec.adapter(type))
                 if answer.status not in LIVE:
                     raise StepNotFoundError(
                         f"run {self.id!r} is {answer.status} and has no step {id!r}", run_id=self.id
                     )
         raise self._not_found()
+
+    async def _block(self, look: BlockLook, *, closed: bool) -> ScopeState | None:
+        """The block that is looked for, once it has its outcome."""
+        if not closed:
+            if self._blocks is None:
+                self._blocks = await look.plan()
+            if not look.is_block(self._blocks) or not await look.news():
+                return None
+        return await look.settled()
 
     async def _step_value(self, step: StepRow, adapter: codec.Adapter) -> Any:
         where = f"step {step.address!r} of run {self.id!r}"
@@ -484,6 +487,10 @@ class Run(UndoOperations, Generic[R]):
         sessions = await self._node.read(self._node.reader.sessions)
         return snapshot(loaded, sessions, self._node.environment.clock.now())
 
+    async def analysis(self) -> RunAnalysis:
+        """The run's graph, with the times that its steps took."""
+        return analyse(await self.load(), self._node.environment.clock.now())
+
     async def why(self, step: str | None = None) -> list[Reason]:
         """Why the run, or one step, is not going on: each fence and each lack of capacity, by name."""
         loaded = await self.load()
@@ -491,6 +498,10 @@ class Run(UndoOperations, Generic[R]):
         sessions = await self._node.read(reader.sessions)
         waiting = await self._node.read(reader.waiting)
         return why(loaded, sessions, waiting, self._node.environment.clock.now(), step)
+
+    async def receipt(self, context: Mapping[str, str] | None = None) -> Document:
+        """The plan with what happened, as a document; for open, failed and cancelled runs too."""
+        return await receipt_of_run(self._node, await self.load(), context)
 
     async def detail(self, handle: Handle) -> Any:
         """The value behind a payload handle, such as a failure's full text."""
@@ -552,14 +563,7 @@ class Run(UndoOperations, Generic[R]):
 
     async def retry(self, step: str | None = None) -> list[str]:
         """Reopen a failed or cancelled step (all of them without `step`) and what was skipped because of it."""
-        return self._reopened(await self._request(inp.Retry(at=step or "")))
-
-    async def rewind(self, step: str, *, keep: bool = False) -> list[str]:
-        """Reopen a settled step and all that depends on it, as the next generation; returns the addresses.
-
-        If they have an undo, what they did is undone first (then nothing is returned), unless `keep` is set.
-        """
-        return self._reopened(await self._request(inp.Rewind(at=step, keep=keep)))
+        return reopened(await self._request(inp.Retry(at=step or "")))
 
     async def delete(self) -> None:
         """Remove a closed run wholly.
@@ -575,9 +579,6 @@ class Run(UndoOperations, Generic[R]):
             row = await self.row()
             text = f"run {self.id!r} is still open ({row.status}, {row.leased} attempts run); cancel it, then delete it"
             raise ConflictError(text)
-
-    def _reopened(self, events: list[AnyEvent]) -> list[str]:
-        return [at for event in events if isinstance(event, ev.StepsReopened) for at in event.at]
 
     async def _request(self, value: inp.AnyInput) -> list[AnyEvent]:
         key = await self.key()

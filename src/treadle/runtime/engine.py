@@ -16,7 +16,6 @@ from functools import partial
 import msgspec
 
 from treadle.core import inputs as inp
-from treadle.core.apply import new_state
 from treadle.core.commands import Refusal, Task
 from treadle.core.decide import Decision, Limits, decide, start
 from treadle.core.events import AnyEvent, RunSettled
@@ -27,7 +26,7 @@ from treadle.core.state import RunState
 from treadle.core.tables import LIVE
 from treadle.errors import InternalError, LeaseLostError, SchemaVersionError, StoreError, TreadleError
 from treadle.ports import Clock, Ids
-from treadle.runtime.folding import fold_run, step_row, undo_rows
+from treadle.runtime.folding import fold_run, state_of, step_row, undo_rows
 from treadle.runtime.hub import Hub
 from treadle.runtime.payloads import Row
 from treadle.store.base import FORMAT, Acquired, Answer, Append, InboxInput, Loaded, Report, RunHead, Store
@@ -45,7 +44,7 @@ def _ignore(_value: object, _error: BaseException | None) -> None:
     """For calls whose failure the sweep makes good."""
 
 
-class Pending(msgspec.Struct, eq=False):
+class Pending(msgspec.Struct, eq=False, gc=False):
     """An input that waits for its run's decider."""
 
     value: AnyInput
@@ -89,6 +88,7 @@ class Engine:
         on_interrupt: Callable[[str, int], None],
         on_lease_lost: Callable[[], None],
         is_executing: Callable[[Task], bool],
+        on_committed: Callable[[Owned, Append], None] | None = None,
     ) -> None:
         self.session = session
         self.committer = committer
@@ -102,13 +102,14 @@ class Engine:
         self.on_interrupt = on_interrupt
         self.on_lease_lost = on_lease_lost
         self.is_executing = is_executing
+        self.on_committed = on_committed
         self.runs: dict[str, Owned] = {}
         self._graphs: dict[str, Graph] = {}
         # Runs being acquired, with the inputs to decide then.
         self._acquiring: dict[str, tuple[list[asyncio.Future[str | None]], list[Pending]]] = {}
         # Leases whose outcome was handed over and is not durable yet: their attempts have ended, whatever the
-        # store says.
-        self._undelivered: set[tuple[str, int, int]] = set()
+        # store says. A store gives no lease's number twice.
+        self._undelivered: set[int] = set()
         self._loop = asyncio.get_running_loop()
         self.closed = False
         # Commit ids count up from a random number: unique among all sessions, and cheap.
@@ -134,7 +135,7 @@ class Engine:
         then: Callable[[str, BaseException | None], None],
     ) -> None:
         """Make a run; `then` gets the answer's status (`committed`, `exists`, ...)."""
-        state = new_state(head.key, head.id, self.graph(head.plan, encoded, plan), head.constants, head.breakpoints)
+        state = state_of(head, self.graph(head.plan, encoded, plan))
         owned = Owned(state, head)
         decision = start(state, now=self.clock.now(), limits=self.limits, on_failure=head.on_failure)
         append = self._append(owned, decision, [])
@@ -251,7 +252,7 @@ class Engine:
                 return
             for task in tasks:
                 # An attempt that has ended is still leased until its outcome is durable.
-                if (task.run, task.number, task.lease) not in self._undelivered and not self.is_executing(task):
+                if task.lease not in self._undelivered and not self.is_executing(task):
                     self.on_adopted(task)
 
         self.committer.submit(lambda store: store.leased(self.session), got)
@@ -306,7 +307,7 @@ class Engine:
 
     def outcome(self, task: Task, outcome: inp.Outcome, rows: list[Row]) -> None:
         """A worker of this process ended an attempt."""
-        self._undelivered.add((task.run, outcome.number, outcome.lease))
+        self._undelivered.add(outcome.lease)
         owned = self.runs.get(task.run)
         if owned is None or owned.closing:
             self._report(task.run, outcome, rows)
@@ -377,7 +378,7 @@ class Engine:
             if isinstance(error, StoreError) and not self.closed:
                 self._loop.call_later(RETRY_SECONDS, self._report, key, outcome, rows)
                 return
-            self._undelivered.discard((key, outcome.number, outcome.lease))
+            self._undelivered.discard(outcome.lease)
             if done and key not in self.runs:
                 # If nobody decides the run, this session does.
                 self._loop.create_task(self._help(key))
@@ -443,17 +444,15 @@ class Engine:
             was=decision.was,
         )
         if decision.settled:
-            append.steps = [step_row(step) for step in decision.settled]
+            append.steps = list(map(step_row, decision.settled))
         if decision.undone:
             append.undos = undo_rows(decision.undone)
-        if any(item.cause or item.rows for item in items):
-            append.consumed = [item.cause for item in items if item.cause]
-            append.payloads = [row for item in items for row in item.rows]
+        append.consumed = [item.cause for item in items if item.cause]
+        append.payloads = [row for item in items if item.rows for row in item.rows]
         if decision.steers:
             append.unsettled = decision.unsettled
             append.interrupts = decision.interrupts
-            append.hold = decision.hold
-            append.unwound = decision.unwound
+            append.hold, append.unwound = decision.hold, decision.unwound
             append.revoke = decision.revoke
         return append
 
@@ -478,7 +477,7 @@ class Engine:
                 self.runs.pop(owned.state.key, None)
                 for item in items + owned.pending:
                     if isinstance(item.value, inp.Outcome):
-                        self._undelivered.discard((owned.state.key, item.value.number, item.value.lease))
+                        self._undelivered.discard(item.value.lease)
                     self._tell(item, Refusal("run_not_found", f"run {owned.state.run_id!r} was deleted"), None)
             else:
                 self.drop(owned, items)
@@ -488,18 +487,20 @@ class Engine:
         # Still in flight for those who are told now: an outcome that comes of it (an interrupted attempt) waits for
         # the decision below, else two appends would be on their way at once.
         owned.in_flight = []
+        if self.on_committed is not None:
+            self.on_committed(owned, append)
         self._announce(owned.state.key, append, decision, answer, items)
         owned.in_flight = None
         key = append.key
         if append.release:
             if self.runs.get(key) is owned:
                 del self.runs[key]
-            if owned.pending or append.revoke:
+            if owned.pending or append.revoke or append.interrupts:
                 waiting = owned.pending
                 owned.pending = []
                 self._reload(key, waiting)
             return
-        if append.revoke:
+        if append.revoke or append.interrupts:
             self.look(key)
         if owned.pending or owned.more:
             self._decide(owned, force=owned.more)
@@ -526,10 +527,10 @@ class Engine:
         for position, item in enumerate(items):
             if item.waiter is not None:
                 # What others asked in the same decision is not this one's answer.
-                begin, end = decision.spans[position]
-                item.waiter(decision.refusals.get(position), None, decision.events[begin:end])
+                begin = decision.ends[position - 1] if position else 0
+                item.waiter(decision.refusals.get(position), None, decision.events[begin : decision.ends[position]])
             elif type(item.value) is inp.Outcome:
-                self._undelivered.discard((key, item.value.number, item.value.lease))
+                self._undelivered.discard(item.value.lease)
 
     def _tell(self, item: Pending, refusal: Refusal | None, error: BaseException | None) -> None:
         if item.waiter is not None:

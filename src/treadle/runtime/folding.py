@@ -8,12 +8,26 @@ from treadle.core.apply import fold, new_state
 from treadle.core.events import decode_events
 from treadle.core.graph import Graph
 from treadle.core.state import RunState, StepState
-from treadle.core.tables import NONE, SKIPPED
+from treadle.core.tables import FAILED, NONE
 from treadle.errors import SchemaVersionError
-from treadle.store.base import Loaded, StepRow
+from treadle.store.base import Loaded, RunHead, StepRow
 
 # Between the addresses in `StepRow.causes`: an address holds no control character.
 CAUSE_SEPARATOR: Final = "\n"
+
+
+def state_of(head: RunHead, graph: Graph) -> RunState:
+    """The state of a run before its first event, from its head."""
+    return new_state(
+        head.key,
+        head.id,
+        graph,
+        head.constants,
+        head.breakpoints,
+        data=head.data,
+        data_names=head.data_names,
+        dry_run=head.dry_run,
+    )
 
 
 def fold_run(loaded: Loaded, graph: Graph) -> RunState:
@@ -23,7 +37,7 @@ def fold_run(loaded: Loaded, graph: Graph) -> RunState:
         SchemaVersionError: the journal holds an event that this version does not know.
     """
     head = loaded.head
-    state = new_state(head.key, head.id, graph, head.constants, head.breakpoints)
+    state = state_of(head, graph)
     for version, _commit_id, time, text in loaded.rows:
         try:
             events = decode_events(text)
@@ -40,29 +54,24 @@ def undo_rows(steps: list[StepState]) -> list[tuple[str, str]]:
     return [(step.node.address, step.undo.status) for step in steps if step.undo is not None]
 
 
-def why_failed(step: StepRow) -> str:
-    """What a step did to fail its run: its failure, or that it was skipped because of others."""
-    if step.status == SKIPPED:
-        return f"skipped because of {', '.join(step.causes.split(CAUSE_SEPARATOR))}"
-    return f"{step.code}: {step.message}"
-
-
 def step_row(step: StepState) -> StepRow:
     """The stored row of a settled step."""
     node = step.node
-    failure = step.failure if step.status == "failed" else None
+    code = message = detail = ""
+    if step.status == FAILED and step.failure is not None:
+        code, message, detail = step.failure.code, step.failure.message, step.failure.detail
     return StepRow(
         node.number,
         node.address,
-        step.spec.action,
+        node.step.action,
         step.status,
         step.generation,
         step.attempt,
         step.result,
-        failure.code if failure is not None else "",
-        failure.message if failure is not None else "",
-        failure.detail if failure is not None else "",
-        CAUSE_SEPARATOR.join(step.causes),
+        code,
+        message,
+        detail,
+        CAUSE_SEPARATOR.join(step.causes) if step.causes else "",
         step.added_at,
         step.ready_at,
         step.dispatched_at,

@@ -15,11 +15,12 @@ from treadle.authoring.registry import Registry
 from treadle.core import inputs as inp
 from treadle.core.commands import Refusal, Task
 from treadle.core.decide import Limits
-from treadle.core.plan import Fragment, Plan, RetryPolicy
+from treadle.core.plan import Fragment, Plan, RetryPolicy, decode_plan
 from treadle.errors import (
     DefinitionError,
     DuplicateStepError,
     LeaseLostError,
+    RunNotFoundError,
     StoreError,
     StoreUnavailableError,
     TreadleError,
@@ -27,7 +28,10 @@ from treadle.errors import (
 from treadle.ports import Environment
 from treadle.runtime.engine import Engine, Pending
 from treadle.runtime.failures import DEFAULT_CAP, ErrorText
+from treadle.runtime.hooks import Hooks
 from treadle.runtime.hub import Hub
+from treadle.runtime.middleware import Middleware
+from treadle.runtime.observers import Observers
 from treadle.runtime.payloads import Payloads, Row
 from treadle.runtime.requests import request
 from treadle.runtime.slots import ASYNC, THREAD, Slots
@@ -61,6 +65,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     error_bytes: int = DEFAULT_CAP
     # The policy of steps for which neither they nor their workflow have one; fixed in a run when it is started.
     retry: RetryPolicy | None = None
+    # Who is told of boundaries, and what is around each attempt; both in their order.
+    hooks: tuple[Hooks, ...] = ()
+    middleware: tuple[Middleware, ...] = ()
 
 
 class Node:
@@ -101,6 +108,13 @@ class Node:
         self.loop = asyncio.get_running_loop()
         self.reader: Reader = await self._in_reader(self.store.reader)
         self.payloads = Payloads(self.reader, self.blobs, self._in_reader)
+        self.observers: Observers | None = None
+        if self.settings.hooks:
+            clock = self.environment.clock
+            self.observers = Observers(
+                self.settings.hooks, payloads=self.payloads, registry=self.registry, clock=clock, worker=self.name
+            )
+            self.spawn(self.observers.run())
         await self.environment.wakeups.open(self._woken)
         await self._begin()
 
@@ -138,6 +152,7 @@ class Node:
             on_interrupt=self._interrupt,
             on_lease_lost=self._lease_lost,
             is_executing=lambda task: self.worker.knows(task),
+            on_committed=None if self.observers is None else self.observers.committed,
         )
         self.worker = Worker(
             session=self.session,
@@ -148,10 +163,12 @@ class Node:
             threads=environment.threads,
             payloads=self.payloads,
             errors=ErrorText(settings.error_bytes),
-            finish=self._finished,
+            finish=self._finished if self.observers is None else self._observed,
             on_free=self.look_for_tasks,
             steps=self,
+            middleware=settings.middleware,
         )
+        self._execute = self.worker.start if self.observers is None else self._execute_observed
         self.sweeper = Sweeper(
             session=self.session,
             committer=self.committer,
@@ -198,6 +215,8 @@ class Node:
         except StoreError as error:
             _log.warning("the session could not be ended in order, others will find it dead: %s", error)
         await committer.stop()
+        if self.observers is not None:
+            await self.observers.finish()
         for task in list(self._tasks):
             task.cancel()
         self.environment.wakeups.close()
@@ -261,16 +280,26 @@ class Node:
         return ASYNC if definition.is_async else THREAD
 
     def _leased(self, task: Task) -> None:
-        if self.slots.kind(task.action) is None or self.engine.closed:
-            return
-        self.worker.start(task)
+        if not self.engine.closed:
+            self._execute(task)
 
     def _adopted(self, task: Task) -> None:
         """Start a task whose lease came with an answer that was lost, and with it the slot that it had taken."""
         if self.slots.kind(task.action) is None or self.engine.closed:
             return
         self.slots.adopt(task.action)
-        self.worker.start(task)
+        self._execute(task)
+
+    def _execute_observed(self, task: Task) -> None:
+        assert self.observers is not None
+        if self.slots.kind(task.action) is not None:
+            self.observers.attempt_started(task)
+            self.worker.start(task)
+
+    def _observed(self, task: Task, outcome: inp.Outcome, rows: list[Row]) -> None:
+        assert self.observers is not None
+        self.observers.attempt_ended(task, outcome, rows)
+        self._finished(task, outcome, rows)
 
     def _queued(self) -> None:
         self._hungry = True
@@ -369,6 +398,18 @@ class Node:
         """Store a progress text; a hint, lost without harm."""
         item = (task.run, task.number, task.lease, text)
         self.committer.submit(lambda store: store.progress(self.session, [item]), lambda _value, _error: None)
+
+    async def plan(self, task: Task) -> Plan:
+        """The plan of a live attempt's run, as it was started."""
+        while True:
+            try:
+                found = await self.read(lambda: self.reader.head(task.run))
+            except StoreUnavailableError:
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            if found is None:
+                raise RunNotFoundError(f"run {task.run_id!r} was deleted", run_id=task.run_id)
+            return decode_plan(found[1])
 
     async def add_now(self, task: Task, fragments: Sequence[Fragment]) -> None:
         """Add steps for a live attempt at once."""

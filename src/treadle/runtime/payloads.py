@@ -6,6 +6,7 @@ and the digest of a blob. Blobs are written before the append that names them.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
@@ -17,6 +18,10 @@ from treadle.authoring import codec
 from treadle.core.events import Arg, ArgList, ArgMap, Handle, Pick
 from treadle.errors import StoreError
 from treadle.store.base import INLINE_BYTES, ROW_BYTES, Blobs, Reader
+
+# Trees that are kept, each of at most so many bytes of text.
+CACHED_TREES = 64
+CACHED_BYTES = 1024 * 1024
 
 T = TypeVar("T")
 Row = tuple[str, bytes]
@@ -35,6 +40,9 @@ class Payloads:
         self._blobs = blobs
         # Runs a blocking function on the thread that owns the reader.
         self._in_reader = in_reader
+        # Stored values that parts are taken from, such as a gather's items; never changed.
+        self._trees: dict[tuple[str, Handle], object] = {}
+        self._reading: dict[tuple[str, Handle], asyncio.Future[None]] = {}
 
     async def place(self, text: str, rows: list[Row] | None) -> Handle:
         """The handle of a text; adds the row to write with the append, or writes the blob.
@@ -50,6 +58,49 @@ class Payloads:
             return "@" + digest
         digest = await self._run(lambda: self._blobs.put(data))
         return "#" + digest
+
+    def cached(self, key: str, handle: Handle) -> object | None:
+        """The JSON tree of a stored value, if it was read a moment ago."""
+        return self._trees.get((key, handle))
+
+    async def trees(self, key: str, handles: Iterable[Handle]) -> dict[Handle, object]:
+        """The JSON trees of handles; those of stored values are kept for a while, and read once for all who wait."""
+        found: dict[Handle, object] = {}
+        wanted: list[Handle] = []
+        for handle in dict.fromkeys(handles):
+            if handle.startswith("="):
+                found[handle] = codec.plain(handle[1:])
+            elif (tree := self._trees.get((key, handle))) is not None:
+                found[handle] = tree
+            else:
+                wanted.append(handle)
+        mine = [handle for handle in wanted if (key, handle) not in self._reading]
+        others = [handle for handle in wanted if (key, handle) in self._reading]
+        if mine:
+            found.update(await self._read_trees(key, mine))
+        for handle in others:
+            reading = self._reading.get((key, handle))
+            if reading is not None:
+                await asyncio.wait([reading])
+            found.update(await self.trees(key, [handle]))
+        return found
+
+    async def _read_trees(self, key: str, handles: list[Handle]) -> dict[Handle, object]:
+        reading = asyncio.get_running_loop().create_future()
+        self._reading.update(dict.fromkeys(((key, handle) for handle in handles), reading))
+        try:
+            texts = await self.load(key, handles)
+            found = {handle: codec.plain(text) for handle, text in texts.items()}
+            for handle in handles:
+                if len(texts[handle]) <= CACHED_BYTES:
+                    self._trees[key, handle] = found[handle]
+            while len(self._trees) > CACHED_TREES:
+                del self._trees[next(iter(self._trees))]
+        finally:
+            for handle in handles:
+                self._reading.pop((key, handle), None)
+            reading.set_result(None)
+        return found
 
     async def load(self, key: str, handles: Iterable[Handle]) -> dict[Handle, str]:
         """The JSON texts of handles, in one batched read."""
@@ -96,7 +147,10 @@ def handles_of(arg: Arg, into: list[Handle]) -> None:
         into.append(arg.value)
     elif isinstance(arg, ArgList):
         for item in arg.items:
-            handles_of(item, into)
+            if type(item) is str:
+                into.append(item)
+            else:
+                handles_of(item, into)
     else:
         for item in arg.items.values():
             handles_of(item, into)
@@ -120,7 +174,7 @@ def assemble(arg: Arg, texts: dict[Handle, object]) -> object:
                 raise LookupError(f"the result has nothing at {path}: {key!r} is not there") from None
         return value
     if isinstance(arg, ArgList):
-        return [assemble(item, texts) for item in arg.items]
+        return [texts[item] if type(item) is str else assemble(item, texts) for item in arg.items]
     return {key: assemble(item, texts) for key, item in arg.items.items()}
 
 

@@ -37,7 +37,9 @@ class Slots:
 
     def take(self, action: str, queue: str) -> bool:
         """Use up a slot for an action; committer's thread only."""
-        kind = self.kind(action)
+        kind = self._kinds.get(action)
+        if kind is None:
+            kind = self.kind(action)
         if kind is None or self._closed:
             return False
         if self._taken[kind] - self._freed[kind] >= self._sizes[kind]:

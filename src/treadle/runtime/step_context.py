@@ -2,19 +2,57 @@
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import logging
-from collections.abc import Awaitable, Generator
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 
+from treadle.authoring import codec
+from treadle.authoring.bound import kind_of
 from treadle.authoring.builder import Additions
+from treadle.authoring.cells import Patch
 from treadle.core.commands import Task
-from treadle.core.plan import Fragment
+from treadle.core.plan import Fragment, Plan
 from treadle.errors import StepInterrupt, UsageError
+from treadle.runtime.builtins import Listed
+from treadle.runtime.output import LineOutput
 
 if TYPE_CHECKING:
     from treadle.runtime.worker import Worker
+
+
+T = TypeVar("T")
+_NO_DATA: Mapping[str, Any] = MappingProxyType({})
+_data_of = codec.adapter(dict[str, Any]).decode
+
+
+class OnLoop(Generic[T]):
+    """A coroutine's value, from the event loop or from any thread."""
+
+    def __init__(self, work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._future: concurrent.futures.Future[T] = asyncio.run_coroutine_threadsafe(work, loop)
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return asyncio.wrap_future(self._future).__await__()
+
+    def result(self, timeout: float | None = None) -> T:
+        """Block until the value is there.
+
+        Raises:
+            UsageError: on the event loop, which has to go on for that.
+        """
+        try:
+            running: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is self._loop:
+            raise UsageError("result() would block the event loop; await the value instead")
+        return self._future.result(timeout)
 
 
 class _Done:
@@ -38,8 +76,31 @@ class RunningStep(msgspec.Struct, eq=False):
     _progress: str = ""
     _additions: Additions | None = None
     _logger: logging.LoggerAdapter[logging.Logger] | None = None
-    # What the step adds when it succeeds.
+    _data: Mapping[str, Any] | None = None
+    _out: LineOutput | None = None
+    # The run's data as JSON text, read before the step's code starts; "" for none.
+    data_text: str = ""
+    # What the step adds when it succeeds, the variables that it sets, the items that it found for a gather.
     fragments: list[Fragment] = []
+    patch: dict[str, Any] | None = None
+    items: list[Any] | None = None
+
+    @property
+    def brings_more(self) -> bool:
+        """Whether the step has more to give than its result."""
+        return bool(self.fragments) or self.patch is not None or self.items is not None
+
+    def take(self, value: Any) -> Any:
+        """The value of what the step returned; what else it brings is kept here."""
+        kind = kind_of(value)
+        if kind is Patch:
+            patch: Patch[Any] = value
+            self.patch = patch.state
+            return patch.value
+        if kind is Listed:
+            self.items = value.items
+            return None
+        return value
 
     @property
     def run_id(self) -> str:
@@ -55,6 +116,45 @@ class RunningStep(msgspec.Struct, eq=False):
     def step(self) -> str:
         """The step's address."""
         return self._task.address
+
+    @property
+    def address(self) -> str:
+        """The step's address."""
+        return self._task.address
+
+    @property
+    def action(self) -> str:
+        """The name under which the step's function is stored."""
+        return self._task.action
+
+    @property
+    def dry_run(self) -> bool:
+        """Whether the run was started as a dry run."""
+        return self._task.call.dry_run
+
+    @property
+    def data(self) -> Mapping[str, Any]:
+        """The run's data by name, read-only."""
+        if self._data is None:
+            self._data = MappingProxyType(_data_of(self.data_text)) if self.data_text else _NO_DATA
+        return self._data
+
+    @property
+    def out(self) -> LineOutput:
+        """Where the step writes lines for people to read."""
+        if self._out is None:
+            self._out = LineOutput(self)
+        return self._out
+
+    def plan(self) -> OnLoop[Plan]:
+        """The plan that the run was started with; await it, or in a thread ask its `result`."""
+        worker = self._worker
+        return OnLoop(worker.steps.plan(self._task), worker.loop)
+
+    def close(self) -> None:
+        """The attempt has its outcome: a line that was begun counts as one."""
+        if self._out is not None:
+            self._out.flush()
 
     @property
     def attempt(self) -> int:
@@ -101,9 +201,20 @@ class RunningStep(msgspec.Struct, eq=False):
 
     def progress(self, text: str) -> None:
         """Show a progress text in the task's row until the attempt ends. Not journaled."""
+        self.note(text)
+        self.to_loop(self.send_progress)
+
+    def note(self, text: str) -> None:
+        """Keep what was reported last."""
         self._progress = text
-        worker, task = self._worker, self._task
-        worker.to_loop(lambda: worker.steps.progress(task, text))
+
+    def to_loop(self, function: Callable[[], None]) -> None:
+        """Run a function on the worker's event loop soon."""
+        self._worker.to_loop(function)
+
+    def send_progress(self) -> None:
+        """Store what was reported last; on the event loop."""
+        self._worker.steps.progress(self._task, self._progress)
 
     def add(self, *bounds: object, into: object = None, now: bool = False) -> Awaitable[None]:
         """Add planned steps to the run: when this step succeeds (in the same commit), or at once with `now`.

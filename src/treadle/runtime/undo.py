@@ -53,6 +53,11 @@ def stack_of(loaded: Loaded, to: str = "") -> list[UndoEntry]:
     return entries
 
 
+def reopened(events: list[AnyEvent]) -> list[str]:
+    """The addresses of what an answer's events have reopened."""
+    return [at for event in events if isinstance(event, ev.StepsReopened) for at in event.at]
+
+
 class UndoOperations:
     """The part of a run's handle that is about undo."""
 
@@ -93,3 +98,10 @@ class UndoOperations:
     async def park_undo(self, step: str) -> None:
         """Put the undo of a step aside; the unwinding goes on, and the next `undo` takes it on again."""
         await self._request(inp.UndoStep(verb="park", at=step))
+
+    async def rewind(self, step: str, *, keep: bool = False) -> list[str]:
+        """Reopen a settled step and all that depends on it, as the next generation; returns the addresses.
+
+        If they have an undo, what they did is undone first (then nothing is returned), unless `keep` is set.
+        """
+        return reopened(await self._request(inp.Rewind(at=step, keep=keep)))

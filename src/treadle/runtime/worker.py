@@ -1,6 +1,6 @@
 """The worker: executes leased tasks and hands their outcomes on. It needs no run state.
 
-An async step is one asyncio task on the loop; a sync step runs in a thread. Each attempt ends exactly once for
+An async step runs on the loop, as `turns` tells; a sync step runs in a thread. Each attempt ends exactly once for
 the engine, whatever user code does: an attempt that timed out or was interrupted is settled at once, and what
 its thread returns later is dropped; its slot stays taken until the thread has ended.
 """
@@ -10,22 +10,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import inspect
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import msgspec
 
 from treadle.authoring import codec
+from treadle.authoring.bound import kind_of
+from treadle.authoring.cells import Patch
 from treadle.authoring.context import step_context
-from treadle.authoring.registry import Registry, StepDefinition
-from treadle.authoring.undo import RESULT, STATE, UndoDefinition
+from treadle.authoring.registry import Registry
 from treadle.core.commands import Task
-from treadle.core.events import Handle
+from treadle.core.events import Handle, Items, Pick
 from treadle.core.inputs import Outcome
-from treadle.core.plan import Fragment
+from treadle.core.plan import Fragment, Plan
 from treadle.errors import (
     DecodeError,
     EncodeError,
@@ -39,25 +39,26 @@ from treadle.errors import (
     TreadleError,
 )
 from treadle.ports import Clock, Threads
+from treadle.runtime.builtins import Listed
+from treadle.runtime.callee import Callee
 from treadle.runtime.failures import ErrorText, describe
+from treadle.runtime.middleware import Middleware, around
 from treadle.runtime.payloads import Payloads, Row, assemble, handles_of
 from treadle.runtime.slots import ASYNC, THREAD, Slots
 from treadle.runtime.step_context import RunningStep
+from treadle.runtime.turns import Turns, begin, rest
 
 T = TypeVar("T")
 # Seconds between tries while the store does not answer.
 RETRY_SECONDS = 0.2
 Finish = Callable[[Task, Outcome, list[Row]], None]
+# Results that bring more than their value.
+UNUSUAL = frozenset({Patch, Listed})
+# A stored list of a gather's items has at most so many, and about so many bytes.
+CHUNK_ITEMS = 500
+CHUNK_BYTES = 64 * 1024
 # Shared by the outcomes without payload rows; never changed.
 _NO_ROWS: list[Row] = []
-
-
-def _nothing(_result: object) -> str:
-    return "null"
-
-
-def _decoded_or_none(decode: Callable[[str], Any], text: str) -> Any:
-    return None if text == "null" else decode(text)
 
 
 class Steps(Protocol):
@@ -71,41 +72,9 @@ class Steps(Protocol):
         """Store a progress text."""
         ...
 
-
-class Callee:
-    """What an action's name stands for here, looked up once."""
-
-    __slots__ = ("action", "adapters", "decoders", "encode", "invoke", "picks")
-
-    def __init__(self, action: str, definition: StepDefinition) -> None:
-        self.action = action
-        self.adapters = {name: parameter.adapter for name, parameter in definition.parameters.items()}
-        self.decoders: dict[str, Callable[[str], Any]] = {
-            name: adapter.decode for name, adapter in self.adapters.items()
-        }
-        self.invoke: Callable[[dict[str, Any]], Any] = definition.invoke
-        self.encode = definition.result.encode
-        # Whether it takes only some of the arguments it is offered.
-        self.picks = isinstance(definition, UndoDefinition)
-        if isinstance(definition, UndoDefinition):
-            self._be_undo(definition)
-
-    def _be_undo(self, definition: UndoDefinition) -> None:
-        """Take the step's defaults for what its plan left out; what an undo returns is of no use to anybody.
-
-        A step that did not succeed has no result, whatever type it is declared to have.
-        """
-        for name in (STATE, RESULT):
-            if (decode := self.decoders.get(name)) is not None:
-                self.decoders[name] = partial(_decoded_or_none, decode)
-        if definition.kind == "undo":
-            self.encode = _nothing
-        if defaults := definition.defaults:
-            self.invoke = lambda values: definition.invoke({**defaults, **values})
-
-    def unknown(self, name: str) -> DecodeError:
-        """The error of an argument that the function does not take."""
-        return DecodeError(f"step {self.action!r} has no parameter {name!r}; its signature has changed")
+    async def plan(self, task: Task) -> Plan:
+        """The plan of the task's run."""
+        ...
 
 
 class Attempt(msgspec.Struct, eq=False):
@@ -116,16 +85,17 @@ class Attempt(msgspec.Struct, eq=False):
     started_at: float
     # Its outcome went to the engine; nothing that comes later counts.
     settled: bool = False
+    # The task that it runs in; None while an async one has not begun.
     handle: asyncio.Task[None] | None = None
     timer: asyncio.TimerHandle | None = None
     context: RunningStep | None = None
+    # Its coroutine is in a middleware around a thread.
+    around_thread: bool = False
 
-    def coroutine(self) -> Coroutine[Any, Any, None]:
-        """The coroutine that its task runs."""
-        assert self.handle is not None
-        coroutine = self.handle.get_coro()
-        assert inspect.iscoroutine(coroutine)
-        return coroutine
+    @property
+    def cancellable(self) -> bool:
+        """Whether its coroutine runs code that has to be told when the attempt is over."""
+        return self.kind == ASYNC or self.around_thread
 
 
 class Worker:
@@ -145,6 +115,7 @@ class Worker:
         finish: Finish,
         on_free: Callable[[], None],
         steps: Steps,
+        middleware: Sequence[Middleware] = (),
     ) -> None:
         self.session = session
         self.name = name
@@ -155,12 +126,17 @@ class Worker:
         self.payloads = payloads
         self.errors = errors
         self.steps = steps
+        self.middleware = middleware
         self._finish = finish
         self._on_free = on_free
         self._loop = asyncio.get_running_loop()
         self._now = clock.now
-        self._callees: dict[StepDefinition, Callee] = {}
-        self.active: dict[tuple[str, int, int], Attempt] = {}
+        # By action's name, as of so many changes of the registry.
+        self._callees: dict[str, Callee] = {}
+        self._changes = registry.changes
+        # By lease: a store gives no number twice.
+        self.active: dict[int, Attempt] = {}
+        self._turns = Turns(self._loop, self._run_async)
         # Attempts whose thread goes on after their outcome was settled.
         self.stuck = 0
         self._done: deque[Callable[[], None]] = deque()
@@ -168,30 +144,37 @@ class Worker:
         self._idle: asyncio.Event = asyncio.Event()
         self._idle.set()
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop that all of this runs on."""
+        return self._loop
+
     # -- life ------------------------------------------------------------------------------------------------
 
     def start(self, task: Task) -> None:
         """Execute a leased task; its slot is taken already."""
         kind = self.slots.kind(task.action)
-        assert kind is not None
+        if kind is None:
+            # It was leased for a session that executes more than this process knows now.
+            return
         attempt = Attempt(task, kind, self._now())
-        self.active[task.run, task.number, task.lease] = attempt
+        self.active[task.lease] = attempt
         timeout = task.call.timeout
         if timeout is not None:
             attempt.timer = self._loop.call_later(timeout, self._time_out, attempt, timeout)
         if kind == ASYNC:
-            attempt.handle = self._loop.create_task(self._run_async(attempt))
+            self._turns.add(attempt)
         else:
             attempt.handle = self._loop.create_task(self._run_in_thread(attempt))
 
     def knows(self, task: Task) -> bool:
         """Whether this very lease is being executed."""
-        return (task.run, task.number, task.lease) in self.active
+        return task.lease in self.active
 
     def interrupt(self, run: str, number: int, lease: int | None = None) -> None:
         """End the live attempt of a step; its outcome is `cancelled`."""
-        for key, attempt in list(self.active.items()):
-            if key[0] == run and key[1] == number and lease in (None, key[2]):
+        for token, attempt in list(self.active.items()):
+            if attempt.task.run == run and attempt.task.number == number and lease in (None, token):
                 self._stop(attempt, Outcome(**self._base(attempt), status="cancelled"))
 
     def abandon(self) -> None:
@@ -200,9 +183,10 @@ class Worker:
             attempt.settled = True
             if attempt.context is not None:
                 attempt.context.cancel()
-            if attempt.handle is not None and attempt.kind == ASYNC:
+            if attempt.handle is not None and attempt.cancellable:
                 attempt.handle.cancel()
         self.active.clear()
+        self._turns.clear()
         self._idle.set()
 
     async def drained(self) -> None:
@@ -216,54 +200,66 @@ class Worker:
     async def _run_async(self, attempt: Attempt) -> None:
         task = attempt.task
         try:
-            callee = self._callee(task.action)
+            callee = self._callees.get(task.action)
+            if callee is None or self._changes != self.registry.changes:
+                callee = self._callee(task.action)
             values = self._inline(callee, task)
-            if values is None:
-                values = await self._fetch(callee, task)
             context = attempt.context = RunningStep(self, task)
-            step_context.set(context)
-            text = callee.encode(await callee.invoke(values))
+            if values is None or task.call.data:
+                self._turns.keep(attempt)
+                values = await self._read(callee, task, values, context)
+            scope = contextvars.copy_context()
+            try:
+                coroutine, awaited = scope.run(begin, callee, values, context)
+            except StopIteration as end:
+                value = end.value
+            else:
+                self._turns.keep(attempt)
+                value = await rest(scope, coroutine, awaited)
+            text = callee.encode(context.take(value) if kind_of(value) in UNUSUAL else value)
         except BaseException as error:  # noqa: BLE001 - whatever user code raises becomes the attempt's outcome
             self._slot_free(attempt)
+            self._turns.keep(attempt)
             if not attempt.settled:
                 if isinstance(error, asyncio.CancelledError):
                     # Cancelled by something else than the worker: the step cancelled itself.
                     error = RuntimeError("the step was cancelled from inside the program")
                 await self._raised(attempt, error)
             return
-        self._slot_free(attempt)
-        if not attempt.settled:
-            if len(text) <= 1024 and not context.fragments:
-                self._settle(
-                    attempt,
-                    Outcome(
-                        number=task.number,
-                        generation=task.generation,
-                        attempt=task.attempt,
-                        lease=task.lease,
-                        session=self.session,
-                        worker=self.name,
-                        started_at=attempt.started_at,
-                        result="=" + text,
-                    ),
-                    _NO_ROWS,
-                )
-            else:
-                await self._returned(attempt, text)
+        self.slots.put_back(ASYNC)
+        if attempt.settled:
+            self._on_free()
+        elif len(text) <= 1024 and not context.brings_more:
+            outcome = Outcome(
+                number=task.number,
+                generation=task.generation,
+                attempt=task.attempt,
+                lease=task.lease,
+                session=self.session,
+                worker=self.name,
+                started_at=attempt.started_at,
+                result="=" + text,
+            )
+            self._settle(attempt, outcome, _NO_ROWS)
+        else:
+            self._turns.keep(attempt)
+            await self._returned(attempt, text)
 
     async def _run_in_thread(self, attempt: Attempt) -> None:
         task = attempt.task
         try:
             callee = self._callee(task.action)
             values = self._inline(callee, task)
-            if values is None:
-                values = await self._fetch(callee, task)
+            context = attempt.context = RunningStep(self, task)
+            values = await self._read(callee, task, values, context)
         except BaseException as error:  # noqa: BLE001 - as in _run_async
             self._slot_free(attempt)
             if not attempt.settled:
                 await self._raised(attempt, error)
             return
-        context = attempt.context = RunningStep(self, attempt.task)
+        if callee.middleware:
+            await self._run_around_thread(attempt, callee, values)
+            return
         scope = contextvars.copy_context()
         scope.run(step_context.set, context)
         self.threads.submit(partial(self._in_thread, attempt, callee, values, scope))
@@ -273,7 +269,10 @@ class Worker:
         raised: BaseException | None = None
         if not attempt.settled:
             try:
-                text = callee.encode(scope.run(callee.invoke, values))
+                value = scope.run(callee.invoke, values)
+                if kind_of(value) in UNUSUAL and attempt.context is not None:
+                    value = attempt.context.take(value)
+                text = callee.encode(value)
             except BaseException as error:  # noqa: BLE001 - SystemExit and the like included: it ends the attempt only
                 raised = error
         self.to_loop(partial(self._thread_ended, attempt, text, raised))
@@ -286,6 +285,53 @@ class Worker:
             return
         ending = self._raised(attempt, raised) if raised is not None else self._returned(attempt, text)
         attempt.handle = self._loop.create_task(ending)
+
+    async def _run_around_thread(self, attempt: Attempt, callee: Callee, values: dict[str, Any]) -> None:
+        """Run the middleware here, and the function in a thread whenever it calls for it."""
+        hops: list[asyncio.Future[Any]] = []
+
+        def hop(values: dict[str, Any]) -> asyncio.Future[Any]:
+            # With the context as the middleware has left it, as `asyncio.to_thread` does.
+            scope = contextvars.copy_context()
+            done: asyncio.Future[Any] = self._loop.create_future()
+            hops.append(done)
+            self.threads.submit(partial(self._hop, lambda: scope.run(callee.invoke, values), done))
+            # A thread cannot be cancelled: who waits for it can.
+            return asyncio.shield(done)
+
+        text = ""
+        raised: BaseException | None = None
+        if not attempt.settled:
+            attempt.around_thread = True
+            step_context.set(cast("RunningStep", attempt.context))
+            try:
+                value = await around(hop, callee.middleware)(values)
+                if kind_of(value) in UNUSUAL and attempt.context is not None:
+                    value = attempt.context.take(value)
+                text = callee.encode(value)
+            except BaseException as error:  # noqa: BLE001 - as in _run_async
+                raised = error
+                if isinstance(error, asyncio.CancelledError) and not attempt.settled:
+                    raised = RuntimeError("the step was cancelled from inside the program")
+            attempt.around_thread = False
+        if hops:
+            # The slot is the thread's as long as it runs.
+            await asyncio.wait(hops)
+        self._thread_ended(attempt, text, raised)
+
+    def _hop(self, work: Callable[[], Any], done: asyncio.Future[Any]) -> None:
+        """In a thread: call the function, and hand its end to the loop."""
+        try:
+            value = work()
+        except StopIteration as error:
+            # A future cannot hold one.
+            fault = RuntimeError(f"the step raised {error!r}")
+            fault.__cause__ = error
+            self.to_loop(partial(done.set_exception, fault))
+        except BaseException as error:  # noqa: BLE001 - as in _in_thread
+            self.to_loop(partial(done.set_exception, error))
+        else:
+            self.to_loop(partial(done.set_result, value))
 
     def add_now(self, task: Task, fragments: list[Fragment]) -> Awaitable[None]:
         """Add steps for a live attempt: a task on the event loop; in a thread, done when this returns."""
@@ -317,11 +363,13 @@ class Worker:
     # -- arguments and results -----------------------------------------------------------------------------------
 
     def _callee(self, action: str) -> Callee:
-        # By the definition, not the name: in a notebook a function is defined again under its name.
-        definition = self.registry.get(action)
-        found = self._callees.get(definition)
+        if self._changes != self.registry.changes:
+            # In a notebook a function is defined again under its name.
+            self._callees.clear()
+            self._changes = self.registry.changes
+        found = self._callees.get(action)
         if found is None:
-            found = self._callees[definition] = Callee(action, definition)
+            found = self._callees[action] = Callee(action, self.registry.get(action), self.middleware)
         return found
 
     def _inline(self, callee: Callee, task: Task) -> dict[str, Any] | None:
@@ -330,7 +378,9 @@ class Worker:
         decoders = callee.decoders
         for name, arg in task.call.args.items():
             if type(arg) is not str or arg[0] != "=":
-                return None
+                if not isinstance(arg, Pick) or not self._from_cache(callee, task, name, arg, values):
+                    return None
+                continue
             decode = decoders.get(name)
             if decode is None:
                 if callee.picks:
@@ -342,15 +392,39 @@ class Worker:
                 raise DecodeError(f"argument {name!r}: {error}") from None
         return values
 
+    def _from_cache(self, callee: Callee, task: Task, name: str, arg: Pick, values: dict[str, Any]) -> bool:
+        """Decode a part of a value that was read a moment ago; False if it was not, or something is wrong with it."""
+        adapter = callee.adapters.get(name)
+        tree = self.payloads.cached(task.run, arg.value)
+        if tree is None or adapter is None:
+            return False
+        try:
+            values[name] = adapter.convert(assemble(arg, {arg.value: tree}))
+        except (DecodeError, LookupError):
+            return False
+        return True
+
+    async def _read(
+        self, callee: Callee, task: Task, values: dict[str, Any] | None, context: RunningStep
+    ) -> dict[str, Any]:
+        """The arguments, and the run's data for the context: what of both is not there yet is read."""
+        if values is None:
+            values = await self._fetch(callee, task)
+        handle = task.call.data
+        if handle:
+            context.data_text = (await self._patiently(lambda: self.payloads.load(task.run, [handle])))[handle]
+        return values
+
     async def _fetch(self, callee: Callee, task: Task) -> dict[str, Any]:
-        handles: list[Handle] = []
+        whole: list[Handle] = []
+        parts: list[Handle] = []
         args = task.call.args
         if callee.picks:
             args = {name: arg for name, arg in args.items() if name in callee.adapters}
         for arg in args.values():
-            handles_of(arg, handles)
-        texts = await self._patiently(lambda: self.payloads.load(task.run, handles))
-        trees: dict[str, object] = {handle: codec.plain(text) for handle, text in texts.items()}
+            handles_of(arg, whole if isinstance(arg, str) else parts)
+        texts = await self._patiently(lambda: self.payloads.load(task.run, whole))
+        trees = await self._patiently(lambda: self.payloads.trees(task.run, parts))
         values: dict[str, Any] = {}
         for name, arg in args.items():
             adapter = callee.adapters.get(name)
@@ -372,11 +446,35 @@ class Worker:
         try:
             result = await self._patiently(lambda: self.payloads.place(text, rows))
             added = await self.place_fragments(context.fragments, rows)
+            patch = await self._place_patch(context.patch, rows)
+            items = await self._place_items(context.items, rows)
         except (StoreError, EncodeError, OSError) as error:
             await self._raised(attempt, error, verdict="retry" if isinstance(error, (StoreError, OSError)) else "")
             return
         if not attempt.settled:
-            self._settle(attempt, Outcome(**self._base(attempt), result=result, added=tuple(added)), rows)
+            outcome = Outcome(**self._base(attempt), result=result, added=tuple(added), patch=patch, items=items)
+            self._settle(attempt, outcome, rows)
+
+    async def _place_patch(self, patch: dict[str, Any] | None, rows: list[Row]) -> dict[str, Handle]:
+        """The variables that a step sets, each with the handle of its value."""
+        placed: dict[str, Handle] = {}
+        for name, value in (patch or {}).items():
+            text = codec.encode(value)
+            placed[name] = await self._patiently(partial(self.payloads.place, text, rows))
+        return placed
+
+    async def _place_items(self, items: list[Any] | None, rows: list[Row]) -> Items | None:
+        """The items of a gather, stored as lists of equal length that a worker reads in one piece."""
+        if items is None:
+            return None
+        texts = [codec.encode(item) for item in items]
+        average = sum(map(len, texts)) // len(texts) + 1 if texts else 1
+        size = max(1, min(CHUNK_ITEMS, CHUNK_BYTES // average))
+        chunks: list[Handle] = []
+        for start in range(0, len(texts), size):
+            text = f"[{','.join(texts[start : start + size])}]"
+            chunks.append(await self._patiently(partial(self.payloads.place, text, rows)))
+        return Items(len(texts), size, tuple(chunks))
 
     async def place_fragments(self, fragments: list[Fragment], rows: list[Row] | None) -> list[Fragment]:
         """Fragments with their constants' JSON texts replaced by handles."""
@@ -444,8 +542,10 @@ class Worker:
         attempt.settled = True
         if attempt.timer is not None:
             attempt.timer.cancel()
+        if attempt.context is not None:
+            attempt.context.close()
         task = attempt.task
-        self.active.pop((task.run, task.number, task.lease), None)
+        self.active.pop(task.lease, None)
         self._finish(task, outcome, rows)
         if not self.active:
             self._idle.set()
@@ -463,12 +563,11 @@ class Worker:
         if attempt.kind == THREAD:
             self.stuck += 1
         self._settle(attempt, outcome, [])
-        if attempt.kind == ASYNC and attempt.handle is not None:
-            # A task that is cancelled before its first step never runs at all, so nothing in it frees the slot.
-            unborn = inspect.getcoroutinestate(attempt.coroutine()) == inspect.CORO_CREATED
+        if attempt.kind == ASYNC and attempt.handle is None:
+            # It never begins, so nothing in it frees the slot.
+            self._slot_free(attempt)
+        elif attempt.handle is not None and attempt.cancellable:
             attempt.handle.cancel()
-            if unborn:
-                self._slot_free(attempt)
 
     def _slot_free(self, attempt: Attempt) -> None:
         self.slots.put_back(attempt.kind)

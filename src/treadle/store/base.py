@@ -31,7 +31,8 @@ Promises
    outcome into the run's inbox in the same transaction; with another token it does nothing and says so.
 6. `end`ing tasks by an append frees them with whatever lease they had.
 7. Held runs (`hold` != 0) have no task claimed or handed over. `revoke` in an append takes back all waiting
-   tasks of its run and puts one `core.inputs.Revoked` input with their numbers into its inbox (none: no input).
+   tasks of its run and puts one `core.inputs.Revoked` input with their numbers into its inbox (none: no input);
+   `interrupts` do so with those of the tasks they name that wait.
 8. `delete` removes a closed run wholly: nothing of it is reachable by its id or key; its key's tombstone
    answers later appends and reports.
 9. What was left undone by a process that died is found by `sweep`: dead sessions are the caller's finding;
@@ -69,6 +70,10 @@ class RunHead(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     parent: str = ""
     input_hash: str = ""
     created_at: float = 0.0
+    # The run's data as one object (a handle, "" for none), and the names in it; whether the run is a dry run.
+    data: str = ""
+    data_names: list[str] = []
+    dry_run: bool = False
     format: int = FORMAT
     # What a failure does, if it is not what the plan says.
     on_failure: str = ""
@@ -125,7 +130,7 @@ class Append(msgspec.Struct, kw_only=True, gc=False):
     undos: Sequence[tuple[str, str]] = ()
     # Numbers of steps whose step rows no longer hold (reopened steps).
     unsettled: Sequence[int] = ()
-    # Numbers of the leased tasks whose attempt is to be interrupted.
+    # Numbers of the tasks whose attempt is to be interrupted; one that still waits is taken back (promise 7).
     interrupts: Sequence[int] = ()
     hold: int | None = None
     revoke: bool = False
@@ -307,6 +312,10 @@ class Reader(Protocol):
 
     def load(self, key: str) -> Loaded | None:
         """The whole run, or None."""
+        ...
+
+    def head(self, key: str) -> tuple[RunHead, bytes] | None:
+        """The head and the encoded plan of a run, or None: what never changes, at the same price for any run."""
         ...
 
     def rows(self, key: str, after: int, limit: int = 1000) -> list[tuple[int, int, float, str]]:

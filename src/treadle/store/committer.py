@@ -154,7 +154,8 @@ class Committer:
         """Wake the sessions that wait for what `work` wrote; after its answers are on their way."""
         if self._news:
             queued, self._news, self._queued = self._queued, False, False
-            self.notify(tasks=queued, keys=())
+            if self.wakeups.address:
+                self.notify(tasks=queued, keys=())
 
     def _untake(self, mark: object) -> None:
         if self.offer is not None:

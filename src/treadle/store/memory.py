@@ -32,6 +32,7 @@ from treadle.store.base import (
     Reader,
     Renewal,
     Report,
+    RunHead,
     RunQuery,
     RunRow,
     SessionRow,
@@ -146,9 +147,12 @@ class MemoryStore:
 
     def commit(self, session: str, appends: Sequence[Append], offer: Offer | None) -> list[Answer]:
         """Apply each append, or say why not."""
+        answers: list[Answer] = []
         with self.data.lock:
             own = self._living(session)
-            return [self._append(own, append, offer) for append in appends]
+            for append in appends:
+                answers.append(self._append(own, append, offer))  # noqa: PERF401 - most often there is one
+        return answers
 
     def _append(self, own: StoredSession, append: Append, offer: Offer | None) -> Answer:
         data = self.data
@@ -166,9 +170,8 @@ class MemoryStore:
         run.updated_at = time
         if append.payloads:
             run.payloads.update(append.payloads)
-        for number in append.ended:
-            if (entry := run.tasks.pop(number, None)) is not None:
-                data.end(entry)
+        if append.ended:
+            data.end_all(run, append.ended)
         if append.consumed:
             data.consume(run, append.consumed)
         if append.hold is not None or append.revoke or append.interrupts or append.unsettled or append.release:
@@ -215,8 +218,8 @@ class MemoryStore:
             run.hold = append.hold
             if not run.hold:
                 data.unpark(run, append.time)
-        if append.revoke:
-            data.revoke(run)
+        if append.revoke or append.interrupts:
+            data.revoke(run, None if append.revoke else append.interrupts)
         for number in append.interrupts:
             entry = run.tasks.get(number)
             if entry is not None and entry.session:
@@ -234,24 +237,25 @@ class MemoryStore:
         queued = 0
         if len(tasks) > 1:
             tasks = sorted(tasks, key=_by_priority, reverse=True)
+        # The kind of task of which it is known that no waiting one goes before it.
+        first: tuple[str, str, int] | None = None
         for task in tasks:
             older = entries.get(task.number)
             if older is not None:
                 data.end(older)
             data.age = age = data.age + 1
             entries[task.number] = entry = Entry(task, age)
-            if (
-                offer is not None
-                and task.not_before <= now
-                and not run.hold
-                and not data.is_behind(task, now, offer)
-                and offer.take(task.action, task.queue)
-            ):
-                data.lease(entry, own, now)
-                leased.append(task)
-            else:
-                data.enqueue(entry, now)
-                queued += 1
+            if offer is not None and task.not_before <= now and not run.hold:
+                kind = (task.queue, task.action, task.priority)
+                if kind == first or not data.is_behind(task, now, offer):
+                    first = kind
+                    if offer.take(task.action, task.queue):
+                        data.lease(entry, own, now)
+                        leased.append(task)
+                        continue
+            first = None
+            data.enqueue(entry, now)
+            queued += 1
         return Answer("committed", leased, queued)
 
     # -- tasks -----------------------------------------------------------------------------------------
@@ -407,6 +411,12 @@ class MemoryStore:
         with self.data.lock:
             run = self.data.runs.get(key)
             return None if run is None else self._load(run)
+
+    def head(self, key: str) -> tuple[RunHead, bytes] | None:
+        """The head and the encoded plan of a run, or None."""
+        with self.data.lock:
+            run = self.data.runs.get(key)
+            return None if run is None else (run.head, run.plan)
 
     def _load(self, run: StoredRun) -> Loaded:
         return Loaded(

@@ -213,6 +213,18 @@ class MemoryData:
         entry.started_at = now
         own.leases[token] = entry
 
+    def end_all(self, run: StoredRun, numbers: Sequence[int]) -> None:
+        """End the tasks of these steps of a run, if it has them."""
+        tasks = run.tasks
+        for number in numbers:
+            entry = tasks.pop(number, None)
+            if entry is None:
+                continue
+            if entry.session:
+                del self.sessions[entry.session].leases[entry.task.lease]
+            else:
+                self.end(entry)
+
     def end(self, entry: Entry) -> None:
         """Forget a task that was taken out of its run, with whatever lease it had."""
         if entry.session:
@@ -266,14 +278,16 @@ class MemoryData:
         if not inbox:
             self.inboxes.pop(run.key, None)
 
-    def revoke(self, run: StoredRun) -> None:
-        """End all waiting tasks and tell the run which."""
-        numbers = [number for number, entry in run.tasks.items() if not entry.session]
+    def revoke(self, run: StoredRun, only: Sequence[int] | None) -> None:
+        """End waiting tasks, all or those of some numbers, and tell the run which."""
+        numbers = [
+            number for number, entry in run.tasks.items() if not entry.session and (only is None or number in only)
+        ]
         if not numbers:
             return
         for number in numbers:
             self.end(run.tasks.pop(number))
-        run.parked = []
+        run.parked = [entry for entry in run.parked if run.tasks.get(entry.task.number) is entry]
         body = encode_input(Revoked(numbers=sorted(numbers)))
         self.put_input(run, InboxInput(f"revoked:{run.version}", run.key, body))
 

@@ -156,15 +156,16 @@ class HoldsContract:
         assert two.report(report_of(second), report_of(first)) == [True, True]
         assert two.store.renew("two").interrupts == []
 
-    def test_a_task_that_waits_is_not_interrupted(self, make_store: MakeStore) -> None:
+    def test_a_task_that_waits_is_taken_back_by_an_interrupt(self, make_store: MakeStore) -> None:
         one = Party(make_store(), "one")
-        one.start(tasks=[task_of(RUN, 1)])
+        one.start(tasks=[task_of(RUN, 1), task_of(RUN, 2), task_of(RUN, 3, not_before=NOW + 9)])
 
-        one.append(interrupts=[1])
-        one.claim()
+        one.append(interrupts=[1, 3, 99])
 
-        assert one.load().tasks[0].interrupt is False
+        assert [row.task.number for row in one.load().tasks] == [2]
+        assert one.claim()
         assert one.store.renew("one").interrupts == []
+        assert [decode_input(waiting.body) for waiting in one.store.inbox(RUN)] == [Revoked(numbers=[1, 3])]
 
     def test_the_next_attempt_is_not_interrupted(self, make_store: MakeStore) -> None:
         one = Party(make_store(), "one")

@@ -63,6 +63,14 @@ class FindContract:
 class LoadContract:
     """A run is read whole, or by the rows that are new."""
 
+    def test_the_head_and_the_plan_are_read_without_the_journal(self, make_store: MakeStore) -> None:
+        one, two = Party(make_store(), "one"), Party(make_store(), "two")
+        head = head_of(RUN, data='={"root":"x"}', data_names=["root"], dry_run=True)
+        one.commit(start_of(RUN, head=head, plan=b"a plan"))
+
+        assert two.store.head(RUN) == (head, b"a plan")
+        assert two.store.head(OTHER) is None
+
     def test_a_load_is_one_consistent_state(self, make_store: MakeStore) -> None:
         one, two = Party(make_store(), "one"), Party(make_store(), "two")
         one.start(tasks=[task_of(RUN, 2), task_of(RUN, 1)])

@@ -31,6 +31,7 @@ from treadle.store.base import (
     Reader,
     Renewal,
     Report,
+    RunHead,
     RunQuery,
     RunRow,
     SessionRow,
@@ -82,6 +83,9 @@ class FaultyReader:
 
     def load(self, key: str) -> Loaded | None:
         return self._counter.run(self._reader.load, key)
+
+    def head(self, key: str) -> tuple[RunHead, bytes] | None:
+        return self._counter.run(self._reader.head, key)
 
     def rows(self, key: str, after: int, limit: int = 1000) -> list[tuple[int, int, float, str]]:
         return self._counter.run(self._reader.rows, key, after, limit)

@@ -8,6 +8,7 @@ The names below are what a failure is reported under.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -38,16 +39,20 @@ LEFTOVERS: Final = "a closed run leaves no task, input or lease"
 DELETED: Final = "a deleted run leaves nothing reachable under its id"
 FOLD: Final = "every prefix of the journal is a legal state"
 RESULTS: Final = "a step's result is what its function gives for its inputs"
+BLOCKS: Final = "a block opens what its plan says, and gives what its content gave"
+INSIDE: Final = "a scope with an outcome holds nothing that lives, and nothing starts in it"
 ROWS: Final = "the stored status, hold and step rows are what the journal says"
 ANSWERS: Final = "what a client was told is what the journal says"
 CALLERS: Final = "no client waits for ever, and none gets an error that is not its own"
 ORDER: Final = "undo respects its order"
 UNDONE: Final = "a step acts after its undo state is stored, and an unwinding leaves no undo open"
+HOOKS: Final = "a committed boundary is told once, by the process that committed it"
 TRACE: Final = "equal seeds give equal traces"
 
 NAMES: Final = (
     VERSIONS, STORE, TOKENS, DURABLE, ONCE, CURRENT, OUTCOMES, SIGNALS, ERRORS, SLOTS, OWNERS, PROGRESS, CLOSED,
-    LEFTOVERS, DELETED, FOLD, RESULTS, ROWS, ANSWERS, CALLERS, ORDER, UNDONE, TRACE,
+    LEFTOVERS, DELETED, FOLD, RESULTS, BLOCKS, INSIDE, ROWS, ANSWERS, CALLERS, ORDER, UNDONE, HOOKS,
+    TRACE,
 )  # fmt: skip
 
 _STORE_ERRORS: Final[tuple[type[StoreError], ...]] = (StoreError, *StoreError.__subclasses__())
@@ -105,11 +110,15 @@ class Watch:
         # Sessions by the life that entered them, and those whose end is known without waiting.
         self.sessions: dict[str, Life] = {}
         self.known_dead: list[str] = []
+        # How many sessions a life has entered.
+        self.entered: Counter[Life] = Counter()
         # Token -> (session, run, step number, attempt).
         self.tokens: dict[int, tuple[str, str, int, int]] = {}
         self.executions: list[Execution] = []
         self.began_keys: set[tuple[str, str, int, int]] = set()
         self.calls = 0
+        # Told of each event with the life that has committed it, where that is known, and its run.
+        self.on_written: Callable[[Life | None, str, AnyEvent], None] = lambda _life, _key, _event: None
 
     # -- the store's calls ---------------------------------------------------------------------------------------
 
@@ -135,9 +144,11 @@ class Watch:
     def wrote(self, life: Life, operation: str, keys: Sequence[str]) -> None:
         """A call took effect."""
         self.calls += 1
+        if operation == "open_session":
+            self.entered[life] += 1
         self.say(f"{life.name} {operation} {' '.join(self._short(key) for key in keys)}")
         for key in keys:
-            self.look(key)
+            self.look(key, life)
         if self.calls % _WHOLE_CHECK == 0 or operation in ("bury", "delete"):
             self.check_store()
 
@@ -157,8 +168,8 @@ class Watch:
             if self.data.ids.get(run.head.id) != run.key:
                 self.fail(STORE, f"run {run.key} is not found by its id")
 
-    def look(self, key: str) -> None:
-        """Read what is new in a run's journal."""
+    def look(self, key: str, life: Life | None = None) -> None:
+        """Read what is new in a run's journal, written by a life if one has just written."""
         run = self.data.runs.get(key)
         journal = self.journals.get(key)
         if run is None:
@@ -182,6 +193,7 @@ class Watch:
             for event in events:
                 self.say(f"  {run.head.id}@{row.version} {event}")
                 self._event(journal, event)
+                self.on_written(life, key, event)
 
     # -- the events, one by one ------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from treadle.store.base import (
     Reader,
     Renewal,
     Report,
+    RunHead,
     RunQuery,
     RunRow,
     SessionRow,
@@ -73,6 +74,9 @@ class SimReader:
 
     def load(self, key: str) -> Loaded | None:
         return self._read("load", lambda: self._store.load(key))
+
+    def head(self, key: str) -> tuple[RunHead, bytes] | None:
+        return self._read("head", lambda: self._store.head(key))
 
     def rows(self, key: str, after: int, limit: int = 1000) -> list[tuple[int, int, float, str]]:
         return self._read("rows", lambda: self._store.rows(key, after, limit))

@@ -19,9 +19,9 @@ from treadle.authoring.registry import Registry
 from treadle.core.tables import LIVE, RUNNING
 from treadle.errors import InternalError, StoreError, TreadleError
 from treadle.ports import Environment
+from treadle.runtime.builtins import with_builtins
 from treadle.runtime.client import App
 from treadle.runtime.node import Node, Settings
-from treadle.runtime.truth import with_truth
 from treadle.store.blobs import MemoryBlobs
 from treadle.store.committer import Driver, InlineDriver
 from treadle.store.memory import MemoryData, MemoryStore
@@ -41,6 +41,7 @@ from treadle.testing.invariants import (
 )
 from treadle.testing.sim_clients import Desk
 from treadle.testing.sim_faults import Faults, Profile
+from treadle.testing.sim_hooks import Ledger, SimHooks, passing
 from treadle.testing.sim_loop import LIFE, Life, NodeCrashed, SimLoop, place_of
 from treadle.testing.sim_oracle import Told, judge
 from treadle.testing.sim_ports import (
@@ -82,7 +83,7 @@ class World:
         self.shape = shape
         self.workload = workload
         self.drop = frozenset(drop)
-        self.registry = with_truth(registry)
+        self.registry = with_builtins(registry)
         self.rng = random.Random(seed ^ 0xC0FFEE)
         self.trace: list[str] = []
         # A user's program, run again from its start whenever it died with its node.
@@ -97,6 +98,8 @@ class World:
         self.watch = Watch(self.data, self.fail, self.say)
         self.told: list[Told] = []
         self.clients: list[tuple[str, Life, asyncio.Task[Any]]] = []
+        self.ledger = Ledger(self.watch.journals, self.fail)
+        self.watch.on_written = self.ledger.wrote
         self.desk = Desk(self.watch, self.told, self.fail)
         self.over = False
         self.dissolved = False
@@ -178,6 +181,8 @@ class World:
                 worker_id=f"n{index}",
                 lease_seconds=shape.lease,
                 limits=shape.limits,
+                hooks=self._hooks,
+                middleware=(passing, passing) if self._hooks else (),
             ),
             in_reader=SimReaderThread(loop, faults, life).run,
         )
@@ -190,6 +195,11 @@ class World:
             return
         host.node = node
         host.app = App(node, _nothing)
+
+    @property
+    def _hooks(self) -> tuple[SimHooks, ...]:
+        """In every second world all nodes have hooks, and middleware."""
+        return (SimHooks(self.ledger),) if self.seed % 2 else ()
 
     def crash(self, life: Life, why: str) -> None:
         """A host's process dies."""
@@ -448,9 +458,12 @@ class World:
             if not any(self._busy(host) for host in self.hosts) and not self._unburied():
                 break
             await asyncio.sleep(5.0)
+        # The last answers are still on their way, and hooks are told after them.
+        await asyncio.sleep(5.0)
         for host in self.hosts:
             if text := self._busy(host):
                 self.fail(SLOTS, text)
+            self._check_hooks(host)
         if dead := self._unburied():
             self.fail(OWNERS, f"sessions {dead} are dead and nobody buries them")
         for host in self.hosts:
@@ -462,6 +475,11 @@ class World:
         await asyncio.sleep(2 * self.shape.lease)
         if not self.over:
             self.loop.stop()
+
+    def _check_hooks(self, host: Host) -> None:
+        """The hooks of a node know all, unless it has lost a session, and with it what was on its way."""
+        if host.node is not None and host.life is not None and self._hooks and self.watch.entered[host.life] == 1:
+            self.ledger.check(host.life)
 
     def _unburied(self) -> list[str]:
         """Sessions whose process is gone."""

@@ -26,8 +26,9 @@ from treadle.core.commands import Task
 from treadle.core.events import encode_events
 from treadle.core.inputs import AnyInput, Look, Lost, Revoked, decode_input
 from treadle.errors import LeaseLostError
-from treadle.store.base import Answer, Append, InboxInput, Loaded, SessionRow, StepRow, Store
+from treadle.store.base import Answer, Append, InboxInput, Loaded, SessionRow, Store
 from treadle.testing.contract_kit import NOW, Slots, append_of, key_of, report_of, signal_of, start_of, step_of, task_of
+from treadle.testing.store_model_runs import ModelRun, ModelTask
 
 _ACTIONS = ("act", "other")
 _QUEUES = ("default", "slow")
@@ -39,37 +40,6 @@ _chance = st.sampled_from([True, False, False, False])
 _often = st.sampled_from([True, True, True, True, False])
 _slots = st.integers(0, 4)
 _offered = st.sampled_from([("act",), ("act", "other"), ("other",)])
-
-
-class ModelTask(msgspec.Struct):
-    """A task as it should be stored."""
-
-    task: Task
-    age: int
-    session: str = ""
-    lease: int = 0
-    interrupt: bool = False
-
-    def order(self) -> tuple[int, int]:
-        """What claims go by."""
-        return -self.task.priority, self.age
-
-
-class ModelRun(msgspec.Struct):
-    """A run as it should be stored."""
-
-    key: str
-    id: str
-    version: int = 0
-    status: str = "running"
-    unwound: str = ""
-    hold: int = 0
-    owner: str = ""
-    rows: list[tuple[int, int, float, str]] = []
-    inbox: list[InboxInput] = []
-    tasks: dict[int, ModelTask] = {}
-    payloads: dict[str, bytes] = {}
-    steps: dict[int, StepRow] = {}
 
 
 class StoreModel(RuleBasedStateMachine):
@@ -502,25 +472,20 @@ class StoreModel(RuleBasedStateMachine):
         run.payloads.update(append.payloads)
         for number in append.ended:
             run.tasks.pop(number, None)
-        self._apply_steps(run, append)
+        run.end_steps(append)
         for number in append.interrupts:
             if number in run.tasks and run.tasks[number].session:
                 run.tasks[number].interrupt = True
-        if append.revoke:
-            numbers = sorted(number for number, task in run.tasks.items() if not task.session)
+        if append.revoke or append.interrupts:
+            numbers = sorted(
+                number
+                for number, task in run.tasks.items()
+                if not task.session and (append.revoke or number in append.interrupts)
+            )
             for number in numbers:
                 del run.tasks[number]
             if numbers:
                 self.revoked.setdefault(run.key, []).append(Revoked(numbers=numbers))
-
-    def _apply_steps(self, run: ModelRun, append: Append) -> None:
-        run.unwound = run.unwound if append.unwound is None else append.unwound
-        for number in append.unsettled:
-            run.steps.pop(number, None)
-        run.steps.update({row.number: row for row in append.steps})
-        for address, undo in append.undos:
-            for row in [row for row in run.steps.values() if row.address == address]:
-                run.steps[row.number] = msgspec.structs.replace(row, undo=undo)
 
     def hand_over(
         self,

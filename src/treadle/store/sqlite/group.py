@@ -200,21 +200,27 @@ class Group:
         if append.hold is not None:
             # From here on what the row held before is of no use; this is what holds at this append.
             run.hold_was = append.hold
-        if append.revoke:
-            self._revoke(run.n, append.expect + 1)
+        if append.revoke or append.interrupts:
+            self._revoke(run.n, append.expect + 1, None if append.revoke else append.interrupts)
         if append.unwound is not None:
             self.con.execute("UPDATE runs SET unwound = ? WHERE n = ?", (append.unwound, run.n))
         for number in append.interrupts:
             self.interrupts[run.n, number] = None
 
-    def _revoke(self, n: int, version: int) -> None:
+    def _revoke(self, n: int, version: int, only: Sequence[int] | None) -> None:
+        """Take back the run's waiting tasks, or those of some numbers."""
         con = self.con
-        found = con.execute("SELECT number FROM tasks WHERE run = ? AND state < 3", (n,)).fetchall()
-        con.execute("DELETE FROM tasks WHERE run = ? AND state < 3", (n,))
+        which = "run = ? AND state < 3"
+        values: list[int | str] = [n]
+        if only is not None:
+            which += " AND number IN (SELECT value FROM json_each(?))"
+            values.append(_encode(list(only)).decode())
+        found = con.execute(f"SELECT number FROM tasks WHERE {which}", values).fetchall()
+        con.execute(f"DELETE FROM tasks WHERE {which}", values)
         numbers = {number for (number,) in found}
         # Tasks of this group are not in the table yet.
         for place, row in list(self.tasks.items()):
-            if place[0] == n and row[2] != LEASED:
+            if place[0] == n and row[2] != LEASED and (only is None or place[1] in only):
                 del self.tasks[place]
                 numbers.add(place[1])
         if numbers:

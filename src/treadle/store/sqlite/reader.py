@@ -186,6 +186,15 @@ class SqliteReader:
                 tasks=[_task_row(task) for task in tasks],
             )
 
+    def head(self, key: str) -> tuple[RunHead, bytes] | None:
+        """The head and the encoded plan of a run, or None."""
+        record = self._one(
+            "SELECT h.head, p.body FROM runs r JOIN heads h ON h.run = r.n JOIN plans p ON p.n = r.plan"
+            " WHERE r.key = ?",
+            (key,),
+        )
+        return None if record is None else (_decode_head(record[0]), record[1])
+
     def rows(self, key: str, after: int, limit: int = 1000) -> list[tuple[int, int, float, str]]:
         """Journal rows with a version above `after`, in order."""
         return self._all(

@@ -1,0 +1,290 @@
+"""A Phases block executed here and now, by the kernel that decides stored runs, without a store.
+
+The kernel asks for attempts and is told their outcomes; in between there is nothing but asyncio: each async cell is a
+task, plain functions are called on the event loop. Values pass as the objects they are: a handle is a text that carries
+its value, and is readable to the kernel only where the value is a small scalar (so that expressions see it).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+from treadle.authoring.bound import kind_of
+from treadle.authoring.cells import Cell, Patch, Row
+from treadle.authoring.outcomes import PhasesCancelled, PhasesResult, Ticket, failed
+from treadle.authoring.values import Held, held, value_of
+from treadle.core.apply import new_state
+from treadle.core.commands import Task
+from treadle.core.conditions import parsed
+from treadle.core.decide import Decision, Limits, decide, start
+from treadle.core.events import Arg, DecisionMade, Failure, RowOpened
+from treadle.core.expressions import holds, lookup_in
+from treadle.core.graph import Graph
+from treadle.core.inputs import AnyInput, Outcome
+from treadle.core.opened import PAUSE, TEST
+from treadle.core.plan import Phase
+from treadle.core.progress import PhasesProgress
+from treadle.core.resolve import pending_of
+from treadle.core.state import RunState, ScopeState, StepState
+from treadle.core.tables import RUNNING, SUCCEEDED
+
+_UNBOUNDED: Final = Limits(dispatched=2**31, events=2**31)
+
+
+class Table:
+    """What the names of a block's plan stand for."""
+
+    def __init__(self) -> None:
+        # Action -> the function, whether it takes the cell (or row), and whether it is a coroutine function.
+        self.functions: dict[str, tuple[Callable[..., Any], bool, bool]] = {}
+
+    def add(self, name: str, function: Callable[..., Any]) -> None:
+        """Enter a function under a name."""
+        takes = _takes_one(function)
+        self.functions[name] = (function, takes, inspect.iscoroutinefunction(function))
+
+
+def _takes_one(function: Callable[..., Any]) -> bool:
+    """Whether a function takes what it is told, or nothing."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return True
+    return any(known.kind in (known.POSITIONAL_ONLY, known.POSITIONAL_OR_KEYWORD) for known in parameters)
+
+
+class Execution:
+    """One execution of a block."""
+
+    def __init__(self, graph: Graph, table: Table, constants: list[Held]) -> None:
+        self.graph = graph
+        self.table = table
+        self.run: RunState = new_state("", "in process", graph, list(constants), [])
+        self.errors: dict[int, BaseException] = {}
+        self.decisions: list[DecisionMade] = []
+        self.pendings: list[dict[str, int]] = []
+        self.tickets: list[Ticket] = []
+        self._tickets: dict[int, Ticket] = {}
+        self._ended: list[tuple[AnyInput, str]] = []
+        self._waiter: asyncio.Future[None] | None = None
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._loop = asyncio.get_running_loop()
+        self._cell: Cell | None = None
+
+    async def execute(self) -> PhasesResult:
+        """Run the block to its end.
+
+        Raises:
+            PhasesFailedError: it failed; the error carries what had been done.
+            PhasesCancelled: the task was cancelled; as above.
+        """
+        run = self.run
+        try:
+            self._perform(start(run, now=0.0, limits=_UNBOUNDED))
+            while run.status == RUNNING:
+                if not self._ended:
+                    self._waiter = self._loop.create_future()
+                    await self._waiter
+                inputs, self._ended = self._ended, []
+                self._perform(decide(run, inputs, now=0.0, limits=_UNBOUNDED))
+        except asyncio.CancelledError as error:
+            await self._stop()
+            raise PhasesCancelled(PhasesResult(self)) from error
+        if run.status != SUCCEEDED:
+            raise failed(PhasesResult(self), self)
+        return PhasesResult(self)
+
+    async def _stop(self) -> None:
+        """Cancel all that is alive, detached cells included, and wait for it."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    @property
+    def block(self) -> ScopeState:
+        """The state of the block: the only one of the plan."""
+        block = self.run.states[1]
+        assert isinstance(block, ScopeState)
+        return block
+
+    @property
+    def progress(self) -> PhasesProgress:
+        """How far the block is."""
+        progress = self.block.block
+        assert isinstance(progress, PhasesProgress)
+        return progress
+
+    # -- what the kernel asks for ------------------------------------------------------------------------------
+
+    def _perform(self, decision: Decision) -> None:
+        for event in decision.events:
+            kind = type(event)
+            if kind is RowOpened:
+                self._cell = None
+            elif kind is DecisionMade:
+                self.decisions.append(event)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # its kind is known
+                progress = self.progress
+                self.pendings.append(pending_of(self.run, progress) if progress.background else {})
+        for number in decision.interrupts:
+            task = self._tasks.get(number)
+            if task is not None:
+                task.cancel()
+        for asked in decision.tasks:
+            self._begin(asked)
+
+    def _begin(self, task: Task) -> None:
+        action = task.action
+        if action == PAUSE:
+            self._loop.call_later(task.not_before, self._end, task, None)
+        elif task.not_before > 0:
+            self._loop.call_later(task.not_before, self._start, task)
+        else:
+            self._start(task)
+
+    def _start(self, task: Task) -> None:
+        action = task.action
+        if action == TEST:
+            self._test(task)
+            return
+        function, takes, is_async = self.table.functions[action]
+        step = self.run.states[task.number]
+        assert isinstance(step, StepState)
+        row = step.node.scope
+        args: tuple[Any, ...] = ()
+        if takes:
+            args = (self._told(step) if row is not None and isinstance(row.spec, Phase) else self._row(),)
+        if step.around is self.progress.detached:
+            ticket = Ticket(step.spec.id, self.progress.step, self._loop.create_future())
+            self._tickets[task.number] = ticket
+            self.tickets.append(ticket)
+        if is_async:
+            self._tasks[task.number] = self._loop.create_task(self._run(task, function, args))
+            return
+        try:
+            value = function(*args)
+        except Exception as error:  # noqa: BLE001 - whatever user code raises becomes the cell's outcome
+            self._end(task, None, error)
+            return
+        if inspect.isawaitable(value):
+            self._tasks[task.number] = self._loop.create_task(self._await(task, value))
+        else:
+            self._end(task, value)
+
+    def _told(self, step: StepState) -> Cell:
+        """What the cells of the present row are told; one object for all of them."""
+        cell = self._cell
+        if cell is None:
+            progress = self.progress
+            row = progress.row
+            assert row is not None
+            phase = row.node.spec
+            assert isinstance(phase, Phase)
+            cell = self._cell = Cell(
+                phase.id,
+                self._index(phase.id),
+                row.index,
+                progress.entries[phase.id],
+                _view(progress.state),
+                _view(progress.previous),
+                MappingProxyType(row.sight.pending if row.sight is not None else {}),
+            )
+        return cell
+
+    def _row(self) -> Row:
+        progress = self.progress
+        row = progress.row
+        assert row is not None
+        phase = row.node.spec
+        assert isinstance(phase, Phase)
+        return Row(
+            phase.policy,
+            phase.id,
+            self._index(phase.id),
+            row.index,
+            progress.entries[phase.id],
+            _view(progress.state),
+            _view(progress.previous),
+            MappingProxyType(pending_of(self.run, progress)),
+        )
+
+    def _index(self, phase: str) -> int:
+        spec = self.block.node.spec
+        phases: list[Phase] = getattr(spec, "phases", [])
+        return next((number for number, known in enumerate(phases) if known.id == phase), -1)
+
+    def _test(self, task: Task) -> None:
+        args = task.call.args
+        try:
+            found = holds(parsed(value_of(args["text"])), lookup_in(value_of(args["values"])))
+        except Exception as error:  # noqa: BLE001 - an expression over objects that are no JSON may raise anything
+            self._end(task, None, error)
+            return
+        self._end(task, found)
+
+    # -- what happened -------------------------------------------------------------------------------------------
+
+    async def _run(self, task: Task, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        try:
+            if task.call.timeout is None:
+                value = await function(*args)
+            else:
+                async with asyncio.timeout(task.call.timeout):
+                    value = await function(*args)
+        except asyncio.CancelledError as error:
+            self._end(task, None, error)
+        except Exception as error:  # noqa: BLE001 - as in _begin
+            self._end(task, None, error)
+        else:
+            self._end(task, value)
+
+    async def _await(self, task: Task, value: Any) -> None:
+        async def run() -> Any:
+            return await value
+
+        await self._run(task, run, ())
+
+    def _end(self, task: Task, value: Any, error: BaseException | None = None) -> None:
+        number = task.number
+        self._tasks.pop(number, None)
+        patch: Mapping[str, Any] = {}
+        if kind_of(value) is Patch:
+            value, patch = value.value, value.state
+        ticket = self._tickets.get(number)
+        if ticket is not None and patch and error is None:
+            error = TypeError(f"the detached cell {ticket.lane!r} cannot return state patch: nobody waits for it")
+        if error is None:
+            outcome = Outcome(
+                number=number,
+                generation=task.generation,
+                attempt=task.attempt,
+                result=held(value),
+                patch={name: held(item) for name, item in patch.items()} if patch else {},
+            )
+        else:
+            outcome = self._failed(task, error)
+        if ticket is not None:
+            ticket.settle(value, error)
+        self._ended.append((outcome, ""))
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def _failed(self, task: Task, error: BaseException) -> Outcome:
+        if isinstance(error, asyncio.CancelledError):
+            return Outcome(number=task.number, generation=task.generation, attempt=task.attempt, status="cancelled")
+        self.errors[task.number] = error
+        failure = Failure(code=getattr(error, "code", "error"), message=str(error), type=type(error).__name__)
+        return Outcome(
+            number=task.number, generation=task.generation, attempt=task.attempt, status="failed", failure=failure
+        )
+
+
+def _view(values: Mapping[str, Arg]) -> Mapping[str, Any]:
+    """Values by name, which nobody can change."""
+    return MappingProxyType({name: value_of(arg) for name, arg in values.items()})

@@ -1,0 +1,169 @@
+"""Checks of blocks that open their content while the run goes on: policies, rules, branches, expressions, places."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from treadle.core.addresses import check_id
+from treadle.core.blocks import has_policies, rules_of, slots_of
+from treadle.core.expressions import parse
+from treadle.core.plan import (
+    Block,
+    Choose,
+    Gather,
+    Holds,
+    Index,
+    Item,
+    LaneValue,
+    ListOf,
+    MapOf,
+    Phase,
+    PhaseInfo,
+    Phases,
+    Predicate,
+    Rule,
+    StateValue,
+)
+from treadle.errors import DefinitionError, DuplicateStepError
+
+Found = Iterator[DefinitionError]
+# How errors call the block.
+Called = str
+
+
+def mistakes_of(block: Block, called: Called, gathers: int, in_phases: bool) -> Found:
+    """What is wrong with a block by itself.
+
+    `called` are the words for it; `gathers` and `in_phases` say how many gathers, and whether a Phases block, are
+    around it.
+    """
+    if isinstance(block, Phases):
+        yield from _phases(block, called)
+    elif isinstance(block, Choose):
+        yield from _choose(block, called)
+    elif isinstance(block, Gather):
+        if not block.body.blocks:
+            yield DefinitionError(f"{called}: its body holds no steps")
+        if block.limit < 0:
+            yield DefinitionError(f"{called}: limit={block.limit}; give how many items may be under way, 0 for any")
+    for slot in slots_of(block):
+        yield from slot_mistakes(slot, called, gathers, in_phases or isinstance(block, Phases))
+
+
+def slot_mistakes(slot: object, called: Called, gathers: int, in_phases: bool) -> Found:
+    """What is wrong with a slot at its place."""
+    if isinstance(slot, Item | Index) and slot.level >= gathers:
+        yield DefinitionError(f"{called} takes the item of a gather, but it lies in {gathers or 'no'} gather")
+    elif isinstance(slot, StateValue | LaneValue | PhaseInfo) and not in_phases:
+        yield DefinitionError(f"{called} reads the state of a Phases block, but lies in none")
+    elif isinstance(slot, Holds):
+        yield from _expression(slot.text, called)
+        for inner in slot.slots.values():
+            yield from slot_mistakes(inner, called, gathers, in_phases)
+    elif isinstance(slot, ListOf):
+        for inner in slot.items:
+            yield from slot_mistakes(inner, called, gathers, in_phases)
+    elif isinstance(slot, MapOf | Predicate):
+        for inner in (slot.items if isinstance(slot, MapOf) else slot.slots).values():
+            yield from slot_mistakes(inner, called, gathers, in_phases)
+
+
+def _expression(text: str, called: Called) -> Found:
+    try:
+        parse(text)
+    except DefinitionError as error:
+        yield DefinitionError(f"{called}: {error}")
+
+
+def _ids(ids: Iterable[str], what: str, called: Called) -> Found:
+    seen: set[str] = set()
+    for id_ in ids:
+        try:
+            check_id(id_, f"{what} id")
+        except DefinitionError as error:
+            yield DefinitionError(f"{called}: {error}")
+        if id_ in seen:
+            yield DuplicateStepError(f"{called}: two {what}s have the id {id_!r}")
+        seen.add(id_)
+
+
+def _choose(block: Choose, called: Called) -> Found:
+    yield from _ids((branch.id for branch in block.branches), "branch", called)
+    if not block.branches:
+        yield DefinitionError(f"{called} has no branches")
+    for branch in block.branches[:-1]:
+        if branch.when is None:
+            yield DefinitionError(f"{called}: branch {branch.id!r} has no condition, so it is the else; put it last")
+
+
+# -- phases ----------------------------------------------------------------------------------------------------------
+
+
+def _phases(block: Phases, called: Called) -> Found:
+    yield from _ids((phase.id for phase in (*block.phases, *block.compensations)), "phase", called)
+    if not block.phases:
+        yield DefinitionError(f"{called}: phases are required")
+    if block.step_limit < 1:
+        yield DefinitionError(f"{called}: step_limit={block.step_limit}; at least one row must be allowed")
+    ids = [phase.id for phase in block.phases]
+    if block.start and block.start not in ids:
+        yield DefinitionError(f"{called}: start={block.start!r} is not among its phases: {_listed(ids)}")
+    for phase in (*block.phases, *block.compensations):
+        yield from _phase(phase, block, called)
+    yield from _policies(block, ids, called)
+
+
+def _phase(phase: Phase, block: Phases, called: Called) -> Found:
+    lanes = [cell.id for cell in phase.blocks]
+    for lane in phase.detached:
+        if lane not in lanes:
+            yield DefinitionError(f"{called}: phase {phase.id!r} has no lane {lane!r} to detach: {_listed(lanes)}")
+    known = [other.id for other in block.compensations]
+    if phase.compensate and phase.compensate not in known:
+        yield DefinitionError(
+            f"{called}: phase {phase.id!r} is compensated by {phase.compensate!r}, which is not there: {_listed(known)}"
+        )
+
+
+def _policies(block: Phases, ids: list[str], called: Called) -> Found:
+    if not has_policies(block):
+        return
+    for phase in block.phases:
+        if not phase.policy:
+            yield DefinitionError(f"{called}: phase {phase.id!r} needs a transition policy, since others have one")
+        elif phase.policy not in block.policies:
+            known = _listed(list(block.policies))
+            yield DefinitionError(
+                f"{called}: phase {phase.id!r} names policy {phase.policy!r}, not registered: {known}"
+            )
+    for name, rules in block.policies.items():
+        if not rules and block.otherwise is None:
+            yield DefinitionError(f"{called}: policy {name!r} has no rules")
+        yield from _ids((rule.id for rule in rules), f"policy {name!r} rule", called)
+    for rule in rules_of(block):
+        yield from _target(rule, block, ids, called)
+
+
+def _target(rule: Rule, block: Phases, ids: list[str], called: Called) -> Found:
+    """Literal targets are checked before anything runs."""
+    words = f"{called}: rule {rule.id!r}"
+    if rule.move not in ("jump", "loop_back"):
+        if rule.target:
+            yield DefinitionError(f"{words} has a target, but {rule.move} needs none")
+        return
+    if not rule.target:
+        yield DefinitionError(f"{words}: {rule.move} requires a target phase")
+    elif rule.target not in ids:
+        yield DefinitionError(f"{words}: target {rule.target!r} is not among the phases: {_listed(ids)}")
+    elif rule.move == "loop_back":
+        for phase in block.phases:
+            uses = rule is block.otherwise or rule in block.policies.get(phase.policy, ())
+            if uses and ids.index(rule.target) >= ids.index(phase.id):
+                yield DefinitionError(
+                    f"{words}: loop_back to {rule.target!r} must be earlier than current phase {phase.id!r}; "
+                    "jump may go anywhere"
+                )
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(map(repr, names)) if names else "there are none"

@@ -1,0 +1,378 @@
+"""Part of `apply`: the events by which a block opens its content, asks, decides, or stops what it does not need."""
+
+from __future__ import annotations
+
+from heapq import heappush
+from typing import TypeVar
+
+from treadle.core import events as ev
+from treadle.core.addresses import child, encode_id
+from treadle.core.blocks import AnyBody
+from treadle.core.counts import allowed_scope_status, retire, scope_at
+from treadle.core.graph import Node, link, link_output, place
+from treadle.core.plan import (
+    Block,
+    Body,
+    Choose,
+    Condition,
+    Gather,
+    Given,
+    Holds,
+    MapOf,
+    Phase,
+    Phases,
+    Predicate,
+    Slot,
+    Step,
+)
+from treadle.core.progress import ChooseProgress, GatherProgress, PhasesProgress, Sight
+from treadle.core.resolve import handle_of, known_items, lane_of, pending_of, resolve
+from treadle.core.state import NodeState, RunState, ScopeState, StepState, settled
+from treadle.core.tables import SUCCEEDED
+from treadle.errors import InternalError
+
+# Built-in actions that evaluate what the kernel cannot see.
+ITEMS = "treadle:items"
+TEST = "treadle:test"
+# Tells whether a value that is not at hand is true.
+TRUTH = "treadle:truth"
+PAUSE = "treadle:pass"
+
+
+_Kind = TypeVar("_Kind", PhasesProgress, GatherProgress, ChooseProgress)
+
+
+def _block(run: RunState, at: str, kind: type[_Kind], event: str) -> tuple[ScopeState, _Kind]:
+    """The open block of an event, with its progress."""
+    scope = scope_at(run, at)
+    allowed_scope_status(scope, event)
+    progress = scope.block
+    if progress is None or not isinstance(progress, kind) or scope.gated:
+        raise InternalError(f"scope {at!r} is another block, or not open yet: {event} is not allowed")
+    return scope, progress
+
+
+def base_of(scope: ScopeState) -> str:
+    """The address that the content of a block lies under: its own, with the entry from the second on."""
+    assert scope.block is not None
+    entry = scope.block.entry
+    return scope.node.address if entry == 1 else f"{scope.node.address}#{entry}"
+
+
+def row_address(block: ScopeState, phase: str, entry: int) -> str:
+    """The address of a phase's n-th entry."""
+    segment = encode_id(phase)
+    return child(base_of(block), segment if entry == 1 else f"{segment}#{entry}")
+
+
+def iteration_address(block: ScopeState, index: int) -> str:
+    """The address of an item's body."""
+    return f"{base_of(block)}[{index}]"
+
+
+def branch_address(block: ScopeState, branch: str) -> str:
+    """The address of a branch."""
+    return child(base_of(block), encode_id(branch))
+
+
+def _open(run: RunState, block: ScopeState, address: str, segment: str, body: AnyBody) -> ScopeState:
+    """Make a body's scope and all that lies in it."""
+    node = run.new(address, block.node, body)
+    node.constants = block.node.constants
+    run.enter(block.node, segment, node)
+    scope = run.states[node.number]
+    assert isinstance(scope, ScopeState)
+    block.unsettled += 1
+    return scope
+
+
+def _fill(run: RunState, scope: ScopeState, blocks: list[Block], apart: ScopeState | None = None) -> None:
+    """Place and link a body's blocks; what waits for nothing goes to the frontier. Detached cells lie `apart`."""
+    states = run.states
+    nodes = place(blocks, scope.node, scope.node.constants, run)
+    is_iteration = isinstance(scope.node.spec, Body)
+    first = scope.node.number
+    if apart is not None:
+        _detach(run, scope, nodes, apart)
+    refs: dict[Node, dict[str, int]] = {}
+    for node in nodes:
+        state = states[node.number]
+        state.around.unsettled += 1
+        assert node.scope is not None
+        link(node, run, refs.setdefault(node.scope, {}))
+        run.undoes = run.undoes or node.undoable
+        if is_iteration:
+            # What it takes from outside was there before the gather began.
+            node.needs = tuple(edge for edge in node.needs if edge[0] > first)
+        for upstream, flags in node.needs:
+            above = states[upstream]
+            if above.more is None:
+                above.more = []
+            above.more.append((node.number, flags))
+        if isinstance(state, ScopeState):
+            state.gated = bool(node.needs) or state.around.gated
+    for node in nodes:
+        state = states[node.number]
+        if node.needs or state.around.gated:
+            run.recount(state)
+        else:
+            heappush(run.frontier, node.number)
+    if scope.unsettled == 0:
+        heappush(run.frontier, first)
+
+
+# -- phases ----------------------------------------------------------------------------------------------------------
+
+
+def row_opened(run: RunState, event: ev.RowOpened) -> None:
+    """Enter a phase: a new row with its cells."""
+    block, progress = _block(run, event.at, PhasesProgress, "row_opened")
+    spec = block.node.spec
+    assert isinstance(spec, Phases)
+    phase = progress.phases[event.phase][0]
+    if progress.step < 0:
+        progress.state = {name: resolve(run, block.node, slot) for name, slot in spec.state.items()}
+    for left in (progress.row, progress.asking):
+        if left is not None:
+            retire(block, left)
+    progress.attempts = progress.attempts + 1 if event.again else 0
+    progress.background = [cell for cell in progress.background if not settled(cell)]
+    progress.step = event.step
+    progress.entries[event.phase] = event.entry
+    progress.decision, progress.rule, progress.asking = None, -1, None
+    progress.patches = {}
+    named = f"{encode_id(event.phase)}#{event.entry}"
+    row = _open(run, block, row_address(block, event.phase, event.entry), named, phase)
+    row.index = event.step
+    row.sight = Sight(event.entry, progress.state, progress.previous, pending_of(run, progress))
+    progress.row = row
+    _fill(run, row, phase.blocks, _outside(run, block, progress) if phase.detached else None)
+
+
+def _outside(run: RunState, block: ScopeState, progress: PhasesProgress) -> ScopeState:
+    """Where the detached cells of a block lie: in a scope of their own that nobody waits for."""
+    outside = progress.detached
+    if outside is None:
+        node = run.new(child(base_of(block), "~detached"), block.node, None)
+        outside = run.states[node.number] = ScopeState(node, None)
+        outside.wakes = block.node.number
+        progress.detached = outside
+    return outside
+
+
+def _detach(run: RunState, row: ScopeState, nodes: list[Node], outside: ScopeState) -> None:
+    """Take the detached cells out of what the row counts."""
+    phase, progress = row.node.spec, row.around.block
+    assert isinstance(phase, Phase)
+    assert isinstance(progress, PhasesProgress)
+    for node in nodes:
+        if node.scope is row.node and lane_of(node.spec) in phase.detached:
+            state = run.states[node.number]
+            state.around = outside
+            run.enter(outside.node, node.address, node)
+            progress.background.append(state)
+
+
+def row_settled(run: RunState, row: ScopeState) -> None:
+    """The barrier: patches of a row that succeeded become state, the values of its cells are handed on."""
+    block = row.around
+    progress = block.block
+    if row.status != SUCCEEDED or not isinstance(progress, PhasesProgress) or progress.row is not row:
+        return
+    phase = row.node.spec
+    assert isinstance(phase, Phase)
+    assert row.sight is not None
+    # From what the row saw: it may come to its barrier again, when a cell that it did without is retried.
+    state = dict(row.sight.state)
+    writers: dict[str, int] = {}
+    for number in sorted(progress.patches):
+        for name, value in progress.patches[number].items():
+            writers[name] = writers.get(name, 0) + 1
+            state[name] = value
+    progress.state = state
+    progress.overwritten = [name for name, count in writers.items() if count > 1]
+    progress.previous = {}
+    for cell in phase.blocks:
+        node = run.find(row.node, encode_id(cell.id))
+        if node is not None and cell.id not in phase.detached:
+            found = run.states[node.number]
+            if found.status == SUCCEEDED:
+                progress.previous[cell.id] = found.result
+    # From now on the phase's name means this entry to the rows that follow.
+    run.enter(block.node, encode_id(phase.id), row.node)
+
+
+def conflicts(progress: PhasesProgress) -> list[str]:
+    """Variables that several cells of the present row set."""
+    writers: dict[str, int] = {}
+    for patch in progress.patches.values():
+        for name in patch:
+            writers[name] = writers.get(name, 0) + 1
+    return [name for name, count in writers.items() if count > 1]
+
+
+def decision_made(run: RunState, event: ev.DecisionMade) -> None:
+    """Enter what follows the present row."""
+    block, progress = _block(run, event.at, PhasesProgress, "decision_made")
+    progress.decision = event
+    heappush(run.frontier, block.node.number)
+
+
+# -- gather and choose -----------------------------------------------------------------------------------------------
+
+
+def iterations_opened(run: RunState, event: ev.IterationsOpened) -> None:
+    """Open the bodies of some more items."""
+    block, progress = _block(run, event.at, GatherProgress, "iterations_opened")
+    spec = block.node.spec
+    assert isinstance(spec, Gather)
+    if event.start != progress.opened:
+        raise InternalError(f"gather {event.at!r} has {progress.opened} items open, not {event.start}")
+    if progress.items is None:
+        progress.set_items(known_items(resolve(run, block.node, spec.items)) or [])
+    base = base_of(block)
+    body = spec.body
+    for index in range(event.start, event.start + event.count):
+        scope = _open(run, block, f"{base}[{index}]", f"[{index}]", body)
+        scope.index = index
+        progress.results.append(ev.NULL)
+        _fill(run, scope, body.blocks)
+        link_output(scope.node, body.output, run)
+    progress.opened += event.count
+    progress.live += event.count
+    if progress.count == 0:
+        heappush(run.frontier, block.node.number)
+
+
+def iteration_settled(scope: ScopeState, progress: GatherProgress) -> None:
+    """Keep an iteration's value."""
+    progress.live -= 1
+    if scope.status == SUCCEEDED:
+        progress.results[scope.index] = scope.result
+        if progress.first and progress.winner < 0:
+            progress.winner = scope.index
+
+
+def branch_chosen(run: RunState, event: ev.BranchChosen) -> None:
+    """Open the branch of a choose."""
+    block, progress = _block(run, event.at, ChooseProgress, "branch_chosen")
+    spec = block.node.spec
+    assert isinstance(spec, Choose)
+    progress.branch = event.branch
+    if not event.branch:
+        heappush(run.frontier, block.node.number)
+        return
+    body = next(branch for branch in spec.branches if branch.id == event.branch)
+    scope = progress.scope = _open(run, block, branch_address(block, body.id), encode_id(body.id), body)
+    _fill(run, scope, body.blocks)
+    link_output(scope.node, body.output, run)
+
+
+def settled_inside(run: RunState, scope: ScopeState) -> None:
+    """A row, iteration or branch has its outcome: the block around takes note."""
+    spec = scope.node.spec
+    if isinstance(spec, Phase):
+        row_settled(run, scope)
+    elif isinstance(spec, Body):
+        progress = scope.around.block
+        assert isinstance(progress, GatherProgress)
+        iteration_settled(scope, progress)
+
+
+# -- questions -------------------------------------------------------------------------------------------------------
+
+
+def scope_asked(run: RunState, event: ev.ScopeAsked) -> None:
+    """Make the step that finds out for a block what the kernel cannot see."""
+    scope = scope_at(run, event.at)
+    allowed_scope_status(scope, "scope_asked")
+    progress = scope.block
+    if progress is None or scope.gated or (progress.asking is not None and not settled(progress.asking)):
+        raise InternalError(f"scope {event.at!r} may ask nothing now: scope_asked is not allowed")
+    if progress.asking is not None:
+        retire(scope, progress.asking)
+    segment = f"~{event.what}" if event.number == 1 else f"~{event.what}#{event.number}"
+    node = run.new(child(base_of(scope), segment), scope.node, question(scope, event))
+    node.constants, node.refs = scope.node.constants, scope.node.refs
+    run.enter(scope.node, segment, node)
+    step = run.states[node.number]
+    assert isinstance(step, StepState)
+    scope.unsettled += 1
+    progress.asking = step
+    progress.asked = event.number
+    if isinstance(progress, PhasesProgress):
+        progress.rule = event.index
+    elif isinstance(progress, ChooseProgress):
+        progress.tried = event.index
+    heappush(run.frontier, node.number)
+
+
+def question(scope: ScopeState, event: ev.ScopeAsked) -> Step:
+    """The step that answers a block's question."""
+    spec = scope.node.spec
+    name = f"~{event.what}"
+    if event.what == "wait":
+        return Step(id=name, action=PAUSE, delay=event.delay)
+    if event.what == "items":
+        assert isinstance(spec, Gather)
+        return Step(id=name, action=ITEMS, slots={"items": spec.items})
+    condition = condition_at(scope, event.index)
+    assert condition is not None
+    action, slots = asking(condition)
+    return Step(id=name, action=action, slots=slots)
+
+
+def condition_at(scope: ScopeState, index: int) -> Condition | None:
+    """The condition of a block's n-th branch, or of the n-th rule that may follow its present row."""
+    spec = scope.node.spec
+    if isinstance(spec, Choose):
+        return spec.branches[index].when
+    progress = scope.block
+    assert isinstance(spec, Phases)
+    assert isinstance(progress, PhasesProgress)
+    assert progress.row is not None
+    phase = progress.row.node.spec
+    assert isinstance(phase, Phase)
+    return spec.policies[phase.policy][index].when
+
+
+def asking(condition: Condition) -> tuple[str, dict[str, Slot]]:
+    """The action that evaluates a condition, and its slots."""
+    if isinstance(condition, Predicate):
+        return condition.name, condition.slots
+    if isinstance(condition, Holds):
+        return TEST, {"text": Given(handle_of(condition.text)), "values": MapOf(condition.slots, partial=True)}
+    return TRUTH, {"value": condition}
+
+
+# -- stopping --------------------------------------------------------------------------------------------------------
+
+
+def scope_stopped(run: RunState, event: ev.ScopeStopped) -> None:
+    """Let all that lives in a scope be cancelled."""
+    scope = scope_at(run, event.at)
+    allowed_scope_status(scope, "scope_stopped")
+    _stop(run, scope, event.reason)
+    heappush(run.frontier, scope.wakes)
+
+
+def _stop(run: RunState, scope: ScopeState, reason: str) -> None:
+    scope.stopping = reason
+    for state in _inside(run, scope):
+        if isinstance(state, StepState) and (own := run.own.get(state.node.number)) is not None and not settled(own):
+            _stop(run, own, "cancelled")
+        if not settled(state):
+            heappush(run.frontier, state.node.number)
+            if isinstance(state, ScopeState):
+                _stop(run, state, "cancelled")
+    progress = scope.block
+    if isinstance(progress, PhasesProgress) and progress.detached is not None:
+        _stop(run, progress.detached, "cancelled")
+
+
+def _inside(run: RunState, scope: ScopeState) -> list[NodeState]:
+    """What lies in a scope. Detached cells have their names in their rows and lie apart."""
+    around = run.states[scope.node.scope.number] if scope.node.scope is not None else None
+    if isinstance(around, ScopeState) and isinstance(around.block, PhasesProgress) and around.block.detached is scope:
+        return list(around.block.background)
+    return run.content(scope)

@@ -1,0 +1,188 @@
+"""How far the blocks have come that open their content while the run goes on. Part of a run's state.
+
+Changed by `apply` only; `phases`, `gathers` and `choices` read it to decide what follows.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from treadle.core.addresses import encode_id
+from treadle.core.blocks import has_policies
+from treadle.core.events import NULL, Arg, ArgList, DecisionMade, Handle, Items, Pick
+from treadle.core.plan import Choose, Gather, Opening, Phase, Phases
+
+if TYPE_CHECKING:
+    from treadle.core.state import NodeState, ScopeState, StepState
+
+
+class Sight(NamedTuple):
+    """What the cells of a row see of their block, as it was when the row began."""
+
+    entry: int
+    state: dict[str, Arg]
+    # Lane values of the row that was executed before.
+    previous: dict[str, Arg]
+    # Detached cells of earlier rows that had not ended, by lane.
+    pending: dict[str, int]
+
+
+class Row(NamedTuple):
+    """A phase as the rows of a block need it: its place in the order (-1: none), and what follows when it advances."""
+
+    phase: Phase
+    segment: str
+    position: int
+    # The id of the next phase, "" after the last.
+    following: str
+
+
+def rows_of(spec: Phases) -> dict[str, Row]:
+    """The phases of a block by id."""
+    ids = [phase.id for phase in spec.phases]
+    following = dict(zip(ids, [*ids[1:], ""], strict=True))
+    places = {id_: index for index, id_ in enumerate(ids)}
+    return {
+        phase.id: Row(phase, encode_id(phase.id), places.get(phase.id, -1), following.get(phase.id, ""))
+        for phase in (*spec.phases, *spec.compensations)
+    }
+
+
+class PhasesProgress:
+    """The rows of a Phases block."""
+
+    __slots__ = (
+        "asked",
+        "asking",
+        "attempts",
+        "background",
+        "closed",
+        "decision",
+        "detached",
+        "entries",
+        "entry",
+        "overwritten",
+        "patches",
+        "phases",
+        "previous",
+        "row",
+        "rule",
+        "ruled",
+        "state",
+        "step",
+    )
+
+    def __init__(self, spec: Phases, entry: int) -> None:
+        self.phases = rows_of(spec)
+        # Whether rules decide what follows a row.
+        self.ruled = has_policies(spec)
+        # The number of the present row, from 0; -1 before the first.
+        self.step = -1
+        self.row: ScopeState | None = None
+        # Phase -> how often it was entered.
+        self.entries: dict[str, int] = {}
+        # Failed entries of the present phase since it was last moved to.
+        self.attempts = 0
+        # Replaced, never changed: who took it keeps what it saw.
+        self.state: dict[str, Arg] = {}
+        # Lane values of the row that was executed before.
+        self.previous: dict[str, Arg] = {}
+        # What steps of the present row want to set, by their numbers; variables that two of the last row had set.
+        self.patches: dict[int, dict[str, Handle]] = {}
+        self.overwritten: list[str] = []
+        # What follows the present row, once that is decided; the rule that was asked for last.
+        self.decision: DecisionMade | None = None
+        self.rule = -1
+        # The last evaluation or pause that the block asked for, and their number.
+        self.asking: StepState | None = None
+        self.asked = 0
+        self.entry = entry
+        # Detached cells that may not have ended, and where they lie.
+        self.background: list[NodeState] = []
+        self.detached: ScopeState | None = None
+        # Where rows and questions lie that the block has left behind (see `counts.retire`).
+        self.closed: ScopeState | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is content of this entry."""
+        return self.row is not None
+
+
+class GatherProgress:
+    """The iterations of a gather."""
+
+    __slots__ = ("asked", "asking", "closed", "count", "entry", "first", "items", "live", "opened", "results", "winner")
+
+    def __init__(self, entry: int, *, first: bool) -> None:
+        # Whether the first success is the value of all.
+        self.first = first
+        # The items as a list of arguments, or as chunks of stored values; None while they are not known.
+        self.items: list[Arg] | Items | None = None
+        self.count = 0
+        self.opened = 0
+        self.live = 0
+        self.results: list[Arg] = []
+        # The iteration that succeeded first, where that is asked for.
+        self.winner = -1
+        self.asking: StepState | None = None
+        self.asked = 0
+        self.entry = entry
+        self.closed: ScopeState | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is content of this entry."""
+        return self.items is not None or self.asking is not None
+
+    def item(self, index: int) -> Arg:
+        """The argument of one item."""
+        if isinstance(self.items, Items):
+            chunk, place = divmod(index, self.items.size)
+            return Pick(self.items.chunks[chunk], (place,))
+        assert self.items is not None
+        return self.items[index]
+
+    def set_items(self, items: list[Arg] | Items) -> None:
+        """Enter the items."""
+        self.items = items
+        self.count = items.count if isinstance(items, Items) else len(items)
+
+    def value(self) -> Arg:
+        """The value of a gather that succeeded."""
+        if self.first:
+            # Where all were skipped by conditions, none of them won.
+            return self.results[self.winner] if self.winner >= 0 else NULL
+        return ArgList(self.results.copy())
+
+
+class ChooseProgress:
+    """The branch of a choose."""
+
+    __slots__ = ("asked", "asking", "branch", "closed", "entry", "scope", "tried")
+
+    def __init__(self, entry: int) -> None:
+        # The branch that was chosen ("": none of them); None while that is open.
+        self.branch: str | None = None
+        self.scope: ScopeState | None = None
+        # How many branches were found not to hold.
+        self.tried = 0
+        self.asking: StepState | None = None
+        self.asked = 0
+        self.entry = entry
+        self.closed: ScopeState | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is content of this entry."""
+        return self.branch is not None or self.asking is not None
+
+
+Progress = PhasesProgress | GatherProgress | ChooseProgress
+
+
+def new_progress(spec: Opening, entry: int = 1) -> Progress:
+    """The progress of a block's n-th entry, which has opened nothing yet."""
+    if isinstance(spec, Gather):
+        return GatherProgress(entry, first=spec.mode == "first")
+    return ChooseProgress(entry) if isinstance(spec, Choose) else PhasesProgress(spec, entry)

@@ -1,0 +1,56 @@
+"""The built-in actions: what the kernel asks workers for, since it does not see values that do not ride in events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from treadle.authoring.registry import Definition, Registry
+from treadle.core.expressions import holds, lookup_in, parse
+from treadle.core.opened import ITEMS, PAUSE, TEST, TRUTH
+
+
+class Listed:
+    """The items of a gather, found by `items`: the worker stores them in chunks."""
+
+    __slots__ = ("items",)
+
+    def __init__(self, items: list[Any]) -> None:
+        self.items = items
+
+
+async def truth(value: Any) -> bool:
+    """The value itself; it must be a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"the condition's value is a {type(value).__name__}, not a bool")
+    return value
+
+
+async def test(text: str, values: dict[str, Any]) -> bool:
+    """Whether an expression holds for the values of its roots."""
+    return holds(parse(text), lookup_in(values))
+
+
+async def items(items: Any) -> Any:
+    """The items of a list or tuple."""
+    if not isinstance(items, list | tuple):
+        raise TypeError(f"a gather goes over a list, not over a {type(items).__name__}; make a list of it in a step")
+    return Listed([*items])
+
+
+async def pause() -> None:
+    """Nothing: the task's own start time is the timer."""
+
+
+_STEPS: Final[dict[str, Callable[..., Any]]] = {ITEMS: items, PAUSE: pause}
+_PREDICATES: Final[dict[str, Callable[..., Any]]] = {TRUTH: truth, TEST: test}
+
+
+def with_builtins(registry: Registry) -> Registry:
+    """The registry, with the built-in actions in it."""
+    if registry.find(TRUTH) is None:
+        for name, function in _STEPS.items():
+            registry.add(Definition(function, name=name))
+        for name, function in _PREDICATES.items():
+            registry.add(Definition(function, kind="predicate", name=name))
+    return registry

@@ -1,0 +1,64 @@
+"""What an action's name stands for in a worker: the function, and how its arguments and its result are coded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from treadle.authoring.registry import StepDefinition
+from treadle.authoring.undo import RESULT, STATE, UndoDefinition
+from treadle.errors import DecodeError
+from treadle.runtime.middleware import Middleware, around
+
+
+def _nothing(_result: object) -> str:
+    return "null"
+
+
+def _decoded_or_none(decode: Callable[[str], Any], text: str) -> Any:
+    return None if text == "null" else decode(text)
+
+
+def _with_defaults(invoke: Callable[[dict[str, Any]], Any], defaults: dict[str, Any], values: dict[str, Any]) -> Any:
+    return invoke({**defaults, **values})
+
+
+class Callee:
+    """What an action's name stands for here, looked up once."""
+
+    decoders: dict[str, Callable[[str], Any]]
+    encode: Callable[[Any], str]
+    __slots__ = ("action", "adapters", "decoders", "encode", "invoke", "middleware", "picks")
+
+    def __init__(self, action: str, definition: StepDefinition, middleware: Sequence[Middleware]) -> None:
+        self.action = action
+        self.adapters = {name: parameter.adapter for name, parameter in definition.parameters.items()}
+        self.decoders = {name: adapter.decode for name, adapter in self.adapters.items()}
+        self.invoke = definition.invoke
+        # The question of a condition is no attempt of a step.
+        self.middleware = middleware if definition.kind == "step" else ()
+        if self.middleware and definition.is_async:
+            self.invoke = around(definition.invoke, self.middleware)
+        self.encode = definition.result.encode
+        # Whether it takes only some of the arguments it is offered.
+        self.picks = isinstance(definition, UndoDefinition)
+        if isinstance(definition, UndoDefinition):
+            self._be_undo(definition)
+
+    def _be_undo(self, definition: UndoDefinition) -> None:
+        """Take the step's defaults for what its plan left out; what an undo returns is of no use to anybody.
+
+        A step that did not succeed has no result, whatever type it is declared to have.
+        """
+        for name in (STATE, RESULT):
+            if (decode := self.decoders.get(name)) is not None:
+                self.decoders[name] = partial(_decoded_or_none, decode)
+        if definition.kind == "undo":
+            self.encode = _nothing
+        if defaults := definition.defaults:
+            self.invoke = partial(_with_defaults, definition.invoke, defaults)
+
+    def unknown(self, name: str) -> DecodeError:
+        """The error of an argument that the function does not take."""
+        return DecodeError(f"step {self.action!r} has no parameter {name!r}; its signature has changed")

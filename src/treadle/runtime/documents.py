@@ -1,0 +1,111 @@
+"""Documents on disk: who wrote them, and files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+from treadle.authoring import documents
+from treadle.authoring.builder import Planned
+from treadle.authoring.documents import Form, dump_document, read_document
+from treadle.authoring.registry import Registry, default_registry
+from treadle.core.documents import Document, Platform, Provenance, moment
+from treadle.errors import DocumentError
+from treadle.ports import Clock
+from treadle.runtime.clock import RandomIds, SystemClock
+
+SUFFIXES: Final[dict[str, Form]] = {".json": "json", ".yaml": "yaml", ".yml": "yaml"}
+
+
+def provenance(
+    clock: Clock, names: Iterable[str], registry: Registry, context: Mapping[str, str] | None = None
+) -> Provenance:
+    """Who writes a document here and now; `names` are the functions that it calls."""
+    # Slow to import, and a program that writes no document needs neither.
+    import platform
+    from importlib.metadata import version
+
+    return Provenance(
+        tool="treadle",
+        version=version("treadle"),
+        created_at=moment(clock.now()),
+        platform=Platform(os=platform.system(), arch=platform.machine(), python=platform.python_version()),
+        context=dict(context or {}),
+        code=dict(documents.code_of(names, registry)),
+    )
+
+
+def plan_document(
+    planned: Planned, *, context: Mapping[str, str] | None = None, registry: Registry | None = None
+) -> Document:
+    """The document of a plan, sealed by its hash.
+
+    `context` is noted in its provenance (a commit, a target), with hashes of the source texts of the plan's functions.
+    """
+    known = registry if registry is not None else default_registry
+    written = provenance(SystemClock(), documents.action_names(planned.plan), known, context)
+    return documents.plan_document(planned, written)
+
+
+def load_document(path: str | os.PathLike[str]) -> Document:
+    """The plan or receipt in a file, JSON or YAML. Nothing that it names is imported or called.
+
+    Raises:
+        DocumentError: there is none, or it is not as it was written; every mistake with its line and column.
+    """
+    return read_document(bytes_of(path), os.fspath(path))
+
+
+def bytes_of(path: str | os.PathLike[str]) -> bytes:
+    """The content of a document's file."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise DocumentError(
+            f"{os.fspath(path)}: cannot be read: {error.strerror or error}", path=os.fspath(path)
+        ) from None
+
+
+def save_document(document: Document, path: str | os.PathLike[str]) -> Path:
+    """Write a document to a file, as YAML if its name ends so, else as JSON.
+
+    Readers see the former file or the whole new one, also after a crash or a power cut.
+    """
+    target = Path(path)
+    write_whole(target, dump_document(document, SUFFIXES.get(target.suffix.lower(), "json")).encode())
+    return target
+
+
+def write_whole(target: Path, data: bytes) -> None:
+    """Replace a file's content in one step that outlives a power cut.
+
+    Raises:
+        DocumentError: the folder does not let it be written.
+    """
+    # Of this call alone, so that two writers do not meet in one file.
+    draft = target.with_name(f".{target.name[:100]}.{RandomIds().key()}.tmp")
+    try:
+        with open(draft, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise DocumentError(f"{target}: cannot be written: {error.strerror or error}", path=str(target)) from None
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable; Windows has no such thing for folders."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
