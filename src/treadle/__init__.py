@@ -15,7 +15,7 @@ from treadle.authoring.decorators import (
     step,
     workflow,
 )
-from treadle.authoring.options import Retry
+from treadle.authoring.options import Poll, Retry
 from treadle.authoring.registry import Registry
 from treadle.connect import connect
 from treadle.errors import (
@@ -82,6 +82,7 @@ __all__ = [
     "Permanent",
     "PlanBuilder",
     "Planned",
+    "Poll",
     "PredicateFunction",
     "Registry",
     "Retry",

@@ -11,10 +11,12 @@ from typing import Any, Final, Generic, ParamSpec, Protocol, Self, TypeVar, Unpa
 from treadle.authoring.bound import UNSET, this_frame
 from treadle.authoring.builder import PlanBuilder, Planned, ask, current_builder, plan_call, raise_all
 from treadle.authoring.drafts import literal
+from treadle.authoring.durations import Duration
 from treadle.authoring.options import (
     NOTHING,
     STATIC_NAMES,
     Chosen,
+    Poll,
     Retry,
     StaticOptions,
     StepOptions,
@@ -52,6 +54,14 @@ class StepFunction(Generic[P, R]):
         made.__dict__.update(self.__dict__)
         made.chosen = choose(self.chosen, given)
         return made
+
+    def wait_until(self, interval: Duration, *, timeout: Duration | None = None) -> Self:
+        """The same function as a probe: it is called again after each `interval` until its value is true.
+
+        The step's result is that value. Between two probes it holds no slot; what the probe raises goes by its
+        retry policy; after `timeout` the step fails with the code `timeout`. Short for `.options(poll=Poll(...))`.
+        """
+        return self.options(poll=Poll(interval, timeout))
 
     @property
     def name(self) -> str:

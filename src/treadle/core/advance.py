@@ -11,10 +11,10 @@ from heapq import heappop, heappush
 
 from treadle.core import events as ev
 from treadle.core.apply import apply
-from treadle.core.commands import Call, Task
+from treadle.core.commands import Call, Polling, Task
 from treadle.core.decision import Decision, Limits
 from treadle.core.events import Arg, Failure
-from treadle.core.plan import Predicate
+from treadle.core.plan import Poll, Predicate
 from treadle.core.resolve import is_inline, resolve_args, resolve_output, truth_of
 from treadle.core.state import (
     BY_CONDITION,
@@ -144,8 +144,13 @@ def due_at(since: float, delay: float) -> float:
 
 def dispatch(run: RunState, decision: Decision, step: StepState, not_before: float) -> None:
     """Ask for the step's next attempt, at `not_before` at the earliest (0: at once)."""
+    poll = step.node.step.poll
     event = ev.StepDispatched(
-        at=step.node.address, attempt=step.attempt + 1, generation=step.generation, not_before=not_before
+        at=step.node.address,
+        attempt=step.attempt + 1,
+        generation=step.generation,
+        not_before=not_before,
+        deadline=deadline_of(run, step, poll, not_before) if poll is not None else 0.0,
     )
     decision.events.append(event)
     apply(run, event)
@@ -166,9 +171,22 @@ def task_of(run: RunState, step: StepState) -> Task:
         spec.queue,
         spec.priority,
         step.not_before,
-        Call(resolve_args(run, node, spec.slots), spec.timeout, "step", spec.placement),
+        Call(resolve_args(run, node, spec.slots), spec.timeout, "step", spec.placement, polling_of(run, step)),
         run.run_id,
     )
+
+
+def deadline_of(run: RunState, step: StepState, poll: Poll, not_before: float) -> float:
+    """When a polled step gives up (0: never): a time after its first attempt since it was opened, and of all others."""
+    if poll.timeout is None:
+        return 0.0
+    return run.deadlines.get(step.node.number) or due_at(max(run.now, not_before), poll.timeout)
+
+
+def polling_of(run: RunState, step: StepState) -> Polling | None:
+    """What the worker has to know of a step that is polled."""
+    poll = step.node.step.poll
+    return None if poll is None else Polling(poll.interval, run.deadlines.get(step.node.number, 0.0))
 
 
 def _condition(run: RunState, decision: Decision, step: StepState) -> Call | None:
@@ -248,6 +266,15 @@ def cancel(run: RunState, decision: Decision, step: StepState) -> None:
     if step.tasked and run.cancelling == "hard":
         decision.interrupts.append(step.node.number)
     decision.settle(run, step, ev.StepCancelled(at=step.node.address, live=step.tasked != 0))
+
+
+def withdraw(run: RunState, decision: Decision) -> None:
+    """Cancel the steps whose attempts this very decision asks for: they are in no store yet that could revoke them."""
+    for task in decision.tasks:
+        step = run.step(task.number)
+        assert step is not None
+        decision.settle(run, step, ev.StepCancelled(at=step.node.address))
+    decision.tasks = []
 
 
 def _cancel_waiting(run: RunState, decision: Decision, bound: int) -> None:

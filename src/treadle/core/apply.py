@@ -166,6 +166,8 @@ def _step_dispatched(run: RunState, event: ev.StepDispatched) -> None:
     step.not_before = event.not_before
     step.attempt = step.tasked = event.attempt
     run.tasks += 1
+    if event.deadline:
+        run.deadlines[step.node.number] = event.deadline
 
 
 def _step_succeeded(run: RunState, event: ev.StepSucceeded) -> None:

@@ -12,6 +12,15 @@ from treadle.core.events import Arg
 from treadle.core.plan import Placement
 
 
+class Polling(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """How an attempt's function is asked again while its value is not true; `probes` tells how often it was not."""
+
+    interval: float
+    # The time from which "not yet" is a failure; 0 is never.
+    deadline: float = 0.0
+    probes: int = 0
+
+
 class Call(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """What a worker needs to execute an attempt, without the run's state."""
 
@@ -20,6 +29,7 @@ class Call(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     # "step", or "condition": an evaluation of a predicate.
     purpose: str = "step"
     placement: Placement | None = None
+    poll: Polling | None = None
 
 
 class Task(msgspec.Struct, gc=False):

@@ -21,7 +21,7 @@ from typing import Any
 
 from treadle.core import events as ev
 from treadle.core import inputs as inp
-from treadle.core.advance import advance, causes_of, root_causes, task_of
+from treadle.core.advance import advance, causes_of, root_causes, task_of, withdraw
 from treadle.core.attempts import DEFAULT_RETRY, add_steps, lost, outcome, revoked
 from treadle.core.commands import Refusal
 from treadle.core.decision import Decision, Limits
@@ -72,6 +72,7 @@ def _operate(run: RunState, decision: Decision, value: Any, cause: str) -> Refus
             # A held run's hold ends with the cancel: nothing of it is claimed any more in any case.
             decision.hold = 0
             decision.revoke = True
+            withdraw(run, decision)
         elif isinstance(event, ev.StepsReopened):
             reopened = [run.at(at) for at in (*event.at, *event.removed)]
             decision.reopen([state.node.number for state in reopened if isinstance(state, StepState)])

@@ -79,12 +79,13 @@ class StepReady(Event, frozen=True, tag="step_ready"):
 
 
 class StepDispatched(Event, frozen=True, tag="step_dispatched"):
-    """An attempt may start, not before `not_before` (0: at once)."""
+    """An attempt may start, not before `not_before` (0: at once); `deadline` is when a step that is polled gives up."""
 
     at: str
     attempt: int = 1
     generation: int = 1
     not_before: float = 0.0
+    deadline: float = 0.0
 
 
 class StepSucceeded(Event, frozen=True, tag="step_succeeded"):

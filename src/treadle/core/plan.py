@@ -92,6 +92,14 @@ class RetryPolicy(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
         return min(raw, self.cap) * (1.0 - self.jitter * fraction)
 
 
+class Poll(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """A step that is asked again until its value is true. In seconds."""
+
+    interval: float
+    # Counted from when it is asked first; None is without end.
+    timeout: float | None = None
+
+
 class Placement(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """Where a step may run: on a named target, with a step's worker, where a step was told to, or here."""
 
@@ -129,6 +137,7 @@ class Step(msgspec.Struct, frozen=True, gc=False, tag="step", tag_field="block",
     annotations: dict[str, str] = {}
     # How many lost attempts (their worker died) fail the step, so that a step that kills its worker ends.
     lost_limit: int = 3
+    poll: Poll | None = None
 
 
 class Group(msgspec.Struct, frozen=True, gc=False, tag="group", tag_field="block", kw_only=True, omit_defaults=True):

@@ -141,6 +141,7 @@ class RunState:
         "cancelling",
         "children",
         "constants",
+        "deadlines",
         "dedup",
         "frontier",
         "graph",
@@ -190,6 +191,8 @@ class RunState:
         self.frontier: list[int] = []
         # Ready steps that wait for room, as a heap of `ready_key`s.
         self.ready: list[int] = []
+        # Step number -> when it stops being polled; fixed by the first dispatch after it was opened.
+        self.deadlines: dict[int, float] = {}
         self.states: list[StepState | ScopeState] = []
         # What steps added, on top of the graph: names, children of scopes, dedup keys, and who added what.
         self.index: dict[str, int] = {}

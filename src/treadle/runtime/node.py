@@ -13,7 +13,7 @@ import msgspec
 
 from treadle.authoring.registry import Registry
 from treadle.core import inputs as inp
-from treadle.core.commands import Refusal, Task
+from treadle.core.commands import Call, Refusal, Task
 from treadle.core.decide import Limits
 from treadle.core.plan import Fragment, Plan, RetryPolicy
 from treadle.errors import (
@@ -29,6 +29,7 @@ from treadle.runtime.engine import Engine, Pending
 from treadle.runtime.failures import DEFAULT_CAP, ErrorText
 from treadle.runtime.hub import Hub
 from treadle.runtime.payloads import Payloads, Row
+from treadle.runtime.probes import Postponer
 from treadle.runtime.requests import request
 from treadle.runtime.slots import ASYNC, THREAD, Slots
 from treadle.runtime.sweeper import Sweeper
@@ -137,7 +138,15 @@ class Node:
             on_queued=self._queued,
             on_interrupt=self._interrupt,
             on_lease_lost=self._lease_lost,
-            is_executing=lambda task: self.worker.knows(task),
+            is_executing=lambda task: self.worker.knows(task) or self.postponer.knows(task),
+        )
+        self.postponer = Postponer(
+            session=self.session,
+            committer=self.committer,
+            engine=self.engine,
+            clock=environment.clock,
+            on_due=self._due_at,
+            spawn=self.spawn,
         )
         self.worker = Worker(
             session=self.session,
@@ -149,6 +158,7 @@ class Node:
             payloads=self.payloads,
             errors=ErrorText(settings.error_bytes),
             finish=self._finished,
+            postpone=self._postponed,
             on_free=self.look_for_tasks,
             steps=self,
         )
@@ -326,6 +336,11 @@ class Node:
 
     def _finished(self, task: Task, outcome: inp.Outcome, rows: list[Row]) -> None:
         self.engine.outcome(task, outcome, rows)
+        if self._hungry:
+            self._claim()
+
+    def _postponed(self, task: Task, call: Call, at: float) -> None:
+        self.postponer.postpone(task, call, at)
         if self._hungry:
             self._claim()
 

@@ -13,6 +13,7 @@ import contextvars
 import inspect
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
+from copy import copy
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -21,7 +22,7 @@ import msgspec
 from treadle.authoring import codec
 from treadle.authoring.context import step_context
 from treadle.authoring.registry import Registry, StepDefinition
-from treadle.core.commands import Task
+from treadle.core.commands import Call, Task
 from treadle.core.events import Handle
 from treadle.core.inputs import Outcome
 from treadle.core.plan import Fragment
@@ -39,6 +40,7 @@ from treadle.errors import (
 from treadle.ports import Clock, Threads
 from treadle.runtime.failures import ErrorText, describe
 from treadle.runtime.payloads import Payloads, Row, assemble, handles_of
+from treadle.runtime.probes import next_probe
 from treadle.runtime.slots import ASYNC, THREAD, Slots
 from treadle.runtime.step_context import RunningStep
 
@@ -46,6 +48,8 @@ T = TypeVar("T")
 # Seconds between tries while the store does not answer.
 RETRY_SECONDS = 0.2
 Finish = Callable[[Task, Outcome, list[Row]], None]
+# A task is to wait until a time, with another call.
+Postpone = Callable[[Task, Call, float], None]
 # Shared by the outcomes without payload rows; never changed.
 _NO_ROWS: list[Row] = []
 
@@ -73,6 +77,13 @@ class Callee:
         self.decoders = {name: adapter.decode for name, adapter in self.adapters.items()}
         self.invoke = definition.invoke
         self.encode = definition.result.encode
+
+    def probing(self) -> Callee:
+        """The same as a probe: while its value is not true, it has no text."""
+        probe = copy(self)
+        encode = self.encode
+        probe.encode = lambda value: encode(value) if value else ""
+        return probe
 
     def unknown(self, name: str) -> DecodeError:
         """The error of an argument that the function does not take."""
@@ -114,6 +125,7 @@ class Worker:
         payloads: Payloads,
         errors: ErrorText,
         finish: Finish,
+        postpone: Postpone,
         on_free: Callable[[], None],
         steps: Steps,
     ) -> None:
@@ -127,6 +139,7 @@ class Worker:
         self.errors = errors
         self.steps = steps
         self._finish = finish
+        self._postpone = postpone
         self._on_free = on_free
         self._loop = asyncio.get_running_loop()
         self._now = clock.now
@@ -187,7 +200,7 @@ class Worker:
     async def _run_async(self, attempt: Attempt) -> None:
         task = attempt.task
         try:
-            callee = self._callee(task.action)
+            callee = self._callee(task)
             values = self._inline(callee, task)
             if values is None:
                 values = await self._fetch(callee, task)
@@ -204,7 +217,7 @@ class Worker:
             return
         self._slot_free(attempt)
         if not attempt.settled:
-            if len(text) <= 1024 and not context.fragments:
+            if text and len(text) <= 1024 and not context.fragments:
                 self._settle(
                     attempt,
                     Outcome(
@@ -225,7 +238,7 @@ class Worker:
     async def _run_in_thread(self, attempt: Attempt) -> None:
         task = attempt.task
         try:
-            callee = self._callee(task.action)
+            callee = self._callee(task)
             values = self._inline(callee, task)
             if values is None:
                 values = await self._fetch(callee, task)
@@ -287,13 +300,14 @@ class Worker:
 
     # -- arguments and results -----------------------------------------------------------------------------------
 
-    def _callee(self, action: str) -> Callee:
+    def _callee(self, task: Task) -> Callee:
+        action = task.action
         # By the definition, not the name: in a notebook a function is defined again under its name.
         definition = self.registry.get(action)
         found = self._callees.get(definition)
         if found is None:
             found = self._callees[definition] = Callee(action, definition)
-        return found
+        return found if task.call.poll is None else found.probing()
 
     def _inline(self, callee: Callee, task: Task) -> dict[str, Any] | None:
         """The decoded arguments if all of them are at hand, else None."""
@@ -332,6 +346,9 @@ class Worker:
         return values
 
     async def _returned(self, attempt: Attempt, text: str) -> None:
+        if not text:
+            self._not_yet(attempt)
+            return
         rows: list[Row] = []
         context = attempt.context
         assert context is not None
@@ -407,14 +424,31 @@ class Worker:
         }
 
     def _settle(self, attempt: Attempt, outcome: Outcome, rows: list[Row]) -> None:
+        self._leave(attempt)
+        self._finish(attempt.task, outcome, rows)
+
+    def _leave(self, attempt: Attempt) -> None:
+        """Let go of an attempt: whatever its code still does no longer counts."""
         attempt.settled = True
         if attempt.timer is not None:
             attempt.timer.cancel()
         task = attempt.task
         self.active.pop((task.run, task.number, task.lease), None)
-        self._finish(task, outcome, rows)
         if not self.active:
             self._idle.set()
+
+    def _not_yet(self, attempt: Attempt) -> None:
+        """The probe's value is not true: the task waits for the next one, or the step's time is up."""
+        task = attempt.task
+        found = next_probe(task, self._now())
+        if found is None:
+            assert task.call.poll is not None
+            text = f"it was not true in time; {task.call.poll.probes + 1} probes were made"
+            failure = self.errors.failure("timeout", text, "TimeoutError")
+            self._settle(attempt, Outcome(**self._base(attempt), status="failed", failure=failure, verdict="final"), [])
+            return
+        self._leave(attempt)
+        self._postpone(task, *found)
 
     def _time_out(self, attempt: Attempt, timeout: float) -> None:
         failure = self.errors.failure("timeout", f"the attempt took longer than {timeout:g} s", "TimeoutError")

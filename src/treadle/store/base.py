@@ -29,6 +29,8 @@ Promises
    it (higher priority, or same and older); otherwise it waits for `claim`. Claims go by priority, then age.
 5. A task is leased to one session at a time. `report` ends a leased task only with its token and puts the
    outcome into the run's inbox in the same transaction; with another token it does nothing and says so.
+   `postpone` lets a leased task wait again, as the youngest of its queue: likewise with its token only, and not
+   after an append has interrupted it or has taken back the waiting tasks of its run. Nothing of it is journaled.
 6. `end`ing tasks by an append frees them with whatever lease they had.
 7. Held runs (`hold` != 0) have no task claimed or handed over. `revoke` in an append takes back all waiting
    tasks of its run and puts one `core.inputs.Revoked` input with their numbers into its inbox (none: no input).
@@ -45,7 +47,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from treadle.core.commands import Task
+from treadle.core.commands import Call, Task
 from treadle.core.events import AnyEvent
 
 FORMAT = 1
@@ -178,6 +180,16 @@ class Report(msgspec.Struct, frozen=True):
     lease: int
     input: InboxInput
     payloads: Sequence[tuple[str, bytes]] = ()
+
+
+class Postponement(msgspec.Struct, frozen=True):
+    """A leased task that is to wait again until `not_before`, with `call` in place of what it has."""
+
+    key: str
+    number: int
+    lease: int
+    not_before: float
+    call: Call
 
 
 class Loaded(msgspec.Struct):
@@ -402,6 +414,10 @@ class Store(Reader, Protocol):
 
     def report(self, session: str, reports: Sequence[Report]) -> list[bool]:
         """End leased tasks, each if its token is live, and put their outcomes into the inboxes."""
+        ...
+
+    def postpone(self, session: str, items: Sequence[Postponement], now: float) -> list[bool]:
+        """Let leased tasks wait again; False for one whose token is not live, or that must not begin anew."""
         ...
 
     def progress(self, session: str, items: Sequence[tuple[str, int, int, str]]) -> None:

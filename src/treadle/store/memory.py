@@ -29,6 +29,7 @@ from treadle.store.base import (
     InboxInput,
     Loaded,
     Offer,
+    Postponement,
     Reader,
     Renewal,
     Report,
@@ -295,6 +296,25 @@ class MemoryStore:
                 answers.append(live)
             return answers
 
+    def postpone(self, session: str, items: Sequence[Postponement], now: float) -> list[bool]:
+        """Let tasks whose token is live wait again."""
+        data = self.data
+        with data.lock:
+            own = self._living(session)
+            answers: list[bool] = []
+            for item in items:
+                entry = own.leases.get(item.lease)
+                if entry is None or entry.last or entry.interrupt or not _is_of(entry.task, item):
+                    answers.append(False)
+                    continue
+                data.end(entry)
+                data.age = age = data.age + 1
+                task = msgspec.structs.replace(entry.task, lease=0, not_before=item.not_before, call=item.call)
+                waiting = data.runs[item.key].tasks[item.number] = Entry(task, age, progress=entry.progress)
+                data.enqueue(waiting, now)
+                answers.append(True)
+            return answers
+
     def progress(self, session: str, items: Sequence[tuple[str, int, int, str]]) -> None:
         """Set the progress text of tasks whose token is live."""
         with self.data.lock:
@@ -527,6 +547,10 @@ class MemoryStore:
                 "sessions": str(len(data.sessions)),
             }
             return Health(problems_of(data), facts)
+
+
+def _is_of(task: Task, item: Postponement) -> bool:
+    return task.run == item.key and task.number == item.number
 
 
 def _matches(run: StoredRun, query: RunQuery) -> bool:

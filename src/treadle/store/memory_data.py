@@ -38,6 +38,8 @@ class Entry(msgspec.Struct, gc=False):
     gone: bool = False
     interrupt: bool = False
     progress: str = ""
+    # It must not wait again: its run's waiting tasks were taken back while it was leased.
+    last: bool = False
 
 
 class Row(msgspec.Struct, gc=False):
@@ -265,8 +267,13 @@ class MemoryData:
             self.inboxes.pop(run.key, None)
 
     def revoke(self, run: StoredRun) -> None:
-        """End all waiting tasks and tell the run which."""
-        numbers = [number for number, entry in run.tasks.items() if not entry.session]
+        """End all waiting tasks and tell the run which; those that are leased must not wait again."""
+        numbers: list[int] = []
+        for number, entry in run.tasks.items():
+            if entry.session:
+                entry.last = True
+            else:
+                numbers.append(number)
         if not numbers:
             return
         for number in numbers:

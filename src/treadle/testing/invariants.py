@@ -25,7 +25,7 @@ VERSIONS: Final = "versions increase by one and journal time never runs backward
 STORE: Final = "the store's indexes agree, and every lease and owner is a living session"
 TOKENS: Final = "a task is leased to one session at a time, under a token that is never given twice"
 DURABLE: Final = "nothing leaves the process before its commit is durable"
-ONCE: Final = "an attempt is executed at most once"
+ONCE: Final = "an attempt is executed at most once, and so is each of its probes"
 CURRENT: Final = "only the current attempt may report, once, with the token of its lease"
 OUTCOMES: Final = "a step has at most one outcome each time it is opened"
 SIGNALS: Final = "a signal is delivered once"
@@ -104,7 +104,7 @@ class Watch:
         # Token -> (session, run, step number, attempt).
         self.tokens: dict[int, tuple[str, str, int, int]] = {}
         self.executions: list[Execution] = []
-        self.began_keys: set[tuple[str, str, int, int]] = set()
+        self.began_keys: set[tuple[str, str, int, int, int]] = set()
         self.calls = 0
 
     # -- the store's calls ---------------------------------------------------------------------------------------
@@ -270,7 +270,7 @@ class Watch:
         journal = self.journals.get(key)
         if journal is None or (step.step, step.generation, step.attempt) not in journal.dispatched:
             self.fail(DURABLE, f"{step.run_id} {step.step} attempt {step.attempt} runs before its dispatch is stored")
-        own = (key, step.step, step.generation, step.attempt)
+        own = (key, step.step, step.generation, step.attempt, step.probe)
         if own in self.began_keys:
             self.fail(ONCE, f"{step.run_id} {step.step} {step.generation}.{step.attempt} starts twice")
         self.began_keys.add(own)

@@ -18,14 +18,14 @@ from treadle.authoring.bound import Bound, or_default, scope, signal_value
 from treadle.authoring.builder import PlanBuilder, Planned
 from treadle.authoring.context import StepContext, context
 from treadle.authoring.decorators import predicate, step
-from treadle.authoring.options import Retry
+from treadle.authoring.options import Poll, Retry
 from treadle.authoring.registry import Registry
 from treadle.errors import DefinitionError, Permanent, Retryable, RetryLater, StepInterrupt
 
 Conduct = dict[str, Any]
 registry = Registry()
 # Names of the functions below.
-OWN = frozenset({"sim:work", "sim:toil", "sim:truth", "sim:heavy-truth"})
+OWN = frozenset({"sim:work", "sim:toil", "sim:probe", "sim:truth", "sim:heavy-truth"})
 
 
 class Observer(Protocol):
@@ -154,6 +154,21 @@ def toil(conduct: Conduct, values: list[Any]) -> dict[str, Any]:
     for child, into, _ in _additions(conduct):
         own.add(_bound(child), into=into)
     _fail(conduct, own)
+    value = value_of(conduct, values)
+    observer.ended(number, value)
+    return value
+
+
+@step(registry=registry, name="sim:probe")
+async def probe(conduct: Conduct, values: list[Any]) -> dict[str, Any] | None:
+    """A step that is asked again."""
+    own = context()
+    observer = OBSERVER.get()
+    number = observer.began(own)
+    await _sleep(conduct, min(conduct["sleep"], 1.0) * fraction("sleep", conduct["name"], own.probe))
+    _fail(conduct, own)
+    if own.probe <= conduct["probes"]:
+        return None
     value = value_of(conduct, values)
     observer.ended(number, value)
     return value
@@ -322,7 +337,12 @@ class Planner:
         self.count += 1
         own = f"s{self.count}" if self.rng.random() < 0.85 else f"{self.rng.choice(IDS)}{self.count}"
         function: Any = work if self.rng.random() < 0.65 else toil
-        bound = builder.step(own, function, self.conduct(f"{self.name}:{own}"), self.arguments(), **self.options())
+        conduct, options = self.conduct(f"{self.name}:{own}"), self.options()
+        if self.rng.random() < 0.12:
+            function = probe
+            conduct["probes"] = self.rng.choice((0, 1, 3, 8))
+            options["poll"] = Poll(self.rng.choice((0.3, 2.0)), self.rng.choice((None, 3.0, 30.0)))
+        bound = builder.step(own, function, conduct, self.arguments(), **options)
         self.placed.append(bound)
         node = bound.__treadle_node__
         self.addresses.append(f"{address}/{node.segment}" if address else node.segment)

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from treadle.testing.contract_holds import HoldsContract
 from treadle.testing.contract_kit import MakeStore
+from treadle.testing.contract_postponing import PostponingContract
 from treadle.testing.contract_reads import FindContract, ListsContract, LoadContract
 from treadle.testing.contract_runs import (
     AppendsContract,
@@ -50,6 +51,7 @@ class StoreContract(
     HandOverContract,
     ClaimsContract,
     ReportsContract,
+    PostponingContract,
     HoldsContract,
     SessionsContract,
     ElectionsContract,

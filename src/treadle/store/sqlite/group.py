@@ -31,6 +31,7 @@ _DELETE_INPUT = "DELETE FROM inbox WHERE run = ? AND id = ?"
 INSERT_INPUT = "INSERT OR IGNORE INTO inbox (run, id, body) VALUES (?, ?, ?)"
 INSERT_PAYLOAD = "INSERT OR IGNORE INTO payloads (run, digest, body) VALUES (?, ?, ?)"
 _INTERRUPT = "UPDATE tasks SET interrupt = 1 WHERE run = ? AND number = ? AND state = 3"
+_FORBID_WAIT = "UPDATE tasks SET interrupt = 2 WHERE run = ? AND state = 3 AND interrupt = 0"
 
 _encode = msgspec.json.Encoder().encode
 _astuple = msgspec.structs.astuple
@@ -195,6 +196,7 @@ class Group:
         con = self.con
         found = con.execute("SELECT number FROM tasks WHERE run = ? AND state < 3", (n,)).fetchall()
         con.execute("DELETE FROM tasks WHERE run = ? AND state < 3", (n,))
+        con.execute(_FORBID_WAIT, (n,))
         numbers = {number for (number,) in found}
         # Tasks of this group are not in the table yet.
         for place, row in list(self.tasks.items()):

@@ -71,7 +71,7 @@ def task_of(record: Record) -> Task:
 
 
 def _task_row(record: Record) -> TaskRow:
-    return TaskRow(task_of(record), record[12], record[13], record[14], bool(record[15]), record[16])
+    return TaskRow(task_of(record), record[12], record[13], record[14], record[15] == 1, record[16])
 
 
 def _run_row(record: Record) -> RunRow:

@@ -121,6 +121,7 @@ CREATE TABLE tasks (
     priority INTEGER NOT NULL,
     not_before REAL NOT NULL,
     started_at REAL NOT NULL,
+    -- 1 the attempt is to be interrupted, 2 it may not wait again (its run's waiting tasks were taken back), else 0.
     interrupt INTEGER NOT NULL,
     generation INTEGER NOT NULL,
     attempt INTEGER NOT NULL,

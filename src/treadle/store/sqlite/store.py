@@ -25,6 +25,7 @@ from treadle.store.base import (
     Append,
     InboxInput,
     Offer,
+    Postponement,
     Renewal,
     Report,
     SessionRow,
@@ -38,7 +39,7 @@ from treadle.store.sqlite.process_locks import ProcessLocks, host_name
 from treadle.store.sqlite.reader import TASK_COLUMNS, SqliteReader, task_of
 from treadle.store.sqlite.schema import behind, migrate
 from treadle.store.sqlite.tokens import OwnSession, count_up
-from treadle.store.sqlite.waiting import anything_due, claim_tasks, next_due
+from treadle.store.sqlite.waiting import anything_due, claim_tasks, next_due, postpone
 
 _DURABILITY: dict[Sync, str] = {
     "full": "SQLite WAL, synchronous=FULL: on disk before it is answered",
@@ -361,6 +362,12 @@ class SqliteStore(SqliteReader):
                         con.executemany(INSERT_PAYLOAD, [(n, digest, body) for digest, body in report.payloads])
                 answers.append(live)
         return answers
+
+    def postpone(self, session: str, items: Sequence[Postponement], now: float) -> list[bool]:
+        """Let tasks whose token is live wait again."""
+        with self._writing() as con:
+            own = self._living(con, session)
+            return [postpone(con, own, self._appends.number(item.key), item, now) for item in items]
 
     def progress(self, session: str, items: Sequence[tuple[str, int, int, str]]) -> None:
         """Set the progress text of tasks whose token is live."""
