@@ -50,6 +50,9 @@ def _rules(block: Block) -> list[str]:
         said.append(f"retry={block.retry.attempts or '∞'}")
     if block.timeout is not None:
         said.append(f"timeout={block.timeout:g}s")
+    if block.poll is not None:
+        limit = f", timeout={block.poll.timeout:g}s" if block.poll.timeout is not None else ""
+        said.append(f"wait_until(every {block.poll.interval:g}s{limit})")
     if block.delay:
         said.append(f"delay={block.delay:g}s")
     if block.queue != "default":

@@ -126,6 +126,7 @@ def step_text(view: StepView, detail: str) -> str:
         "  ".join(times),
     ]
     facts = (
+        ("probes", str(view.probes or "")),
         ("progress", view.progress),
         ("needs", names(view.needs)),
         ("waits for", names(view.waiting_on)),

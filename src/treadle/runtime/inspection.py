@@ -67,6 +67,9 @@ class StepView(msgspec.Struct, frozen=True, kw_only=True):
     finished_at: float | None
     # The earliest start of a task that waits for a delay or a back-off.
     not_before: float | None
+    # Probes of a polled step's attempt that were not true yet; when the step gives up.
+    probes: int
+    deadline: float | None
     worker: str
     progress: str
     # The result's handle: `=` and JSON text, `@` or `#` and the digest of a larger one.
@@ -362,6 +365,8 @@ def _view(told: Replay, step: StepState, row: TaskRow | None, workers: dict[str,
         started_at=started,
         finished_at=(step.finished_at or None) if step.status in OUTCOMES else None,
         not_before=row.task.not_before if row is not None and not row.session and row.task.not_before > now else None,
+        probes=row.task.call.poll.probes if row is not None and row.task.call.poll is not None else 0,
+        deadline=run.deadlines.get(node.number),
         worker=row.worker if row is not None and row.session else workers.get(step.worker, step.worker),
         progress=row.progress if row is not None else "",
         result=step.result if step.status == SUCCEEDED else "",
@@ -389,7 +394,8 @@ def _started(step: StepState, row: TaskRow | None) -> float | None:
 
 
 def _queue_seconds(told: Replay, step: StepState, started: float | None) -> float | None:
-    if started is None or not step.ready_at:
+    # Between its probes a polled step is in no queue.
+    if started is None or not step.ready_at or step.spec.poll is not None:
         return None
     first = told.dispatches.get(step.node.address, 0) <= 1
     # A start delay, a back-off and earlier attempts are not time in a queue.

@@ -131,6 +131,8 @@ def annotations_of(step: StepView) -> list[str]:
     said += [f"{name}={number}" for name, number, usual in numbers if number > usual]
     if step.worker and step.shown == RUNNING:
         said.append(f"worker={clean(step.worker)}")
+    if step.probes:
+        said.append(f"probes={step.probes}")
     if step.progress:
         said.append(f"progress={cut(clean(step.progress), PREVIEW)}")
     if step.placement:
