@@ -1,13 +1,14 @@
 """A step that is asked again until its value is true: between two probes it costs one row, and no slot."""
 
 import asyncio
+import time
 from pathlib import Path
 
 from treadle import StepFailedError, connect, context, step, workflow
 
 
 @step
-async def arrived(path: str) -> str | None:
+def arrived(path: str) -> str | None:
     # Not yet: None, False, 0 or anything empty. What it raises would be a failure, by its retry policy.
     return Path(path).read_text() if Path(path).exists() else None
 
@@ -18,8 +19,8 @@ def import_rows(text: str) -> int:
 
 
 @step
-async def write_later(path: str) -> None:
-    await asyncio.sleep(0.1)
+def write_later(path: str) -> None:
+    time.sleep(0.1)
     Path(path).write_text("one\ntwo\nthree\n")
 
 
