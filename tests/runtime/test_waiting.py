@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,7 +73,7 @@ async def quick() -> str:
 
 
 @workflow(name="waiting:async")
-def waits(after: int, timeout: float) -> str:
+def waits(after: int, timeout: float) -> str | None:
     return ready.wait_until("2ms", timeout=timeout).bind(after)
 
 
@@ -91,12 +92,12 @@ def waits_slow(interval: float) -> str:
     return quick.options(after=slow.wait_until(interval).bind()).bind()
 
 
-@pytest.mark.parametrize("flow", [waits, waits_in_thread])
-async def test_a_probe_is_asked_until_it_is_true(url: str, flow: object) -> None:
+@pytest.mark.parametrize("threads", [False, True])
+async def test_a_probe_is_asked_until_it_is_true(url: str, threads: bool) -> None:
     async with connect(url) as app:
-        run: Run[object] = await (app.start(waits, 3, 60) if flow is waits else app.start(waits_in_thread, 3))
+        run: Run[Any] = await app.start(waits_in_thread.plan(3) if threads else waits.plan(3, 60))
 
-        assert await run.result() == ("ready" if flow is waits else [0])
+        assert await run.result() == ([0] if threads else "ready")
 
         assert probes == [(1, 1), (1, 2), (1, 3)]
         kinds = [type(event).__name__ async for _, _, event in run.events()]
@@ -121,13 +122,13 @@ async def test_a_probe_that_raises_follows_the_retry_policy(url: str) -> None:
     assert probes == [(1, 1), (1, 2), (2, 1)]
 
 
-async def view_of(app: App, run: Run[str], name: str) -> StepView:
+async def view_of(app: App, run: Run[Any], name: str) -> StepView:
     view = (await run.inspect()).step(name)
     assert view is not None
     return view
 
 
-async def postponed(app: App, run: Run[str], name: str) -> StepView:
+async def postponed(app: App, run: Run[Any], name: str) -> StepView:
     """The step's view, as soon as its task waits for the next probe."""
     async for _ in run.changes():
         view = await view_of(app, run, name)

@@ -82,7 +82,11 @@ class Callee:
         """The same as a probe: while its value is not true, it has no text."""
         probe = copy(self)
         encode = self.encode
-        probe.encode = lambda value: encode(value) if value else ""
+
+        def encode_true(value: Any) -> str:
+            return encode(value) if value else ""
+
+        probe.encode = encode_true
         return probe
 
     def unknown(self, name: str) -> DecodeError:
