@@ -17,6 +17,7 @@ from treadle.authoring.decorators import (
 )
 from treadle.authoring.options import Poll, Retry
 from treadle.authoring.registry import Registry
+from treadle.authoring.sleep import sleep
 from treadle.connect import connect
 from treadle.errors import (
     ConflictError,
@@ -129,6 +130,7 @@ __all__ = [
     "ref",
     "scope",
     "signal_value",
+    "sleep",
     "step",
     "workflow",
 ]

@@ -14,11 +14,11 @@ from treadle.authoring.registry import Registry, default_registry
 from treadle.errors import StoreUrlError
 from treadle.ports import Environment, Wakeups
 from treadle.runtime.blocking import BlockingApp
+from treadle.runtime.builtin import with_builtins
 from treadle.runtime.client import App
 from treadle.runtime.clock import RandomIds, SystemClock
 from treadle.runtime.node import Node, Settings
 from treadle.runtime.threads import ThreadPool
-from treadle.runtime.truth import with_truth
 from treadle.runtime.wakeups import DatagramWakeups, NoWakeups
 from treadle.store.base import Blobs, Store
 from treadle.store.committer import Driver, InlineDriver, ThreadDriver
@@ -147,7 +147,7 @@ async def _open(url: str, registry: Registry, settings: Settings, *, create: boo
         environment,
         driver=driver,
         blobs=blobs,
-        registry=with_truth(registry),
+        registry=with_builtins(registry),
         settings=settings,
         in_reader=read,
     )

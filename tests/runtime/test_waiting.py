@@ -1,8 +1,9 @@
-"""Steps that wait: for a probe, on both stores."""
+"""Steps that wait: for a probe, for a time, on both stores."""
 
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,18 @@ import pytest
 
 from treadle import (
     App,
+    DefinitionError,
+    PlanBuilder,
     Poll,
     Retry,
     Run,
     RunCancelledError,
     StepCancelledError,
     StepFailedError,
+    UsageError,
     connect,
     context,
+    sleep,
     step,
     workflow,
 )
@@ -241,3 +246,124 @@ def test_a_poll_that_makes_no_sense_is_refused(poll: Poll, complaint: str) -> No
 def test_wait_until_is_short_for_the_option() -> None:
     assert ready.wait_until("2s", timeout=9).chosen.fields == ready.options(poll=Poll(2, "9s")).chosen.fields
     assert ready.options(poll=None).chosen.fields == {"poll": None}
+
+
+# -- times -------------------------------------------------------------------------------------------------------------
+
+
+@step(name="waiting:length")
+def length(text: str) -> str:
+    return text
+
+
+@workflow(name="waiting:sleeps")
+def sleeps(seconds: str) -> str:
+    planned = sleep.bind(length.bind(seconds))
+    return quick.options(after=sleep.options(after=planned).bind("1ms")).bind()
+
+
+@workflow(name="waiting:sleeps-long")
+def sleeps_long() -> str:
+    return quick.options(after=sleep.bind("3d")).bind()
+
+
+@workflow(name="waiting:plain")
+def plain() -> str:
+    return quick.options(delay="1h").bind()
+
+
+async def test_a_sleep_is_over_after_its_time(url: str) -> None:
+    async with connect(url) as app:
+        run = await app.start(sleeps, "20ms")
+
+        assert await run.result(timeout=30) == "done"
+
+        views = {view.address: view for view in (await run.inspect()).steps}
+        assert (views["sleep"].action, views["sleep"].attempt, views["sleep"].result) == ("treadle:sleep", 1, "=null")
+        end = views["sleep"].finished_at
+        assert end is not None
+        assert end - (views["sleep"].ready_at or end) >= 0.02
+
+
+async def test_a_sleep_that_is_no_duration_fails(url: str) -> None:
+    async with connect(url) as app:
+        run = await app.start(sleeps, "soon")
+
+        with pytest.raises(StepFailedError, match="no duration"):
+            await run.step("sleep")
+
+
+def test_a_sleep_that_is_certainly_no_duration_is_refused_when_it_is_planned() -> None:
+    builder = PlanBuilder("p")
+    with builder:
+        sleep.bind("soon")
+
+    with pytest.raises(DefinitionError, match="no duration"):
+        builder.build()
+
+
+async def test_a_sleep_ends_while_all_slots_are_taken(url: str) -> None:
+    async with connect(url, slots=1) as app:
+        run = await app.start(sleeps_until_full)
+        await gate("asked").wait()
+
+        await run.step("sleep", timeout=30)
+
+        gate("answer").set()
+        await run.cancel(hard=True)
+
+
+@workflow(name="waiting:full")
+def sleeps_until_full() -> None:
+    sleep.bind("50ms")
+    slow.bind()
+
+
+async def test_a_sleeping_step_is_explained_and_cancelled(url: str) -> None:
+    async with connect(url) as app:
+        run = await app.start(sleeps_long)
+
+        (reason,) = [one for one in await run.why("sleep") if one.tense == "now"]
+        await run.cancel()
+
+        assert reason.code == "delay"
+        assert reason.until is not None
+        with pytest.raises(RunCancelledError):
+            await run.result(timeout=10)
+
+
+async def test_a_plain_sleep_is_a_wait() -> None:
+    began = asyncio.get_running_loop().time()
+
+    await sleep("5ms")
+
+    assert asyncio.get_running_loop().time() - began >= 0.004
+
+
+async def test_a_run_with_a_delay_starts_its_steps_later(url: str) -> None:
+    async with connect(url) as app:
+        run = await app.start(waits, 1, 60, delay="50ms")
+        again = await app.start(waits, 1, 60, id="later", run_at=datetime.now(UTC) + timedelta(days=1))
+
+        assert await run.result(timeout=30) == "ready"
+
+        view = await view_of(app, run, "ready")
+        assert view.started_at is not None
+        assert view.started_at - (await run.inspect()).created_at >= 0.05
+        assert [reason.code for reason in await again.why("ready")] == ["delay", "added", "dispatched"]
+        assert (await app.start(waits, 1, 60, id="later")).id == "later"
+        await again.cancel()
+        with pytest.raises(RunCancelledError):
+            await again.result(timeout=10)
+
+
+async def test_wrong_start_times_are_refused() -> None:
+    async with connect("memory://") as app:
+        with pytest.raises(UsageError, match="exclude each other"):
+            await app.start(plain, delay=1, run_at=datetime.now(UTC))
+        with pytest.raises(UsageError, match="no time zone"):
+            await app.start(plain, run_at=datetime(2030, 1, 1))  # noqa: DTZ001 - that is the mistake
+        with pytest.raises(DefinitionError, match="no duration"):
+            await app.start(plain, delay="soon")
+        run = await app.start(plain, run_at=datetime(2001, 1, 1, tzinfo=UTC))
+        assert (await view_of(app, run, "quick")).dispatched_at is not None

@@ -99,6 +99,7 @@ def stopping(say_first: Callable[[], None]) -> Generator[asyncio.Event]:
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="A label of the run; may be repeated.")
 @click.option("--break", "breaks", multiple=True, metavar="LABEL", help="Arm the breakpoints of this label.")
 @_capacity
+@click.option("--delay", metavar="DURATION", help="Start its first steps so much later, such as 90s or 1h30m.")
 @click.option("--detach", is_flag=True, help="Only start it, for workers to execute; print the run's id.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 @click.argument("target")
@@ -109,6 +110,7 @@ async def run(
     run_id: str | None,
     labels: tuple[str, ...],
     breaks: tuple[str, ...],
+    delay: str | None,
     detach: bool,
     quiet: bool,
     **capacity: int,
@@ -128,7 +130,7 @@ async def run(
         if handle is None:
             if isinstance(planned, DefinitionError):
                 raise planned
-            handle = await app.start(planned, id=run_id, labels=marks, breakpoints=breaks)
+            handle = await app.start(planned, id=run_id, labels=marks, breakpoints=breaks, delay=delay)
         if detach:
             emit({"run": handle.id, "key": await handle.key()}, desk.output, "")
             return None

@@ -132,8 +132,9 @@ def _begin(run: RunState, decision: Decision, step: StepState, limits: Limits) -
         decision.record(run, ev.EvaluationAsked(at=step.node.address, number=step.asking + 1))
         decision.tasks.append(_evaluation(run, step, call))
     else:
-        # The delay counts from when the step was ready.
-        due = due_at(run.now if step.status == WAITING else step.ready_at, spec.delay)
+        # The delay counts from when the step was ready, in a run that has begun.
+        since = max(run.now if step.status == WAITING else step.ready_at, run.not_before)
+        due = due_at(since, spec.delay) or since
         dispatch(run, decision, step, due if due > run.now else 0.0)
 
 
@@ -221,7 +222,7 @@ def _evaluation(run: RunState, step: StepState, call: Call) -> Task:
         action=spec.when.name if isinstance(spec.when, Predicate) else TRUTH,
         queue=spec.queue,
         priority=spec.priority,
-        not_before=0.0,
+        not_before=run.not_before if run.not_before > run.now else 0.0,
         call=call,
         run_id=run.run_id,
     )

@@ -70,6 +70,8 @@ def _no_attempt(step: StepState, kind: str) -> InternalError:
 def _run_started(run: RunState, event: ev.RunStarted) -> None:
     run.status = _run_status(run, "run_started")
     run.started_at = now = run.now
+    run.not_before = event.not_before
+    run.depth = event.depth
     run.dedup.update(run.graph.dedup)
     states = run.states
     for node in run.graph.nodes:

@@ -29,11 +29,11 @@ from treadle.core.operators import operator_events
 from treadle.core.state import RunState, StepState
 
 
-def start(run: RunState, *, now: float, limits: Limits) -> Decision:
-    """The first decision of a new run."""
+def start(run: RunState, *, now: float, limits: Limits, not_before: float = 0.0, depth: int = 0) -> Decision:
+    """The first decision of a new run, whose steps do not start before `not_before`."""
     decision = Decision()
     run.now = now
-    decision.record(run, ev.RunStarted())
+    decision.record(run, ev.RunStarted(not_before=not_before, depth=depth))
     advance(run, decision, limits)
     return decision
 

@@ -54,9 +54,14 @@ class Event(msgspec.Struct, frozen=True, tag_field="kind", omit_defaults=True, k
 
 
 class RunStarted(Event, frozen=True, tag="run_started"):
-    """The run began; its plan, constants and labels are in the head."""
+    """The run began; its plan, constants and labels are in the head. No step starts before `not_before`.
+
+    `depth` is how many runs called each other down to this one.
+    """
 
     at: str = ""
+    not_before: float = 0.0
+    depth: int = 0
 
 
 class StepsAdded(Event, frozen=True, tag="steps_added"):

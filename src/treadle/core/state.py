@@ -143,6 +143,7 @@ class RunState:
         "constants",
         "deadlines",
         "dedup",
+        "depth",
         "frontier",
         "graph",
         "hold",
@@ -150,6 +151,7 @@ class RunState:
         "key",
         "labels",
         "missing",
+        "not_before",
         "now",
         "own",
         "readied",
@@ -174,6 +176,9 @@ class RunState:
         self.version = 0
         self.now = 0.0
         self.started_at = 0.0
+        # No step starts before it; how many runs called each other down to this one.
+        self.not_before = 0.0
+        self.depth = 0
         self.status: str = NOTHING
         self.result: Arg = NULL
         self.missing: list[str] = []

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import aclosing
+from datetime import datetime
 from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar, overload
@@ -15,6 +15,7 @@ import msgspec
 from treadle.authoring import codec
 from treadle.authoring.builder import Planned
 from treadle.authoring.decorators import WorkflowFunction
+from treadle.authoring.durations import Duration
 from treadle.authoring.registry import Registry
 from treadle.core import events as ev
 from treadle.core import inputs as inp
@@ -45,10 +46,11 @@ from treadle.errors import (
 from treadle.runtime.folding import CAUSE_SEPARATOR
 from treadle.runtime.inspection import Snapshot, snapshot
 from treadle.runtime.node import Node
-from treadle.runtime.payloads import Row, assemble, handles_of
+from treadle.runtime.payloads import assemble, handles_of
 from treadle.runtime.requests import request
+from treadle.runtime.starting import Beginning, begin, input_hash, opening_time, place_constants
 from treadle.runtime.why import Reason, why
-from treadle.store.base import Health, Loaded, RunHead, RunQuery, RunRow, SessionRow, StepRow
+from treadle.store.base import Health, Loaded, RunQuery, RunRow, SessionRow, StepRow
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -105,6 +107,8 @@ class App:
         labels: Mapping[str, str] | None = ...,
         breakpoints: Iterable[str] = ...,
         on_conflict: OnConflict = ...,
+        delay: Duration | None = ...,
+        run_at: datetime | None = ...,
         **kwargs: Any,
     ) -> Run[R]: ...
     @overload
@@ -116,6 +120,8 @@ class App:
         labels: Mapping[str, str] | None = ...,
         breakpoints: Iterable[str] = ...,
         on_conflict: OnConflict = ...,
+        delay: Duration | None = ...,
+        run_at: datetime | None = ...,
     ) -> Run[Any]: ...
     async def start(
         self,
@@ -125,13 +131,16 @@ class App:
         labels: Mapping[str, str] | None = None,
         breakpoints: Iterable[str] = (),
         on_conflict: OnConflict = "reuse",
+        delay: Duration | None = None,
+        run_at: datetime | None = None,
         **kwargs: Any,
     ) -> Run[Any]:
         """Start a run; durable when this returns.
 
         `id` is an idempotency key (a new key where it is left out). If a run of that id exists, `on_conflict`
         decides: `reuse` attaches to it if workflow and input are the same, `reject` raises, `replace` cancels
-        hard and deletes it first. `breakpoints` are the labels to arm.
+        hard and deletes it first. `breakpoints` are the labels to arm. With `delay` or `run_at` no step starts before
+        that time.
 
         Raises:
             DefinitionError: the workflow as written is wrong; all mistakes at once.
@@ -143,8 +152,15 @@ class App:
         armed = list(breakpoints)
         if any(not label for label in armed):
             raise DefinitionError("a breakpoint label is empty; give the label that the steps carry")
+        wanted = Beginning(
+            key="",
+            id=id or "",
+            labels=dict(labels or {}),
+            breakpoints=armed,
+            not_before=opening_time(self._node.environment.clock.now(), delay, run_at),
+        )
         while True:
-            run = await self._start(planned, id, dict(labels or {}), armed)
+            run = await self._start(planned, wanted)
             if run is not None:
                 return run
             assert id is not None
@@ -155,45 +171,12 @@ class App:
             await self._attach(existing, planned, reject=on_conflict == "reject")
             return existing
 
-    async def _start(
-        self, planned: Planned, id_: str | None, labels: dict[str, str], breakpoints: list[str]
-    ) -> Run[Any] | None:
+    async def _start(self, planned: Planned, wanted: Beginning) -> Run[Any] | None:
         node = self._node
-        rows: list[Row] = []
-        constants = planned.constants
-        if all(len(text) <= 1024 for text in constants):
-            handles = ["=" + text for text in constants]
-        else:
-            handles = [await node.payloads.place(text, rows) for text in constants]
-        plan = node.with_defaults(planned.plan)
-        encoded = encode_plan(plan)
         key = node.environment.ids.key()
-        head = RunHead(
-            key=key,
-            id=key if id_ is None else id_,
-            workflow=planned.plan.workflow,
-            plan=plan_hash(encoded),
-            constants=handles,
-            breakpoints=breakpoints,
-            labels=labels,
-            input_hash=input_hash(handles),
-            created_at=node.environment.clock.now(),
-        )
-        run = Run[Any](node, head.id, planned.result, key)
-        future: asyncio.Future[str] = node.loop.create_future()
-
-        def then(status: str, error: BaseException | None) -> None:
-            if future.done():
-                return
-            if error is not None:
-                future.set_exception(error)
-            else:
-                future.set_result(status)
-
-        node.engine.start(head, plan, encoded, rows, then)
-        status = await future
+        status = await begin(node, planned, msgspec.structs.replace(wanted, key=key))
         if status == "committed":
-            return run
+            return Run[Any](node, wanted.id or key, planned.result, key)
         if status == "exists":
             return None
         raise StoreUnavailableError(f"the run could not be made ({status}); try again")
@@ -201,7 +184,7 @@ class App:
     async def _attach(self, run: Run[Any], planned: Planned, *, reject: bool) -> None:
         """Make sure that an existing run is the one that was to be started, and that somebody decides it."""
         head = (await run.load()).head
-        handles = [await self._node.payloads.place(text, []) for text in planned.constants]
+        handles = await place_constants(self._node, planned, [])
         same = head.plan == plan_hash(
             encode_plan(self._node.with_defaults(planned.plan))
         ) and head.input_hash == input_hash(handles)
@@ -587,8 +570,3 @@ def _why_failed(step: StepRow) -> str:
     if step.status == "skipped":
         return f"skipped because of {', '.join(step.causes.split(CAUSE_SEPARATOR))}"
     return f"{step.code}: {step.message}"
-
-
-def input_hash(handles: list[Handle]) -> str:
-    """The hash by which two starts of one id are seen to be the same."""
-    return hashlib.sha256(msgspec.json.encode(handles)).hexdigest()[:32]

@@ -132,15 +132,17 @@ class Engine:
         encoded: bytes,
         rows: list[Row],
         then: Callable[[str, BaseException | None], None],
+        report: Report | None = None,
     ) -> None:
-        """Make a run; `then` gets the answer's status (`committed`, `exists`, ...)."""
+        """Make a run; `then` gets the answer's status (`committed`, `exists`, ...). For `report` see `Append`."""
         state = new_state(head.key, head.id, self.graph(head.plan, encoded, plan), head.constants, head.breakpoints)
         owned = Owned(state, head)
-        decision = start(state, now=self.clock.now(), limits=self.limits)
+        decision = start(state, now=self.clock.now(), limits=self.limits, not_before=head.not_before, depth=head.depth)
         append = self._append(owned, decision, [])
         append.head = head
         append.plan = encoded
         append.payloads = rows
+        append.report = report
         owned.in_flight = []
         self.runs[head.key] = owned
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from treadle.authoring.registry import Registry
+from treadle.authoring.sleep import SLEEP
 from treadle.core import inputs as inp
 from treadle.core.commands import Call, Refusal, Task
 from treadle.core.decide import Limits
@@ -31,7 +32,7 @@ from treadle.runtime.hub import Hub
 from treadle.runtime.payloads import Payloads, Row
 from treadle.runtime.probes import Postponer
 from treadle.runtime.requests import request
-from treadle.runtime.slots import ASYNC, THREAD, Slots
+from treadle.runtime.slots import ASYNC, THREAD, TIMER, Slots
 from treadle.runtime.sweeper import Sweeper
 from treadle.runtime.worker import RETRY_SECONDS, Worker
 from treadle.store.base import WAITS_CHANGES, WAITS_TASKS, Blobs, Reader, Renewal, SessionRow, Store
@@ -264,6 +265,8 @@ class Node:
     # -- tasks ---------------------------------------------------------------------------------------------------
 
     def _kind_of(self, action: str) -> int | None:
+        if action == SLEEP:
+            return TIMER
         try:
             definition = self.registry.get(action)
         except TreadleError:

@@ -21,6 +21,7 @@ import msgspec
 
 from treadle.authoring import codec
 from treadle.authoring.context import step_context
+from treadle.authoring.durations import seconds_of
 from treadle.authoring.registry import Registry, StepDefinition
 from treadle.core.commands import Call, Task
 from treadle.core.events import Handle
@@ -41,7 +42,7 @@ from treadle.ports import Clock, Threads
 from treadle.runtime.failures import ErrorText, describe
 from treadle.runtime.payloads import Payloads, Row, assemble, handles_of
 from treadle.runtime.probes import next_probe
-from treadle.runtime.slots import ASYNC, THREAD, Slots
+from treadle.runtime.slots import ASYNC, THREAD, TIMER, Slots
 from treadle.runtime.step_context import RunningStep
 
 T = TypeVar("T")
@@ -164,6 +165,9 @@ class Worker:
         assert kind is not None
         attempt = Attempt(task, kind, self._now())
         self.active[task.run, task.number, task.lease] = attempt
+        if kind == TIMER:
+            self._ring_timer(attempt)
+            return
         timeout = task.call.timeout
         if timeout is not None:
             attempt.timer = self._loop.call_later(timeout, self._time_out, attempt, timeout)
@@ -198,6 +202,30 @@ class Worker:
         while self.active:
             self._idle.clear()
             await self._idle.wait()
+
+    def _ring_timer(self, attempt: Attempt) -> None:
+        """A sleep is over, or its length is known only now."""
+        self.slots.put_back(TIMER)
+        if attempt.task.call.args:
+            attempt.handle = self._loop.create_task(self._fall_asleep(attempt))
+        else:
+            self._settle(attempt, Outcome(**self._base(attempt)), _NO_ROWS)
+
+    async def _fall_asleep(self, attempt: Attempt) -> None:
+        task = attempt.task
+        try:
+            callee = self._callee(task)
+            values = self._inline(callee, task)
+            if values is None:
+                values = await self._fetch(callee, task)
+            seconds = seconds_of(values["duration"])
+        except TreadleError as error:
+            if not attempt.settled:
+                await self._raised(attempt, error, verdict="final")
+            return
+        if not attempt.settled:
+            self._leave(attempt)
+            self._postpone(task, msgspec.structs.replace(task.call, args={}), self._now() + seconds)
 
     # -- execution ---------------------------------------------------------------------------------------------
 

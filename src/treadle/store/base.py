@@ -70,6 +70,12 @@ class RunHead(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     parent: str = ""
     input_hash: str = ""
     created_at: float = 0.0
+    # No step starts before it.
+    not_before: float = 0.0
+    # The parent does not wait for this run, and does not stop it.
+    detached: bool = False
+    # How many runs called each other down to this one.
+    depth: int = 0
     format: int = FORMAT
 
 
@@ -93,6 +99,23 @@ class StepRow(msgspec.Struct, frozen=True, gc=False):
     started_at: float
     finished_at: float
     worker: str
+
+
+class InboxInput(msgspec.Struct, frozen=True):
+    """An input that waits for a run's decider; `body` is an encoded `core.inputs` value."""
+
+    id: str
+    key: str
+    body: bytes
+
+
+class Report(msgspec.Struct, frozen=True):
+    """A worker's outcome for a run that another session decides: ends the task, if the token is live."""
+
+    number: int
+    lease: int
+    input: InboxInput
+    payloads: Sequence[tuple[str, bytes]] = ()
 
 
 class Append(msgspec.Struct, kw_only=True, gc=False):
@@ -123,6 +146,11 @@ class Append(msgspec.Struct, kw_only=True, gc=False):
     revoke: bool = False
     # Give the run back: nobody owns it afterwards.
     release: bool = False
+    # A leased task of another run that this append ends, as `Store.report` does; if its token is not live, or it is to
+    # be interrupted or its run's waiting tasks were taken back, the append is refused.
+    report: Report | None = None
+    # Inputs for the inboxes of other runs; one for a run that is not there is dropped.
+    posts: Sequence[InboxInput] = ()
 
 
 class Offer(Protocol):
@@ -163,23 +191,6 @@ class Answer(msgspec.Struct, gc=False):
     leased: list[Task] = []
     # Tasks of this append that wait in the store (for wake-ups and `not_before` timers).
     queued: int = 0
-
-
-class InboxInput(msgspec.Struct, frozen=True):
-    """An input that waits for a run's decider; `body` is an encoded `core.inputs` value."""
-
-    id: str
-    key: str
-    body: bytes
-
-
-class Report(msgspec.Struct, frozen=True):
-    """A worker's outcome for a run that another session decides: ends the task, if the token is live."""
-
-    number: int
-    lease: int
-    input: InboxInput
-    payloads: Sequence[tuple[str, bytes]] = ()
 
 
 class Postponement(msgspec.Struct, frozen=True):

@@ -20,6 +20,7 @@ from treadle.authoring.context import StepContext, context
 from treadle.authoring.decorators import predicate, step
 from treadle.authoring.options import Poll, Retry
 from treadle.authoring.registry import Registry
+from treadle.authoring.sleep import sleep
 from treadle.errors import DefinitionError, Permanent, Retryable, RetryLater, StepInterrupt
 
 Conduct = dict[str, Any]
@@ -211,6 +212,8 @@ class RunSpec(msgspec.Struct):
     awaits: bool
     # The address of a step to wait for.
     step: str
+    # How much later its first steps start.
+    delay: float
 
 
 class Planner:
@@ -338,6 +341,9 @@ class Planner:
         own = f"s{self.count}" if self.rng.random() < 0.85 else f"{self.rng.choice(IDS)}{self.count}"
         function: Any = work if self.rng.random() < 0.65 else toil
         conduct, options = self.conduct(f"{self.name}:{own}"), self.options()
+        if self.rng.random() < 0.06:
+            with builder:
+                options["after"] = [sleep.options(id=f"{own}-sleep").bind(self.rng.choice((0.5, 10.0)))]
         if self.rng.random() < 0.12:
             function = probe
             conduct["probes"] = self.rng.choice((0, 1, 3, 8))
@@ -438,6 +444,7 @@ def make_workload(rng: random.Random, seconds: float, nodes: int, instants: int)
                 again=again,
                 awaits=rng.random() < 0.7,
                 step=rng.choice(planner.addresses) if planner.addresses else "",
+                delay=rng.choice((0.0, 0.0, 0.0, 0.0, 2.0, 20.0)),
             )
         )
     acts: list[Act] = []

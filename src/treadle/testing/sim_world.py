@@ -19,9 +19,9 @@ from treadle.authoring.registry import Registry
 from treadle.core.tables import RUNNING
 from treadle.errors import InternalError, StoreError, TreadleError
 from treadle.ports import Environment
+from treadle.runtime.builtin import with_builtins
 from treadle.runtime.client import App
 from treadle.runtime.node import Node, Settings
-from treadle.runtime.truth import with_truth
 from treadle.store.blobs import MemoryBlobs
 from treadle.store.committer import Driver, InlineDriver
 from treadle.store.memory import MemoryData, MemoryStore
@@ -82,7 +82,7 @@ class World:
         self.shape = shape
         self.workload = workload
         self.drop = frozenset(drop)
-        self.registry = with_truth(registry)
+        self.registry = with_builtins(registry)
         self.rng = random.Random(seed ^ 0xC0FFEE)
         self.trace: list[str] = []
         # A user's program, run again from its start whenever it died with its node.
@@ -291,6 +291,7 @@ class World:
                 id=spec.id,
                 breakpoints=spec.breakpoints,
                 on_conflict="replace" if replace else "reuse",
+                delay=spec.delay,
             )
             key = await run.key()
             if key not in self.watch.journals:
@@ -473,7 +474,7 @@ class World:
             return ""
         if node.worker.active:
             return f"n{host.index} still executes {list(node.worker.active)}"
-        size = node.settings.slots + node.settings.threads
+        size = node.slots.size
         free = node.slots.free()
         if free != size and node.settings.worker:
             return f"n{host.index} executes nothing and has {free} of {size} slots free"
