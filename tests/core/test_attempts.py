@@ -252,7 +252,7 @@ def test_no_step_starts_before_its_run_may() -> None:
     driver = Driver(step("a"), step("b", delay=5), step("c", "a", delay=5), step("d"), begin=False)
     opens = driver.now + 100
 
-    driver.commit(start(driver.run, now=driver.now, limits=driver.limits, not_before=opens))
+    driver.commit(start(driver.run, now=driver.now, limits=driver.limits, started=ev.RunStarted(not_before=opens)))
 
     assert [driver.task(name).not_before for name in ("a", "b", "d")] == [opens, opens + 5, opens]
     driver.now = opens + 10
@@ -264,7 +264,8 @@ def test_no_step_starts_before_its_run_may() -> None:
 def test_a_condition_is_not_asked_before_its_run_may_start() -> None:
     driver = Driver(step("a", when=Predicate("p")), begin=False)
 
-    driver.commit(start(driver.run, now=driver.now, limits=driver.limits, not_before=driver.now + 9))
+    opens = ev.RunStarted(not_before=driver.now + 9)
+    driver.commit(start(driver.run, now=driver.now, limits=driver.limits, started=opens))
 
     assert driver.task("a").not_before == driver.now + 9
     driver.check()

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from heapq import heappop, heappush
 
+from msgspec.structs import replace
+
 from treadle.core import events as ev
 from treadle.core.apply import apply
-from treadle.core.commands import Call, Polling, Task
+from treadle.core.children import child_key, tell_parent
+from treadle.core.commands import Call, ChildRun, Polling, Task
 from treadle.core.decision import Decision, Limits
 from treadle.core.events import Arg, Failure
 from treadle.core.plan import Poll, Predicate
@@ -125,6 +128,11 @@ def _begin(run: RunState, decision: Decision, step: StepState, limits: Limits) -
         call = _condition(run, decision, step)
         if call is None:
             return
+    if spec.child is not None and run.depth >= limits.depth:
+        text = f"the run is {run.depth} calls deep, which is the limit; does {spec.action!r} call itself without end?"
+        failure = Failure(code="call_depth", message=text)
+        decision.settle(run, step, ev.StepFailed(at=step.node.address, attempt=0, failure=failure))
+        return
     # Who became ready earlier goes first.
     if run.tasks >= limits.dispatched or (run.readied and step.status == WAITING):
         decision.record(run, ev.StepReady(at=step.node.address))
@@ -162,6 +170,12 @@ def task_of(run: RunState, step: StepState) -> Task:
     """The task of a dispatched step's present attempt."""
     node = step.node
     spec = node.step
+    call = Call(resolve_args(run, node, spec.slots), spec.timeout, "step", spec.placement)
+    if spec.poll is not None:
+        call = replace(call, poll=Polling(spec.poll.interval, run.deadlines.get(node.number, 0.0)))
+    if spec.child is not None:
+        made = ChildRun(child_key(run.key, node.address, step.generation), run.depth + 1, spec.child.detached)
+        call = replace(call, child=made)
     return Task(
         run.key,
         node.number,
@@ -172,7 +186,7 @@ def task_of(run: RunState, step: StepState) -> Task:
         spec.queue,
         spec.priority,
         step.not_before,
-        Call(resolve_args(run, node, spec.slots), spec.timeout, "step", spec.placement, polling_of(run, step)),
+        call,
         run.run_id,
     )
 
@@ -182,12 +196,6 @@ def deadline_of(run: RunState, step: StepState, poll: Poll, not_before: float) -
     if poll.timeout is None:
         return 0.0
     return run.deadlines.get(step.node.number) or due_at(max(run.now, not_before), poll.timeout)
-
-
-def polling_of(run: RunState, step: StepState) -> Polling | None:
-    """What the worker has to know of a step that is polled."""
-    poll = step.node.step.poll
-    return None if poll is None else Polling(poll.interval, run.deadlines.get(step.node.number, 0.0))
 
 
 def _condition(run: RunState, decision: Decision, step: StepState) -> Call | None:
@@ -266,7 +274,7 @@ def cancel(run: RunState, decision: Decision, step: StepState) -> None:
     """Cancel a step that has no outcome; a hard cancel also interrupts what a worker executes of it."""
     if step.tasked and run.cancelling == "hard":
         decision.interrupts.append(step.node.number)
-    decision.settle(run, step, ev.StepCancelled(at=step.node.address, live=step.tasked != 0))
+    decision.settle(run, step, ev.StepCancelled(at=step.node.address, live=run.is_live(step)))
 
 
 def withdraw(run: RunState, decision: Decision) -> None:
@@ -357,7 +365,10 @@ def _settle_run(run: RunState, decision: Decision) -> None:
         result, missing = resolve_output(run)
     if run.hold:
         decision.hold = 0
-    decision.record(run, ev.RunSettled(outcome=outcome, result=result, missing=missing, failures=failures))
+    settled_as = ev.RunSettled(outcome=outcome, result=result, missing=missing, failures=failures)
+    decision.record(run, settled_as)
+    if run.parent:
+        tell_parent(run, decision, settled_as)
 
 
 def root_causes(run: RunState) -> list[str]:

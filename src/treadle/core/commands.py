@@ -21,6 +21,14 @@ class Polling(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     probes: int = 0
 
 
+class ChildRun(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """The run that an attempt is to make: its key, and how many runs have called each other down to it."""
+
+    key: str
+    depth: int = 1
+    detached: bool = False
+
+
 class Call(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """What a worker needs to execute an attempt, without the run's state."""
 
@@ -30,6 +38,7 @@ class Call(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     purpose: str = "step"
     placement: Placement | None = None
     poll: Polling | None = None
+    child: ChildRun | None = None
 
 
 class Task(msgspec.Struct, gc=False):

@@ -23,17 +23,21 @@ from treadle.core import events as ev
 from treadle.core import inputs as inp
 from treadle.core.advance import advance, causes_of, root_causes, task_of, withdraw
 from treadle.core.attempts import DEFAULT_RETRY, add_steps, lost, outcome, revoked
+from treadle.core.calls import child_ended, child_started, tell_children
 from treadle.core.commands import Refusal
 from treadle.core.decision import Decision, Limits
 from treadle.core.operators import operator_events
 from treadle.core.state import RunState, StepState
 
+# What is said of a run of which there is nothing to say.
+_STARTED = ev.RunStarted()
 
-def start(run: RunState, *, now: float, limits: Limits, not_before: float = 0.0, depth: int = 0) -> Decision:
-    """The first decision of a new run, whose steps do not start before `not_before`."""
+
+def start(run: RunState, *, now: float, limits: Limits, started: ev.RunStarted = _STARTED) -> Decision:
+    """The first decision of a new run."""
     decision = Decision()
     run.now = now
-    decision.record(run, ev.RunStarted(not_before=not_before, depth=depth))
+    decision.record(run, started)
     advance(run, decision, limits)
     return decision
 
@@ -64,6 +68,8 @@ def _operate(run: RunState, decision: Decision, value: Any, cause: str) -> Refus
         return found
     for event in found:
         decision.record(run, event)
+        if run.calls:
+            tell_children(run, decision, event)
         if isinstance(event, ev.Paused):
             decision.hold = event.hold
         elif isinstance(event, ev.Resumed):
@@ -87,6 +93,8 @@ def _look(run: RunState, decision: Decision, value: inp.Look, cause: str) -> Ref
 _HANDLERS: dict[type, Callable[[RunState, Decision, Any, str], Refusal | None]] = {
     inp.Outcome: outcome,
     inp.Lost: lost,
+    inp.ChildStarted: child_started,
+    inp.ChildEnded: child_ended,
     inp.Revoked: revoked,
     inp.Look: _look,
     inp.AddSteps: add_steps,

@@ -56,12 +56,13 @@ class Event(msgspec.Struct, frozen=True, tag_field="kind", omit_defaults=True, k
 class RunStarted(Event, frozen=True, tag="run_started"):
     """The run began; its plan, constants and labels are in the head. No step starts before `not_before`.
 
-    `depth` is how many runs called each other down to this one.
+    `depth` is how many runs called each other down to this one; `parent` (key and address) waits for its outcome.
     """
 
     at: str = ""
     not_before: float = 0.0
     depth: int = 0
+    parent: str = ""
 
 
 class StepsAdded(Event, frozen=True, tag="steps_added"):
@@ -91,6 +92,18 @@ class StepDispatched(Event, frozen=True, tag="step_dispatched"):
     generation: int = 1
     not_before: float = 0.0
     deadline: float = 0.0
+
+
+class ChildStarted(Event, frozen=True, tag="child_started"):
+    """The attempt has made the run that the step calls, or has found it; the step waits for its end."""
+
+    at: str
+    attempt: int
+    child: str
+    id: str = ""
+    session: str = ""
+    token: int = 0
+    started_at: float = 0.0
 
 
 class StepSucceeded(Event, frozen=True, tag="step_succeeded"):
@@ -273,6 +286,7 @@ AnyEvent = (
     | StepsAdded
     | StepReady
     | StepDispatched
+    | ChildStarted
     | StepSucceeded
     | AttemptFailed
     | AttemptLost

@@ -108,6 +108,13 @@ class Placement(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     step: str = ""
 
 
+class Child(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """A step that is a run of its own: its action is the name of a workflow."""
+
+    # The step succeeds with the child's id as soon as the child is made, and does not stop it.
+    detached: bool = False
+
+
 class Step(msgspec.Struct, frozen=True, gc=False, tag="step", tag_field="block", kw_only=True, omit_defaults=True):
     """A unit of work: an action's name, its slots, and the rules under which it runs."""
 
@@ -138,6 +145,7 @@ class Step(msgspec.Struct, frozen=True, gc=False, tag="step", tag_field="block",
     # How many lost attempts (their worker died) fail the step, so that a step that kills its worker ends.
     lost_limit: int = 3
     poll: Poll | None = None
+    child: Child | None = None
 
 
 class Group(msgspec.Struct, frozen=True, gc=False, tag="group", tag_field="block", kw_only=True, omit_defaults=True):

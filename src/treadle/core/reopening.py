@@ -40,7 +40,7 @@ def retry(run: RunState, at: str, cause: str) -> list[ev.AnyEvent] | Refusal:
         ]
         if not chosen:
             return Refusal("usage", f"run {run.run_id!r} has no failed or cancelled step to retry")
-    if busy := _named(step for step in chosen if isinstance(step, StepState) and step.tasked):
+    if busy := _named(step for step in chosen if isinstance(step, StepState) and run.is_live(step)):
         return Refusal("step_busy", f"attempts of {busy} have not ended yet; try again then")
     found = _Retry(run, chosen)
     return [
@@ -66,7 +66,7 @@ def rewind(run: RunState, at: str, cause: str) -> list[ev.AnyEvent] | Refusal:
         adder = run.states[run.adder[step.node.number]].node.address
         return Refusal("usage", f"step {at!r} was taken back and not added again; rewind {adder!r}, which had added it")
     found = _Rewind(run, step)
-    if busy := _named(s for s in found.affected if isinstance(s, StepState) and s.tasked):
+    if busy := _named(s for s in found.affected if isinstance(s, StepState) and run.is_live(s)):
         text = f"{busy} would be reopened but is being executed; pause the run and wait, or cancel it"
         return Refusal("step_busy", text)
     return [

@@ -27,9 +27,10 @@ from treadle.core.state import RunState
 from treadle.core.tables import RUNNING
 from treadle.errors import InternalError, LeaseLostError, SchemaVersionError, StoreError, TreadleError
 from treadle.ports import Clock, Ids
-from treadle.runtime.folding import fold_run, step_row
+from treadle.runtime.folding import fold_run, started_of, step_row
 from treadle.runtime.hub import Hub
 from treadle.runtime.payloads import Row
+from treadle.runtime.posts import posts_of, tell
 from treadle.store.base import FORMAT, Acquired, Answer, Append, InboxInput, Loaded, Report, RunHead, Store
 from treadle.store.committer import Committer
 
@@ -106,8 +107,7 @@ class Engine:
         self._graphs: dict[str, Graph] = {}
         # Runs being acquired, with the inputs to decide then.
         self._acquiring: dict[str, tuple[list[asyncio.Future[str | None]], list[Pending]]] = {}
-        # Leases whose outcome was handed over and is not durable yet: their attempts have ended, whatever the
-        # store says.
+        # Leases whose outcome was handed over and is not durable yet: their attempts have ended for all that.
         self._undelivered: set[tuple[str, int, int]] = set()
         self._loop = asyncio.get_running_loop()
         self.closed = False
@@ -137,7 +137,7 @@ class Engine:
         """Make a run; `then` gets the answer's status (`committed`, `exists`, ...). For `report` see `Append`."""
         state = new_state(head.key, head.id, self.graph(head.plan, encoded, plan), head.constants, head.breakpoints)
         owned = Owned(state, head)
-        decision = start(state, now=self.clock.now(), limits=self.limits, not_before=head.not_before, depth=head.depth)
+        decision = start(state, now=self.clock.now(), limits=self.limits, started=started_of(head))
         append = self._append(owned, decision, [])
         append.head = head
         append.plan = encoded
@@ -442,6 +442,7 @@ class Engine:
             tasks=decision.tasks,
             ended=decision.ended,
             release=release,
+            posts=posts_of(state.key, expect + 1, decision) if decision.posts else (),
         )
         if decision.settled:
             append.steps = [step_row(step) for step in decision.settled]
@@ -515,6 +516,8 @@ class Engine:
             self.on_interrupt(key, number)
         if items:
             self._perform(key, items, decision)
+        if append.posts:
+            tell(self, [post.key for post in append.posts])
         self.hub.changed(key)
         if append.status != RUNNING:
             ends = [event for event in append.events if type(event) is RunSettled]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 from treadle.core.apply import fold, new_state
-from treadle.core.events import decode_events
+from treadle.core.events import RunStarted, decode_events
 from treadle.core.graph import Graph
 from treadle.core.state import RunState, StepState
 from treadle.errors import SchemaVersionError
-from treadle.store.base import Loaded, StepRow
+from treadle.store.base import Loaded, RunHead, StepRow
 
 # Between the addresses in `StepRow.causes`: an address holds no control character.
 CAUSE_SEPARATOR: Final = "\n"
@@ -57,3 +57,8 @@ def step_row(step: StepState) -> StepRow:
         step.finished_at,
         step.worker,
     )
+
+
+def started_of(head: RunHead) -> RunStarted:
+    """The first event of a run."""
+    return RunStarted(not_before=head.not_before, depth=head.depth, parent="" if head.detached else head.parent)

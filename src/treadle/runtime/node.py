@@ -147,7 +147,6 @@ class Node:
             engine=self.engine,
             clock=environment.clock,
             on_due=self._due_at,
-            spawn=self.spawn,
         )
         self.worker = Worker(
             session=self.session,

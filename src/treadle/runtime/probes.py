@@ -7,17 +7,17 @@ journaled, no slot is held meanwhile, and any worker may make the next one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import msgspec
 
 from treadle.core.commands import Call, Task
 from treadle.core.inputs import Outcome, encode_input
-from treadle.errors import LeaseLostError, StoreError, TreadleError
+from treadle.errors import LeaseLostError, StoreError
 from treadle.ports import Clock
 from treadle.runtime.engine import RETRY_SECONDS, Engine
+from treadle.runtime.posts import tell
 from treadle.store.base import InboxInput, Postponement, Report, Store
 from treadle.store.committer import Committer
 
@@ -48,14 +48,12 @@ class Postponer:
         engine: Engine,
         clock: Clock,
         on_due: Callable[[float], None],
-        spawn: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
         self._session = session
         self._committer = committer
         self._engine = engine
         self._clock = clock
         self._on_due = on_due
-        self._spawn = spawn
         self._loop = asyncio.get_running_loop()
         self._leases: set[tuple[str, int, int]] = set()
 
@@ -88,10 +86,7 @@ class Postponer:
         if store.postpone(self._session, [item], self._clock.now())[0]:
             return False
         # Its run is being cancelled, and nothing of it begins anew; or the lease is gone, and this does nothing.
-        ended = store.report(self._session, [report])[0]
-        if ended:
-            self._committer.notify(tasks=False, keys=[item.key])
-        return ended
+        return store.report(self._session, [report])[0]
 
     def _written(self, item: Postponement, report: Report, ended: bool, error: BaseException | None) -> None:
         if isinstance(error, StoreError) and not isinstance(error, LeaseLostError) and not self._engine.closed:
@@ -103,17 +98,6 @@ class Postponer:
         if error is not None:
             return
         if ended:
-            self._spawn(self._decide(item.key))
+            tell(self._engine, [item.key])
         else:
             self._on_due(item.not_before)
-
-    async def _decide(self, key: str) -> None:
-        """Have the run's inbox decided; if nobody does, this session does."""
-        if key in self._engine.runs:
-            self._engine.look(key)
-            return
-        try:
-            await self._engine.acquire(key)
-        except TreadleError:
-            # The sweep finds the run.
-            return

@@ -31,11 +31,14 @@ Promises
    outcome into the run's inbox in the same transaction; with another token it does nothing and says so.
    `postpone` lets a leased task wait again, as the youngest of its queue: likewise with its token only, and not
    after an append has interrupted it or has taken back the waiting tasks of its run. Nothing of it is journaled.
+   An append's own `report` goes by the same rule: where it may not take effect, nothing of the append does
+   (**fenced**). So no run is made on behalf of a task that is no longer wanted.
 6. `end`ing tasks by an append frees them with whatever lease they had.
 7. Held runs (`hold` != 0) have no task claimed or handed over. `revoke` in an append takes back all waiting
    tasks of its run and puts one `core.inputs.Revoked` input with their numbers into its inbox (none: no input).
 8. `delete` removes a closed run wholly: nothing of it is reachable by its id or key; its key's tombstone
-   answers later appends and reports.
+   answers later appends and reports. The children that a run waits for (all that are not detached) go with it,
+   however deep; while one of them is open, the run is not closed.
 9. What was left undone by a process that died is found by `sweep`: dead sessions are the caller's finding;
    runs without an owner that have inbox inputs are the store's.
 """
@@ -67,6 +70,7 @@ class RunHead(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     # Breakpoint labels that are armed for this run.
     breakpoints: list[str] = []
     labels: dict[str, str] = {}
+    # The run whose step called this one, and the step's address: `KEY/ADDRESS`.
     parent: str = ""
     input_hash: str = ""
     created_at: float = 0.0
@@ -147,7 +151,7 @@ class Append(msgspec.Struct, kw_only=True, gc=False):
     # Give the run back: nobody owns it afterwards.
     release: bool = False
     # A leased task of another run that this append ends, as `Store.report` does; if its token is not live, or it is to
-    # be interrupted or its run's waiting tasks were taken back, the append is refused.
+    # be interrupted or its run's waiting tasks were taken back, the append is "fenced".
     report: Report | None = None
     # Inputs for the inboxes of other runs; one for a run that is not there is dropped.
     posts: Sequence[InboxInput] = ()
@@ -187,7 +191,7 @@ class Offer(Protocol):
 class Answer(msgspec.Struct, gc=False):
     """What became of an append. `leased` are its tasks that the session got, with their tokens."""
 
-    status: Literal["committed", "conflict", "exists", "refused", "doubt"]
+    status: Literal["committed", "conflict", "exists", "refused", "fenced", "doubt"]
     leased: list[Task] = []
     # Tasks of this append that wait in the store (for wake-ups and `not_before` timers).
     queued: int = 0
@@ -243,6 +247,8 @@ class RunRow(msgspec.Struct):
     created_at: float
     updated_at: float
     leased: int = 0
+    # As `RunHead.parent`.
+    parent: str = ""
 
 
 class SessionRow(msgspec.Struct):
@@ -292,6 +298,8 @@ class RunQuery(msgspec.Struct, frozen=True):
     id_prefix: str = ""
     after: str = ""
     limit: int = 100
+    # The key of the run whose steps called them.
+    parent: str = ""
 
 
 class StepAnswer(msgspec.Struct):
