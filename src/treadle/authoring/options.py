@@ -96,6 +96,25 @@ class StepOptions(StaticOptions, total=False):
     into: object
 
 
+class CallOptions(TypedDict, total=False):
+    """Options of a step that calls a workflow; how its own steps run is the workflow's business."""
+
+    id: str | None
+    after: object
+    after_any: object
+    when: bool
+    optional: bool
+    delay: Duration
+    queue: str
+    priority: int
+    signals: Labels
+    break_before: Labels
+    break_after: Labels
+    annotations: Mapping[str, str]
+    dedup: str
+    into: object
+
+
 class Chosen:
     """Options as they were understood. `fields` are those of the planned step; `links` name other steps."""
 

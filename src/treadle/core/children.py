@@ -60,6 +60,9 @@ def child_failure(run: RunState, settled: ev.RunSettled) -> Failure:
     if step is None or step.failure is None:
         return Failure(code="child_failed", message=f"run {run.run_id!r} failed")
     cause = step.failure
+    if cause.code.startswith("child_"):
+        # What failed is further down, and says so.
+        return cause
     text = f"run {run.run_id!r} failed: step {step.node.address!r}: {cause.code}: {cause.message}"
     # A payload row is the child's own; a blob, or what the handle holds itself, anyone can read.
     detail = "" if cause.detail.startswith("@") else cause.detail

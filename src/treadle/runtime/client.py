@@ -43,6 +43,7 @@ from treadle.errors import (
     StoreUnavailableError,
     UsageError,
 )
+from treadle.runtime.children import last_settlement
 from treadle.runtime.folding import CAUSE_SEPARATOR
 from treadle.runtime.inspection import Snapshot, snapshot
 from treadle.runtime.node import Node
@@ -367,18 +368,10 @@ class Run(Generic[R]):
         return value
 
     async def _settled(self, version: int) -> ev.RunSettled:
-        """The run's last settlement, searched from the end of the journal."""
-        key = await self.key()
-        after = version
-        while after > 0:
-            upto, after = after, max(0, after - 16)
-            rows = await self._node.read(partial(self._node.reader.rows, key, after, upto - after))
-            for _version, _commit, _time, text in reversed(rows):
-                if '"run_settled"' in text:
-                    found = [event for event in decode_events(text) if isinstance(event, ev.RunSettled)]
-                    if found:
-                        return found[-1]
-        raise self._not_found()
+        found = await last_settlement(self._node, await self.key(), version)
+        if found is None:
+            raise self._not_found()
+        return found
 
     async def _failed(self, settled: ev.RunSettled) -> RunFailedError:
         key = await self.key()

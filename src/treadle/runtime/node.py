@@ -26,6 +26,7 @@ from treadle.errors import (
     TreadleError,
 )
 from treadle.ports import Environment
+from treadle.runtime.children import call_child
 from treadle.runtime.engine import Engine, Pending
 from treadle.runtime.failures import DEFAULT_CAP, ErrorText
 from treadle.runtime.hub import Hub
@@ -110,7 +111,9 @@ class Node:
         """Enter a new session; also after one was lost."""
         environment, settings = self.environment, self.settings
         self.session = environment.ids.key()
-        self.slots = Slots((settings.slots, settings.threads), self.registry.names(), self._kind_of)
+        # A workflow is executed by making a run of it, where a step calls it.
+        actions = [*self.registry.names(), *self.registry.workflows()]
+        self.slots = Slots((settings.slots, settings.threads), actions, self._kind_of)
         waits = WAITS_TASKS if settings.worker else 0
         row = SessionRow(
             id=self.session,
@@ -118,7 +121,7 @@ class Node:
             wake=environment.wakeups.address,
             beat=0,
             waits=waits,
-            actions=list(self.registry.names()) if settings.worker else [],
+            actions=actions if settings.worker else [],
             info={"host": socket.gethostname(), "pid": os.getpid(), "slots": settings.slots if settings.worker else 0},
         )
         self.store.open_session(row)
@@ -266,6 +269,8 @@ class Node:
     def _kind_of(self, action: str) -> int | None:
         if action == SLEEP:
             return TIMER
+        if self.registry.workflow(action) is not None:
+            return ASYNC
         try:
             definition = self.registry.get(action)
         except TreadleError:
@@ -386,6 +391,10 @@ class Node:
         """Store a progress text; a hint, lost without harm."""
         item = (task.run, task.number, task.lease, text)
         self.committer.submit(lambda store: store.progress(self.session, [item]), lambda _value, _error: None)
+
+    async def call(self, task: Task, values: dict[str, Any], started_at: float) -> str | None:
+        """Make the run that a step calls."""
+        return await call_child(self, task, values, started_at)
 
     async def add_now(self, task: Task, fragments: Sequence[Fragment]) -> None:
         """Add steps for a live attempt at once."""

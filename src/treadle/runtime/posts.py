@@ -26,7 +26,8 @@ def tell(engine: Engine, keys: Iterable[str]) -> None:
     """Inputs are in the inboxes of these runs: have them decided, by this session if nobody else does."""
     names = list(dict.fromkeys(keys))
     for key in names:
-        if key in engine.runs:
+        owned = engine.runs.get(key)
+        if owned is not None and not owned.closing:
             engine.look(key)
         else:
             engine.acquire(key).add_done_callback(_read)

@@ -63,8 +63,14 @@ class Postponer:
 
     def postpone(self, task: Task, call: Call, at: float) -> None:
         """Let the task wait until `at`, with another call."""
+        self._give_back(task, Postponement(task.run, task.number, task.lease, at, call))
+
+    def give_up(self, task: Task) -> None:
+        """End a task that the store has fenced: its run is being cancelled, or it is no longer this session's."""
+        self._give_back(task, None)
+
+    def _give_back(self, task: Task, item: Postponement | None) -> None:
         self._leases.add((task.run, task.number, task.lease))
-        item = Postponement(task.run, task.number, task.lease, at, call)
         cancelled = Outcome(
             number=task.number,
             generation=task.generation,
@@ -78,26 +84,23 @@ class Postponer:
         )
         self._submit(item, report)
 
-    def _submit(self, item: Postponement, report: Report) -> None:
+    def _submit(self, item: Postponement | None, report: Report) -> None:
         self._committer.submit(partial(self._write, item, report), partial(self._written, item, report))
 
-    def _write(self, item: Postponement, report: Report, store: Store) -> bool:
+    def _write(self, item: Postponement | None, report: Report, store: Store) -> bool:
         """On the committer's thread: whether the run has to look at its inbox now."""
-        if store.postpone(self._session, [item], self._clock.now())[0]:
+        if item is not None and store.postpone(self._session, [item], self._clock.now())[0]:
             return False
         # Its run is being cancelled, and nothing of it begins anew; or the lease is gone, and this does nothing.
         return store.report(self._session, [report])[0]
 
-    def _written(self, item: Postponement, report: Report, ended: bool, error: BaseException | None) -> None:
+    def _written(self, item: Postponement | None, report: Report, ended: bool, error: BaseException | None) -> None:
         if isinstance(error, StoreError) and not isinstance(error, LeaseLostError) and not self._engine.closed:
             # If it took effect, trying again finds the lease gone.
             self._loop.call_later(RETRY_SECONDS, self._submit, item, report)
-            self._on_due(item.not_before)
-            return
-        self._leases.discard((item.key, item.number, item.lease))
-        if error is not None:
-            return
-        if ended:
-            tell(self._engine, [item.key])
         else:
+            self._leases.discard((report.input.key, report.number, report.lease))
+        if ended:
+            tell(self._engine, [report.input.key])
+        elif item is not None:
             self._on_due(item.not_before)

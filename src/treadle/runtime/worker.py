@@ -29,6 +29,7 @@ from treadle.core.inputs import Outcome
 from treadle.core.plan import Fragment
 from treadle.errors import (
     DecodeError,
+    DefinitionError,
     EncodeError,
     Permanent,
     Retryable,
@@ -37,6 +38,7 @@ from treadle.errors import (
     StoreError,
     StoreUnavailableError,
     TreadleError,
+    UnregisteredStepError,
 )
 from treadle.ports import Clock, Threads
 from treadle.runtime.failures import ErrorText, describe
@@ -64,6 +66,10 @@ class Steps(Protocol):
 
     def progress(self, task: Task, text: str) -> None:
         """Store a progress text."""
+        ...
+
+    async def call(self, task: Task, values: dict[str, Any], started_at: float) -> str | None:
+        """Make the run that a step calls, or find it: its result, or None while it goes on."""
         ...
 
 
@@ -171,7 +177,9 @@ class Worker:
         timeout = task.call.timeout
         if timeout is not None:
             attempt.timer = self._loop.call_later(timeout, self._time_out, attempt, timeout)
-        if kind == ASYNC:
+        if task.call.child is not None:
+            attempt.handle = self._loop.create_task(self._run_child(attempt))
+        elif kind == ASYNC:
             attempt.handle = self._loop.create_task(self._run_async(attempt))
         else:
             attempt.handle = self._loop.create_task(self._run_in_thread(attempt))
@@ -303,6 +311,33 @@ class Worker:
         ending = self._raised(attempt, raised) if raised is not None else self._returned(attempt, text)
         attempt.handle = self._loop.create_task(ending)
 
+    async def _run_child(self, attempt: Attempt) -> None:
+        """Make the run that the step calls; the attempt ends with that, and the step goes on without a slot."""
+        task = attempt.task
+        rows: list[Row] = []
+        result: Handle | None = None
+        try:
+            callee = self._callee(task)
+            values = self._inline(callee, task)
+            if values is None:
+                values = await self._fetch(callee, task)
+            text = await self._patiently(partial(self.steps.call, task, values, attempt.started_at))
+            if text is not None:
+                result = await self._patiently(partial(self.payloads.place, text, rows))
+        except BaseException as error:  # noqa: BLE001 - the workflow's own code may raise anything
+            self._slot_free(attempt)
+            if not attempt.settled:
+                # What cannot be planned now cannot be planned in a second attempt either.
+                await self._raised(attempt, error, verdict="final" if isinstance(error, DefinitionError) else "")
+            return
+        self._slot_free(attempt)
+        if attempt.settled:
+            return
+        if result is None:
+            self._leave(attempt)
+        else:
+            self._settle(attempt, Outcome(**self._base(attempt), result=result), rows)
+
     def add_now(self, task: Task, fragments: list[Fragment]) -> Awaitable[None]:
         """Add steps for a live attempt: a task on the event loop; in a thread, done when this returns."""
         work = self.steps.add_now(task, fragments)
@@ -335,7 +370,9 @@ class Worker:
     def _callee(self, task: Task) -> Callee:
         action = task.action
         # By the definition, not the name: in a notebook a function is defined again under its name.
-        definition = self.registry.get(action)
+        definition = self.registry.get(action) if task.call.child is None else self.registry.workflow(action)
+        if definition is None:
+            raise UnregisteredStepError(f"no workflow {action!r} is registered here; import the module that defines it")
         found = self._callees.get(definition)
         if found is None:
             found = self._callees[definition] = Callee(action, definition)
