@@ -73,6 +73,7 @@ def test_every_kind_of_trouble_reaches_the_journals() -> None:
         "Paused",
         "CancelRequested",
         "StepReady",
+        "ChildStarted",
     ):
         assert kinds[kind] > 0, kind
 
@@ -92,10 +93,10 @@ def found_by(seeds: range) -> str:
 def test_a_start_that_is_told_before_its_commit_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     start: Any = Engine.start
 
-    def hasty(self: Engine, *given: Any) -> None:
+    def hasty(self: Engine, *given: Any, **more: Any) -> None:
         *facts, then = given
         then("committed", None)
-        start(self, *facts, lambda _status, _error: None)
+        start(self, *facts, lambda _status, _error: None, **more)
 
     monkeypatch.setattr(Engine, "start", hasty)
 

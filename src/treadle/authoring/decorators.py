@@ -142,12 +142,9 @@ class WorkflowFunction(Generic[P, R]):
 
     def options(self, **given: Unpack[CallOptions]) -> Self:
         """The same workflow with other options for the steps that call it."""
-        if unknown := given.keys() - CallOptions.__annotations__.keys():
-            known = ", ".join(sorted(CallOptions.__annotations__))
-            raise TypeError(f"a call of a workflow has no option {min(unknown)!r}; there are {known}")
         made = object.__new__(type(self))
         made.__dict__.update(self.__dict__)
-        made.chosen = choose(self.chosen, given)
+        made.chosen = _choose_for_call(self.chosen, given)
         return made
 
     @property
@@ -207,12 +204,26 @@ class WorkflowFunction(Generic[P, R]):
         return f"<workflow {self.definition.name}>"
 
 
+def _choose_for_call(base: Chosen, given: Mapping[str, Any]) -> Chosen:
+    if unknown := given.keys() - CallOptions.__annotations__.keys():
+        known = ", ".join(sorted(CallOptions.__annotations__))
+        raise TypeError(f"a call of a workflow has no option {min(unknown)!r}; there are {known}")
+    return choose(base, given)
+
+
 class DetachedWorkflow(Generic[P]):
     """What `workflow.detached` gives."""
 
     def __init__(self, definition: WorkflowDefinition, chosen: Chosen) -> None:
         self.definition: Final = _Detached(definition)
         self.chosen = Chosen({**chosen.fields, "child": Child(detached=True)}, chosen.links, chosen.id, chosen.into)
+
+    def options(self, **given: Unpack[CallOptions]) -> Self:
+        """The same with other options for the steps that start it."""
+        made = object.__new__(type(self))
+        made.__dict__.update(self.__dict__)
+        made.chosen = _choose_for_call(self.chosen, given)
+        return made
 
     def bind(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """Plan a step that starts a run of the workflow and succeeds with its run id; the run goes its own way."""

@@ -50,9 +50,7 @@ def _rules(block: Block) -> list[str]:
         said.append(f"retry={block.retry.attempts or '∞'}")
     if block.timeout is not None:
         said.append(f"timeout={block.timeout:g}s")
-    if block.poll is not None:
-        limit = f", timeout={block.poll.timeout:g}s" if block.poll.timeout is not None else ""
-        said.append(f"wait_until(every {block.poll.interval:g}s{limit})")
+    said += _way(block)
     if block.delay:
         said.append(f"delay={block.delay:g}s")
     if block.queue != "default":
@@ -63,6 +61,17 @@ def _rules(block: Block) -> list[str]:
         said.append(f"⚑ {names(block.signals)}")
     if block.break_before or block.break_after:
         said.append(f"⦿ {names([*block.break_before, *block.break_after])}")
+    return said
+
+
+def _way(step: Step) -> list[str]:
+    """How a step works that is no single call of a function."""
+    said: list[str] = []
+    if step.child is not None:
+        said.append("starts a run" if step.child.detached else "a run of its own")
+    if step.poll is not None:
+        limit = f", timeout={step.poll.timeout:g}s" if step.poll.timeout is not None else ""
+        said.append(f"wait_until(every {step.poll.interval:g}s{limit})")
     return said
 
 

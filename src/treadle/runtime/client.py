@@ -227,10 +227,17 @@ class App:
         id_prefix: str = "",
         after: str = "",
         limit: int = 100,
+        parent: str = "",
     ) -> list[RunRow]:
-        """Runs, newest first; `after` is the key of the last row of the page before."""
+        """Runs, newest first; `after` is the key of the last row of the page before, `parent` that of the caller."""
         query = RunQuery(
-            status=status, workflow=workflow, labels=dict(labels or {}), id_prefix=id_prefix, after=after, limit=limit
+            status=status,
+            workflow=workflow,
+            labels=dict(labels or {}),
+            id_prefix=id_prefix,
+            after=after,
+            limit=limit,
+            parent=parent,
         )
         return await self._node.read(lambda: self._node.reader.runs(query))
 

@@ -90,6 +90,9 @@ class StepView(msgspec.Struct, frozen=True, kw_only=True):
     annotations: dict[str, str]
     # The step that added it, if the plan does not hold it.
     added_by: str
+    # The id of the run that it has called last, and whether that one still goes on.
+    child: str
+    child_open: bool
     queue: str
 
 
@@ -181,6 +184,7 @@ class Replay:
     """A folded journal: the core's state, and facts of its events that the state does not keep."""
 
     __slots__ = (
+        "children",
         "dispatches",
         "events",
         "finished_at",
@@ -208,6 +212,8 @@ class Replay:
         self.released: dict[tuple[str, str], float] = {}
         # Address -> how often it was dispatched since it became ready.
         self.dispatches: dict[str, int] = {}
+        # Address -> the id of the run that the step has called last.
+        self.children: dict[str, str] = {}
 
     def note(self, time: float, event: AnyEvent) -> None:
         """Keep what `apply` forgets."""
@@ -215,6 +221,8 @@ class Replay:
         match event:
             case ev.StepDispatched(at=at):
                 self.dispatches[at] = self.dispatches.get(at, 0) + 1
+            case ev.ChildStarted(at=at, child=key, id=id_):
+                self.children[at] = id_ or self.children.get(at) or key
             case ev.StepSkipped(at=at, reason=reason):
                 self.skips[at] = reason
             case ev.SignalReceived(name=name):
@@ -274,8 +282,10 @@ def shown_status(status: str, *, hold: bool, cancelling: bool, leased: int) -> s
     return status or RUNNING
 
 
-def shown_step(step: StepState, task: TaskRow | None) -> str:
-    """The status of a step as people see it."""
+def shown_step(step: StepState, task: TaskRow | None, *, called: bool = False) -> str:
+    """The status of a step as people see it; `called`: the run that it calls goes on."""
+    if step.status == DISPATCHED and called:
+        return RUNNING
     if step.status == DISPATCHED and task is not None:
         if task.session:
             return RUNNING
@@ -342,8 +352,8 @@ def _result(run: RunState) -> Arg:
 
 def _view(told: Replay, step: StepState, row: TaskRow | None, workers: dict[str, str], now: float) -> StepView:
     run, node, spec = told.run, step.node, step.spec
-    shown = shown_step(step, row)
-    started = _started(step, row)
+    shown = shown_step(step, row, called=node.number in run.calls)
+    started = _started(step, row, called=node.number in run.calls)
     failure = step.failure if step.status == FAILED or shown == RETRYING else None
     adder = run.adder.get(node.number)
     open_ = run.status not in OUTCOMES and step.status == WAITING
@@ -381,14 +391,18 @@ def _view(told: Replay, step: StepState, row: TaskRow | None, workers: dict[str,
         breakpoint=_standing(run, step),
         placement=placement_text(spec.placement),
         annotations=spec.annotations,
+        child=told.children.get(node.address, ""),
+        child_open=node.number in run.calls,
         added_by=run.states[adder].node.address if adder is not None else "",
         queue=spec.queue,
     )
 
 
-def _started(step: StepState, row: TaskRow | None) -> float | None:
+def _started(step: StepState, row: TaskRow | None, *, called: bool) -> float | None:
     if step.status == DISPATCHED:
         # The state still has the last ended attempt's time; this attempt's is in its task.
+        if row is None and called:
+            return step.started_at or None
         return (row.started_at or None) if row is not None and row.session else None
     return step.started_at or None
 

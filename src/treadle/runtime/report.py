@@ -131,6 +131,8 @@ def annotations_of(step: StepView) -> list[str]:
     said += [f"{name}={number}" for name, number, usual in numbers if number > usual]
     if step.worker and step.shown == RUNNING:
         said.append(f"worker={clean(step.worker)}")
+    if step.child:
+        said.append(f"calls {clean(step.child)}")
     if step.probes:
         said.append(f"probes={step.probes}")
     if step.progress:
@@ -159,6 +161,9 @@ def _marks(step: StepView) -> list[str]:
 def render_report(snapshot: Snapshot) -> str:
     """The run as a page of text: header, counts, labels, one row a step, what is blocked, breakpoints, signals."""
     lines = [header(snapshot), counts_line(snapshot)]
+    if snapshot.parent:
+        key, _, at = snapshot.parent.partition("/")
+        lines.append(f"called by step {clean(at)} of run {key}")
     if snapshot.labels:
         lines.append("labels " + " ".join(f"{clean(key)}={clean(value)}" for key, value in snapshot.labels.items()))
     lines += ["", *step_rows(snapshot.steps)]

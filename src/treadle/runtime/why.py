@@ -51,6 +51,8 @@ CODES: Final[dict[str, str]] = {
     "dispatch_limit": "capacity: the run has as many tasks in the store as it may have",
     "delay": "capacity: the step's start delay is not over",
     "probe": "capacity: a polled step waits for its next probe",
+    "child": "the run that the step called goes on",
+    "child_started": "the run that the step calls was made",
     "backoff": "capacity: a failed attempt is tried again later",
     "no_worker": "capacity: no living worker executes this action",
     "busy": "capacity: the workers that execute it have no free slot, or others go first",
@@ -241,6 +243,11 @@ def _waiting(scene: _Scene, step: StepState) -> Iterator[Reason]:
 def _dispatched(scene: _Scene, step: StepState) -> Iterator[Reason]:
     at = step.node.address
     row = scene.tasks.get(step.node.number)
+    if step.node.number in scene.told.run.calls:
+        child = scene.told.children.get(at, "")
+        text = f"waits for the run {child!r} that it called; ask why of that one"
+        yield Reason(step=at, code="child", message=text, at=step.started_at or None, on=[child])
+        return
     if row is None:
         text = f"attempt {step.attempt} has ended; its outcome waits to be decided"
         yield Reason(step=at, code="undecided", kind="capacity", message=text)
@@ -363,6 +370,8 @@ def _own(event: AnyEvent, at: str) -> tuple[str, str] | None:
             return "ready", "ready"
         case ev.StepDispatched(attempt=attempt):
             return "dispatched", f"attempt {attempt} dispatched"
+        case ev.ChildStarted(id=id_) if id_:
+            return "child_started", f"called the run {id_}"
         case ev.ConditionEvaluated(value=value):
             return "condition", f"its condition was {'true' if value else 'false'}"
         case ev.BreakpointReached(position=position, labels=labels):

@@ -41,11 +41,13 @@ RESULTS: Final = "a step's result is what its function gives for its inputs"
 ROWS: Final = "the stored status, hold and step rows are what the journal says"
 ANSWERS: Final = "what a client was told is what the journal says"
 CALLERS: Final = "no client waits for ever, and none gets an error that is not its own"
+CALLS: Final = "a step that calls a run has the outcome of that run"
 TRACE: Final = "equal seeds give equal traces"
 
 NAMES: Final = (
     VERSIONS, STORE, TOKENS, DURABLE, ONCE, CURRENT, OUTCOMES, SIGNALS, ERRORS, SLOTS, OWNERS, PROGRESS, CLOSED,
-    LEFTOVERS, DELETED, FOLD, RESULTS, ROWS, ANSWERS, CALLERS, TRACE,
+    LEFTOVERS, DELETED, FOLD, RESULTS, ROWS, ANSWERS, CALLERS, CALLS,
+    TRACE,
 )  # fmt: skip
 
 _STORE_ERRORS: Final[tuple[type[StoreError], ...]] = (StoreError, *StoreError.__subclasses__())
@@ -81,6 +83,9 @@ class Journal:
         self.dispatched: set[tuple[str, int, int]] = set()
         self.attempts: dict[str, int] = {}
         self.open: dict[str, int] = {}
+        # Steps whose child runs, and the keys of all children that ever were started.
+        self.calls: set[str] = set()
+        self.children: list[str] = []
         self.settled: dict[str, str] = {}
         self.added: set[str] = set()
         self.signals: dict[str, str] = {}
@@ -188,8 +193,11 @@ class Watch:
                 self._dispatched(journal, event, where)
             case ev.StepSucceeded() | ev.AttemptFailed() | ev.StepFailed() | ev.AttemptLost():
                 self._ended(journal, event, where)
+            case ev.ChildStarted():
+                self._called(journal, event, where)
             case ev.StepSkipped() | ev.StepCancelled():
                 journal.open.pop(event.at, None)
+                journal.calls.discard(event.at)
                 self._settle(journal, event.at, where)
             case ev.StepsReopened():
                 self._open(journal, [*event.at, *event.removed])
@@ -221,9 +229,18 @@ class Watch:
             self.fail(CURRENT, f"{where}: attempts count up by one")
         if event.at in journal.open:
             self.fail(CURRENT, f"{where}: an attempt is open")
+        journal.calls.discard(event.at)
         journal.attempts[event.at] = event.attempt
         journal.open[event.at] = event.attempt
         journal.dispatched.add((event.at, event.generation, event.attempt))
+
+    def _called(self, journal: Journal, event: ev.ChildStarted, where: str) -> None:
+        if journal.open.pop(event.at, None) != event.attempt:
+            self.fail(CURRENT, f"{where}: no such attempt is open")
+        if event.child not in self.data.runs and event.child not in self.data.tombstones:
+            self.fail(CALLS, f"{where}: there is no such child")
+        journal.calls.add(event.at)
+        journal.children.append(event.child)
 
     def _open(self, journal: Journal, steps: Sequence[str]) -> None:
         journal.is_open = True
@@ -241,6 +258,10 @@ class Watch:
         if isinstance(event, ev.StepFailed | ev.AttemptFailed) and event.failure.code in _STORE_CODES:
             self.fail(ERRORS, where)
         if event.attempt <= 0:
+            return
+        if event.at in journal.calls:
+            # The outcome of the child; its attempt ended when the child was started.
+            journal.calls.discard(event.at)
             return
         if isinstance(event, ev.StepFailed) and event.failure.code == "lost":
             # Said with the loss of its last attempt.

@@ -17,8 +17,8 @@ import msgspec
 from treadle.authoring.bound import Bound, or_default, scope, signal_value
 from treadle.authoring.builder import PlanBuilder, Planned
 from treadle.authoring.context import StepContext, context
-from treadle.authoring.decorators import predicate, step
-from treadle.authoring.options import Poll, Retry
+from treadle.authoring.decorators import predicate, step, workflow
+from treadle.authoring.options import CallOptions, Poll, Retry
 from treadle.authoring.registry import Registry
 from treadle.authoring.sleep import sleep
 from treadle.errors import DefinitionError, Permanent, Retryable, RetryLater, StepInterrupt
@@ -191,6 +191,18 @@ def heavy_truth(value: Any, salt: int) -> bool:
     return truth_of(value, salt)
 
 
+@workflow(registry=registry, name="sim:child")
+def called(conduct: Conduct, values: list[Any]) -> Any:
+    """A workflow that steps call: a step or two, and perhaps a call of its own."""
+    policy = Retry(attempts=2, initial=0.5) if conduct["retry"] else None
+    first = work.options(id="first", retry=policy).bind(conduct["first"], values)
+    if conduct["inner"] is None:
+        return first
+    if conduct["detached"]:
+        return called.detached.options(id="inner").bind(conduct["inner"], [first])
+    return [first, called.options(id="inner").bind(conduct["inner"], [first])]
+
+
 # -- plans ------------------------------------------------------------------------------------------------------------
 
 SIGNALS = ("go", "paid", "näher")
@@ -345,6 +357,9 @@ class Planner:
             with builder:
                 options["after"] = [sleep.options(id=f"{own}-sleep").bind(self.rng.choice((0.5, 10.0)))]
         if self.rng.random() < 0.12:
+            self.call(builder, own, address)
+            return
+        if self.rng.random() < 0.12:
             function = probe
             conduct["probes"] = self.rng.choice((0, 1, 3, 8))
             options["poll"] = Poll(self.rng.choice((0.3, 2.0)), self.rng.choice((None, 3.0, 30.0)))
@@ -352,6 +367,30 @@ class Planner:
         self.placed.append(bound)
         node = bound.__treadle_node__
         self.addresses.append(f"{address}/{node.segment}" if address else node.segment)
+
+    def call(self, builder: PlanBuilder, own: str, address: str) -> None:
+        """Place a step that calls a workflow."""
+        allowed = CallOptions.__annotations__
+        options: Any = {key: part for key, part in self.options().items() if key in allowed}
+        with builder:
+            conduct = self.called(f"{self.name}:{own}", 0)
+            if self.rng.random() < 0.15:
+                bound: Any = called.detached.options(id=own, **options).bind(conduct, self.arguments())
+            else:
+                bound = called.options(id=own, **options).bind(conduct, self.arguments())
+        node = bound.__treadle_node__
+        self.addresses.append(f"{address}/{node.segment}" if address else node.segment)
+
+    def called(self, name: str, depth: int) -> Conduct:
+        """How a called workflow behaves."""
+        rng = self.rng
+        inner = self.called(f"{name}/inner", depth + 1) if depth < 2 and rng.random() < 0.4 else None
+        return {
+            "first": self.conduct(f"{name}/first", depth=2),
+            "retry": rng.random() < 0.5,
+            "inner": inner,
+            "detached": rng.random() < 0.2,
+        }
 
     def fill(self, builder: PlanBuilder, count: int, address: str, depth: int) -> None:
         """Place steps and groups."""
@@ -412,6 +451,8 @@ OPERATIONS = (
     "pause", "pause", "resume", "resume", "cancel", "cancel_hard", "signal", "signal", "release", "release",
     "retry", "retry_one", "rewind", "rewind", "delete", "replace", "await", "await_step", "inspect",
 )  # fmt: skip
+# What operators also ask of runs that were called.
+AT_CHILDREN = frozenset({"pause", "resume", "cancel", "cancel_hard", "retry", "inspect"})
 INSTANTS = ("crash", "crash", "condemn", "steal", "steal", "steal", "jump", "restart")
 
 
