@@ -20,6 +20,7 @@ For readable failures call `pytest.register_assert_rewrite("treadle.testing")` i
 
 from __future__ import annotations
 
+from treadle.testing.contract_calls import CallsContract
 from treadle.testing.contract_holds import HoldsContract
 from treadle.testing.contract_kit import MakeStore
 from treadle.testing.contract_postponing import PostponingContract
@@ -52,6 +53,7 @@ class StoreContract(
     ClaimsContract,
     ReportsContract,
     PostponingContract,
+    CallsContract,
     HoldsContract,
     SessionsContract,
     ElectionsContract,
