@@ -25,6 +25,7 @@ from treadle import (
     workflow,
 )
 from treadle.core import events as ev
+from treadle.runtime.inspection import StepView
 from treadle.runtime.why import Reason
 
 gates: dict[str, asyncio.Event] = {}
@@ -156,6 +157,15 @@ async def until_cancelling(run: Run[Any]) -> None:
     async for _ in run.changes():
         if (await run.inspect()).status == "cancelling":
             return
+
+
+async def until_called(run: Run[Any], name: str) -> StepView:
+    """The step's view, as soon as it is known that its child runs."""
+    async for _ in run.changes():
+        view = (await run.inspect()).step(name)
+        if view is not None and view.child_open:
+            return view
+    raise AssertionError("unreachable")
 
 
 async def test_a_child_gives_its_result_to_the_step_that_called_it(url: str) -> None:
@@ -310,15 +320,11 @@ async def test_a_step_that_waits_for_its_child_holds_no_slot_and_is_explained(ur
         # The only slot is the child's step's.
         await gate("begun").wait()
 
-        async for _ in run.changes():
-            view = (await run.inspect()).step("holds")
-            if view is not None and view.child_open:
-                break
+        view = await until_called(run, "holds")
 
         (reason,) = await reasons(run, "holds")
 
         assert (reason.code, reason.on) == ("child", ["p/holds"])
-        assert view is not None
         assert (view.status, view.shown, view.child_open) == ("dispatched", "running", True)
         with pytest.raises(ConflictError, match="still open"):
             await run.delete()
@@ -370,6 +376,30 @@ async def test_an_id_that_another_run_has_is_no_obstacle(url: str) -> None:
         assert "p/sum_of" in ids
         assert "p/second" not in ids
         assert len(ids) == 2
+
+
+async def test_a_run_that_is_replaced_is_replaced_with_its_children(url: str) -> None:
+    async with connect(url) as app:
+        first = await app.start(calls_holds, id="p")
+        await gate("begun").wait()
+
+        run = await app.start(calls_moods, id="p", on_conflict="replace")
+
+        mood["good"] = True
+        await run.wait(timeout=30)
+        assert await children(app, run) != []
+        assert await app.runs(parent=await first.key()) == []
+        assert sorted(row.id for row in await app.runs()) == ["p", "p/moods"]
+
+
+async def test_a_plan_calls_a_workflow_by_its_name(url: str) -> None:
+    builder = PlanBuilder("named")
+    builder.output(builder.step("sum", "children:sum", 1, slots={"right": 5}))
+    async with connect(url) as app:
+        run = await app.start(builder.build(), id="p")
+
+        assert await run.result(timeout=30) == 6
+        assert await children(app, run) == [("p/sum", "succeeded")]
 
 
 async def test_a_step_may_add_a_call_while_it_runs(url: str) -> None:

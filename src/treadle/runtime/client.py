@@ -195,14 +195,13 @@ class App:
         await self._node.engine.acquire(head.key)
 
     async def _clear(self, run: Run[Any]) -> None:
-        """Cancel a run hard, wait for its end, and delete it."""
+        """Cancel a run hard, wait until nothing of it or of the runs below it goes on, and delete it."""
         await run.cancel(hard=True)
+        key = await run.key()
         async with aclosing(run.changes()) as changes:
             async for _ in changes:
-                row = await run.row()
-                if row.status != RUNNING and not row.leased:
-                    break
-        await run.delete()
+                if await self._node.committer.call(lambda store: store.delete(key)) != "open":
+                    return
 
     def run(self, id: str, type: Any = Any) -> Run[Any]:
         """The handle of a run by its id (or a unique prefix of its id or key). Nothing is read yet."""
@@ -530,10 +529,10 @@ class Run(Generic[R]):
         return self._reopened(await self._request(inp.Rewind(at=step)))
 
     async def delete(self) -> None:
-        """Remove a closed run wholly.
+        """Remove a closed run wholly, and with it the runs that its steps called and waited for.
 
         Raises:
-            RunNotActiveError: it is still open; cancel it first.
+            ConflictError: it, or one of those, is still open; cancel it first.
         """
         key = await self.key()
         answer = await self._node.committer.call(lambda store: store.delete(key))
@@ -541,8 +540,10 @@ class Run(Generic[R]):
             raise self._not_found()
         if answer == "open":
             row = await self.row()
-            text = f"run {self.id!r} is still open ({row.status}, {row.leased} attempts run); cancel it, then delete it"
-            raise ConflictError(text)
+            state = f"{row.status}, {row.leased} attempts run"
+            if row.status != RUNNING and not row.leased:
+                state = "runs that it called go on"
+            raise ConflictError(f"run {self.id!r} is still open ({state}); cancel it, then delete it")
 
     def _reopened(self, events: list[AnyEvent]) -> list[str]:
         return [at for event in events if isinstance(event, ev.StepsReopened) for at in event.at]
