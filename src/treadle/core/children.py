@@ -61,8 +61,8 @@ def child_failure(run: RunState, settled: ev.RunSettled) -> Failure:
         return Failure(code="child_failed", message=f"run {run.run_id!r} failed")
     cause = step.failure
     if cause.code.startswith("child_"):
-        # What failed is further down, and says so.
-        return cause
+        # What ended is further down, and says so.
+        return msgspec.structs.replace(cause, code="child_failed")
     text = f"run {run.run_id!r} failed: step {step.node.address!r}: {cause.code}: {cause.message}"
     # A payload row is the child's own; a blob, or what the handle holds itself, anyone can read.
     detail = "" if cause.detail.startswith("@") else cause.detail

@@ -38,7 +38,8 @@ def retry(run: RunState, at: str, cause: str) -> list[ev.AnyEvent] | Refusal:
             for s in run.states
             if (s.status in (FAILED, CANCELLED) if isinstance(s, StepState) else s.gated and s.status == CANCELLED)
         ]
-        if not chosen:
+        # A cancel may have come when nothing was left to cancel: such a run only settles anew.
+        if not chosen and run.status != CANCELLED:
             return Refusal("usage", f"run {run.run_id!r} has no failed or cancelled step to retry")
     if busy := _named(step for step in chosen if isinstance(step, StepState) and run.is_live(step)):
         return Refusal("step_busy", f"attempts of {busy} have not ended yet; try again then")

@@ -134,6 +134,7 @@ def steps_reopened(run: RunState, event: ev.StepsReopened) -> None:
     run.result = ev.NULL
     run.missing = []
     reopened: dict[int, NodeState] = {}
+    unsettle(run, run.root, reopened)
     for gone in removed:
         gone.removed, gone.dropped = True, False
     for scope in sorted([*scopes, *(gone for gone in removed if isinstance(gone, ScopeState))], key=_number):

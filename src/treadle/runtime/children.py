@@ -31,10 +31,8 @@ from treadle.store.base import InboxInput, Report, RunRow
 if TYPE_CHECKING:
     from treadle.runtime.node import Node
 
-# How long a step waits before it looks again at a child that is just being cancelled.
+# How long a step waits before it looks again at a child that cannot be reopened just now.
 _BUSY_SECONDS = 1.0
-# Why a run cannot be reopened now and can soon.
-_PASSING = frozenset({"step_busy", "run_not_running", "conflict"})
 
 
 async def call_child(node: Node, task: Task, values: dict[str, Any], started_at: float) -> str | None:
@@ -44,7 +42,7 @@ async def call_child(node: Node, task: Task, values: dict[str, Any], started_at:
 
     Raises:
         Permanent: the run was deleted, or ended without a result.
-        RetryLater: it is being cancelled; it can be reopened when that is over.
+        RetryLater: it is being cancelled, or reopened by somebody else; look again.
         StoreUnavailableError: try again; nothing is done twice.
         DefinitionError: the workflow cannot be planned with these arguments.
     """
@@ -138,11 +136,9 @@ async def _reopen(node: Node, row: RunRow) -> None:
         refusal, _events = await request(node, row.key, inp.Retry())
     except RunNotFoundError:
         raise Permanent(f"run {row.id!r} was deleted", code="child_deleted") from None
-    if refusal is None:
-        return
-    if refusal.code in _PASSING:
-        raise RetryLater(_BUSY_SECONDS, refusal.message)
-    raise Permanent(f"run {row.id!r} is {row.status} and cannot go on: {refusal.message}", code="child_failed")
+    if refusal is not None:
+        # It is being cancelled, or somebody else has just reopened it.
+        raise RetryLater(_BUSY_SECONDS, refusal.message, code="child_busy")
 
 
 async def _result(node: Node, row: RunRow) -> str:
