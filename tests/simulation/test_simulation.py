@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
 import pytest
 
 from treadle.authoring.decorators import step, workflow
@@ -22,9 +21,8 @@ from treadle.runtime.engine import Engine, Owned, Pending
 from treadle.runtime.slots import Slots
 from treadle.runtime.sweeper import Sweeper
 from treadle.store import memory
-from treadle.store.base import Postponement, Report
+from treadle.store.base import Report
 from treadle.store.memory import MemoryStore
-from treadle.store.memory_data import Entry
 from treadle.testing import invariants
 from treadle.testing.sim_faults import KINDS
 from treadle.testing.sim_workload import INSTANTS
@@ -221,28 +219,6 @@ def test_a_run_that_is_made_for_a_task_of_others_is_found(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(memory, "_may_report", lambda _own, _report: True)
     monkeypatch.setattr(MemoryStore, "_report", trusting)
-
-    assert found_by(range(400))
-
-
-def test_a_probe_that_is_postponed_without_a_token_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def trusting(self: MemoryStore, session: str, items: Sequence[Postponement], now: float) -> list[bool]:
-        answers: list[bool] = []
-        for item in items:
-            run = self.data.runs.get(item.key)
-            entry = run.tasks.get(item.number) if run is not None else None
-            if run is None or entry is None:
-                answers.append(False)
-                continue
-            self.data.end(entry)
-            self.data.age += 1
-            task = msgspec.structs.replace(entry.task, lease=0, not_before=item.not_before, call=item.call)
-            run.tasks[item.number] = again = Entry(task, self.data.age)
-            self.data.enqueue(again, now)
-            answers.append(True)
-        return answers
-
-    monkeypatch.setattr(MemoryStore, "postpone", trusting)
 
     assert found_by(range(400))
 
