@@ -105,6 +105,7 @@ def stopping(say_first: Callable[[], None]) -> Generator[asyncio.Event]:
 @click.option("--data", "data", multiple=True, metavar="JSON|@FILE|K=V", help="The run's data; may be repeated.")
 @click.option("--dry-run", is_flag=True, help="Tell every step to change nothing, and to say what it would do.")
 @_capacity
+@click.option("--delay", metavar="DURATION", help="Start its first steps so much later, such as 90s or 1h30m.")
 @click.option("--detach", is_flag=True, help="Only start it, for workers to execute; print the run's id.")
 @click.option(
     "--module", "modules", multiple=True, metavar="TARGET", help="Import it; for a TARGET that is a document."
@@ -123,6 +124,7 @@ async def run(
     on_failure: Literal["stop", "unwind"] | None,
     data: tuple[str, ...],
     dry_run: bool,
+    delay: str | None,
     detach: bool,
     modules: tuple[str, ...],
     reset: bool,
@@ -158,6 +160,7 @@ async def run(
                 breakpoints=breaks,
                 data=facts,
                 dry_run=dry_run,
+                delay=delay,
                 on_failure=on_failure,
             )
         if detach:

@@ -21,8 +21,9 @@ from typing import Any
 
 from treadle.core import events as ev
 from treadle.core import inputs as inp
-from treadle.core.advance import advance, causes_of, root_causes, task_of
+from treadle.core.advance import advance, causes_of, root_causes, task_of, withdraw
 from treadle.core.attempts import add_steps, lost, outcome, revoked
+from treadle.core.calls import child_ended, child_started, tell_children
 from treadle.core.commands import Refusal
 from treadle.core.decision import Decision, Limits
 from treadle.core.operators import operator_events
@@ -31,12 +32,15 @@ from treadle.core.state import RunState
 from treadle.core.undo_attempts import undo_runs
 from treadle.core.unwinding import undo_run, undo_step
 
+# What is said of a run of which there is nothing to say.
+_STARTED = ev.RunStarted()
 
-def start(run: RunState, *, now: float, limits: Limits, on_failure: str = "") -> Decision:
-    """The first decision of a new run; `on_failure` overrides what the plan says."""
+
+def start(run: RunState, *, now: float, limits: Limits, started: ev.RunStarted = _STARTED) -> Decision:
+    """The first decision of a new run."""
     decision = Decision()
     run.now = now
-    decision.record(run, ev.RunStarted(on_failure=on_failure))
+    decision.record(run, started)
     advance(run, decision, limits)
     return decision
 
@@ -67,6 +71,8 @@ def _operate(run: RunState, decision: Decision, value: Any, cause: str) -> Refus
         return found
     for event in found:
         decision.record(run, event)
+        if run.calls:
+            tell_children(run, decision, event)
         if isinstance(event, ev.Paused):
             decision.hold = event.hold
         elif isinstance(event, ev.Resumed):
@@ -77,6 +83,7 @@ def _operate(run: RunState, decision: Decision, value: Any, cause: str) -> Refus
             decision.revoke = True
             if event.hard and run.unwindings:
                 decision.interrupts += [step.node.number for step in run.steps() if undo_runs(step)]
+            withdraw(run, decision)
         else:
             decision.note_reopened(run, event)
     return None
@@ -90,6 +97,8 @@ def _look(run: RunState, decision: Decision, value: inp.Look, cause: str) -> Ref
 _HANDLERS: dict[type, Callable[[RunState, Decision, Any, str], Refusal | None]] = {
     inp.Outcome: outcome,
     inp.Lost: lost,
+    inp.ChildStarted: child_started,
+    inp.ChildEnded: child_ended,
     inp.Revoked: revoked,
     inp.Look: _look,
     inp.AddSteps: add_steps,

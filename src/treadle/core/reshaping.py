@@ -133,7 +133,7 @@ def steps_reopened(run: RunState, event: ev.StepsReopened) -> None:
     restarted = [_begun_block(run, at) for at in event.restarted]
     again = [*steps, *(gone for gone in removed if isinstance(gone, StepState))]
     waiting = {step: allowed_status(step, "steps_reopened") for step in again}
-    if busy := [step.node.address for step in waiting if step.tasked]:
+    if busy := [step.node.address for step in waiting if run.is_live(step)]:
         raise InternalError(f"run {run.run_id!r}: {busy[0]!r} was reopened while it is being executed")
     run.status = status
     run.cancelling = ""
@@ -142,6 +142,7 @@ def steps_reopened(run: RunState, event: ev.StepsReopened) -> None:
     run.result = ev.NULL
     run.missing = []
     reopened: dict[int, NodeState] = {}
+    unsettle(run, run.root, reopened)
     for gone in removed:
         gone.removed, gone.dropped = True, False
     for block in restarted:
@@ -211,11 +212,11 @@ def steps_below(run: RunState, scope: ScopeState) -> list[StepState]:
             if own is not None:
                 queue.append(own)
         else:
-            queue += held(run, state)
+            queue += _held(run, state)
     return found
 
 
-def held(run: RunState, scope: ScopeState) -> list[NodeState]:
+def _held(run: RunState, scope: ScopeState) -> list[NodeState]:
     """What lies directly in a scope, with what its present entry has gone past and the scope of its detached cells."""
     found = run.content(scope)
     block = scope.block

@@ -82,15 +82,23 @@ def _is_quiet(run: RunState, decision: Decision, unwinding: Unwinding, bound: in
         unwinding.looked += 1
         if step.undo is not None and step.undo.status == RUNNING:
             continue
-        if step.tasked:
+        if run.is_live(step):
             live.append(step)
-            decision.interrupts.append(step.node.number)
+            _interrupt(run, decision, step)
         if not settled(step):
-            decision.settle(run, step, ev.StepCancelled(at=step.node.address, live=step.tasked != 0))
+            decision.settle(run, step, ev.StepCancelled(at=step.node.address, live=run.is_live(step)))
     # One that has ended since may have a task again: that of its undo.
-    while live and (not live[-1].tasked or undo_runs(live[-1])):
+    while live and (not run.is_live(live[-1]) or undo_runs(live[-1])):
         live.pop()
     return not live
+
+
+def _interrupt(run: RunState, decision: Decision, step: StepState) -> None:
+    """End what a worker executes of a step, or the run that the step has called."""
+    if step.tasked:
+        decision.interrupts.append(step.node.number)
+    else:
+        decision.posts.append((run.calls[step.node.number], inp.Cancel(hard=True)))
 
 
 def _start_undos(run: RunState, decision: Decision, unwinding: Unwinding, limits: Limits, bound: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -58,6 +59,17 @@ class Callee:
             self.encode = _nothing
         if defaults := definition.defaults:
             self.invoke = partial(_with_defaults, definition.invoke, defaults)
+
+    def probing(self) -> Callee:
+        """The same as a probe: while its value is not true, it has no text."""
+        probe = copy(self)
+        encode = self.encode
+
+        def encode_true(value: Any) -> str:
+            return encode(value) if value else ""
+
+        probe.encode = encode_true
+        return probe
 
     def unknown(self, name: str) -> DecodeError:
         """The error of an argument that the function does not take."""

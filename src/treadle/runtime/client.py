@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import aclosing
+from datetime import datetime
 from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar, overload
 
+import msgspec
+
 from treadle.authoring import codec
 from treadle.authoring.builder import Planned
 from treadle.authoring.decorators import WorkflowFunction
+from treadle.authoring.durations import Duration
 from treadle.authoring.options import OnFailure, on_failure_of
 from treadle.authoring.registry import Registry
 from treadle.core import events as ev
@@ -43,6 +47,7 @@ from treadle.errors import (
     UsageError,
 )
 from treadle.runtime.answers import BlockLook, failed_run, no_value
+from treadle.runtime.children import last_settlement
 from treadle.runtime.folding import CAUSE_SEPARATOR
 from treadle.runtime.inspection import Snapshot, snapshot
 from treadle.runtime.node import Node
@@ -50,7 +55,7 @@ from treadle.runtime.payloads import assemble, handles_of
 from treadle.runtime.receipts import receipt_of_run
 from treadle.runtime.requests import request
 from treadle.runtime.run_analysis import RunAnalysis, analyse
-from treadle.runtime.starting import Start, begin, data_text, is_same
+from treadle.runtime.starting import Start, begin, data_text, is_same, opening_time
 from treadle.runtime.undo import UndoOperations, reopened
 from treadle.runtime.why import Reason, why
 from treadle.store.base import Health, Loaded, RunQuery, RunRow, SessionRow, StepRow
@@ -119,6 +124,8 @@ class App:
         dry_run: bool = ...,
         on_conflict: OnConflict = ...,
         on_failure: OnFailure | None = ...,
+        delay: Duration | None = ...,
+        run_at: datetime | None = ...,
         **kwargs: Any,
     ) -> Run[R]: ...
     @overload
@@ -133,6 +140,8 @@ class App:
         dry_run: bool = ...,
         on_conflict: OnConflict = ...,
         on_failure: OnFailure | None = ...,
+        delay: Duration | None = ...,
+        run_at: datetime | None = ...,
     ) -> Run[Any]: ...
     async def start(
         self,
@@ -145,6 +154,8 @@ class App:
         dry_run: bool = False,
         on_conflict: OnConflict = "reuse",
         on_failure: OnFailure | None = None,
+        delay: Duration | None = None,
+        run_at: datetime | None = None,
         **kwargs: Any,
     ) -> Run[Any]:
         """Start a run; durable when this returns.
@@ -152,8 +163,8 @@ class App:
         `id` is an idempotency key (a new key where it is left out). If a run of that id exists, `on_conflict`
         decides: `reuse` attaches to it if workflow and input are the same, `reject` raises, `replace` cancels
         hard and deletes it first. `breakpoints` are the labels to arm. `data` is what every step can read, and what
-        fills parameters declared with `FROM_DATA`. With `dry_run` every step is told to change nothing. `on_failure`
-        (stop or unwind) overrides the workflow's.
+        fills parameters declared with `FROM_DATA`. With `dry_run` every step is told to change nothing. With `delay`
+        or `run_at` no step starts before that time. `on_failure` (stop or unwind) overrides the workflow's.
 
         Raises:
             DefinitionError: the workflow as written is wrong, or data that it needs is missing; all mistakes at once.
@@ -168,7 +179,8 @@ class App:
             raise DefinitionError("a breakpoint label is empty; give the label that the steps carry")
         given = dict(data or {})
         start = Start(
-            id=id,
+            id=id or "",
+            not_before=opening_time(self._node.environment.clock.now(), delay, run_at),
             labels=dict(labels or {}),
             breakpoints=armed,
             data=data_text(given),
@@ -190,22 +202,10 @@ class App:
 
     async def _start(self, planned: Planned, start: Start) -> Run[Any] | None:
         node = self._node
-        head, plan, encoded, rows = await begin(node, planned, start)
-        run = Run[Any](node, head.id, planned.result, head.key)
-        future: asyncio.Future[str] = node.loop.create_future()
-
-        def then(status: str, error: BaseException | None) -> None:
-            if future.done():
-                return
-            if error is not None:
-                future.set_exception(error)
-            else:
-                future.set_result(status)
-
-        node.engine.start(head, plan, encoded, rows, then)
-        status = await future
+        key = node.environment.ids.key()
+        status = await begin(node, planned, msgspec.structs.replace(start, key=key))
         if status == "committed":
-            return run
+            return Run[Any](node, start.id or key, planned.result, key)
         if status == "exists":
             return None
         raise StoreUnavailableError(f"the run could not be made ({status}); try again")
@@ -220,14 +220,13 @@ class App:
         await self._node.engine.acquire(head.key)
 
     async def _clear(self, run: Run[Any]) -> None:
-        """Cancel a run hard, wait for its end, and delete it."""
+        """Cancel a run hard, wait until nothing of it or of the runs below it goes on, and delete it."""
         await run.cancel(hard=True)
+        key = await run.key()
         async with aclosing(run.changes()) as changes:
             async for _ in changes:
-                row = await run.row()
-                if row.status not in LIVE and not row.leased:
-                    break
-        await run.delete()
+                if await self._node.committer.call(lambda store: store.delete(key)) != "open":
+                    return
 
     def run(self, id: str, type: Any = Any) -> Run[Any]:
         """The handle of a run by its id (or a unique prefix of its id or key). Nothing is read yet."""
@@ -252,10 +251,17 @@ class App:
         id_prefix: str = "",
         after: str = "",
         limit: int = 100,
+        parent: str = "",
     ) -> list[RunRow]:
-        """Runs, newest first; `after` is the key of the last row of the page before."""
+        """Runs, newest first; `after` is the key of the last row of the page before, `parent` that of the caller."""
         query = RunQuery(
-            status=status, workflow=workflow, labels=dict(labels or {}), id_prefix=id_prefix, after=after, limit=limit
+            status=status,
+            workflow=workflow,
+            labels=dict(labels or {}),
+            id_prefix=id_prefix,
+            after=after,
+            limit=limit,
+            parent=parent,
         )
         return await self._node.read(lambda: self._node.reader.runs(query))
 
@@ -395,18 +401,10 @@ class Run(UndoOperations, Generic[R]):
         return value
 
     async def _settled(self, version: int) -> ev.RunSettled:
-        """The run's last settlement, searched from the end of the journal."""
-        key = await self.key()
-        after = version
-        while after > 0:
-            upto, after = after, max(0, after - 16)
-            rows = await self._node.read(partial(self._node.reader.rows, key, after, upto - after))
-            for _version, _commit, _time, text in reversed(rows):
-                if '"run_settled"' in text:
-                    found = [event for event in decode_events(text) if isinstance(event, ev.RunSettled)]
-                    if found:
-                        return found[-1]
-        raise self._not_found()
+        found = await last_settlement(self._node, await self.key(), version)
+        if found is None:
+            raise self._not_found()
+        return found
 
     async def _value(self, arg: Arg, adapter: codec.Adapter) -> Any:
         if isinstance(arg, str) and arg.startswith("="):
@@ -566,10 +564,10 @@ class Run(UndoOperations, Generic[R]):
         return reopened(await self._request(inp.Retry(at=step or "")))
 
     async def delete(self) -> None:
-        """Remove a closed run wholly.
+        """Remove a closed run wholly, and with it the runs that its steps called and waited for.
 
         Raises:
-            RunNotActiveError: it is still open; cancel it first.
+            ConflictError: it, or one of those, is still open; cancel it first.
         """
         key = await self.key()
         answer = await self._node.committer.call(lambda store: store.delete(key))
@@ -577,8 +575,10 @@ class Run(UndoOperations, Generic[R]):
             raise self._not_found()
         if answer == "open":
             row = await self.row()
-            text = f"run {self.id!r} is still open ({row.status}, {row.leased} attempts run); cancel it, then delete it"
-            raise ConflictError(text)
+            state = f"{row.status}, {row.leased} attempts run"
+            if row.status not in LIVE and not row.leased:
+                state = "runs that it called go on"
+            raise ConflictError(f"run {self.id!r} is still open ({state}); cancel it, then delete it")
 
     async def _request(self, value: inp.AnyInput) -> list[AnyEvent]:
         key = await self.key()

@@ -22,13 +22,13 @@ import msgspec
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from treadle.core.commands import Task
+from treadle.core.commands import Call, Task
 from treadle.core.events import encode_events
 from treadle.core.inputs import AnyInput, Look, Lost, Revoked, decode_input
 from treadle.errors import LeaseLostError
-from treadle.store.base import Answer, Append, InboxInput, Loaded, SessionRow, Store
+from treadle.store.base import Answer, Append, InboxInput, Loaded, Postponement, SessionRow, Store
 from treadle.testing.contract_kit import NOW, Slots, append_of, key_of, report_of, signal_of, start_of, step_of, task_of
-from treadle.testing.store_model_runs import ModelRun, ModelTask
+from treadle.testing.store_model_data import ModelRun, ModelTask
 
 _ACTIONS = ("act", "other")
 _QUEUES = ("default", "slow")
@@ -193,6 +193,28 @@ class StoreModel(RuleBasedStateMachine):
             del run.tasks[task.number]
             run.payloads.update(report.payloads)
             self.post_to_model(run, report.input)
+
+    @precondition(lambda self: self.given)
+    @rule(data=st.data(), wrong=_chance, seconds=st.sampled_from([0.0, 1.0, 3.0]))
+    def postpone(self, data: st.DataObject, wrong: bool, seconds: float) -> None:
+        """A worker gives a task back to wait, perhaps too late, or with another token."""
+        name, task = data.draw(st.sampled_from(self.given[-12:]))
+        if name not in self.alive:
+            return
+        lease = task.lease + 1 if wrong else task.lease
+        call = Call(args={"n": "=7"})
+        item = Postponement(task.run, task.number, lease, self.now + seconds, call)
+        run = self.runs.get(task.run)
+        model = run.tasks.get(task.number) if run else None
+        live = model is not None and model.session == name and model.lease == lease
+
+        answers = self.alive[name].postpone(name, [item], self.now)
+
+        assert answers == [live and model is not None and not model.interrupt and not model.last]
+        if answers == [True] and run is not None and model is not None:
+            self.ages += 1
+            again = msgspec.structs.replace(model.task, lease=0, not_before=item.not_before, call=call)
+            run.tasks[task.number] = ModelTask(again, self.ages)
 
     @precondition(lambda self: self.runs)
     @rule(data=st.data(), again=_chance)
@@ -473,9 +495,16 @@ class StoreModel(RuleBasedStateMachine):
         for number in append.ended:
             run.tasks.pop(number, None)
         run.end_steps(append)
+        self.steer(run, append)
+
+    def steer(self, run: ModelRun, append: Append) -> None:
+        """Interrupt and take back tasks."""
         for number in append.interrupts:
             if number in run.tasks and run.tasks[number].session:
                 run.tasks[number].interrupt = True
+        if append.revoke:
+            for task in run.tasks.values():
+                task.last = True
         if append.revoke or append.interrupts:
             numbers = sorted(
                 number

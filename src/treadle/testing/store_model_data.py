@@ -1,4 +1,4 @@
-"""Runs and tasks as a store should keep them: what the model of the store contract is made of."""
+"""The model behind `store_model`: what a store should hold, as plain data."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ class ModelTask(msgspec.Struct):
     session: str = ""
     lease: int = 0
     interrupt: bool = False
+    # It must not wait again.
+    last: bool = False
 
     def order(self) -> tuple[int, int]:
         """What claims go by."""
