@@ -192,7 +192,7 @@ class Execution:
                 progress.entries[phase.id],
                 _view(progress.state),
                 _view(progress.previous),
-                MappingProxyType(progress.pending),
+                MappingProxyType(row.sight.pending if row.sight is not None else {}),
             )
         return cell
 

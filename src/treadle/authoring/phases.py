@@ -350,7 +350,7 @@ def _rule(how: Lowering, policy: str, rule: Rule, number: int) -> core.Rule:
     return core.Rule(id=id_, move=rule.move, target=rule.target, when=condition)
 
 
-def expressed(text: str) -> core.Test:
+def expressed(text: str) -> core.Holds:
     """An expression over state, lanes and the facts of a row, as a condition of the plan.
 
     Raises:
@@ -372,7 +372,7 @@ def expressed(text: str) -> core.Test:
         else:
             whole[root] = core.PhaseInfo(root)
     found: dict[str, Slot] = {root: core.MapOf(items, partial=True) for root, items in slots.items()}
-    return core.Test(text, {**found, **whole})
+    return core.Holds(text, {**found, **whole})
 
 
 def _words(id_: str, address: str) -> str:

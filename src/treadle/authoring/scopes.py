@@ -27,6 +27,7 @@ from treadle.core.plan import (
     Block,
     Const,
     Data,
+    Holds,
     Index,
     Item,
     LaneValue,
@@ -39,7 +40,6 @@ from treadle.core.plan import (
     Slot,
     StateValue,
     Step,
-    Test,
 )
 from treadle.core.plan import Condition as AnyCondition
 from treadle.errors import DefinitionError, DuplicateStepError, SlotError, UnknownStepError
@@ -282,7 +282,7 @@ class Scope:
             self._note(node, [f"when={value!r}: give a planned bool or the .bind(...) of a predicate"])
             return None
         if isinstance(value, Tested):
-            return Test(value.__treadle_text__, self.roots(value, node))
+            return Holds(value.__treadle_text__, self.roots(value, node))
         complaints: list[str] = []
         draft = check_condition(value, complaints)
         if isinstance(draft, Condition):
@@ -297,7 +297,7 @@ class Scope:
         assert isinstance(slot, Ref | SignalValue | Item | StateValue | LaneValue)
         if isinstance(slot, Ref | SignalValue):
             return slot
-        return Test("value", {"value": slot})
+        return Holds("value", {"value": slot})
 
     # -- names ---------------------------------------------------------------------------------------------
 

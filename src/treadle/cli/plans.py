@@ -6,7 +6,7 @@ from typing import Final
 
 from treadle.core.analysis import Edge, edges, levels
 from treadle.core.blocks import Part, outline
-from treadle.core.plan import Block, Branch, Choose, Gather, Phase, Phases, Plan, Step, Test
+from treadle.core.plan import Block, Branch, Choose, Gather, Holds, Phase, Phases, Plan, Step
 from treadle.runtime.report import clean, names
 
 INDENT: Final = "  "
@@ -84,7 +84,7 @@ def _openings(block: Block | Phase | Branch) -> list[str]:
     if isinstance(block, Branch):
         if block.when is None:
             return ["else"]
-        return [f"when {clean(block.when.text)}" if isinstance(block.when, Test) else "when"]
+        return [f"when {clean(block.when.text)}" if isinstance(block.when, Holds) else "when"]
     return []
 
 

@@ -11,9 +11,24 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from treadle.cli.output import colourful, say
-from treadle.runtime.inspection import Snapshot, StepView
+from treadle.runtime.inspection import Snapshot
 from treadle.runtime.output import OUTPUT
-from treadle.runtime.report import GLYPHS, annotations_of, clean, counts_line, cut, duration, header, tree_rows
+from treadle.runtime.report import (
+    GLYPHS,
+    annotations_of,
+    clean,
+    counts_line,
+    cut,
+    decision_line,
+    duration,
+    facts_of,
+    failure_line,
+    header,
+    more_line,
+    title_of,
+)
+from treadle.runtime.scopes import ScopeView
+from treadle.runtime.trees import More, Row, listed_steps, tree_rows
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -37,7 +52,7 @@ _STYLES: Final[dict[str, str]] = {
     "running": "bold cyan",
     "retrying": "yellow",
 }
-_BUSY: Final = ("running", "retrying", "failed")
+_BUSY: Final = ("running", "retrying", "failed", "open")
 
 
 class View(Protocol):
@@ -87,13 +102,14 @@ class QuietView:
 
 
 class PlainView:
-    """A line with the counts when they change, and one for each step that failed or is tried again."""
+    """A line with the counts when they change, one for each step that failed or is tried again, and each decision."""
 
     seconds = PLAIN_SECONDS
 
     def __init__(self) -> None:
         self._said = ""
         self._told: set[tuple[str, int, str]] = set()
+        self._decided = 0
 
     def update(self, snapshot: Snapshot) -> None:
         """Say what is new."""
@@ -103,6 +119,16 @@ class PlainView:
                 if mark not in self._told:
                     self._told.add(mark)
                     say(f"{GLYPHS[step.shown]} {clean(step.address)}  {step.shown}  {'  '.join(annotations_of(step))}")
+        for failure in snapshot.failures:
+            # Attempts are told above.
+            mark = (failure.address, 0, "failed")
+            if failure.attempt == 0 and mark not in self._told:
+                self._told.add(mark)
+                why = failure_line(failure.code, failure.message, 0)
+                say(f"{GLYPHS['failed']} {clean(failure.address)}  failed  {why}")
+        for decision in snapshot.decisions[self._decided :]:
+            say(decision_line(decision))
+        self._decided = len(snapshot.decisions)
         line = f"[{snapshot.status}] {counts_line(snapshot)}"
         if line != self._said:
             self._said = line
@@ -150,34 +176,56 @@ class LiveView:
             Text(cut(header(snapshot), size.width - 1), style="bold"),
             Text(cut(counts_line(snapshot), size.width - 1)),
         ]
-        rows = fitting(tree_rows(snapshot.steps), max(size.height - 5, 3))
-        lines += [Text(cut(row_text(d, step), size.width - 1), style=_STYLES.get(step.shown, "")) for d, step in rows]
-        if len(rows) < len(snapshot.steps):
-            lines.append(Text(f"  … {len(snapshot.steps) - len(rows)} more steps", style="bright_black"))
+        rows = fitting(tree_rows(snapshot), max(size.height - 5, 3))
+        lines += [Text(cut(row_text(row), size.width - 1), style=_STYLES.get(status_of(row), "")) for row in rows]
+        left_out = len(snapshot.steps) - sum(1 for _ in listed_steps(rows))
+        if left_out > 0:
+            lines.append(Text(f"  … {left_out} more steps", style="bright_black"))
         return Group(*lines)
 
 
-def row_text(depth: int, step: StepView) -> str:
+def status_of(row: Row) -> str:
+    """The shown status of what a row is about; empty for what is left out."""
+    match row.item:
+        case More():
+            return ""
+        case ScopeView() as scope:
+            return scope.status
+        case step:
+            return step.shown
+
+
+def row_text(row: Row) -> str:
     """One row of the tree."""
-    parts = [f"{'  ' * (depth + 1)}{GLYPHS.get(step.shown, '?')} {clean(step.address)}"]
-    if step.exec_seconds is not None:
-        parts.append(duration(step.exec_seconds))
-    return "  ".join([*parts, *annotations_of(step)])
+    pad = "  " * (row.depth + 1)
+    match row.item:
+        case More():
+            return pad + more_line(row.item)
+        case ScopeView() as scope:
+            return "  ".join([f"{pad}{GLYPHS.get(scope.status, '?')} {title_of(scope)}", *facts_of(scope)])
+        case step:
+            parts = [f"{pad}{GLYPHS.get(step.shown, '?')} {clean(step.address)}"]
+            if step.exec_seconds is not None:
+                parts.append(duration(step.exec_seconds))
+            return "  ".join([*parts, *annotations_of(step)])
 
 
-def fitting(rows: list[tuple[int, StepView]], height: int) -> list[tuple[int, StepView]]:
+def fitting(rows: list[Row], height: int) -> list[Row]:
     """At most `height` rows: all of a small tree; of a large one what is busy, then what ended last, then the next."""
     if len(rows) <= height:
         return rows
 
     def rank(place: int) -> tuple[int, float]:
-        step = rows[place][1]
-        if step.shown in _BUSY:
+        item = rows[place].item
+        if status_of(rows[place]) in _BUSY:
             return 0, float(place)
-        return (1, -step.finished_at) if step.finished_at is not None else (2, float(place))
+        if isinstance(item, More) or item.finished_at is None:
+            return 2, float(place)
+        return 1, -item.finished_at
 
     chosen = sorted(sorted(range(len(rows)), key=rank)[:height])
-    return [(0, rows[place][1]) for place in chosen]
+    # The lines around may be missing, so that depths would mislead; addresses say where a line belongs.
+    return [Row(0, rows[place].item) for place in chosen]
 
 
 class _LineHandler(logging.Handler):

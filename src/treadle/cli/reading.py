@@ -11,7 +11,7 @@ from treadle.cli.complaints import NotFinishedError
 from treadle.cli.desk import Desk, complete_run, pairs, run_argument, with_desk
 from treadle.cli.output import emit, paint, plainly, say, table, write, write_value
 from treadle.errors import StepNotFoundError, UsageError
-from treadle.runtime.report import clean, cut, duration, names, preview, render_report, render_tree
+from treadle.runtime.report import clean, cut, duration, names, preview, render_report, render_tree, scope_text
 
 if TYPE_CHECKING:
     from treadle.runtime.client import App, Run
@@ -90,10 +90,14 @@ async def _listed(app: App, status: str, limit: int, query: dict[str, Any]) -> l
 @with_desk()
 @click.option("--tree", is_flag=True, help="Only the tree of steps.")
 @click.option("--critical-path", is_flag=True, help="Instead: the chain of steps that took longest, and a forecast.")
+@click.option("--all", "whole", is_flag=True, help="All iterations and rows, not only those that matter most.")
 @run_argument
 @click.argument("step", required=False)
-async def show(desk: Desk, run_id: str, step: str | None, tree: bool, critical_path: bool) -> None:
-    """Show a run: status, steps, times, what is blocked and by what. With STEP: that step, with its full error."""
+async def show(desk: Desk, run_id: str, step: str | None, tree: bool, critical_path: bool, whole: bool) -> None:
+    """Show a run: status, steps, times, what is blocked and by what. With STEP: that step, with its full error.
+
+    STEP may also be the address of a group, a block, or one of its rows, iterations and branches.
+    """
     if critical_path and (step or tree):
         raise UsageError("--critical-path is about the whole run; leave STEP and --tree out")
     async with desk.connect() as app:
@@ -104,9 +108,13 @@ async def show(desk: Desk, run_id: str, step: str | None, tree: bool, critical_p
             emit(document, desk.output, text)
             return
         if step is None:
-            emit(snapshot, desk.output, render_tree(snapshot) if tree else render_report(snapshot))
+            emit(snapshot, desk.output, (render_tree if tree else render_report)(snapshot, whole=whole))
             return
         view = snapshot.step(step)
+        scope = snapshot.scope(step)
+        if view is None and scope is not None:
+            emit(scope, desk.output, scope_text(snapshot, scope, whole=whole))
+            return
         if view is None:
             raise StepNotFoundError(f"run {run.id!r} has no step {step!r}", run_id=run.id)
         detail = await full_text(run, view)
@@ -143,6 +151,8 @@ def step_text(view: StepView, detail: str) -> str:
         ("skipped", f"{view.skip_reason} {names(view.skip_causes)}".strip()),
         ("placed", view.placement),
         ("added by", view.added_by),
+        ("in", view.scope),
+        ("detached", "nobody waits for it" if view.detached else ""),
         ("result", preview(view.result, 400)),
         ("lost attempts", str(view.lost or "")),
     )
@@ -184,11 +194,12 @@ async def _refuse_unfinished(run: Run[Any], step: str | None) -> None:
             raise NotFinishedError(f"run {run.id!r} is {shown(row)}; it has no result yet", run_id=run.id)
         return
     snapshot = await run.inspect()
-    view = snapshot.step(step)
+    view = snapshot.step(step) or snapshot.scope(step)
     if view is None:
         raise StepNotFoundError(f"run {run.id!r} has no step {step!r}", run_id=run.id)
     if view.finished_at is None and snapshot.finished_at is None:
-        text = f"step {step!r} of run {run.id!r} is {view.shown}; it has no result yet"
+        status = getattr(view, "shown", view.status)
+        text = f"step {step!r} of run {run.id!r} is {status}; it has no result yet"
         raise NotFinishedError(text, run_id=run.id)
 
 

@@ -77,7 +77,7 @@ class _Draft:
     def again(self, node: Node, spec: Spec) -> Node:
         """Define a node anew that a rewind took back."""
         assert not isinstance(spec, (Body, Branch, Phase))
-        if not self._is_gone(node) or node.is_step != isinstance(spec, Step):
+        if not self._is_gone(node) or type(node.spec) is not type(spec):
             raise _duplicate(spec.id, node)
         assert node.scope is not None
         copy = node_of(node.number, node.address, node.scope, spec)
@@ -151,13 +151,18 @@ class _Draft:
         """The scope that gets a fragment: the adder's own, or one that contains the adder."""
         if into is None or into in (adder.node.address, adder.node.address + "/"):
             return self.scope_of(adder.node)
-        scope = adder.node.scope
-        while scope is not None:
-            if into == scope.address or (scope.owner is not None and into == scope.owner.address):
+        around = adder.around
+        while True:
+            scope = around.node
+            named = into == scope.address or (scope.owner is not None and into == scope.owner.address)
+            if named and around.block is None and (scope.scope is None or around is not around.around):
                 return scope
-            scope = scope.scope
+            if around is around.around:
+                break
+            around = around.around
         raise UnknownStepError(
-            f"steps can be added to a scope that contains the adding step {adder.node.address!r}; {into!r} does not"
+            f"steps can be added to a group, row, iteration or branch that waits for the adding step "
+            f"{adder.node.address!r}; {into!r} is none"
         )
 
     def _held(self, block: Block) -> Node | None:

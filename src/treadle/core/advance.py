@@ -39,7 +39,6 @@ from treadle.core.tables import (
     OPEN,
     OUTCOMES,
     READY,
-    RUNNING,
     SKIPPED,
     SUCCEEDED,
     WAITING,
@@ -57,7 +56,7 @@ def advance(run: RunState, decision: Decision, limits: Limits) -> None:
     states = run.states
     events = decision.events
     bound = len(events) + limits.events
-    if run.cancelling and run.status == RUNNING:
+    if run.cancelling:
         _cancel_waiting(run, decision, bound)
     while True:
         # Steps for which there is no room, by number; one event tells of all of them.
@@ -314,7 +313,7 @@ def _cancel_waiting(run: RunState, decision: Decision, bound: int) -> None:
 
 def _look_at_scope(run: RunState, decision: Decision, scope: ScopeState, limits: Limits) -> None:
     """Open a group, let a block go on, or give a scope its outcome."""
-    if scope.status != OPEN or run.status != RUNNING:
+    if scope.status != OPEN:
         return
     if scope is scope.around and scope is not run.root:
         # Where detached cells lie: the block that waits for them, if it does, is looked at instead.
@@ -409,6 +408,7 @@ def _outcome_of(run: RunState, scope: ScopeState) -> tuple[str, list[StepState |
 def _settle_run(run: RunState, decision: Decision) -> None:
     root = run.root
     failures: list[str] = []
+    faults: dict[str, Failure] = {}
     result: Arg = ev.NULL
     missing: list[str] = []
     # A cancel that came before the end wins, even if all steps could finish.
@@ -417,6 +417,7 @@ def _settle_run(run: RunState, decision: Decision) -> None:
     elif root.bad:
         outcome = FAILED
         failures = root_causes(run)[:MAX_NAMED]
+        faults = {at: _fault(scope) for at in failures if isinstance(scope := run.at(at), ScopeState)}
     elif root.cancelled:
         outcome = CANCELLED
     else:
@@ -424,20 +425,30 @@ def _settle_run(run: RunState, decision: Decision) -> None:
         result, missing = resolve_output(run)
     if run.hold:
         decision.hold = 0
-    decision.record(run, ev.RunSettled(outcome=outcome, result=result, missing=missing, failures=failures))
+    settled_as = ev.RunSettled(outcome=outcome, result=result, missing=missing, failures=failures, faults=faults)
+    decision.record(run, settled_as)
 
 
 def root_causes(run: RunState) -> list[str]:
-    """Addresses of the mandatory steps that failed by themselves, first one first; those below groups included."""
+    """Addresses of what is mandatory and failed by itself, first one first; if there is none, of what was skipped."""
     found: list[str] = []
+    skipped: list[str] = []
     scopes: list[ScopeState] = [run.root]
     for scope in scopes:
         for number in scope.bad:
             state = run.states[number]
+            inside = isinstance(state, ScopeState) and bool(state.bad)
             if isinstance(state, ScopeState):
                 scopes.append(state)
-                if state.failure is not None:
-                    found.append(state.node.address)
-            elif state.status == FAILED:
+            if state.status == FAILED and (state.failure is not None or isinstance(state, StepState)):
                 found.append(state.node.address)
-    return found or [run.states[number].node.address for number in run.root.bad]
+            elif not inside:
+                skipped.append(state.node.address)
+    return found or skipped
+
+
+def _fault(scope: ScopeState) -> Failure:
+    """Why a scope is among the failures of its run."""
+    if scope.failure is not None:
+        return scope.failure
+    return Failure(code=scope.status, message=f"because of {', '.join(scope.causes)}" if scope.causes else "")

@@ -92,6 +92,8 @@ class _Survey:
                 self._output(block, inner)
             for name, body in bodies_of(block):
                 self._enter_body(name, body, inner)
+            if isinstance(block, Phases):
+                self._output(block, inner)
 
     def _enter_body(self, segment: str, body: AnyBody, around: _Scope) -> None:
         """A row, a branch, or the body of a gather, whose address stands for those of all its iterations."""
@@ -102,7 +104,7 @@ class _Survey:
         self._enter(body.blocks, inner)
         self._output(body, inner)
 
-    def _output(self, block: Group | AnyBody, scope: _Scope) -> None:
+    def _output(self, block: Group | Phases | AnyBody, scope: _Scope) -> None:
         for ref in refs_of(block.output):
             self._resolve(f"the output of {self.where(scope.address)}", "ref", ref.step, scope)
 

@@ -251,9 +251,14 @@ def _attempt_ended(run: RunState, event: ev.AttemptEnded) -> None:
         raise _no_attempt(step, "attempt_ended")
     step.status = status
     untask(run, step)
+    # A row is tried again when nothing of it lives any more.
+    _wake_around(run, step)
+
+
+def _wake_around(run: RunState, step: StepState) -> None:
+    """Let the blocks and rows around a step be looked at."""
     scope = step.around
     while scope is not scope.around:
-        # A row is tried again when nothing of it lives any more.
         if scope.watches:
             heappush(run.frontier, scope.node.number)
         scope = scope.around
@@ -342,6 +347,7 @@ def _breakpoint_released(run: RunState, event: ev.BreakpointReleased) -> None:
         if step.holding:
             step.holding = False
             release(run, step)
+            _wake_around(run, step)
 
 
 def _scope_opened(run: RunState, event: ev.ScopeOpened) -> None:

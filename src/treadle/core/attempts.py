@@ -60,6 +60,11 @@ def _ended(run: RunState, decision: Decision, step: StepState, how: str, session
 
 def _succeeded(run: RunState, decision: Decision, step: StepState, value: inp.Outcome, cause: str) -> None:
     if value.added:
+        if run.status != RUNNING:
+            # A detached cell outlived its run.
+            failure = Failure(code="run_not_active", message=f"the run is {run.status}; no step can be added")
+            _fail(run, decision, step, value, failure, cause)
+            return
         added = added_events(run, step, value.added, cause)
         if isinstance(added, Failure):
             _fail(run, decision, step, value, added, cause)

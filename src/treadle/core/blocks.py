@@ -13,6 +13,7 @@ from treadle.core.plan import (
     Choose,
     Gather,
     Group,
+    Holds,
     ListOf,
     MapOf,
     Phase,
@@ -21,7 +22,6 @@ from treadle.core.plan import (
     Ref,
     Rule,
     Step,
-    Test,
 )
 
 # Why an edge exists: a required Ref, a Ref with a default, required order, settled order.
@@ -42,7 +42,7 @@ def refs_of(slot: object) -> Iterator[Ref]:
     elif isinstance(slot, ListOf):
         for item in slot.items:
             yield from refs_of(item)
-    elif isinstance(slot, (MapOf, Predicate, Test)):
+    elif isinstance(slot, (MapOf, Predicate, Holds)):
         for value in (slot.items if isinstance(slot, MapOf) else slot.slots).values():
             yield from refs_of(value)
 
@@ -139,6 +139,8 @@ def content_of(block: object) -> Iterator[tuple[list[Block], object]]:
     """The lists of blocks directly in a block, each with the output that is made of it."""
     if isinstance(block, Group):
         yield block.blocks, block.output
+    elif isinstance(block, Phases):
+        yield [], block.output
     for _, body in bodies_of(block):
         yield body.blocks, body.output
 
@@ -153,9 +155,16 @@ def names_of(block: Block) -> Iterator[tuple[str, int]]:
             yield ref.step, REF if ref.default < 0 else DEFAULT
 
 
-def free_names(gather: Gather) -> Iterator[tuple[str, int]]:
-    """The names in a gather's body that mean something outside of it."""
-    yield from _free(gather.body.blocks, gather.body.output, frozenset())
+def free_names(block: Block) -> Iterator[tuple[str, int]]:
+    """The names in a block's content that mean something outside of it."""
+    known = _names_inside(block)
+    for blocks, output in content_of(block):
+        yield from _free(blocks, output, known)
+
+
+def _names_inside(block: Block) -> frozenset[str]:
+    """What the content of a block may name besides its siblings: rows that were executed before."""
+    return frozenset(segment for segment, _ in bodies_of(block)) if isinstance(block, Phases) else frozenset()
 
 
 def _free(blocks: list[Block], output: object, known: frozenset[str]) -> Iterator[tuple[str, int]]:
@@ -164,8 +173,9 @@ def _free(blocks: list[Block], output: object, known: frozenset[str]) -> Iterato
         for name, flag in own_names(block):
             if name.split("/", 1)[0] not in known:
                 yield name, flag
+        inside = known | _names_inside(block)
         for inner, inner_output in content_of(block):
-            yield from _free(inner, inner_output, known)
+            yield from _free(inner, inner_output, inside)
     for ref in refs_of(output):
         if ref.step.split("/", 1)[0] not in known:
             yield ref.step, REF if ref.default < 0 else DEFAULT

@@ -11,6 +11,7 @@ from treadle.core.plan import (
     Block,
     Choose,
     Gather,
+    Holds,
     Index,
     Item,
     LaneValue,
@@ -22,7 +23,6 @@ from treadle.core.plan import (
     Predicate,
     Rule,
     StateValue,
-    Test,
 )
 from treadle.errors import DefinitionError, DuplicateStepError
 
@@ -56,7 +56,7 @@ def slot_mistakes(slot: object, called: Called, gathers: int, in_phases: bool) -
         yield DefinitionError(f"{called} takes the item of a gather, but it lies in {gathers or 'no'} gather")
     elif isinstance(slot, StateValue | LaneValue | PhaseInfo) and not in_phases:
         yield DefinitionError(f"{called} reads the state of a Phases block, but lies in none")
-    elif isinstance(slot, Test):
+    elif isinstance(slot, Holds):
         yield from _expression(slot.text, called)
         for inner in slot.slots.values():
             yield from slot_mistakes(inner, called, gathers, in_phases)

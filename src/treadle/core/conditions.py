@@ -7,7 +7,7 @@ from functools import lru_cache
 from treadle.core.events import Arg, Failure
 from treadle.core.expressions import Expression, holds, lookup_in, parse
 from treadle.core.graph import Node
-from treadle.core.plan import Condition, Predicate, Test
+from treadle.core.plan import Condition, Holds, Predicate
 from treadle.core.resolve import UnresolvedError, is_inline, resolve, truth_of, value_of
 from treadle.core.state import RunState, StepState
 from treadle.errors import ExpressionError
@@ -18,7 +18,7 @@ def truth(run: RunState, node: Node, condition: Condition) -> bool | Failure | N
     if isinstance(condition, Predicate):
         return None
     try:
-        if isinstance(condition, Test):
+        if isinstance(condition, Holds):
             return test(condition.text, visible(run, node, condition))
         arg = resolve(run, node, condition)
     except UnresolvedError as error:
@@ -35,7 +35,7 @@ def answer_of(asked: StepState) -> bool | Failure:
     return found if found is not None else Failure(code="condition", message="the condition did not give a bool")
 
 
-def visible(run: RunState, node: Node, condition: Test) -> dict[str, Arg] | None:
+def visible(run: RunState, node: Node, condition: Holds) -> dict[str, Arg] | None:
     """The values that an expression reads, as far as they are set; None if one of them cannot be seen here."""
     args: dict[str, Arg] = {}
     for name, slot in condition.slots.items():

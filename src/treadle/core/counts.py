@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from heapq import heappush
 
+from treadle.core.events import NULL
+from treadle.core.plan import Body
+from treadle.core.progress import GatherProgress, PhasesProgress
 from treadle.core.state import (
     BY_FAILURE,
     NodeState,
@@ -135,8 +138,29 @@ def doom(run: RunState, state: NodeState, level: int) -> None:
                 doom(run, inner, level)
 
 
+def closed_of(block: ScopeState) -> ScopeState:
+    """Where a block keeps what it has left behind: nobody counts it there."""
+    progress = block.block
+    assert progress is not None
+    if progress.closed is None:
+        progress.closed = ScopeState(block.node, None)
+        progress.closed.block = progress
+    return progress.closed
+
+
+def retire(block: ScopeState, state: NodeState) -> None:
+    """Leave a settled row or question of a block behind: its outcome means nothing to the block any more."""
+    block.bad.pop(state.node.number, None)
+    if counts_as_cancelled(state):
+        block.cancelled -= 1
+    state.around = closed_of(block)
+
+
 def unsettle(run: RunState, scope: ScopeState, reopened: dict[int, NodeState]) -> None:
     """Reopen a settled scope and those around it; each is entered in `reopened`."""
+    if scope is scope.around:
+        # No outcome but the run's own end waits for a detached cell.
+        scope = run.root
     if scope.status not in OUTCOMES:
         return
     status = allowed_scope_status(scope, "steps_reopened")
@@ -146,6 +170,27 @@ def unsettle(run: RunState, scope: ScopeState, reopened: dict[int, NodeState]) -
     scope.status = status
     scope.by_condition = False
     scope.causes = []
+    scope.failure = None
+    scope.stopping = ""
+    scope.result = NULL
+    if isinstance(scope.block, PhasesProgress) and scope.block.detached is not None:
+        scope.block.detached.stopping = ""
+    _unsettle_inside(scope)
+
+
+def _unsettle_inside(scope: ScopeState) -> None:
+    """An iteration is under way again; what was found after a row has to be found anew."""
+    block = scope.around
+    progress = block.block
+    if isinstance(scope.node.spec, Body) and isinstance(progress, GatherProgress):
+        progress.live += 1
+        progress.results[scope.index] = NULL
+    elif isinstance(progress, PhasesProgress) and progress.row is scope:
+        progress.attempts = 0
+        progress.decision, progress.rule = None, -1
+        if progress.asking is not None:
+            retire(block, progress.asking)
+            progress.asking = None
 
 
 def take_back(run: RunState, state: StepState | ScopeState, reopened: dict[int, NodeState]) -> None:

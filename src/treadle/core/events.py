@@ -236,8 +236,10 @@ class StepsReopened(Event, frozen=True, tag="steps_reopened"):
     rewind: bool = False
     # Steps and groups that a rewound step had added; they come back when they are added again.
     removed: list[str] = []
-    # Groups that wait again for what they need before their content starts.
+    # Groups that wait again for what they need before their content starts; blocks that go on where they were.
     scopes: list[str] = []
+    # Blocks that begin their next entry; what the entry before holds is closed.
+    restarted: list[str] = []
 
 
 class ScopeOpened(Event, frozen=True, tag="scope_opened"):
@@ -280,7 +282,7 @@ class ScopeAsked(Event, frozen=True, tag="scope_asked"):
 
 
 class RowOpened(Event, frozen=True, tag="row_opened"):
-    """A Phases block entered a phase for the `entry`-th time; `step` counts its rows from 0."""
+    """A Phases block entered a phase for the `entry`-th time; `step` counts its rows from 0, a row tried again once."""
 
     at: str
     phase: str
@@ -294,6 +296,7 @@ class DecisionMade(Event, frozen=True, tag="decision_made"):
     """What follows a row: `move`, found by a rule of the phase's policy ("": there are no policies).
 
     `target` is the phase that follows, "" if the block ends. `overwritten` are variables that several cells had set.
+    With a `failure` nothing follows: no rule held, one could not be evaluated, or the limit of rows is reached.
     """
 
     at: str
@@ -303,6 +306,7 @@ class DecisionMade(Event, frozen=True, tag="decision_made"):
     rule: str = ""
     target: str = ""
     overwritten: list[str] = []
+    failure: Failure | None = None
 
 
 class IterationsOpened(Event, frozen=True, tag="iterations_opened"):
@@ -321,12 +325,16 @@ class BranchChosen(Event, frozen=True, tag="branch_chosen"):
 
 
 class RunSettled(Event, frozen=True, tag="run_settled"):
-    """The run has its outcome. `result` is its output; `missing` are required steps of the output that did not run."""
+    """The run has its outcome. `result` is its output; `missing` are required steps of the output that did not run.
+
+    `failures` are the addresses of what failed by itself, first one first; `faults` say why, for scopes among them.
+    """
 
     outcome: str
     result: Arg = NULL
     missing: list[str] = []
     failures: list[str] = []
+    faults: dict[str, Failure] = {}
 
 
 class InputRefused(Event, frozen=True, tag="input_refused"):

@@ -22,7 +22,12 @@ def proceed_gather(run: RunState, decision: Decision, scope: ScopeState, limits:
     assert isinstance(spec, Gather)
     assert isinstance(progress, GatherProgress)
     if progress.items is None and not _find_items(run, decision, scope, spec, progress):
-        return progress.asking is not None and progress.asking.status == FAILED
+        # An evaluation that did not succeed leaves nothing to wait for.
+        asking = progress.asking
+        return asking is not None and settled(asking) and asking.status != SUCCEEDED
+    if spec.mode == "first" and progress.count == 0:
+        failure = Failure(code="no_items", message="there are no items, so none of them can succeed first")
+        return _fail(run, decision, scope, failure)
     if (spec.mode == "first" and progress.winner >= 0) or (spec.mode == "any_error" and scope.bad):
         if scope.unsettled:
             reason = "met" if spec.mode == "first" else "failed"
@@ -42,15 +47,17 @@ def proceed_gather(run: RunState, decision: Decision, scope: ScopeState, limits:
 
 def _find_items(run: RunState, decision: Decision, scope: ScopeState, spec: Gather, progress: GatherProgress) -> bool:
     """Whether the items can be opened now."""
-    if progress.asking is not None:
+    asking = progress.asking
+    if asking is not None:
+        if asking.status == SUCCEEDED:
+            failure = Failure(code="items", message="the evaluation of the items did not give a list")
+            _fail(run, decision, scope, failure)
         return False
     at = scope.node.address
     try:
         items = resolve(run, scope.node, spec.items)
     except UnresolvedError as error:
-        failure = Failure(code="unresolved", message=str(error))
-        decision.record(run, ev.ScopeSettled(at=at, outcome=FAILED, failure=failure))
-        return False
+        return _fail(run, decision, scope, Failure(code="unresolved", message=str(error)))
     if known_items(items) is not None:
         decision.record(run, ev.IterationsOpened(at=at, start=0, count=0))
         return True
@@ -81,7 +88,8 @@ def proceed_choose(run: RunState, decision: Decision, scope: ScopeState) -> bool
             decision.record(run, ev.ScopeAsked(at=at, what="when", number=progress.asked + 1, index=index))
             return False
         if isinstance(found, Failure):
-            return _fail(run, decision, scope, branch.id, found.message)
+            text = f"branch {branch.id!r}: {found.message}"
+            return _fail(run, decision, scope, Failure(code=found.code, message=text, type=found.type))
         if found:
             decision.record(run, ev.BranchChosen(at=at, branch=branch.id))
             return False
@@ -89,7 +97,7 @@ def proceed_choose(run: RunState, decision: Decision, scope: ScopeState) -> bool
     return True
 
 
-def _fail(run: RunState, decision: Decision, scope: ScopeState, branch: str, message: str) -> bool:
-    failure = Failure(code="condition", message=f"branch {branch!r}: {message}")
+def _fail(run: RunState, decision: Decision, scope: ScopeState, failure: Failure) -> bool:
+    """End the block by a failure of its own."""
     decision.record(run, ev.ScopeSettled(at=scope.node.address, outcome=FAILED, failure=failure))
     return False

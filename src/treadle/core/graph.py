@@ -32,6 +32,7 @@ from treadle.core.plan import (
     Const,
     Gather,
     Group,
+    Holds,
     LaneValue,
     ListOf,
     MapOf,
@@ -44,7 +45,6 @@ from treadle.core.plan import (
     Slot,
     StateValue,
     Step,
-    Test,
 )
 from treadle.errors import DuplicateStepError, UnknownStepError
 
@@ -104,7 +104,7 @@ def constants_of(slot: object) -> Iterator[int]:
     elif isinstance(slot, ListOf):
         for item in slot.items:
             yield from constants_of(item)
-    elif isinstance(slot, (MapOf, Predicate, Test)):
+    elif isinstance(slot, (MapOf, Predicate, Holds)):
         for value in (slot.items if isinstance(slot, MapOf) else slot.slots).values():
             yield from constants_of(value)
 
@@ -276,8 +276,7 @@ def link(node: Node, names: Names, refs: dict[str, int]) -> None:
     if spec.after or spec.after_any:
         for upstreams, flag in ((spec.after, AFTER), (spec.after_any, ANY)):
             for name in upstreams:
-                number = lookup(node.scope, name, names, node).number
-                needs[number] = needs.get(number, 0) | flag
+                _order(node, name, flag, names, needs)
     # Set even if there are none: a step that a rewind took back may have had some.
     node.needs = tuple(needs.items())
 
@@ -295,8 +294,9 @@ def _link_step(node: Node, spec: Step, names: Names, needs: dict[int, int], refs
         _link_slot(node, spec.when, names, needs, refs, signals)
     placed = spec.placement
     if placed is not None and placed.step:
-        number = refs[placed.step] = _step_named(node.scope, placed.step, names, node).number
-        needs[number] = needs.get(number, 0) | AFTER
+        number = refs[placed.step] = _number_named(node, node.scope, placed.step, names)
+        if number >= 0:
+            needs[number] = needs.get(number, 0) | AFTER
     node.refs = refs
     if signals or node.signals:
         node.signals = tuple(signals)
@@ -310,13 +310,13 @@ def _link_slot(
         name = slot.step
         number = refs.get(name)
         if number is None:
-            number = refs[name] = _number_named(node, name, names)
+            number = refs[name] = _number_named(node, node.scope, name, names)
         if number >= 0:
             needs[number] = needs.get(number, 0) | (REF if slot.default < 0 else DEFAULT)
     elif isinstance(slot, ListOf):
         for item in slot.items:
             _link_slot(node, item, names, needs, refs, signals)
-    elif isinstance(slot, (MapOf, Predicate, Test)):
+    elif isinstance(slot, (MapOf, Predicate, Holds)):
         # A condition holds slots, and is walked like a map.
         for item in (slot.items if isinstance(slot, MapOf) else slot.slots).values():
             _link_slot(node, item, names, needs, refs, signals)
@@ -332,8 +332,7 @@ def _link_opening(node: Node, spec: Opening, names: Names, needs: dict[int, int]
     if isinstance(spec, Gather):
         # Its iterations start when all is there that they take from outside, so that they need not wait each.
         for name, flag in free_names(spec):
-            number = lookup(node.scope, name, names, node).number
-            needs[number] = needs.get(number, 0) | flag
+            _order(node, name, flag, names, needs)
     node.refs = refs
     node.signals = tuple(signals)
 
@@ -341,13 +340,24 @@ def _link_opening(node: Node, spec: Opening, names: Names, needs: dict[int, int]
 def link_output(node: Node, output: Slot | None, names: Names) -> None:
     """Resolve, from inside a scope, the names that its value is made of."""
     if output is not None:
-        node.refs = {ref.step: _step_named(node, ref.step, names, node).number for ref in refs_of(output)}
+        node.refs = {ref.step: _number_named(node, node, ref.step, names) for ref in refs_of(output)}
 
 
-def _number_named(node: Node, name: str, names: Names) -> int:
+def _order(node: Node, name: str, flag: int, names: Names, needs: dict[int, int]) -> None:
+    """Let a node wait for what a name means; a row that was not executed is not waited for."""
+    try:
+        number = lookup(node.scope, name, names, node).number
+    except UnknownStepError:
+        if not names.is_run:
+            raise
+        return
+    needs[number] = needs.get(number, 0) | flag
+
+
+def _number_named(node: Node, scope: Node | None, name: str, names: Names) -> int:
     """The number of the node that gives a value under this name; -1 for a row that was not executed."""
     try:
-        return _step_named(node.scope, name, names, node).number
+        return _step_named(scope, name, names, node).number
     except UnknownStepError:
         if not names.is_run:
             raise

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from heapq import heappush
+from types import UnionType
 
 from treadle.core import events as ev
 from treadle.core.addresses import child, encode_id
 from treadle.core.blocks import AnyBody, bodies_of
-from treadle.core.counts import scope_at
+from treadle.core.counts import allowed_scope_status, retire, scope_at
 from treadle.core.graph import Node, link, link_output, place
 from treadle.core.plan import (
     Block,
@@ -16,18 +17,18 @@ from treadle.core.plan import (
     Condition,
     Gather,
     Given,
+    Holds,
     MapOf,
     Phase,
     Phases,
     Predicate,
     Slot,
     Step,
-    Test,
 )
-from treadle.core.progress import ChooseProgress, GatherProgress, PhasesProgress, Progress
-from treadle.core.resolve import handle_of, known_items, pending_of, resolve
-from treadle.core.state import RunState, ScopeState, StepState, settled
-from treadle.core.tables import OPEN, SUCCEEDED
+from treadle.core.progress import ChooseProgress, GatherProgress, PhasesProgress, Progress, Sight
+from treadle.core.resolve import handle_of, known_items, lane_of, pending_of, resolve
+from treadle.core.state import NodeState, RunState, ScopeState, StepState, settled
+from treadle.core.tables import SUCCEEDED
 from treadle.errors import InternalError
 
 # Built-in actions that evaluate what the kernel cannot see.
@@ -38,12 +39,14 @@ TRUTH = "treadle:truth"
 PAUSE = "treadle:pass"
 
 
-def _block(run: RunState, at: str, kind: type[Progress], event: str) -> tuple[ScopeState, Progress]:
+def _block(run: RunState, at: str, kind: type[Progress] | UnionType, event: str) -> tuple[ScopeState, Progress]:
     """The open block of an event, with its progress."""
     scope = scope_at(run, at)
-    if not isinstance(scope.block, kind) or scope.status != OPEN or scope.gated:
-        raise InternalError(f"scope {at!r} is {scope.status}: {event} is not allowed")
-    return scope, scope.block
+    allowed_scope_status(scope, event)
+    progress = scope.block
+    if progress is None or not isinstance(progress, kind) or scope.gated:
+        raise InternalError(f"scope {at!r} is another block, or not open yet: {event} is not allowed")
+    return scope, progress
 
 
 def base_of(scope: ScopeState) -> str:
@@ -80,13 +83,15 @@ def _open(run: RunState, block: ScopeState, address: str, segment: str, body: An
     return scope
 
 
-def _fill(run: RunState, scope: ScopeState, blocks: list[Block]) -> None:
-    """Place and link a body's blocks; what waits for nothing goes to the frontier."""
+def _fill(run: RunState, scope: ScopeState, blocks: list[Block], apart: ScopeState | None = None) -> None:
+    """Place and link a body's blocks; what waits for nothing goes to the frontier. Detached cells lie `apart`."""
     states = run.states
     nodes = place(blocks, scope.node, scope.node.constants, run)
     is_iteration = isinstance(scope.node.spec, Body)
     first = scope.node.number
     refs: dict[Node, dict[str, int]] = {}
+    if apart is not None:
+        _detach(run, scope, nodes, apart)
     for node in nodes:
         state = states[node.number]
         state.around.unsettled += 1
@@ -121,13 +126,11 @@ def row_opened(run: RunState, event: ev.RowOpened) -> None:
     assert isinstance(phase, Phase)
     if progress.step < 0:
         progress.state = {name: resolve(run, block.node, slot) for name, slot in spec.state.items()}
-    if event.again and progress.row is not None:
-        block.bad.pop(progress.row.node.number, None)
-        progress.attempts += 1
-    else:
-        progress.attempts = 0
+    for left in (progress.row, progress.asking):
+        if left is not None:
+            retire(block, left)
+    progress.attempts = progress.attempts + 1 if event.again else 0
     progress.background = [cell for cell in progress.background if not settled(cell)]
-    progress.pending = pending_of(run, progress)
     progress.step = event.step
     progress.entries[event.phase] = event.entry
     progress.decision, progress.rule, progress.asking = None, -1, None
@@ -135,28 +138,29 @@ def row_opened(run: RunState, event: ev.RowOpened) -> None:
     named = f"{encode_id(event.phase)}#{event.entry}"
     row = _open(run, block, row_address(block, event.phase, event.entry), named, phase)
     row.index = event.step
+    row.sight = Sight(event.entry, progress.state, progress.previous, pending_of(run, progress))
     progress.row = row
-    attached = [cell for cell in phase.blocks if cell.id not in phase.detached]
-    if len(attached) < len(phase.blocks):
-        _start_detached(run, block, progress, row, phase)
-    _fill(run, row, attached)
+    _fill(run, row, phase.blocks, _outside(run, block, progress) if phase.detached else None)
 
 
-def _start_detached(run: RunState, block: ScopeState, progress: PhasesProgress, row: ScopeState, phase: Phase) -> None:
-    """Make the cells that nobody waits for; they lie in a scope that settles by itself, if ever."""
+def _outside(run: RunState, block: ScopeState, progress: PhasesProgress) -> ScopeState:
+    """Where the detached cells of a block lie: in a scope of their own that nobody waits for."""
     outside = progress.detached
     if outside is None:
         node = run.new(child(base_of(block), "~detached"), block.node, None)
         outside = run.states[node.number] = ScopeState(node, None)
         progress.detached = outside
-    cells = [cell for cell in phase.blocks if cell.id in phase.detached]
-    # Placed as cells of the row, and counted outside of it.
-    before = len(run.states)
-    _fill(run, row, cells)
-    for state in run.states[before:]:
-        if state.around is row:
-            row.unsettled -= 1
-            outside.unsettled += 1
+    return outside
+
+
+def _detach(run: RunState, row: ScopeState, nodes: list[Node], outside: ScopeState) -> None:
+    """Take the detached cells out of what the row counts."""
+    phase, progress = row.node.spec, row.around.block
+    assert isinstance(phase, Phase)
+    assert isinstance(progress, PhasesProgress)
+    for node in nodes:
+        if node.scope is row.node and lane_of(node.spec) in phase.detached:
+            state = run.states[node.number]
             state.around = outside
             progress.background.append(state)
 
@@ -274,10 +278,11 @@ def settled_inside(run: RunState, scope: ScopeState) -> None:
 
 def scope_asked(run: RunState, event: ev.ScopeAsked) -> None:
     """Make the step that finds out for a block what the kernel cannot see."""
-    scope = scope_at(run, event.at)
-    progress = scope.block
-    if progress is None or scope.status != OPEN or scope.gated:
-        raise InternalError(f"scope {event.at!r} is {scope.status}: scope_asked is not allowed")
+    scope, progress = _block(run, event.at, Progress, "scope_asked")
+    if progress.asking is not None and not settled(progress.asking):
+        raise InternalError(f"scope {event.at!r} has a question open: scope_asked is not allowed")
+    if progress.asking is not None:
+        retire(scope, progress.asking)
     segment = f"~{event.what}" if event.number == 1 else f"~{event.what}#{event.number}"
     node = run.new(child(base_of(scope), segment), scope.node, question(scope, event))
     node.constants, node.refs = scope.node.constants, scope.node.refs
@@ -327,7 +332,7 @@ def asking(condition: Condition) -> tuple[str, dict[str, Slot]]:
     """The action that evaluates a condition, and its slots."""
     if isinstance(condition, Predicate):
         return condition.name, condition.slots
-    if isinstance(condition, Test):
+    if isinstance(condition, Holds):
         return TEST, {"text": Given(handle_of(condition.text)), "values": MapOf(condition.slots, partial=True)}
     return TRUTH, {"value": condition}
 
@@ -338,14 +343,15 @@ def asking(condition: Condition) -> tuple[str, dict[str, Slot]]:
 def scope_stopped(run: RunState, event: ev.ScopeStopped) -> None:
     """Let all that lives in a scope be cancelled."""
     scope = scope_at(run, event.at)
+    allowed_scope_status(scope, "scope_stopped")
     _stop(run, scope, event.reason)
     heappush(run.frontier, scope.node.number)
 
 
 def _stop(run: RunState, scope: ScopeState, reason: str) -> None:
     scope.stopping = reason
-    for state in run.content(scope):
-        if isinstance(state, StepState) and (own := run.own.get(state.node.number)) is not None:
+    for state in _inside(run, scope):
+        if isinstance(state, StepState) and (own := run.own.get(state.node.number)) is not None and not settled(own):
             _stop(run, own, "cancelled")
         if not settled(state):
             heappush(run.frontier, state.node.number)
@@ -354,5 +360,11 @@ def _stop(run: RunState, scope: ScopeState, reason: str) -> None:
     progress = scope.block
     if isinstance(progress, PhasesProgress) and progress.detached is not None:
         _stop(run, progress.detached, "cancelled")
-        for cell in progress.background:
-            heappush(run.frontier, cell.node.number)
+
+
+def _inside(run: RunState, scope: ScopeState) -> list[NodeState]:
+    """What lies in a scope. Detached cells have their names in their rows and lie apart."""
+    around = run.states[scope.node.scope.number] if scope.node.scope is not None else None
+    if isinstance(around, ScopeState) and isinstance(around.block, PhasesProgress) and around.block.detached is scope:
+        return list(around.block.background)
+    return run.content(scope)

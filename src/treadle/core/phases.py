@@ -7,6 +7,8 @@ failed and none of its attempts is live any more, it is tried again as its phase
 
 from __future__ import annotations
 
+from zlib import crc32
+
 from treadle.core import events as ev
 from treadle.core.blocks import has_policies
 from treadle.core.conditions import answer_of, truth
@@ -15,13 +17,13 @@ from treadle.core.events import Failure
 from treadle.core.opened import conflicts
 from treadle.core.plan import Phase, Phases, Rule
 from treadle.core.progress import PhasesProgress
-from treadle.core.resolve import UnresolvedError
+from treadle.core.resolve import UnresolvedError, resolve
 from treadle.core.state import RunState, ScopeState, StepState, settled
 from treadle.core.tables import FAILED, SUCCEEDED
 
-# Moves that end the block.
-STOP = "stop"
+# What follows where no rule says it.
 _ADVANCE = Rule(id="", move="advance")
+_STOP = Rule(id="", move="stop")
 
 
 def proceed_phases(run: RunState, decision: Decision, scope: ScopeState) -> bool:
@@ -31,42 +33,45 @@ def proceed_phases(run: RunState, decision: Decision, scope: ScopeState) -> bool
     assert isinstance(progress, PhasesProgress)
     row = progress.row
     if row is None:
-        return _enter(run, decision, scope, spec.start or spec.phases[0].id)
-    if not settled(row) or (progress.asking is not None and not settled(progress.asking)):
+        return _begin(run, decision, scope, spec)
+    asking = progress.asking
+    if not settled(row) or (asking is not None and not settled(asking)):
         return False
-    if progress.asking is not None and progress.asking.status == FAILED:
+    if asking is not None and asking.status != SUCCEEDED:
         # A rule that raised.
-        return True
-    if row.status == FAILED:
-        return _try_again(run, decision, scope, spec, progress, row)
+        return _ended(run, decision, spec, progress)
     if row.status != SUCCEEDED:
-        return True
+        return _try_again(run, decision, scope, spec, progress, row)
     made = progress.decision
     if made is None:
-        return _decide(run, decision, scope, spec, progress, row)
-    if not made.target:
-        return _finish(run, decision, spec, progress)
-    if progress.step + 1 >= spec.step_limit:
-        text = f"{progress.step + 1} rows were executed without an end, and no more are allowed (step_limit)"
-        return _fail(run, decision, scope, Failure(code="step_limit", message=text))
-    return _enter(run, decision, scope, made.target)
+        if not (run.labels and _is_held(run, row)):
+            _decide(run, decision, scope, spec, progress, row)
+        return False
+    if made.target and made.failure is None:
+        _enter(run, decision, scope, progress, made.target)
+        return False
+    if not _ended(run, decision, spec, progress):
+        return False
+    return made.failure is None or _fail(run, decision, scope, made.failure)
 
 
-def _enter(run: RunState, decision: Decision, scope: ScopeState, phase: str, *, again: bool = False) -> bool:
+def _begin(run: RunState, decision: Decision, scope: ScopeState, spec: Phases) -> bool:
     progress = scope.block
     assert isinstance(progress, PhasesProgress)
-    event = ev.RowOpened(
-        at=scope.node.address,
-        phase=phase,
-        step=progress.step + 1,
-        entry=progress.entries.get(phase, 0) + 1,
-        again=again,
-    )
     try:
-        decision.record(run, event)
+        for slot in spec.state.values():
+            resolve(run, scope.node, slot)
     except UnresolvedError as error:
         return _fail(run, decision, scope, Failure(code="unresolved", message=str(error)))
+    _enter(run, decision, scope, progress, spec.start or spec.phases[0].id)
     return False
+
+
+def _enter(run: RunState, decision: Decision, scope: ScopeState, progress: PhasesProgress, phase: str) -> None:
+    event = ev.RowOpened(
+        at=scope.node.address, phase=phase, step=progress.step + 1, entry=progress.entries.get(phase, 0) + 1
+    )
+    decision.record(run, event)
 
 
 def _fail(run: RunState, decision: Decision, scope: ScopeState, failure: Failure) -> bool:
@@ -89,18 +94,43 @@ def _try_again(
 ) -> bool:
     phase = _phase_of(row)
     policy = phase.retry
-    if policy is None or (policy.attempts and progress.attempts + 1 >= policy.attempts):
-        return True
+    if (
+        policy is None
+        or row.status != FAILED
+        or (policy.attempts and progress.attempts + 1 >= policy.attempts)
+        or (policy.never and _first_code(run, row) in policy.never)
+    ):
+        return _ended(run, decision, spec, progress)
     if is_live(run, row):
         return False
     if progress.asking is None:
-        delay = policy.delay(progress.attempts + 1)
+        fraction = crc32(f"{run.key}/{row.node.address}".encode()) / 0xFFFFFFFF if policy.jitter else 0.0
+        delay = policy.delay(progress.attempts + 1, fraction)
         if delay > 0:
-            decision.record(
-                run, ev.ScopeAsked(at=scope.node.address, what="wait", number=progress.asked + 1, delay=delay)
-            )
+            number = progress.asked + 1
+            decision.record(run, ev.ScopeAsked(at=scope.node.address, what="wait", number=number, delay=delay))
             return False
-    return _enter(run, decision, scope, phase.id, again=True)
+    event = ev.RowOpened(
+        at=scope.node.address, phase=phase.id, step=progress.step, entry=progress.entries[phase.id] + 1, again=True
+    )
+    decision.record(run, event)
+    return False
+
+
+def _first_code(run: RunState, scope: ScopeState) -> str:
+    """The code of what failed a scope first."""
+    while scope.failure is None:
+        first = next((run.states[number] for number in scope.bad), None)
+        if not isinstance(first, ScopeState):
+            return first.failure.code if first is not None and first.failure is not None else ""
+        scope = first
+    return scope.failure.code
+
+
+def pending_question(scope: ScopeState) -> StepState | None:
+    """What a block has asked and does not know yet."""
+    asking = scope.block.asking if scope.block is not None else None
+    return asking if asking is not None and not settled(asking) else None
 
 
 def is_live(run: RunState, scope: ScopeState) -> bool:
@@ -120,36 +150,44 @@ def is_live(run: RunState, scope: ScopeState) -> bool:
 # -- after a row that succeeded --------------------------------------------------------------------------------------
 
 
+def _is_held(run: RunState, scope: ScopeState) -> bool:
+    """Whether a breakpoint after a step in the scope holds what follows."""
+    return any(_is_held(run, state) if isinstance(state, ScopeState) else state.holding for state in run.content(scope))
+
+
 def _decide(
     run: RunState, decision: Decision, scope: ScopeState, spec: Phases, progress: PhasesProgress, row: ScopeState
-) -> bool:
+) -> None:
     """Find the rule that holds; ask a worker where the kernel cannot see."""
     phase = _phase_of(row)
     if not has_policies(spec):
-        return _choose(run, decision, scope, spec, progress, phase, _ADVANCE)
+        _choose(run, decision, scope, spec, progress, phase, _ADVANCE)
+        return
     rules = spec.policies.get(phase.policy, ())
-    position = progress.rule
-    if progress.asking is not None:
-        position -= 1
-    for index in range(position + 1, len(rules)):
+    asking = progress.asking
+    for index in range(progress.rule if asking is not None else 0, len(rules)):
         rule = rules[index]
-        if progress.asking is not None and index == progress.rule:
-            found: bool | Failure | None = answer_of(progress.asking)
+        if asking is not None and index == progress.rule:
+            found: bool | Failure | None = answer_of(asking)
         else:
             found = True if rule.when is None else truth(run, scope.node, rule.when)
         if found is None:
             asked = ev.ScopeAsked(at=scope.node.address, what="rule", number=progress.asked + 1, index=index)
             decision.record(run, asked)
-            return False
+            return
         if isinstance(found, Failure):
             text = f"rule {rule.id!r} of policy {phase.policy!r}: {found.message}"
-            return _fail(run, decision, scope, Failure(code=found.code, message=text))
+            failure = Failure(code=found.code, message=text, type=found.type)
+            _choose(run, decision, scope, spec, progress, phase, rule, failure)
+            return
         if found:
-            return _choose(run, decision, scope, spec, progress, phase, rule)
+            _choose(run, decision, scope, spec, progress, phase, rule)
+            return
     if spec.otherwise is not None:
-        return _choose(run, decision, scope, spec, progress, phase, spec.otherwise)
+        _choose(run, decision, scope, spec, progress, phase, spec.otherwise)
+        return
     text = f"policy {phase.policy!r} had no matching rule for phase {phase.id!r}"
-    return _fail(run, decision, scope, Failure(code="no_rule", message=text))
+    _choose(run, decision, scope, spec, progress, phase, _STOP, Failure(code="no_rule", message=text))
 
 
 def _choose(
@@ -160,23 +198,28 @@ def _choose(
     progress: PhasesProgress,
     phase: Phase,
     rule: Rule,
-) -> bool:
+    failure: Failure | None = None,
+) -> None:
+    target = target_of(spec, phase.id, rule)
+    if failure is None and target and progress.step + 1 >= spec.step_limit:
+        text = f"{progress.step + 1} rows were executed without an end, and no more are allowed (step_limit)"
+        failure = Failure(code="step_limit", message=text)
     made = ev.DecisionMade(
         at=scope.node.address,
         step=progress.step,
         move=rule.move,
         policy=phase.policy,
         rule=rule.id,
-        target=target_of(spec, phase.id, rule),
+        target=target,
         overwritten=progress.overwritten,
+        failure=failure,
     )
     decision.record(run, made)
-    return False
 
 
 def target_of(spec: Phases, phase: str, rule: Rule) -> str:
     """The phase that a move goes to; "" if the block ends."""
-    if rule.move == STOP:
+    if rule.move == "stop":
         return ""
     if rule.move == "repeat":
         return phase
@@ -187,7 +230,7 @@ def target_of(spec: Phases, phase: str, rule: Rule) -> str:
     return rule.target
 
 
-def _finish(run: RunState, decision: Decision, spec: Phases, progress: PhasesProgress) -> bool:
+def _ended(run: RunState, decision: Decision, spec: Phases, progress: PhasesProgress) -> bool:
     """What becomes of detached cells at the end; True when the block can settle."""
     outside = progress.detached
     if outside is None or not outside.unsettled or spec.on_finish == "leave":

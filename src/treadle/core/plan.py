@@ -111,14 +111,14 @@ class Predicate(msgspec.Struct, frozen=True, gc=False, tag="predicate", tag_fiel
     slots: dict[str, Slot] = {}
 
 
-class Test(msgspec.Struct, frozen=True, gc=False, tag="test", tag_field="slot"):
+class Holds(msgspec.Struct, frozen=True, gc=False, tag="holds", tag_field="slot"):
     """A condition as an expression over named values (`core.expressions`)."""
 
     text: str
     slots: dict[str, Slot] = {}
 
 
-Condition = Ref | SignalValue | Predicate | Test
+Condition = Ref | SignalValue | Predicate | Holds
 
 
 class RetryPolicy(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):

@@ -5,13 +5,24 @@ Changed by `apply` only; `phases`, `gathers` and `choices` read it to decide wha
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from treadle.core.events import Arg, ArgList, DecisionMade, Handle, Items, Pick
 from treadle.core.plan import Choose, Gather, Opening
 
 if TYPE_CHECKING:
     from treadle.core.state import NodeState, ScopeState, StepState
+
+
+class Sight(NamedTuple):
+    """What the cells of a row see of their block, as it was when the row began."""
+
+    entry: int
+    state: dict[str, Arg]
+    # Lane values of the row that was executed before.
+    previous: dict[str, Arg]
+    # Detached cells of earlier rows that had not ended, by lane.
+    pending: dict[str, int]
 
 
 class PhasesProgress:
@@ -22,13 +33,13 @@ class PhasesProgress:
         "asking",
         "attempts",
         "background",
+        "closed",
         "decision",
         "detached",
         "entries",
         "entry",
         "overwritten",
         "patches",
-        "pending",
         "previous",
         "row",
         "rule",
@@ -58,16 +69,22 @@ class PhasesProgress:
         self.asking: StepState | None = None
         self.asked = 0
         self.entry = entry
-        # Detached cells that may not have ended, where they lie, and how many there were of a lane as the row began.
+        # Detached cells that may not have ended, and where they lie.
         self.background: list[NodeState] = []
         self.detached: ScopeState | None = None
-        self.pending: dict[str, int] = {}
+        # Where rows and questions lie that the block has left behind (see `counts.retire`).
+        self.closed: ScopeState | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is content of this entry."""
+        return self.row is not None
 
 
 class GatherProgress:
     """The iterations of a gather."""
 
-    __slots__ = ("asked", "asking", "count", "entry", "first", "items", "live", "opened", "results", "winner")
+    __slots__ = ("asked", "asking", "closed", "count", "entry", "first", "items", "live", "opened", "results", "winner")
 
     def __init__(self, entry: int, *, first: bool) -> None:
         # Whether the first success is the value of all.
@@ -83,6 +100,12 @@ class GatherProgress:
         self.asking: StepState | None = None
         self.asked = 0
         self.entry = entry
+        self.closed: ScopeState | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is content of this entry."""
+        return self.items is not None or self.asking is not None
 
     def item(self, index: int) -> Arg:
         """The argument of one item."""
@@ -99,13 +122,13 @@ class GatherProgress:
 
     def value(self) -> Arg:
         """The value of a gather that succeeded."""
-        return self.results[self.winner] if self.winner >= 0 else ArgList(self.results)
+        return self.results[self.winner] if self.winner >= 0 else ArgList(self.results.copy())
 
 
 class ChooseProgress:
     """The branch of a choose."""
 
-    __slots__ = ("asked", "asking", "branch", "entry", "scope", "tried")
+    __slots__ = ("asked", "asking", "branch", "closed", "entry", "scope", "tried")
 
     def __init__(self, entry: int) -> None:
         # The branch that was chosen ("": none of them); None while that is open.
@@ -116,6 +139,12 @@ class ChooseProgress:
         self.asking: StepState | None = None
         self.asked = 0
         self.entry = entry
+        self.closed: ScopeState | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is content of this entry."""
+        return self.branch is not None or self.asking is not None
 
 
 Progress = PhasesProgress | GatherProgress | ChooseProgress

@@ -3,6 +3,12 @@
 A retry reopens failed and cancelled steps, and exactly what was skipped because of them: a skipped step stays as
 it is while another failure that is not reopened forbids it. A rewind reopens a step and all that depends on it,
 whatever came of it, as the next generation; what the rewound steps had added is removed until it is added again.
+
+Blocks that open their content while the run goes on:
+- What a failure had stopped (a row, a gather) goes on as a whole: all in it that failed or was cancelled is reopened.
+- What the run has gone past (earlier rows, closed entries, a gather that has its first success) is not reopened.
+- A block that is rewound, or depends on what is rewound, begins its next entry. So does a Phases block when anything
+  in its rows depends on that: a row is no more than a part of the walk through them.
 """
 
 from __future__ import annotations
@@ -12,6 +18,9 @@ from collections.abc import Iterable
 
 from treadle.core import events as ev
 from treadle.core.commands import Refusal
+from treadle.core.phases import pending_question
+from treadle.core.plan import Phase
+from treadle.core.reshaping import below
 from treadle.core.state import BY_FAILURE, RunState, ScopeState, StepState, counts_as_cancelled, doom_of, settled
 from treadle.core.tables import CANCELLED, FAILED, RUNNING, SKIPPED, SUCCEEDED
 
@@ -24,25 +33,12 @@ def retry(run: RunState, at: str, cause: str) -> list[ev.AnyEvent] | Refusal:
     """Reopen a failed or cancelled step, or all of them."""
     if refused := _cancelling(run, "retry"):
         return refused
-    if at:
-        step = run.step_at(at)
-        if step is None:
-            return Refusal("step_not_found", f"run {run.run_id!r} has no step {at!r}")
-        if step.status not in (FAILED, CANCELLED):
-            return Refusal("usage", f"step {at!r} is {step.status}; only a failed or cancelled step is retried")
-        chosen: list[AnyState] = [step]
-    else:
-        # Besides the steps: groups that were cancelled before they had opened, for they may be empty.
-        chosen = [
-            s
-            for s in run.states
-            if (s.status in (FAILED, CANCELLED) if isinstance(s, StepState) else s.gated and s.status == CANCELLED)
-        ]
-        if not chosen:
-            return Refusal("usage", f"run {run.run_id!r} has no failed or cancelled step to retry")
-    if busy := _named(step for step in chosen if isinstance(step, StepState) and step.tasked):
-        return Refusal("step_busy", f"attempts of {busy} have not ended yet; try again then")
+    chosen = _step_to_retry(run, at) if at else _all_to_retry(run)
+    if isinstance(chosen, Refusal):
+        return chosen
     found = _Retry(run, chosen)
+    if refused := _refused_now(run, found.reopened):
+        return refused
     return [
         ev.StepsReopened(
             at=_addresses(s for s in found.reopened if isinstance(s, StepState) and not found.is_gone(s)),
@@ -53,31 +49,89 @@ def retry(run: RunState, at: str, cause: str) -> list[ev.AnyEvent] | Refusal:
     ]
 
 
-def rewind(run: RunState, at: str, cause: str) -> list[ev.AnyEvent] | Refusal:
-    """Reopen a settled step and all that depends on it."""
-    if refused := _cancelling(run, "rewind"):
-        return refused
-    step = run.step_at(at)
+def _step_to_retry(run: RunState, at: str) -> list[AnyState] | Refusal:
+    step = run.at(at)
     if step is None:
         return Refusal("step_not_found", f"run {run.run_id!r} has no step {at!r}")
-    if not settled(step):
-        return Refusal("usage", f"step {at!r} is {step.status}; only a settled step is rewound")
-    if step.dropped:
-        adder = run.states[run.adder[step.node.number]].node.address
-        return Refusal("usage", f"step {at!r} was taken back and not added again; rewind {adder!r}, which had added it")
-    found = _Rewind(run, step)
-    if busy := _named(s for s in found.affected if isinstance(s, StepState) and s.tasked):
-        text = f"{busy} would be reopened but is being executed; pause the run and wait, or cancel it"
-        return Refusal("step_busy", text)
+    if isinstance(step, ScopeState):
+        text = f"{at!r} is no step but a {_kind(step)}; retry a step in it, or rewind it"
+        return Refusal("step_not_found", text)
+    if step.status not in (FAILED, CANCELLED):
+        return Refusal("usage", f"step {at!r} is {step.status}; only a failed or cancelled step is retried")
+    if run.is_closed(step):
+        return Refusal("usage", f"the run has gone past step {at!r}; rewind {_block_around(run, step)!r}")
+    if _is_pause(run, step):
+        return Refusal("usage", f"{at!r} is the pause before a row is tried again; retry a step of the row")
+    return [step]
+
+
+def _all_to_retry(run: RunState) -> list[AnyState] | Refusal:
+    # Besides the steps: what was cancelled before it had opened, or between two parts of its content.
+    chosen: list[AnyState] = [s for s in run.states if _is_unsuccessful(s) and not run.is_closed(s)]
+    chosen = [s for s in chosen if isinstance(s, ScopeState) or not _is_pause(run, s)]
+    if chosen:
+        return chosen
+    text = f"run {run.run_id!r} has no failed or cancelled step to retry"
+    blocks = [s.node.address for s in run.states if isinstance(s, ScopeState) and s.failure and s.block]
+    return Refusal("usage", f"{text}; rewind {blocks[0]!r}, which failed by itself" if blocks else text)
+
+
+def _is_unsuccessful(state: AnyState) -> bool:
+    """Whether a retry of all concerns it: what else failed or was cancelled did so because of something in it."""
+    if isinstance(state, StepState):
+        return state.status in (FAILED, CANCELLED)
+    return state.status == CANCELLED and (state.gated or state.block is not None)
+
+
+def rewind(run: RunState, at: str, cause: str) -> list[ev.AnyEvent] | Refusal:
+    """Reopen a settled step, group or block, and all that depends on it."""
+    if refused := _cancelling(run, "rewind"):
+        return refused
+    state = run.at(at) if at else None
+    if state is None:
+        return Refusal("step_not_found", f"run {run.run_id!r} has no step {at!r}")
+    if refused := _may_not_rewind(run, state, at):
+        return refused
+    found = _Rewind(run, state)
+    if refused := _refused_now(run, [*found.affected, *found.closing]):
+        return refused
+    if busy := _named(s for s in found.closing if isinstance(s, StepState) and not settled(s)):
+        return Refusal("step_busy", f"{busy} would be closed but has no outcome yet; wait, or cancel the run")
+    kept = [s for s in found.affected if s not in found.restarted]
     return [
         ev.StepsReopened(
-            at=_addresses(s for s in found.affected if isinstance(s, StepState) and not found.is_removed(s)),
+            at=_addresses(s for s in kept if isinstance(s, StepState) and not found.is_removed(s)),
             rewind=True,
             removed=_addresses(s for s in found.affected if found.is_removed(s)),
-            scopes=_addresses(s for s in found.affected if isinstance(s, ScopeState) and not found.is_removed(s)),
+            scopes=_addresses(s for s in kept if isinstance(s, ScopeState) and not found.is_removed(s)),
+            restarted=_addresses(found.restarted),
             cause=cause,
         )
     ]
+
+
+def _may_not_rewind(run: RunState, state: AnyState, at: str) -> Refusal | None:
+    kind = _kind(state)
+    if not settled(state):
+        return Refusal("usage", f"{kind} {at!r} is {state.status}; only a settled one is rewound")
+    if state.dropped:
+        adder = run.states[run.adder[state.node.number]].node.address
+        return Refusal(
+            "usage", f"{kind} {at!r} was taken back and not added again; rewind {adder!r}, which had added it"
+        )
+    phases = _phases_above(run, state)
+    if phases is not None:
+        text = f"{at!r} lies in the rows of {phases.node.address!r}, which are not rewound one by one"
+        return Refusal("usage", f"{text}; rewind {phases.node.address!r}")
+    if run.is_closed(state):
+        return Refusal("usage", f"the run has gone past {at!r}; rewind {_block_around(run, state)!r}")
+    if state.node.owner is not None:
+        owner = state.node.owner.address
+        return Refusal("usage", f"{at!r} is all that {owner!r} adds; rewind {owner!r}")
+    if isinstance(state, StepState) and state.around.block is not None:
+        block = state.around.node.address
+        return Refusal("usage", f"{at!r} is a question of {block!r}; rewind {block!r}")
+    return None
 
 
 def _cancelling(run: RunState, verb: str) -> Refusal | None:
@@ -85,6 +139,22 @@ def _cancelling(run: RunState, verb: str) -> Refusal | None:
         return None
     text = f"run {run.run_id!r} is being cancelled; wait for its end, then {verb}"
     return Refusal("run_not_running", text, "cancelling")
+
+
+def _refused_now(run: RunState, reopened: Iterable[AnyState]) -> Refusal | None:
+    """A refusal while something that would be reopened, or closed, is under way."""
+    states = [*reopened]
+    if busy := _named(s for s in states if isinstance(s, StepState) and s.tasked):
+        text = f"{busy} would be reopened but is being executed; pause the run and wait, or cancel it"
+        return Refusal("step_busy", text)
+    scopes = {
+        scope: None for state in states for scope in (state, *_scopes_above(state)) if isinstance(scope, ScopeState)
+    }
+    if stopping := _named(scope for scope in scopes if scope.stopping and not settled(scope)):
+        return Refusal("step_busy", f"what {stopping} holds is being stopped; try again when that has ended")
+    if asking := _named(step for scope in scopes if (step := pending_question(scope)) is not None):
+        return Refusal("step_busy", f"{asking} has not ended yet; try again then")
+    return None
 
 
 def _addresses(states: Iterable[AnyState]) -> list[str]:
@@ -97,6 +167,80 @@ def _named(states: Iterable[AnyState]) -> str:
     return ", ".join(names[:MAX_NAMED]) + more
 
 
+# -- where a node stands ---------------------------------------------------------------------------------------------
+
+
+def _kind(state: AnyState) -> str:
+    spec = state.node.spec
+    return type(spec).__name__.lower() if spec is not None else "scope"
+
+
+def _scopes_above(state: AnyState) -> Iterable[ScopeState]:
+    """The scopes around a node, the innermost first, as far as they count it."""
+    scope = state.around
+    while scope is not scope.around:
+        yield scope
+        scope = scope.around
+
+
+def _phases_above(run: RunState, state: AnyState) -> ScopeState | None:
+    """The outermost Phases block that has the node in its rows."""
+    found: ScopeState | None = None
+    node = state.node
+    while node.scope is not None:
+        if isinstance(node.spec, Phase):
+            around = run.states[node.scope.number]
+            assert isinstance(around, ScopeState)
+            found = around
+        node = node.scope
+    return found
+
+
+def _block_around(run: RunState, state: AnyState) -> str:
+    """The address of the outermost block that has gone past a node, or has to be rewound for it."""
+    phases = _phases_above(run, state)
+    if phases is not None:
+        return phases.node.address
+    found = node = state.node
+    while node.scope is not None:
+        node = node.scope
+        around = run.states[node.number]
+        if isinstance(around, ScopeState) and around.block is not None:
+            found = node
+    return found.address
+
+
+def _is_pause(run: RunState, step: StepState) -> bool:
+    """Whether the step is the pause of a Phases block: what follows it is tried again by itself."""
+    return step.around.block is not None and step.spec.id == "~wait"
+
+
+def _topmost_stopped(state: AnyState) -> ScopeState | None:
+    """The outermost scope around a node that was stopped."""
+    found: ScopeState | None = None
+    for scope in _scopes_above(state):
+        if scope.stopping:
+            found = scope
+    return found
+
+
+class _Stopped:
+    """The scopes that a failure had stopped and that are reopened: they go on as a whole."""
+
+    def __init__(self, run: RunState) -> None:
+        self.run = run
+        self.seen: set[ScopeState] = set()
+
+    def needed_with(self, state: AnyState) -> list[AnyState]:
+        """What has to be reopened with a node, so that it does not stop again at once."""
+        scope = _topmost_stopped(state)
+        if scope is None or scope in self.seen:
+            return []
+        self.seen.add(scope)
+        found = [s for s in below(self.run, scope) if _is_unsuccessful(s) and not self.run.is_closed(s)]
+        return [s for s in found if isinstance(s, ScopeState) or not _is_pause(self.run, s)]
+
+
 class _Retry:
     """The walk from the chosen steps to what was skipped because of them."""
 
@@ -106,9 +250,12 @@ class _Retry:
         # Scopes of which no failure is left, and those that have some left, with their number.
         self.cleared: set[AnyState] = set()
         self.left: dict[ScopeState, int] = {}
+        self.stopped = _Stopped(run)
         self.queue: deque[AnyState] = deque(chosen)
         while self.queue:
             state = self.queue.popleft()
+            for stopped in self.stopped.needed_with(state):
+                self._reopen(stopped)
             if state not in self.cleared or state in self.reopened:
                 self._clear_around(state)
             for number in run.added_by.get(state.node.number, ()):
@@ -132,15 +279,16 @@ class _Retry:
     def _count(self, scope: ScopeState, state: AnyState) -> None:
         if not settled(scope) or scope is scope.around:
             return
-        adds = scope.node.owner is state.node
-        if not adds and state.node.number not in scope.bad and not counts_as_cancelled(state):
+        counts = scope.node.owner is state.node or state.node.number in scope.bad or counts_as_cancelled(state)
+        # What failed by itself, or was cancelled between two parts, is found anew.
+        if not counts and scope.failure is None and not _is_unsuccessful(scope):
             return
         if scope not in self.left:
             owner = scope.node.owner
             adder = self.run.states[owner.number] if owner is not None else None
             failed = adder is not None and adder.status != SUCCEEDED
             self.left[scope] = len(scope.bad) + scope.cancelled + failed
-        self.left[scope] -= 1
+        self.left[scope] -= counts
         if self.left[scope] == 0 and scope not in self.cleared:
             self.cleared.add(scope)
             self._clear_around(scope)
@@ -162,7 +310,7 @@ class _Retry:
         skipped = state.status == SKIPPED and not state.by_condition
         # A closed group whose content is being skipped just now.
         doomed = isinstance(state, ScopeState) and state.gated and state.doomed == BY_FAILURE
-        if (skipped or doomed) and not self._still_forbidden(state):
+        if (skipped or doomed) and not self.run.is_closed(state) and not self._still_forbidden(state):
             self._reopen(state)
 
     def _still_forbidden(self, state: AnyState) -> bool:
@@ -179,34 +327,60 @@ class _Retry:
 
 
 class _Rewind:
-    """The walk from the rewound step to all that may have used what it did."""
+    """The walk from what is rewound to all that may have used what it did."""
 
-    def __init__(self, run: RunState, step: StepState) -> None:
+    def __init__(self, run: RunState, start: AnyState) -> None:
         self.run = run
         self.affected: dict[AnyState, None] = {}
-        self.queue: deque[AnyState] = deque([step])
+        # Blocks that begin their next entry, and what the present one holds.
+        self.restarted: dict[ScopeState, None] = {}
+        self.closing: dict[AnyState, None] = {}
+        self.stopped = _Stopped(run)
+        self.queue: deque[AnyState] = deque([start])
         self.climbed: set[ScopeState] = set()
         while self.queue:
-            state = self.queue.popleft()
-            # What was taken back and not added again is not there, unless its adder is rewound once more.
-            if state in self.affected or (state.dropped and not self.is_removed(state)):
-                continue
-            self.affected[state] = None
+            self._take(self.queue.popleft())
+        for state in self.closing:
+            self.affected.pop(state, None)
             if isinstance(state, ScopeState):
-                self.queue += run.content(state)
-            self.queue += (run.states[number] for number in run.added_by.get(state.node.number, ()))
-            # Nobody can have used what has no outcome.
-            if settled(state):
-                self._below(state)
-                own = run.own.get(state.node.number)
-                if own is not None:
-                    self._climb(own)
-                self._climb(state.around)
+                self.restarted.pop(state, None)
 
     def is_removed(self, state: AnyState) -> bool:
-        """Whether the step that added it is rewound too."""
-        adder = self.run.adder.get(state.node.number)
-        return adder is not None and self.run.states[adder] in self.affected
+        """Whether the step that added it is rewound too, or closed."""
+        number = self.run.adder.get(state.node.number)
+        adder = self.run.states[number] if number is not None else None
+        return adder is not None and (adder in self.affected or adder in self.closing)
+
+    def _take(self, state: AnyState) -> None:
+        state = _phases_above(self.run, state) or state
+        # What was taken back and not added again is not there, unless its adder is rewound once more.
+        gone = state.dropped and not self.is_removed(state)
+        if state in self.affected or state in self.closing or gone or self.run.is_closed(state):
+            return
+        self.affected[state] = None
+        if isinstance(state, ScopeState):
+            self._take_content(state)
+        self._take_added(state)
+        # Nobody can have used what has no outcome.
+        if settled(state):
+            self.queue += self.stopped.needed_with(state)
+            self._below(state)
+            own = self.run.own.get(state.node.number)
+            if own is not None:
+                self._climb(own)
+            self._climb(state.around)
+
+    def _take_content(self, scope: ScopeState) -> None:
+        if scope.block is None or not scope.block.begun:
+            self.queue += self.run.content(scope)
+            return
+        self.restarted[scope] = None
+        for inner in below(self.run, scope):
+            self.closing[inner] = None
+            self._take_added(inner)
+
+    def _take_added(self, state: AnyState) -> None:
+        self.queue += (self.run.states[number] for number in self.run.added_by.get(state.node.number, ()))
 
     def _below(self, state: AnyState) -> None:
         self.queue += (self.run.states[number] for number, _ in self.run.dependents(state))

@@ -7,6 +7,7 @@ from treadle.core.addresses import encode_id
 from treadle.core.counts import (
     allowed_scope_status,
     allowed_status,
+    closed_of,
     recount_all,
     reset,
     scope_at,
@@ -14,8 +15,9 @@ from treadle.core.counts import (
     unsettle,
 )
 from treadle.core.graph import Node, link, place
-from treadle.core.plan import Block, Group
-from treadle.core.state import NodeState, RunState, ScopeState, StepState
+from treadle.core.plan import Block, Choose, Gather, Group, Phases
+from treadle.core.progress import PhasesProgress, new_progress
+from treadle.core.state import NodeState, RunState, ScopeState, StepState, settled
 from treadle.core.tables import RUN
 from treadle.errors import InternalError
 
@@ -59,7 +61,7 @@ def _check_revived(run: RunState, known: list[tuple[Block, Node]]) -> None:
     """Raise if a block is there and was not taken back, before anything has changed."""
     for block, node in known:
         state = run.states[node.number]
-        if not (state.removed or state.dropped) or node.is_step == isinstance(block, Group):
+        if not (state.removed or state.dropped) or type(node.spec) is not type(block):
             raise InternalError(f"run {run.run_id!r}: {node.address!r} was added although it is there")
         if isinstance(state, StepState):
             allowed_status(state, "steps_added")
@@ -125,6 +127,7 @@ def steps_reopened(run: RunState, event: ev.StepsReopened) -> None:
         if state is None or state.node.number not in run.adder:
             raise InternalError(f"run {run.run_id!r}: {at!r} was removed, which no step has added")
         removed.append(state)
+    restarted = [_begun_block(run, at) for at in event.restarted]
     again = [*steps, *(gone for gone in removed if isinstance(gone, StepState))]
     waiting = {step: allowed_status(step, "steps_reopened") for step in again}
     if busy := [step.node.address for step in waiting if step.tasked]:
@@ -136,6 +139,9 @@ def steps_reopened(run: RunState, event: ev.StepsReopened) -> None:
     reopened: dict[int, NodeState] = {}
     for gone in removed:
         gone.removed, gone.dropped = True, False
+    for block in restarted:
+        _close(run, block)
+    scopes += restarted
     for scope in sorted([*scopes, *(gone for gone in removed if isinstance(gone, ScopeState))], key=_number):
         _reopen_scope(run, scope, reopened)
     for step, after in waiting.items():
@@ -148,7 +154,66 @@ def _number(state: NodeState) -> int:
 
 
 def _reopen_scope(run: RunState, scope: ScopeState, reopened: dict[int, NodeState]) -> None:
-    """Make a group wait again for what it needs, before its content may start."""
+    """Make a scope wait again for what it needs, before its content may start; a block that has begun goes on."""
     unsettle(run, scope, reopened)
     reopened[scope.node.number] = scope
-    scope.gated = scope.removed or scope.around.gated or bool(scope.node.needs)
+    begun = scope.block is not None and scope.block.begun
+    scope.gated = scope.removed or (not begun and (scope.around.gated or bool(scope.node.needs)))
+
+
+# -- the next entry of a block ---------------------------------------------------------------------------------------
+
+
+def _begun_block(run: RunState, at: str) -> ScopeState:
+    """The block that an event restarts."""
+    block = scope_at(run, at)
+    if block.block is None or not block.block.begun:
+        raise InternalError(f"run {run.run_id!r}: {at!r} holds nothing that a next entry could leave behind")
+    if busy := [state.node.address for state in below(run, block) if not settled(state)]:
+        raise InternalError(f"run {run.run_id!r}: {busy[0]!r} was to be closed before it is settled")
+    return block
+
+
+def below(run: RunState, scope: ScopeState) -> list[NodeState]:
+    """All that lies in a scope of the run's present, at any depth; detached cells and what steps added included."""
+    found: list[NodeState] = []
+    queue: list[ScopeState] = [scope]
+    while queue:
+        around = queue.pop()
+        inside = run.content(around)
+        if isinstance(around.block, PhasesProgress) and around.block.detached is not None:
+            inside += around.block.background
+        found += inside
+        for state in inside:
+            own = state if isinstance(state, ScopeState) else run.own.get(state.node.number)
+            if own is not None:
+                queue.append(own)
+                if own is not state:
+                    found.append(own)
+    return found
+
+
+def _close(run: RunState, block: ScopeState) -> None:
+    """Leave a block's entry behind: its content keeps its addresses and outcomes, and takes part in nothing."""
+    spec, progress = block.node.spec, block.block
+    assert isinstance(spec, Gather | Choose | Phases)
+    assert progress is not None
+    inside = below(run, block)
+    closed = {state.node.number for state in inside}
+    upstreams = {number for state in inside for number, _ in state.node.needs} - closed
+    for number in upstreams:
+        above = run.states[number]
+        above.more = [edge for edge in above.more or () if edge[0] not in closed]
+    run.dedup = {key: number for key, number in run.dedup.items() if number not in closed}
+    for number in sorted(closed):
+        for added in [added for added in run.added_by.get(number, ()) if added not in closed]:
+            # The next entry may add it again: what waits for it waits for the block.
+            run.added_by[number].remove(added)
+            run.adder[added] = block.node.number
+            run.added_by.setdefault(block.node.number, []).append(added)
+    apart = closed_of(block)
+    for state in run.content(block):
+        state.around = apart
+    run.children.pop(block.node.number, None)
+    block.block = new_progress(spec, progress.entry + 1)
+    block.bad, block.cancelled, block.unsettled = {}, 0, 0

@@ -8,7 +8,7 @@ import msgspec
 
 from treadle.core.blocks import Spec
 from treadle.core.events import NULL, Arg, ArgList, ArgMap, Handle, Pick
-from treadle.core.graph import Node
+from treadle.core.graph import Node, link_output
 from treadle.core.plan import (
     Body,
     Branch,
@@ -200,9 +200,11 @@ def _resolve_variable(run: RunState, node: Node, constants: list[Handle], slot: 
     found = phases_around(run, node)
     values: dict[str, Arg] = {}
     if found is not None:
-        progress = found[0].block
+        block, row = found
+        progress = block.block
         assert isinstance(progress, PhasesProgress)
-        values = progress.state if isinstance(slot, StateValue) else progress.previous
+        seen = progress if row is None or row.sight is None else row.sight
+        values = seen.state if isinstance(slot, StateValue) else seen.previous
     name = slot.name if isinstance(slot, StateValue) else slot.lane
     if name in values:
         return picked(values[name], slot.path) if slot.path else values[name]
@@ -235,10 +237,13 @@ def phase_info(run: RunState, node: Node) -> ArgMap:
         facts["phase"] = handle_of(phase.id)
         facts["index"] = handle_of(next((n for n, known in enumerate(spec.phases) if known.id == phase.id), -1))
         facts["step"] = handle_of(at.index)
-        facts["entry"] = handle_of(progress.entries.get(phase.id, 1))
-    facts["state"] = ArgMap(progress.state)
-    facts["previous" if row is not None else "lanes"] = ArgMap(progress.previous)
-    facts["pending"] = handle_of(progress.pending if row is not None else pending_of(run, progress))
+        assert at.sight is not None
+        facts["entry"] = handle_of(at.sight.entry)
+    sight = row.sight if row is not None else None
+    seen = progress if sight is None else sight
+    facts["state"] = ArgMap(seen.state)
+    facts["previous" if sight is not None else "lanes"] = ArgMap(seen.previous)
+    facts["pending"] = handle_of(pending_of(run, progress) if sight is None else sight.pending)
     return ArgMap(facts)
 
 
@@ -344,9 +349,20 @@ def scope_value(run: RunState, scope: ScopeState) -> Arg:
     if isinstance(progress, ChooseProgress):
         return progress.scope.result if progress.scope is not None else NULL
     if isinstance(progress, PhasesProgress):
-        return ArgMap(progress.state)
+        return _phases_value(run, scope, progress)
     output = spec.output if isinstance(spec, (Group, Body, Branch)) else None
     return NULL if output is None else resolve(run, scope.node, output)
+
+
+def _phases_value(run: RunState, scope: ScopeState, progress: PhasesProgress) -> Arg:
+    spec, node = scope.node.spec, scope.node
+    assert isinstance(spec, Phases)
+    if spec.output is None:
+        return ArgMap(progress.state)
+    # Its names mean the rows as they are at the end.
+    inside = Node(node.number, node.address, node, None, constants=node.constants)
+    link_output(inside, spec.output, run)
+    return resolve(run, inside, spec.output)
 
 
 def resolve_output(run: RunState) -> tuple[Arg, list[str]]:

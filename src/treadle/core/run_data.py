@@ -8,7 +8,7 @@ import msgspec
 
 from treadle.core.blocks import Part, outline, slots_of
 from treadle.core.graph import Graph
-from treadle.core.plan import Block, Branch, Const, Data, ListOf, MapOf, Phase, Predicate, Ref, Step, Test
+from treadle.core.plan import Block, Branch, Const, Data, Holds, ListOf, MapOf, Phase, Predicate, Ref, Step
 
 
 class Need(msgspec.Struct, frozen=True):
@@ -63,6 +63,6 @@ def _names(slot: object) -> Iterator[str]:
     elif isinstance(slot, ListOf):
         for item in slot.items:
             yield from _names(item)
-    elif isinstance(slot, MapOf | Predicate | Test):
+    elif isinstance(slot, MapOf | Predicate | Holds):
         for value in (slot.items if isinstance(slot, MapOf) else slot.slots).values():
             yield from _names(value)

@@ -21,7 +21,7 @@ from treadle.core.blocks import AFTER, DEFAULT, REF, Spec
 from treadle.core.events import NULL, Arg, Failure
 from treadle.core.graph import Graph, Node, node_of
 from treadle.core.plan import Choose, Gather, Phase, Phases, Step
-from treadle.core.progress import Progress, new_progress
+from treadle.core.progress import GatherProgress, PhasesProgress, Progress, Sight, new_progress
 from treadle.core.tables import CANCELLED, FAILED, NOTHING, OPEN, OUTCOMES, SKIPPED, SUCCEEDED, WAITING
 
 # Why a node may not run: an upstream was skipped by its own condition, or one did not succeed.
@@ -52,6 +52,7 @@ class ScopeState:
         "node",
         "removed",
         "result",
+        "sight",
         "status",
         "stopping",
         "unsettled",
@@ -91,6 +92,8 @@ class ScopeState:
         spec = node.spec
         self.block: Progress | None = new_progress(spec) if isinstance(spec, (Gather, Choose, Phases)) else None
         self.index = 0
+        # For a row: what its cells see of the block.
+        self.sight: Sight | None = None
         # Whether the end of any child may be the time to go on.
         self.watches = self.block is not None or isinstance(spec, Phase)
 
@@ -271,6 +274,27 @@ class RunState:
         """Let `decide` look at a node."""
         heappush(self.frontier, state.node.number)
 
+    def is_closed(self, state: NodeState) -> bool:
+        """Whether the run has gone past it: it lies in a row or an entry that was left, or a first success won."""
+        scope = state.around
+        while True:
+            if isinstance(scope.block, GatherProgress) and scope.block.winner >= 0:
+                return True
+            if scope.around is not scope:
+                scope = scope.around
+                continue
+            if scope is self.root:
+                return False
+            # Detached cells and what was left behind lie apart; only the former in what is registered.
+            node = scope.node
+            if self.states[node.number] is not scope or node.scope is None:
+                return True
+            around = self.states[node.scope.number]
+            assert isinstance(around, ScopeState)
+            if not isinstance(around.block, PhasesProgress) or around.block.detached is not scope:
+                return True
+            scope = around
+
     # -- graph.Space: nodes that are added while the run goes on ---------------------------------------------
 
     def new(self, address: str, scope: Node, spec: Spec | None) -> Node:
@@ -278,9 +302,13 @@ class RunState:
         node = node_of(len(self.states), address, scope, spec)
         around = self.states[scope.number]
         assert isinstance(around, ScopeState)
-        self.states.append(
-            StepState(node, around, self.now, len(node.needs)) if node.is_step else ScopeState(node, around)
-        )
+        if node.is_step:
+            self.states.append(StepState(node, around, self.now, len(node.needs)))
+        else:
+            inner = ScopeState(node, around)
+            if around.stopping:
+                inner.stopping = "cancelled"
+            self.states.append(inner)
         self.index[address] = node.number
         return node
 
@@ -316,6 +344,8 @@ class RunState:
     def open_own(self, scope: ScopeState, owner: Node) -> None:
         """Count a scope of added steps in the scope around it, and its owner as its first child."""
         adder = self.states[owner.number]
+        # A detached cell is not counted in its row, and neither is what it adds.
+        scope.around = adder.around
         self.own[owner.number] = scope
         if settled(adder):
             # Nothing was added and nothing will be: it has been settled all the time.

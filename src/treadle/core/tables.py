@@ -92,6 +92,13 @@ ATTEMPT: Final[Table] = {
 
 SCOPE: Final[Table] = {
     (OPEN, "scope_opened"): OPEN,
+    # How a block opens its content while the run goes on.
+    (OPEN, "scope_asked"): OPEN,
+    (OPEN, "row_opened"): OPEN,
+    (OPEN, "decision_made"): OPEN,
+    (OPEN, "iterations_opened"): OPEN,
+    (OPEN, "branch_chosen"): OPEN,
+    (OPEN, "scope_stopped"): OPEN,
     (OPEN, "scope_settled:succeeded"): SUCCEEDED,
     (OPEN, "scope_settled:failed"): FAILED,
     (OPEN, "scope_settled:skipped"): SKIPPED,

@@ -19,6 +19,8 @@ from treadle.core.addresses import check_id
 from treadle.core.commands import Refusal
 from treadle.core.documents import Document
 from treadle.core.events import AnyEvent, Arg, Handle, decode_events
+from treadle.core.plan import Block
+from treadle.core.state import ScopeState
 from treadle.core.tables import RUNNING, SUCCEEDED
 from treadle.errors import (
     ConflictError,
@@ -26,7 +28,6 @@ from treadle.errors import (
     RunCancelledError,
     RunError,
     RunExistsError,
-    RunFailedError,
     RunNotActiveError,
     RunNotFoundError,
     RunNotPausedError,
@@ -39,6 +40,7 @@ from treadle.errors import (
     StoreUnavailableError,
     UsageError,
 )
+from treadle.runtime.answers import BlockLook, failed_run, no_value
 from treadle.runtime.folding import CAUSE_SEPARATOR
 from treadle.runtime.inspection import Snapshot, snapshot
 from treadle.runtime.node import Node
@@ -277,6 +279,8 @@ class Run(Generic[R]):
         self.id = id
         self._adapter = result
         self._key = key
+        # The plan's, once they were asked for.
+        self._blocks: list[Block] | None = None
 
     def __repr__(self) -> str:
         return f"<run {self.id}>"
@@ -371,7 +375,7 @@ class Run(Generic[R]):
         if settled.outcome == "cancelled":
             raise RunCancelledError(f"run {self.id!r} was cancelled", run_id=self.id)
         if settled.outcome != SUCCEEDED:
-            raise await self._failed(settled)
+            raise await failed_run(self._node, await self.key(), self.id, settled)
         if settled.missing:
             step = settled.missing[0]
             raise StepSkippedError(
@@ -394,19 +398,6 @@ class Run(Generic[R]):
                         return found[-1]
         raise self._not_found()
 
-    async def _failed(self, settled: ev.RunSettled) -> RunFailedError:
-        key = await self.key()
-        failures: dict[str, str] = {}
-        for address in settled.failures[:20]:
-            answer = await self._node.read(partial(self._node.reader.step, key, address))
-            if answer.step is not None:
-                failures[address] = _why_failed(answer.step)
-        first = next(iter(failures.items()), ("", ""))
-        text = f"run {self.id!r} failed: step {first[0]!r}: {first[1]}" if first[0] else f"run {self.id!r} failed"
-        if len(settled.failures) > 1:
-            text += f" (and {len(settled.failures) - 1} more)"
-        return RunFailedError(text, run_id=self.id, failures=failures)
-
     async def _value(self, arg: Arg, adapter: codec.Adapter) -> Any:
         if isinstance(arg, str) and arg.startswith("="):
             return adapter.decode(arg[1:])
@@ -422,14 +413,15 @@ class Run(Generic[R]):
     @overload
     async def step(self, id: str, *, timeout: float | None = ...) -> Any: ...
     async def step(self, id: str, *, type: Any = Any, timeout: float | None = None) -> Any:
-        """Wait for one step's value, by its address.
+        """Wait for the value of one step, or of a block, by its address.
 
         Raises:
             StepFailedError, StepSkippedError (naming the upstream), StepCancelledError: it will have none.
-            StepNotFoundError: the run closed without a step of this address.
+            StepNotFoundError: the run closed without a step or block of this address.
             TimeoutError: the step has not settled after `timeout` seconds.
         """
         key = await self.key()
+        look = BlockLook(self._node, key, id)
         async with asyncio.timeout(timeout), aclosing(self.changes()) as changes:
             async for _ in changes:
                 answer = await self._node.read(lambda: self._node.reader.step(key, id))
@@ -437,11 +429,24 @@ class Run(Generic[R]):
                     return await self._step_value(answer.step, codec.adapter(type))
                 if not answer.status:
                     raise self._not_found()
+                if (scope := await self._block(look, closed=answer.status != RUNNING)) is not None:
+                    if scope.status != SUCCEEDED:
+                        raise no_value(scope, self.id)
+                    return await self._value(scope.result, codec.adapter(type))
                 if answer.status != RUNNING:
                     raise StepNotFoundError(
                         f"run {self.id!r} is {answer.status} and has no step {id!r}", run_id=self.id
                     )
         raise self._not_found()
+
+    async def _block(self, look: BlockLook, *, closed: bool) -> ScopeState | None:
+        """The block that is looked for, once it has its outcome."""
+        if not closed:
+            if self._blocks is None:
+                self._blocks = await look.plan()
+            if not look.is_block(self._blocks) or not await look.news():
+                return None
+        return await look.settled()
 
     async def _step_value(self, step: StepRow, adapter: codec.Adapter) -> Any:
         where = f"step {step.address!r} of run {self.id!r}"
@@ -585,10 +590,3 @@ class Run(Generic[R]):
         if (known := _REFUSALS.get(refusal.code)) is not None:
             return known(refusal.message, run_id=self.id)
         return UsageError(refusal.message)
-
-
-def _why_failed(step: StepRow) -> str:
-    """What a step did to fail its run: its failure, or that it was skipped because of others."""
-    if step.status == "skipped":
-        return f"skipped because of {', '.join(step.causes.split(CAUSE_SEPARATOR))}"
-    return f"{step.code}: {step.message}"

@@ -10,7 +10,7 @@ task waits after a failed attempt; a run is `pausing` or `cancelling` while sess
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final, Literal
 
 import msgspec
@@ -21,11 +21,12 @@ from treadle.core.events import AnyEvent, Arg, decode_events
 from treadle.core.graph import Graph
 from treadle.core.operators import blocked_before
 from treadle.core.plan import Placement, decode_plan
-from treadle.core.state import RunState, ScopeState, StepState, settled
+from treadle.core.state import NodeState, RunState, StepState, settled
 from treadle.core.tables import (
     CANCELLED,
     DISPATCHED,
     FAILED,
+    OPEN,
     OUTCOMES,
     READY,
     RUNNING,
@@ -33,7 +34,19 @@ from treadle.core.tables import (
     SUCCEEDED,
     WAITING,
 )
+from treadle.runtime.failure_views import FailureView, failures_of
 from treadle.runtime.folding import state_of
+from treadle.runtime.scopes import (
+    DecisionView,
+    ScopeHistory,
+    ScopeView,
+    is_detached,
+    is_evaluation,
+    missing_signals,
+    needs_of,
+    place_of,
+    scope_views,
+)
 from treadle.store.base import Loaded, SessionRow, TaskRow
 
 RETRYING = "retrying"
@@ -50,6 +63,11 @@ class StepView(msgspec.Struct, frozen=True, kw_only=True):
 
     address: str
     id: str
+    # Its place in the order in which steps and scopes came into the run.
+    number: int
+    # The address of the scope that it lies in, empty at the top; whether it is a cell that nobody waits for.
+    scope: str
+    detached: bool
     action: str
     # As journaled, and as people see it (`running` and `retrying` besides).
     status: str
@@ -92,7 +110,7 @@ class StepView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Blocked(msgspec.Struct, frozen=True, kw_only=True):
-    """A step that no worker can start yet, and what it waits for."""
+    """A step that no worker can start yet, or a block that cannot open its content, and what it waits for."""
 
     address: str
     waiting_on: list[str]
@@ -124,19 +142,6 @@ class SignalView(msgspec.Struct, frozen=True, kw_only=True):
     waiting: list[str]
 
 
-class FailureView(msgspec.Struct, frozen=True, kw_only=True):
-    """A step that failed for good. `optional`: it does not fail the run. `detail` is the full text's handle."""
-
-    address: str
-    code: str
-    message: str
-    type: str
-    detail: str
-    attempt: int
-    optional: bool
-    finished_at: float | None
-
-
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """A run at one moment (`now`), JSON-able as it is. `version` is the journal's."""
 
@@ -160,8 +165,15 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     owner: str
     owner_worker: str
     inbox: int
+    # Of the workflow's own steps, by shown status.
     counts: dict[str, int]
     steps: list[StepView]
+    # Groups, blocks that open their content, and their rows, iterations and branches; those around come first.
+    scopes: list[ScopeView]
+    # What followed each row of the Phases blocks, in journal order.
+    decisions: list[DecisionView]
+    # Steps by which blocks find out what the kernel cannot see: items, rules, branches; and pauses before a retry.
+    evaluations: list[StepView]
     blocked: list[Blocked]
     breakpoints: list[BreakpointView]
     signals: list[SignalView]
@@ -172,8 +184,12 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     missing: list[str]
 
     def step(self, address: str) -> StepView | None:
-        """The view of one step, None if there is none."""
-        return next((step for step in self.steps if step.address == address), None)
+        """The view of one step, an evaluation included; None if there is none."""
+        return next((step for step in (*self.steps, *self.evaluations) if step.address == address), None)
+
+    def scope(self, address: str) -> ScopeView | None:
+        """The view of one scope, None if there is none."""
+        return next((scope for scope in self.scopes if scope.address == address), None)
 
 
 class Replay:
@@ -188,6 +204,7 @@ class Replay:
         "released",
         "roots",
         "run",
+        "scopes",
         "signal_times",
         "skips",
     )
@@ -207,6 +224,7 @@ class Replay:
         self.released: dict[tuple[str, str], float] = {}
         # Address -> how often it was dispatched since it became ready.
         self.dispatches: dict[str, int] = {}
+        self.scopes = ScopeHistory()
 
     def note(self, time: float, event: AnyEvent) -> None:
         """Keep what `apply` forgets."""
@@ -229,6 +247,7 @@ class Replay:
                 for at in addresses:
                     self.dispatches.pop(at, None)
                     self.skips.pop(at, None)
+                self.scopes.note(self.run, time, event)
             case _:
                 self._note_run(time, event)
 
@@ -242,7 +261,7 @@ class Replay:
                 self.finished_at = time
                 self.roots = failures
             case _:
-                pass
+                self.scopes.note(self.run, time, event)
 
 
 def replay(loaded: Loaded) -> Replay:
@@ -293,9 +312,14 @@ def snapshot_of(loaded: Loaded, told: Replay, sessions: Sequence[SessionRow], no
     run, head = told.run, loaded.head
     workers = {session.id: session.worker for session in sessions}
     tasks = {row.task.number: row for row in loaded.tasks}
-    states = [state for state in run.steps() if not state.removed]
-    steps = [_view(told, state, tasks.get(state.node.number), workers, now) for state in states]
+    steps: list[StepView] = []
+    evaluations: list[StepView] = []
+    for state in run.steps():
+        if not state.removed:
+            view = _view(told, state, tasks.get(state.node.number), workers, now)
+            (evaluations if is_evaluation(state) else steps).append(view)
     steps.sort(key=lambda step: step.added_at)
+    scopes = scope_views(run, told.scopes)
     counts: dict[str, int] = dict.fromkeys(SHOWN, 0)
     for step in steps:
         counts[step.shown] = counts.get(step.shown, 0) + 1
@@ -325,10 +349,16 @@ def snapshot_of(loaded: Loaded, told: Replay, sessions: Sequence[SessionRow], no
         inbox=len(loaded.inbox),
         counts=counts,
         steps=steps,
-        blocked=[_blocked(run, step) for step in steps if _is_blocked(run, step)],
+        scopes=scopes,
+        decisions=told.scopes.decisions,
+        evaluations=evaluations,
+        blocked=[
+            *(_blocked(run, step) for step in steps if _is_blocked(run, step)),
+            *_blocked_scopes(run, scopes),
+        ],
         breakpoints=breakpoints_of(told),
         signals=signals_of(told),
-        failures=_failures(told),
+        failures=failures_of(run, told.roots, told.scopes.finished),
         result=_result(run),
         missing=run.missing,
     )
@@ -350,6 +380,9 @@ def _view(told: Replay, step: StepState, row: TaskRow | None, workers: dict[str,
     return StepView(
         address=node.address,
         id=spec.id,
+        number=node.number,
+        scope=place_of(node),
+        detached=is_detached(step),
         action=spec.action,
         status=step.status,
         shown=shown,
@@ -375,7 +408,7 @@ def _view(told: Replay, step: StepState, row: TaskRow | None, workers: dict[str,
         needs=[run.states[number].node.address for number, _ in node.needs],
         waiting_on=waiting_on(run, step) if open_ else [],
         held_by=held_by(run, step) if open_ else [],
-        missing_signals=[name for name in node.signals if name not in run.signals] if open_ else [],
+        missing_signals=missing_signals(run, step) if open_ else [],
         breakpoint=_standing(run, step),
         placement=placement_text(spec.placement),
         annotations=spec.annotations,
@@ -416,35 +449,16 @@ def placement_text(placement: Placement | None) -> str:
     return f"{placement.mode}:{what}" if what else placement.mode
 
 
-def _around(run: RunState, step: StepState) -> Iterable[StepState | ScopeState]:
-    """The step, and the groups around it that wait themselves."""
-    yield step
-    scope = step.node.scope
-    while scope is not None:
-        state = run.states[scope.number]
-        if isinstance(state, ScopeState) and state.gated:
-            yield state
-        scope = scope.scope
-
-
-def upstreams(run: RunState, step: StepState) -> list[StepState | ScopeState]:
-    """What a step and the groups around it wait for, each once, in plan order."""
-    numbers: dict[int, None] = {}
-    for state in _around(run, step):
-        numbers.update(dict.fromkeys(number for number, _ in state.node.needs))
-    return [run.states[number] for number in numbers]
-
-
-def waiting_on(run: RunState, step: StepState) -> list[str]:
+def waiting_on(run: RunState, step: NodeState) -> list[str]:
     """Addresses of the upstreams that are not settled; those of waiting groups around the step included."""
-    return [state.node.address for state in upstreams(run, step) if not settled(state)]
+    return [state.node.address for state in needs_of(run, step) if not settled(state)]
 
 
-def held_by(run: RunState, step: StepState) -> list[str]:
+def held_by(run: RunState, step: NodeState) -> list[str]:
     """Addresses of settled upstreams that hold their dependents at a breakpoint after them."""
     return [
         state.node.address
-        for state in upstreams(run, step)
+        for state in needs_of(run, step)
         if isinstance(state, StepState) and settled(state) and state.holding
     ]
 
@@ -473,6 +487,24 @@ def _blocked(run: RunState, step: StepView) -> Blocked:
         missing_signals=step.missing_signals,
         breakpoint=list(state.spec.break_before) if step.breakpoint == "before" else [],
     )
+
+
+def _blocked_scopes(run: RunState, scopes: list[ScopeView]) -> list[Blocked]:
+    """The blocks that have opened nothing yet; what a waiting group holds is there, and said by itself."""
+    found: list[Blocked] = []
+    for view in scopes if run.status not in OUTCOMES else ():
+        if view.kind in ("gather", "choose", "phases") and (view.status == WAITING or view.missing_signals):
+            state = run.at(view.address)
+            found.append(
+                Blocked(
+                    address=view.address,
+                    waiting_on=view.waiting_on,
+                    held_by=held_by(run, state) if state is not None else [],
+                    missing_signals=view.missing_signals,
+                    breakpoint=[],
+                )
+            )
+    return found
 
 
 def breakpoints_of(told: Replay) -> list[BreakpointView]:
@@ -517,14 +549,14 @@ def _held(run: RunState, step: StepState) -> list[str]:
 
 
 def signals_of(told: Replay) -> list[SignalView]:
-    """All signals that steps refer to or that came, by name. Nobody waits in a final run."""
+    """All signals that steps and blocks refer to or that came, by name. Nobody waits in a final run."""
     run = told.run
     waiting: dict[str, list[str]] = {name: [] for name in run.signals}
-    for step in run.steps():
-        for name in () if step.removed else step.node.signals:
+    for state in run.states:
+        for name in () if state.removed else state.node.signals:
             names = waiting.setdefault(name, [])
-            if name not in run.signals and step.status == WAITING and run.status not in OUTCOMES:
-                names.append(step.node.address)
+            if name not in run.signals and state.status in (WAITING, OPEN) and run.status not in OUTCOMES:
+                names.append(state.node.address)
     return [
         SignalView(
             name=name,
@@ -534,25 +566,4 @@ def signals_of(told: Replay) -> list[SignalView]:
             waiting=waiting[name],
         )
         for name in sorted(waiting)
-    ]
-
-
-def _failures(told: Replay) -> list[FailureView]:
-    run = told.run
-    failed = [step for step in run.steps() if step.status == FAILED and not step.removed]
-    place = {at: position for position, at in enumerate(told.roots)}
-    failed.sort(key=lambda s: (s.node.optional, place.get(s.node.address, len(place)), s.finished_at))
-    return [
-        FailureView(
-            address=step.node.address,
-            code=step.failure.code,
-            message=step.failure.message,
-            type=step.failure.type,
-            detail=step.failure.detail,
-            attempt=step.attempt,
-            optional=step.node.optional,
-            finished_at=step.finished_at or None,
-        )
-        for step in failed
-        if step.failure is not None
     ]

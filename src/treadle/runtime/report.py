@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from treadle.core.events import Arg, ArgList, ArgMap, Handle, Pick
-from treadle.core.tables import CANCELLED, DISPATCHED, FAILED, READY, RUNNING, SKIPPED, SUCCEEDED, WAITING
+from treadle.core.tables import CANCELLED, DISPATCHED, FAILED, OPEN, READY, RUNNING, SKIPPED, SUCCEEDED, WAITING
 from treadle.runtime.inspection import RETRYING, Blocked, BreakpointView, SignalView, Snapshot, StepView
+from treadle.runtime.scopes import DecisionView, GatherFacts, ScopeView
+from treadle.runtime.trees import More, Row, tree_rows
 
 GLYPHS: Final[dict[str, str]] = {
     SUCCEEDED: "✓",
@@ -23,6 +25,7 @@ GLYPHS: Final[dict[str, str]] = {
     RETRYING: "↻",
     DISPATCHED: "⋯",
     READY: "○",
+    OPEN: "▷",
     WAITING: "·",
 }
 UNKNOWN: Final = "—"
@@ -30,6 +33,8 @@ UNKNOWN: Final = "—"
 # So many names are shown in one row; the snapshot has all.
 NAMES = 5
 PREVIEW = 60
+# So many decisions are listed, the newest.
+DECISIONS = 20
 
 
 def clean(text: str) -> str:
@@ -125,9 +130,25 @@ def counts_line(snapshot: Snapshot) -> str:
     return f"{len(snapshot.steps)} steps" + (": " + " · ".join(said) if said else "")
 
 
+# The steps by which blocks find something out, by the last segment of their address.
+_EVALUATIONS: Final[dict[str, str]] = {
+    "~items": "finds the items",
+    "~rule": "evaluates a rule",
+    "~when": "evaluates a branch's condition",
+    "~wait": "lets time pass until the row is tried again",
+}
+
+
+def failure_line(code: str, message: str, attempt: int) -> str:
+    """A failure on one line. Those of no attempt are the kernel's, and may go on with a picture of the place."""
+    return clean(f"{code}: {message if attempt else message.partition(chr(10))[0]}")
+
+
 def annotations_of(step: StepView) -> list[str]:
     """What is worth saying of a step beside its times."""
-    said = ["optional"] if step.optional else []
+    said = [word for word, holds in (("optional", step.optional), ("detached", step.detached)) if holds]
+    # No id of the user's has a bare ~ in an address.
+    said += [text for name, text in _EVALUATIONS.items() if f"/{name}" in step.address and step.id == name]
     numbers = (("attempts", step.attempt, 1), ("generation", step.generation, 1), ("lost", step.lost, 0))
     said += [f"{name}={number}" for name, number, usual in numbers if number > usual]
     if step.worker and step.shown == RUNNING:
@@ -144,7 +165,7 @@ def _marks(step: StepView) -> list[str]:
     """Why the step failed, was skipped or stands."""
     said: list[str] = []
     if step.failure is not None:
-        said.append(cut(clean(f"{step.failure.code}: {step.failure.message}"), 2 * PREVIEW))
+        said.append(cut(failure_line(step.failure.code, step.failure.message, step.attempt), 2 * PREVIEW))
     if step.skip_reason:
         causes = [name for name in step.skip_causes if name != step.address]
         said.append(f"({step.skip_reason})" + (f" because of {names(causes)}" if causes else ""))
@@ -155,20 +176,127 @@ def _marks(step: StepView) -> list[str]:
     return said
 
 
-def render_report(snapshot: Snapshot) -> str:
-    """The run as a page of text: header, counts, labels, one row a step, what is blocked, breakpoints, signals."""
+# -- scopes ------------------------------------------------------------------------------------------------------------
+
+
+def title_of(item: StepView | ScopeView) -> str:
+    """The address, with a sign of what kind of scope it is."""
+    text = clean(item.address)
+    if isinstance(item, StepView) or item.kind == "iteration":
+        return text
+    return f"{text}[]" if item.kind == "gather" else f"{text}/"
+
+
+def facts_of(scope: ScopeView) -> list[str]:
+    """What is worth saying of a scope beside its status."""
+    said = _progress_of(scope)
+    said += [word for word, holds in (("optional", scope.optional), ("detached", scope.detached)) if holds]
+    if scope.failure is not None:
+        said.append(cut(failure_line(scope.failure.code, scope.failure.message, 0), 2 * PREVIEW))
+    if scope.status == SKIPPED and scope.causes:
+        said.append(f"because of {names(scope.causes)}")
+    if scope.waiting_on and scope.status == WAITING:
+        said.append(f"waits for {names(scope.waiting_on)}")
+    if scope.missing_signals:
+        said.append(f"⚑ {names(scope.missing_signals)}")
+    return said
+
+
+def _progress_of(scope: ScopeView) -> list[str]:
+    if scope.gather is not None:
+        return [_gather_line(scope.gather)] if scope.gather.opened or scope.status != WAITING else []
+    if scope.phases is not None:
+        facts = scope.phases
+        said = [f"at {clean(facts.phase)} (step {facts.step})"] if scope.status == OPEN and facts.phase else []
+        if facts.pending:
+            said.append("pending: " + ", ".join(f"{clean(lane)} {count}" for lane, count in facts.pending.items()))
+        return said
+    if scope.kind == "choose" and scope.branch is not None:
+        return [f"→ {clean(scope.branch)}" if scope.branch else "no branch"]
+    if scope.kind == "row":
+        return [f"step {scope.index}", *(["tried again"] if scope.again else [])]
+    return []
+
+
+def _gather_line(facts: GatherFacts) -> str:
+    if facts.count is None:
+        return "its items are not known yet"
+    said = [f"opened {facts.opened:,} of {facts.count:,}" if facts.opened < facts.count else f"{facts.count:,} items"]
+    said += [f"{count:,} {status}" for status, count in facts.iterations.items()]
+    return " · ".join(said)
+
+
+def more_line(more: More) -> str:
+    """How many iterations or rows are not listed."""
+    count = sum(more.counts.values())
+    said = " · ".join(f"{number:,} {status}" for status, number in more.counts.items())
+    return f"… {count:,} more {more.kind}{'' if count == 1 else 's'}: {said}"
+
+
+def decision_line(view: DecisionView) -> str:
+    """What followed a row, and why."""
+    said = [
+        f"{clean(view.at)}: {clean(view.phase)} (step {view.step}) → {clean(view.target) or 'the end'}  {view.move}"
+    ]
+    if view.rule:
+        said.append(f"by rule {clean(view.rule)}" + (f" of {clean(view.policy)}" if view.policy else ""))
+    if view.failure is not None:
+        said = [f"{clean(view.at)}: {clean(view.phase)} (step {view.step}) ✗ "]
+        said.append(failure_line(view.failure.code, view.failure.message, 0))
+    if view.overwritten:
+        said.append(f"overwritten: {names(view.overwritten)}")
+    return "  ".join(said)
+
+
+def _block_lines(scopes: Sequence[ScopeView], decisions: Sequence[DecisionView]) -> list[str]:
+    """Decisions, the newest of many, and the state of the Phases blocks among the scopes."""
+    lines: list[str] = []
+    if decisions:
+        lines += ["", "decisions:"]
+        left_out = len(decisions) - DECISIONS
+        if left_out > 0:
+            lines.append(f"  … {left_out:,} earlier")
+        lines += [f"  {decision_line(view)}" for view in decisions[-DECISIONS:]]
+    for scope in scopes:
+        if scope.phases is not None and scope.phases.state:
+            lines += ["", f"state of {clean(scope.address)}:"]
+            lines += [f"  {clean(name)} = {preview_arg(value)}" for name, value in scope.phases.state.items()]
+    return lines
+
+
+def scope_text(snapshot: Snapshot, scope: ScopeView, *, whole: bool = False) -> str:
+    """One scope as a page of text: itself and what it holds, and what was decided in it."""
+    rows = tree_rows(snapshot, whole=whole, top=scope)
+    decisions = [view for view in snapshot.decisions if view.at == scope.address]
+    return "\n".join([*table_rows(rows), *_block_lines([scope], decisions)]) + "\n"
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------
+
+
+def render_report(snapshot: Snapshot, *, whole: bool = False) -> str:
+    """The run as a page of text: header, counts, labels, one row a step, what is blocked, breakpoints, signals.
+
+    A run with scopes is shown as a tree, with the decisions and the state of its phases; `whole`: all iterations
+    and rows of it.
+    """
     lines = [header(snapshot), counts_line(snapshot)]
     if snapshot.labels:
         lines.append("labels " + " ".join(f"{clean(key)}={clean(value)}" for key, value in snapshot.labels.items()))
-    lines += ["", *step_rows(snapshot.steps)]
+    rows = tree_rows(snapshot, whole=whole) if snapshot.scopes else [Row(0, step) for step in snapshot.steps]
+    lines += ["", *table_rows(rows), *_block_lines(snapshot.scopes, snapshot.decisions)]
     if snapshot.failures:
         lines += ["", "failures (root cause first):"]
-        lines += [f"  ✗ {clean(f.address)}  {clean(f.code)}: {clean(f.message)}" for f in snapshot.failures[:20]]
+        for failure in snapshot.failures[:20]:
+            why = failure_line(failure.code, failure.message, failure.attempt)
+            lines.append(f"  ✗ {clean(failure.address)}  {why}" + "  (does not fail the run)" * failure.optional)
         if len(snapshot.failures) > 20:
             lines.append(f"  … and {len(snapshot.failures) - 20} more")
     lines += ["", *_blocked_lines(snapshot.blocked)]
     if snapshot.breakpoints:
-        lines += ["", "breakpoints:", *(f"  {_breakpoint_line(view)}" for view in snapshot.breakpoints)]
+        lines += ["", "breakpoints:", *(f"  {_breakpoint_line(view)}" for view in snapshot.breakpoints[:50])]
+        if len(snapshot.breakpoints) > 50:
+            lines.append(f"  … and {len(snapshot.breakpoints) - 50} more")
     if snapshot.signals:
         lines += ["", "signals:", *(f"  {_signal_line(view)}" for view in snapshot.signals)]
     if snapshot.missing:
@@ -178,27 +306,41 @@ def render_report(snapshot: Snapshot) -> str:
     return "\n".join(lines) + "\n"
 
 
-def step_rows(steps: list[StepView]) -> list[str]:
-    """One aligned row a step."""
-    rows = [
-        [
-            f"{GLYPHS.get(step.shown, '?')} {clean(step.address)}",
-            step.shown,
-            duration(step.queue_seconds),
-            duration(step.exec_seconds),
-            "  ".join(annotations_of(step)),
-        ]
-        for step in steps
-    ]
+def table_rows(rows: Sequence[Row]) -> list[str]:
+    """One aligned row a step or scope."""
     if not rows:
         return ["  (no steps)"]
-    table = [["  step", "status", "queue", "exec", ""], *rows]
+    cells = [_cells(row) for row in rows]
+    table = [["  step", "status", "queue", "exec", ""], *(row for row in cells if len(row) > 1)]
     # One very long id must not push all other rows out of sight.
     widths = [min(max(len(row[column]) for row in table), 60) for column in range(4)]
-    return [
-        "  " + "  ".join([*(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)), row[4]]).rstrip()
-        for row in table
-    ]
+    return [_aligned(table[0], widths), *(_aligned(row, widths) if len(row) > 1 else row[0] for row in cells)]
+
+
+def _aligned(row: list[str], widths: list[int]) -> str:
+    return "  " + "  ".join([*(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)), row[4]]).rstrip()
+
+
+def _cells(row: Row) -> list[str]:
+    """The cells of a step or scope; one text for what is left out."""
+    pad = "  " * row.depth
+    match row.item:
+        case More():
+            return [f"  {pad}{more_line(row.item)}"]
+        case ScopeView() as scope:
+            spent = None
+            if scope.opened_at is not None and scope.finished_at is not None:
+                spent = max(scope.finished_at - scope.opened_at, 0.0)
+            title = f"{pad}{GLYPHS.get(scope.status, '?')} {title_of(scope)}"
+            return [title, scope.status, "", duration(spent) if spent is not None else "", "  ".join(facts_of(scope))]
+        case step:
+            return [
+                f"{pad}{GLYPHS.get(step.shown, '?')} {clean(step.address)}",
+                step.shown,
+                duration(step.queue_seconds),
+                duration(step.exec_seconds),
+                "  ".join(annotations_of(step)),
+            ]
 
 
 def _blocked_lines(blocked: list[Blocked]) -> list[str]:
@@ -233,27 +375,21 @@ def _signal_line(view: SignalView) -> str:
     return f"⚑ {clean(view.name)}  waited for by {names(view.waiting)}" if view.waiting else f"⚑ {clean(view.name)}"
 
 
-def tree_rows(steps: list[StepView]) -> list[tuple[int, StepView]]:
-    """The steps with their depth: each once, below the first step it needs, else below the step that added it."""
-    known = {step.address for step in steps}
-    below: dict[str, list[StepView]] = {}
-    for step in steps:
-        parents = [at.rstrip("/") for at in (*step.needs, step.added_by) if at.rstrip("/") in known]
-        below.setdefault(parents[0] if parents else "", []).append(step)
-    rows: list[tuple[int, StepView]] = []
-    stack = [(0, step) for step in reversed(below.get("", []))]
-    while stack:
-        depth, step = stack.pop()
-        rows.append((depth, step))
-        stack += [(depth + 1, child) for child in reversed(below.get(step.address, []))]
-    return rows
-
-
-def render_tree(snapshot: Snapshot) -> str:
-    """The run as an indented tree over what steps need; each step once."""
+def render_tree(snapshot: Snapshot, *, whole: bool = False) -> str:
+    """The run as an indented tree: scopes around what they hold, steps below what they need; each step once."""
     lines = [f"Run {clean(snapshot.id)} [{snapshot.status}]"]
-    for depth, step in tree_rows(snapshot.steps):
-        marks = " ⦿" if step.breakpoint else ""
-        extra = f"  {duration(step.exec_seconds)}" if step.exec_seconds is not None else ""
-        lines.append(f"{'  ' * (depth + 1)}{GLYPHS.get(step.shown, '?')} {clean(step.address)}{marks}{extra}")
+    lines += ["  " * (row.depth + 1) + _tree_text(row) for row in tree_rows(snapshot, whole=whole)]
     return "\n".join(lines) + "\n"
+
+
+def _tree_text(row: Row) -> str:
+    match row.item:
+        case More():
+            return more_line(row.item)
+        case ScopeView() as scope:
+            return "  ".join([f"{GLYPHS.get(scope.status, '?')} {title_of(scope)}", *facts_of(scope)])
+        case step:
+            marks = " ⦿" if step.breakpoint else ""
+            extra = f"  {duration(step.exec_seconds)}" if step.exec_seconds is not None else ""
+            lane = "  detached" if step.detached else ""
+            return f"{GLYPHS.get(step.shown, '?')} {clean(step.address)}{marks}{extra}{lane}"

@@ -8,13 +8,14 @@ and the waiting tasks of one moment, as `inspection.snapshot` is.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 
 from treadle.core import events as ev
 from treadle.core.events import AnyEvent
-from treadle.core.state import StepState, settled
+from treadle.core.progress import ChooseProgress
+from treadle.core.state import ScopeState, StepState, settled
 from treadle.core.tables import CANCELLED, DISPATCHED, FAILED, OUTCOMES, READY, SKIPPED, SUCCEEDED
 from treadle.errors import StepNotFoundError
 from treadle.runtime.inspection import (
@@ -26,12 +27,13 @@ from treadle.runtime.inspection import (
     placement_text,
     replay,
     shown_status,
-    upstreams,
 )
+from treadle.runtime.reasons import NAMED, ended_as, listing
+from treadle.runtime.reasons import Reason as Reason
+from treadle.runtime.scopes import needs_of
+from treadle.runtime.why_scopes import CODES as SCOPE_CODES
+from treadle.runtime.why_scopes import Missing, missing_reason, scope_reasons, stopped_reason
 from treadle.store.base import Loaded, SessionRow, TaskRow
-
-# How many steps a sentence names before it says "and n more"; `on` has them all.
-NAMED = 5
 
 # Every code with its meaning, for documentation and for `treadle schema`.
 CODES: Final[dict[str, str]] = {
@@ -65,6 +67,7 @@ CODES: Final[dict[str, str]] = {
     "succeeded": "the step succeeded",
     "failed": "the step failed for good",
     "cancelled": "the step was cancelled",
+    **SCOPE_CODES,
 }
 
 
@@ -74,23 +77,6 @@ _OUTCOME: Final[dict[type[ev.Event], str]] = {
     ev.StepSkipped: SKIPPED,
     ev.StepCancelled: CANCELLED,
 }
-
-
-class Reason(msgspec.Struct, frozen=True, kw_only=True):
-    """One reason. `code` is a name of `CODES`; `step` is empty for a reason that holds the whole run.
-
-    `tense`: `now` for what holds at this moment; `past` for what the journal tells, with its time in `at`.
-    `on` are the steps, signals or labels that it is about; `until` is when it ends, if that is known.
-    """
-
-    code: str
-    message: str
-    step: str = ""
-    tense: Literal["now", "past"] = "now"
-    kind: Literal["fence", "capacity", "fact"] = "fact"
-    at: float | None = None
-    until: float | None = None
-    on: list[str] = []
 
 
 class _Scene:
@@ -115,21 +101,32 @@ def why(
 ) -> list[Reason]:
     """The reasons of a whole run (each unsettled step, the interesting ones first), or of one step with its past.
 
+    A step may also be a scope, or something in a block that the block has not opened.
+
     Raises:
-        StepNotFoundError: the run holds no step at this address.
+        StepNotFoundError: the run holds no step at this address, and will not by what its blocks open.
     """
     scene = _Scene(loaded, sessions, waiting, now)
     run = scene.told.run
     if step is not None:
+        found = run.at(step)
+        if isinstance(found, ScopeState) and found is not run.root:
+            return [*_run_reasons(scene, loaded), *_scope_reasons(scene, found)]
+        if found is None and (missing := missing_reason(run, step)) is not None:
+            return [*_run_reasons(scene, loaded), *_missing_reasons(scene, missing)]
         state = run.step_at(step)
         if state is None:
             raise StepNotFoundError(f"run {run.run_id!r} has no step {step!r}", run_id=run.run_id)
         return [*_run_reasons(scene, loaded), *_step_reasons(scene, state), *history(scene.told, state)]
     open_steps = [state for state in run.steps() if not settled(state) and not state.removed]
-    found = [reason for state in open_steps for reason in _step_reasons(scene, state)]
+    reasons = [reason for state in open_steps for reason in _step_reasons(scene, state)]
+    for scope in run.states:
+        # What a group holds, and what a block has opened, say for themselves why they wait.
+        if isinstance(scope, ScopeState) and scope.block is not None and not settled(scope) and not scope.removed:
+            reasons += (reason for reason in _scope_reasons(scene, scope) if reason.code not in ("content", "cancel"))
     # A step that waits for its upstreams is seldom the question; what those wait for is.
-    found.sort(key=lambda reason: reason.code == "needs")
-    return [*_run_reasons(scene, loaded), *found]
+    reasons.sort(key=lambda reason: reason.code == "needs")
+    return [*_run_reasons(scene, loaded), *reasons]
 
 
 # -- the run ---------------------------------------------------------------------------------------------------
@@ -140,7 +137,7 @@ def _run_reasons(scene: _Scene, loaded: Loaded) -> Iterator[Reason]:
     leased = sum(1 for row in scene.tasks.values() if row.session)
     if run.status in OUTCOMES:
         yield Reason(
-            code="finished", message=f"the run {_ended_as(run.status)}; nothing more starts", at=scene.told.finished_at
+            code="finished", message=f"the run {ended_as(run.status)}; nothing more starts", at=scene.told.finished_at
         )
         if not leased:
             return
@@ -203,13 +200,38 @@ def _step_reasons(scene: _Scene, step: StepState) -> Iterator[Reason]:
         yield from _waiting(scene, step)
 
 
+def _scope_reasons(scene: _Scene, scope: ScopeState) -> Iterator[Reason]:
+    run, at = scene.told.run, scope.node.address
+    if run.cancelling and not settled(scope):
+        text = "the run is being cancelled; the block opens nothing more"
+        yield Reason(step=at, code="cancel", kind="fence", message=text)
+    ended = scene.told.scopes.finished.get(at)
+    for reason in scope_reasons(run, scope):
+        yield msgspec.structs.replace(reason, at=ended) if settled(scope) else reason
+    if not settled(scope):
+        for name in held_by(run, scope):
+            text = f"held by the breakpoint after {name}; release it"
+            yield Reason(step=at, code="breakpoint", kind="fence", message=text, on=[name])
+
+
+def _missing_reasons(scene: _Scene, missing: Missing) -> Iterator[Reason]:
+    """Why something is not there, and why the block that would open it does not."""
+    yield missing.reason
+    progress = missing.block.block
+    is_chosen = isinstance(progress, ChooseProgress) and progress.branch is not None
+    if not settled(missing.block) and not is_chosen:
+        for reason in _scope_reasons(scene, missing.block):
+            text = f"{missing.block.node.address}: {reason.message}"
+            yield msgspec.structs.replace(reason, step=missing.reason.step, message=text)
+
+
 def _waiting(scene: _Scene, step: StepState) -> Iterator[Reason]:
     run, at = scene.told.run, step.node.address
-    open_ = [state for state in upstreams(run, step) if not settled(state)]
+    open_ = [state for state in needs_of(run, step) if not settled(state)]
     if open_:
         names = [state.node.address for state in open_]
         said = [f"{state.node.address} ({state.status})" for state in open_[:NAMED]]
-        text = f"needs {_names(said, len(open_))}"
+        text = f"needs {listing(said, len(open_))}"
         yield Reason(step=at, code="needs", kind="fence", message=text, on=names)
     for name in held_by(run, step):
         holder = run.step_at(name)
@@ -274,7 +296,7 @@ def _queued(scene: _Scene, row: TaskRow) -> Iterator[Reason]:
         yield Reason(step=at, code="no_worker", kind="capacity", message=text, on=[task.action])
     elif task.not_before <= scene.now and not scene.told.run.hold:
         ahead = _ahead(scene, row)
-        workers = f"all slots of {_names([session.worker for session in able[:NAMED]], len(able))} are busy"
+        workers = f"all slots of {listing([session.worker for session in able[:NAMED]], len(able))} are busy"
         text = f"waits in queue {task.queue!r}: {workers}"
         if ahead:
             text = f"waits in queue {task.queue!r} behind {_count(ahead, 'task')}: {workers}"
@@ -300,12 +322,14 @@ def _settled(told: Replay, step: StepState) -> Reason:
         if reason == "condition":
             text = "skipped: its condition was false"
             return Reason(step=at, code="condition", message=text, at=finished, on=list(step.causes))
-        said = _names([_cause(told, name) for name in step.causes[:NAMED]], len(step.causes))
+        said = listing([_cause(told, name) for name in step.causes[:NAMED]], len(step.causes))
         if reason == "removed":
             text = f"skipped: a rewind took it back, and {said} did not add it again"
             return Reason(step=at, code="removed", message=text, at=finished, on=list(step.causes))
         return Reason(step=at, code="skipped", message=f"skipped because of {said}", at=finished, on=list(step.causes))
-    text = f"the step {_ended_as(step.status)}"
+    if step.status == CANCELLED and (stopped := stopped_reason(told.run, step)) is not None:
+        return stopped
+    text = f"the step {ended_as(step.status)}"
     if step.failure is not None and step.status == FAILED:
         text = f"the step failed: {step.failure.code}: {step.failure.message}"
     return Reason(step=at, code="settled", message=text, at=finished)
@@ -322,7 +346,7 @@ def _cause(told: Replay, address: str) -> str:
 def history(told: Replay, step: StepState) -> list[Reason]:
     """What the journal tells of a step: its own events, its upstreams' ends, its signals, pauses and cancels."""
     at = step.node.address
-    needs = {state.node.address for state in upstreams(told.run, step)}
+    needs = {state.node.address for state in needs_of(told.run, step)}
     found: list[Reason] = []
     added = Reason(step=at, code="added", tense="past", at=step.added_at, message="came into the run")
     for time, event in told.events:
@@ -369,7 +393,7 @@ def _ended(event: AnyEvent) -> tuple[str, str] | None:
         case ev.StepFailed(attempt=attempt, failure=failure):
             return FAILED, f"attempt {attempt} failed for good: {failure.code}: {failure.message}"
         case ev.StepSkipped(reason=reason, causes=causes):
-            return "skipped", f"skipped ({reason}): {_names(causes[:NAMED], len(causes))}"
+            return "skipped", f"skipped ({reason}): {listing(causes[:NAMED], len(causes))}"
         case ev.StepCancelled():
             return CANCELLED, "cancelled"
         case _:
@@ -406,15 +430,6 @@ def _of_run(event: AnyEvent, step: StepState) -> tuple[str, str] | None:
             return "cancel", f"a {'hard' if hard else 'soft'} cancel was asked for"
         case _:
             return None
-
-
-def _ended_as(outcome: str) -> str:
-    return "was cancelled" if outcome == CANCELLED else outcome
-
-
-def _names(shown: list[str], total: int) -> str:
-    text = ", ".join(shown)
-    return f"{text} and {total - len(shown)} more" if total > len(shown) else text
 
 
 def _count(number: int, word: str) -> str:
