@@ -89,9 +89,9 @@ def _fill(run: RunState, scope: ScopeState, blocks: list[Block], apart: ScopeSta
     nodes = place(blocks, scope.node, scope.node.constants, run)
     is_iteration = isinstance(scope.node.spec, Body)
     first = scope.node.number
-    refs: dict[Node, dict[str, int]] = {}
     if apart is not None:
         _detach(run, scope, nodes, apart)
+    refs: dict[Node, dict[str, int]] = {}
     for node in nodes:
         state = states[node.number]
         state.around.unsettled += 1
