@@ -64,6 +64,9 @@ class Execution:
         self.graph = graph
         self.table = table
         self.run: RunState = new_state("", "in process", graph, list(constants), [])
+        # The state of the block, and how far it is; set when it is executed.
+        self.block: ScopeState
+        self.progress: PhasesProgress
         self.errors: dict[int, BaseException] = {}
         self.decisions: list[DecisionMade] = []
         self.pendings: list[dict[str, int]] = []
@@ -83,8 +86,14 @@ class Execution:
             PhasesCancelled: the task was cancelled; as above.
         """
         run = self.run
+        decision = start(run, now=0.0, limits=_UNBOUNDED)
+        # The only block of the plan, which is never opened anew.
+        block = run.states[1]
+        assert isinstance(block, ScopeState)
+        assert isinstance(block.block, PhasesProgress)
+        self.block, self.progress = block, block.block
         try:
-            self._perform(start(run, now=0.0, limits=_UNBOUNDED))
+            self._perform(decision)
             while run.status == RUNNING:
                 if not self._ended:
                     self._waiter = self._loop.create_future()
@@ -105,20 +114,6 @@ class Execution:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-
-    @property
-    def block(self) -> ScopeState:
-        """The state of the block: the only one of the plan."""
-        block = self.run.states[1]
-        assert isinstance(block, ScopeState)
-        return block
-
-    @property
-    def progress(self) -> PhasesProgress:
-        """How far the block is."""
-        progress = self.block.block
-        assert isinstance(progress, PhasesProgress)
-        return progress
 
     # -- what the kernel asks for ------------------------------------------------------------------------------
 
@@ -187,7 +182,7 @@ class Execution:
             assert isinstance(phase, Phase)
             cell = self._cell = Cell(
                 phase.id,
-                self._index(phase.id),
+                progress.places.get(phase.id, -1),
                 row.index,
                 progress.entries[phase.id],
                 _view(progress.state),
@@ -205,18 +200,13 @@ class Execution:
         return Row(
             phase.policy,
             phase.id,
-            self._index(phase.id),
+            progress.places.get(phase.id, -1),
             row.index,
             progress.entries[phase.id],
             _view(progress.state),
             _view(progress.previous),
             MappingProxyType(pending_of(self.run, progress)),
         )
-
-    def _index(self, phase: str) -> int:
-        spec = self.block.node.spec
-        phases: list[Phase] = getattr(spec, "phases", [])
-        return next((number for number, known in enumerate(phases) if known.id == phase), -1)
 
     def _test(self, task: Task) -> None:
         args = task.call.args

@@ -7,7 +7,7 @@ from types import UnionType
 
 from treadle.core import events as ev
 from treadle.core.addresses import child, encode_id
-from treadle.core.blocks import AnyBody, bodies_of
+from treadle.core.blocks import AnyBody
 from treadle.core.counts import allowed_scope_status, retire, scope_at
 from treadle.core.graph import Node, link, link_output, place
 from treadle.core.plan import (
@@ -122,8 +122,7 @@ def row_opened(run: RunState, event: ev.RowOpened) -> None:
     assert isinstance(progress, PhasesProgress)
     spec = block.node.spec
     assert isinstance(spec, Phases)
-    phase = next(body for segment, body in bodies_of(spec) if segment == encode_id(event.phase))
-    assert isinstance(phase, Phase)
+    phase = progress.bodies[event.phase]
     if progress.step < 0:
         progress.state = {name: resolve(run, block.node, slot) for name, slot in spec.state.items()}
     for left in (progress.row, progress.asking):

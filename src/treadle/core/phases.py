@@ -10,7 +10,6 @@ from __future__ import annotations
 from zlib import crc32
 
 from treadle.core import events as ev
-from treadle.core.blocks import has_policies
 from treadle.core.conditions import answer_of, truth
 from treadle.core.decision import Decision
 from treadle.core.events import Failure
@@ -160,7 +159,7 @@ def _decide(
 ) -> None:
     """Find the rule that holds; ask a worker where the kernel cannot see."""
     phase = _phase_of(row)
-    if not has_policies(spec):
+    if not progress.decides:
         _choose(run, decision, scope, spec, progress, phase, _ADVANCE)
         return
     rules = spec.policies.get(phase.policy, ())
@@ -200,7 +199,7 @@ def _choose(
     rule: Rule,
     failure: Failure | None = None,
 ) -> None:
-    target = target_of(spec, phase.id, rule)
+    target = target_of(spec, progress, phase.id, rule)
     if failure is None and target and progress.step + 1 >= spec.step_limit:
         text = f"{progress.step + 1} rows were executed without an end, and no more are allowed (step_limit)"
         failure = Failure(code="step_limit", message=text)
@@ -217,16 +216,15 @@ def _choose(
     decision.record(run, made)
 
 
-def target_of(spec: Phases, phase: str, rule: Rule) -> str:
+def target_of(spec: Phases, progress: PhasesProgress, phase: str, rule: Rule) -> str:
     """The phase that a move goes to; "" if the block ends."""
     if rule.move == "stop":
         return ""
     if rule.move == "repeat":
         return phase
     if rule.move == "advance":
-        ids = [known.id for known in spec.phases]
-        position = ids.index(phase) + 1
-        return ids[position] if position < len(ids) else ""
+        position = progress.places[phase] + 1
+        return spec.phases[position].id if position < len(spec.phases) else ""
     return rule.target
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from treadle.core.blocks import has_policies
 from treadle.core.events import Arg, ArgList, DecisionMade, Handle, Items, Pick
-from treadle.core.plan import Choose, Gather, Opening
+from treadle.core.plan import Choose, Gather, Opening, Phase, Phases
 
 if TYPE_CHECKING:
     from treadle.core.state import NodeState, ScopeState, StepState
@@ -33,13 +34,16 @@ class PhasesProgress:
         "asking",
         "attempts",
         "background",
+        "bodies",
         "closed",
+        "decides",
         "decision",
         "detached",
         "entries",
         "entry",
         "overwritten",
         "patches",
+        "places",
         "previous",
         "row",
         "rule",
@@ -47,7 +51,12 @@ class PhasesProgress:
         "step",
     )
 
-    def __init__(self, entry: int) -> None:
+    def __init__(self, spec: Phases, entry: int) -> None:
+        # What the block says of its phases, by id: the phase, and its place in their order.
+        self.bodies: dict[str, Phase] = {phase.id: phase for phase in (*spec.phases, *spec.compensations)}
+        self.places: dict[str, int] = {phase.id: place for place, phase in enumerate(spec.phases)}
+        # Whether rules decide what follows a row.
+        self.decides = has_policies(spec)
         # The number of the present row, from 0; -1 before the first.
         self.step = -1
         self.row: ScopeState | None = None
@@ -154,4 +163,4 @@ def new_progress(spec: Opening, entry: int = 1) -> Progress:
     """The progress of a block's n-th entry, which has opened nothing yet."""
     if isinstance(spec, Gather):
         return GatherProgress(entry, first=spec.mode == "first")
-    return ChooseProgress(entry) if isinstance(spec, Choose) else PhasesProgress(entry)
+    return ChooseProgress(entry) if isinstance(spec, Choose) else PhasesProgress(spec, entry)
