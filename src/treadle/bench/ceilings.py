@@ -67,6 +67,23 @@ def plain_fan(width: int) -> float:
     return asyncio.run(main())
 
 
+def plain_phases(rows: int) -> float:
+    """Seconds of rows of four asyncio tasks, each row awaited before the next."""
+
+    async def lane() -> int:
+        return 1
+
+    async def main() -> float:
+        began = time.perf_counter()
+        for _ in range(rows):
+            tasks = [asyncio.create_task(lane()) for _ in range(4)]
+            for task in tasks:
+                await task
+        return time.perf_counter() - began
+
+    return asyncio.run(main())
+
+
 def plain_many(runs: int, length: int) -> float:
     """Seconds of many chains of asyncio tasks at once."""
 

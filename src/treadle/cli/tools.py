@@ -142,7 +142,7 @@ def _place(info: dict[str, Any], host: str) -> str:
 @click.option("-o", "--output", type=click.Choice(["table", "json", "jsonl"]), default="table", show_default=True)
 @click.argument("workload")
 def bench(workload: str, size: int | None, store: str | None, output: str) -> None:
-    """Measure WORKLOAD (chain, fan, many, recover, grow) against the machine's own limit, in one call."""
+    """Measure WORKLOAD (chain, fan, many, gather, phases, recover, grow) against the machine's own limit."""
     from pathlib import Path
 
     # Imported here: no other verb needs the workloads.
