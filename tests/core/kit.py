@@ -145,6 +145,11 @@ class Driver:
         assert step is not None, at
         return step
 
+    def scope(self, at: str) -> ScopeState:
+        scope = self.run.at(at)
+        assert isinstance(scope, ScopeState), at
+        return scope
+
     def task(self, at: str) -> Task:
         return next(task for task in self.tasks.values() if task.address == at)
 

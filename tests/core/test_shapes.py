@@ -73,7 +73,7 @@ def test_each_mistake_is_told_with_its_path(tree: Any, expected: list[tuple[str,
 def test_all_mistakes_are_told_in_the_order_of_the_tree() -> None:
     inner = {
         "kind": "branch",
-        "innerParts": [{"kind": "leaf", "size": "x"}, {"kind": "leaf", "nam": "y"}],
+        "innerParts": [{"kind": "leaf", "size": "x"}, {"kind": "leaf", "nme": "y"}],
         "pair": [1, "2"],
     }
     tree = {
@@ -83,7 +83,7 @@ def test_all_mistakes_are_told_in_the_order_of_the_tree() -> None:
 
     assert [path for path, _ in told(tree)] == [
         "root.innerParts.0.innerParts.0.size",
-        "root.innerParts.0.innerParts.1.nam",
+        "root.innerParts.0.innerParts.1.nme",
         "root.innerParts.0.innerParts.1",
         "root.innerParts.0.pair.1",
         "root.byName.k.size",

@@ -17,6 +17,7 @@ from treadle.core.plan import (
     Const,
     Gather,
     Group,
+    Holds,
     Item,
     LaneValue,
     ListOf,
@@ -28,7 +29,6 @@ from treadle.core.plan import (
     SignalValue,
     Step,
 )
-from treadle.core.plan import Holds as Expression  # pytest would collect it
 from treadle.runtime.client import Run
 
 registry = Registry()
@@ -111,7 +111,7 @@ async def test_the_error_of_a_run_names_the_step_that_failed_inside_a_block() ->
 
 
 async def test_the_error_of_a_run_names_the_block_that_failed_by_itself() -> None:
-    wrong = Rule(id="broken", move="stop", when=Expression("cell.x == 1", {"cell": LaneValue("cell")}))
+    wrong = Rule(id="broken", move="stop", when=Holds("cell.x == 1", {"cell": LaneValue("cell")}))
 
     async with connect("memory://", registry=registry) as app:
         nothing = await app.start(planned(rows()))

@@ -300,7 +300,6 @@ async def test_nothing_is_made_for_hooks_where_there_are_none(url: str, monkeypa
 
         assert node.observers is None
         assert node.engine.on_committed is None
-        assert node._execute == node.worker.start
         assert node.worker._finish == node._finished
     assert made == []
 

@@ -14,6 +14,7 @@ from treadle.core.plan import (
     Const,
     Gather,
     Group,
+    Holds,
     LaneValue,
     ListOf,
     Phase,
@@ -24,7 +25,6 @@ from treadle.core.plan import (
     Rule,
     SignalValue,
 )
-from treadle.core.plan import Holds as Expression  # pytest would collect it
 from treadle.errors import StepNotFoundError
 from treadle.runtime.inspection import Snapshot
 from treadle.runtime.report import render_report, render_tree, scope_text
@@ -38,7 +38,7 @@ def scan(count: int = 3, **options: object) -> Gather:
 
 def deploy(**options: object) -> Phases:
     rules = (
-        Rule(id="ok", move="advance", when=Expression("a == 1", {"a": LaneValue("a", default=1)})),
+        Rule(id="ok", move="advance", when=Holds("a == 1", {"a": LaneValue("a", default=1)})),
         Rule(id="asked", move="jump", target="install", when=Predicate("ask", {})),
         Rule(id="no", move="stop"),
     )

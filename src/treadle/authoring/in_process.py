@@ -182,7 +182,7 @@ class Execution:
             assert isinstance(phase, Phase)
             cell = self._cell = Cell(
                 phase.id,
-                progress.places.get(phase.id, -1),
+                progress.phases[phase.id].position,
                 row.index,
                 progress.entries[phase.id],
                 _view(progress.state),
@@ -200,7 +200,7 @@ class Execution:
         return Row(
             phase.policy,
             phase.id,
-            progress.places.get(phase.id, -1),
+            progress.phases[phase.id].position,
             row.index,
             progress.entries[phase.id],
             _view(progress.state),

@@ -13,10 +13,11 @@ import msgspec
 
 from treadle.core import events as ev
 from treadle.core.addresses import check_id, encode_id
-from treadle.core.blocks import Spec, content_of, names_of, slots_of
+from treadle.core.blocks import Spec, bodies_of, content_of, names_of, slots_of
+from treadle.core.checks import mistakes_of
 from treadle.core.events import Failure
 from treadle.core.graph import Node, constants_of, link, node_of, place
-from treadle.core.plan import Block, Body, Branch, Fragment, Phase, Step
+from treadle.core.plan import Block, Body, Branch, Fragment, Group, Phase, Step
 from treadle.core.run_data import needs_of_block
 from treadle.core.state import RunState, ScopeState, StepState, settled
 from treadle.core.tables import WAITING
@@ -38,6 +39,9 @@ def added_events(run: RunState, adder: StepState, fragments: Sequence[Fragment],
 
     A block whose id is there with the same definition is that block; with another definition it is an error.
     """
+    if adder.around.block is not None:
+        text = f"{adder.node.address!r} answers a question of its block; only a step of a plan adds steps"
+        return Failure(code="no_additions", message=text)
     draft = _Draft(run)
     found: list[ev.StepsAdded] = []
     try:
@@ -121,8 +125,11 @@ class _Draft:
         aliases: dict[str, str] = {}
         blocks: list[Block] = []
         nodes: list[Node] = []
+        gathers, in_phases = _place_of(scope)
         for block in fragment.blocks:
             _check(block, fragment.constants, self.run.data_names)
+            for mistake in _mistakes(block, gathers, in_phases):
+                raise mistake
             segment = encode_id(block.id)
             held = self._held(block)
             if held is not None:
@@ -298,6 +305,27 @@ def _check(block: Block, constants: list[str], data: frozenset[str]) -> None:
     for need in needs_of_block(block.id, block):
         if need.name not in data:
             raise SlotError(need.complaint())
+
+
+def _place_of(scope: Node | None) -> tuple[int, bool]:
+    """How many gathers are around what is added to a scope, and whether a Phases block is."""
+    gathers, in_phases = 0, False
+    while scope is not None:
+        gathers += isinstance(scope.spec, Body)
+        in_phases = in_phases or isinstance(scope.spec, Phase)
+        scope = scope.scope
+    return gathers, in_phases
+
+
+def _mistakes(block: Block, gathers: int, in_phases: bool) -> Iterator[DefinitionError]:
+    """What is wrong with an added block, or with what lies in it."""
+    yield from mistakes_of(block, f"added block {block.id!r}", gathers, in_phases)
+    if isinstance(block, Group):
+        for inner in block.blocks:
+            yield from _mistakes(inner, gathers, in_phases)
+    for _, body in bodies_of(block):
+        for inner in body.blocks:
+            yield from _mistakes(inner, gathers + isinstance(body, Body), in_phases or isinstance(body, Phase))
 
 
 def fingerprint(block: Block, constants: list[str]) -> bytes:

@@ -313,13 +313,8 @@ def _cancel_waiting(run: RunState, decision: Decision, bound: int) -> None:
 
 def _look_at_scope(run: RunState, decision: Decision, scope: ScopeState, limits: Limits) -> None:
     """Open a group, let a block go on, or give a scope its outcome."""
-    if scope.status != OPEN:
-        return
-    if scope is scope.around and scope is not run.root:
-        # Where detached cells lie: the block that waits for them, if it does, is looked at instead.
-        around = run.states[scope.node.scope.number] if scope.node.scope is not None else scope
-        assert isinstance(around, ScopeState)
-        _look_at_scope(run, decision, around, limits)
+    # Where detached cells lie has no outcome; the block that waits for them, if it does, is looked at.
+    if scope.status != OPEN or scope.wakes != scope.node.number:
         return
     at = scope.node.address
     # While the run is cancelled no group opens, so one inside a closed group must not wait for that.

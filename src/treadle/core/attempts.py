@@ -130,7 +130,7 @@ def _failed(run: RunState, decision: Decision, step: StepState, value: inp.Outco
         cause=cause,
     )
     decision.record(run, event)
-    if run.cancelling:
+    if run.cancelling or step.around.stopping:
         decision.settle(run, step, ev.StepCancelled(at=step.node.address))
         return
     delay = value.delay
@@ -189,7 +189,7 @@ def lost(run: RunState, decision: Decision, value: inp.Lost, cause: str) -> Refu
     at = step.node.address
     # An evaluation that was lost is asked for again by `advance`.
     decision.record(run, ev.AttemptLost(at=at, attempt=value.attempt, session=value.session, cause=cause))
-    if run.cancelling:
+    if run.cancelling or step.around.stopping:
         decision.settle(run, step, ev.StepCancelled(at=at))
     elif step.lost >= step.spec.lost_limit:
         text = f"{step.lost} attempts were lost: each time the process that ran the step died"

@@ -88,7 +88,7 @@ def settle(run: RunState, state: StepState | ScopeState) -> None:
             around.cancelled += 1
     # A row goes on early only where a cell has not succeeded; what opens its content may open more of it.
     if around.unsettled == 0 or (around.watches and (around.block is not None or state.status != SUCCEEDED)):
-        heappush(run.frontier, around.node.number)
+        heappush(run.frontier, around.wakes)
     if run.own or run.added_by:
         _settle_adder(run, state)
     if not state.holding:

@@ -31,13 +31,17 @@ from treadle.core.plan import (
     Branch,
     Const,
     Gather,
+    Given,
     Group,
     Holds,
+    Index,
+    Item,
     LaneValue,
     ListOf,
     MapOf,
     Opening,
     Phase,
+    PhaseInfo,
     Plan,
     Predicate,
     Ref,
@@ -51,6 +55,8 @@ from treadle.errors import DuplicateStepError, UnknownStepError
 if TYPE_CHECKING:
     from treadle.core.run_data import Need
 
+# Slots that name neither a step nor a signal.
+_NAMELESS = frozenset({Const, Given, Index, Item, LaneValue, PhaseInfo, StateValue})
 _NO_REFS: Mapping[str, int] = MappingProxyType({})
 _NO_STEP = Step(id="", action="")
 
@@ -288,7 +294,7 @@ def _link_step(node: Node, spec: Step, names: Names, needs: dict[int, int], refs
         # The plain case of `_link_slot`.
         if type(slot) is Ref and slot.default < 0 and (known := refs.get(slot.step, -1)) >= 0:
             needs[known] = needs.get(known, 0) | REF
-        elif type(slot) is not Const:
+        elif type(slot) not in _NAMELESS:
             _link_slot(node, slot, names, needs, refs, signals)
     if spec.when is not None:
         _link_slot(node, spec.when, names, needs, refs, signals)
@@ -333,6 +339,10 @@ def _link_opening(node: Node, spec: Opening, names: Names, needs: dict[int, int]
         # Its iterations start when all is there that they take from outside, so that they need not wait each.
         for name, flag in free_names(spec):
             _order(node, name, flag, names, needs)
+    elif not names.is_run:
+        # Looked up again when a row or branch is opened; a name that means nothing is refused now.
+        for name, _ in free_names(spec):
+            lookup(node.scope, name, names, node)
     node.refs = refs
     node.signals = tuple(signals)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from heapq import heappush
-from types import UnionType
+from typing import TypeVar
 
 from treadle.core import events as ev
 from treadle.core.addresses import child, encode_id
@@ -25,7 +25,7 @@ from treadle.core.plan import (
     Slot,
     Step,
 )
-from treadle.core.progress import ChooseProgress, GatherProgress, PhasesProgress, Progress, Sight
+from treadle.core.progress import ChooseProgress, GatherProgress, PhasesProgress, Sight
 from treadle.core.resolve import handle_of, known_items, lane_of, pending_of, resolve
 from treadle.core.state import NodeState, RunState, ScopeState, StepState, settled
 from treadle.core.tables import SUCCEEDED
@@ -39,7 +39,10 @@ TRUTH = "treadle:truth"
 PAUSE = "treadle:pass"
 
 
-def _block(run: RunState, at: str, kind: type[Progress] | UnionType, event: str) -> tuple[ScopeState, Progress]:
+_Kind = TypeVar("_Kind", PhasesProgress, GatherProgress, ChooseProgress)
+
+
+def _block(run: RunState, at: str, kind: type[_Kind], event: str) -> tuple[ScopeState, _Kind]:
     """The open block of an event, with its progress."""
     scope = scope_at(run, at)
     allowed_scope_status(scope, event)
@@ -108,7 +111,11 @@ def _fill(run: RunState, scope: ScopeState, blocks: list[Block], apart: ScopeSta
         if isinstance(state, ScopeState):
             state.gated = bool(node.needs) or state.around.gated
     for node in nodes:
-        run.recount(states[node.number])
+        state = states[node.number]
+        if node.needs or state.around.gated:
+            run.recount(state)
+        else:
+            heappush(run.frontier, node.number)
     if scope.unsettled == 0:
         heappush(run.frontier, first)
 
@@ -119,10 +126,9 @@ def _fill(run: RunState, scope: ScopeState, blocks: list[Block], apart: ScopeSta
 def row_opened(run: RunState, event: ev.RowOpened) -> None:
     """Enter a phase: a new row with its cells."""
     block, progress = _block(run, event.at, PhasesProgress, "row_opened")
-    assert isinstance(progress, PhasesProgress)
     spec = block.node.spec
     assert isinstance(spec, Phases)
-    phase = progress.bodies[event.phase]
+    phase = progress.phases[event.phase][0]
     if progress.step < 0:
         progress.state = {name: resolve(run, block.node, slot) for name, slot in spec.state.items()}
     for left in (progress.row, progress.asking):
@@ -148,6 +154,7 @@ def _outside(run: RunState, block: ScopeState, progress: PhasesProgress) -> Scop
     if outside is None:
         node = run.new(child(base_of(block), "~detached"), block.node, None)
         outside = run.states[node.number] = ScopeState(node, None)
+        outside.wakes = block.node.number
         progress.detached = outside
     return outside
 
@@ -161,6 +168,7 @@ def _detach(run: RunState, row: ScopeState, nodes: list[Node], outside: ScopeSta
         if node.scope is row.node and lane_of(node.spec) in phase.detached:
             state = run.states[node.number]
             state.around = outside
+            run.enter(outside.node, node.address, node)
             progress.background.append(state)
 
 
@@ -172,7 +180,9 @@ def row_settled(run: RunState, row: ScopeState) -> None:
         return
     phase = row.node.spec
     assert isinstance(phase, Phase)
-    state = dict(progress.state)
+    assert row.sight is not None
+    # From what the row saw: it may come to its barrier again, when a cell that it did without is retried.
+    state = dict(row.sight.state)
     writers: dict[str, int] = {}
     for number in sorted(progress.patches):
         for name, value in progress.patches[number].items():
@@ -180,7 +190,6 @@ def row_settled(run: RunState, row: ScopeState) -> None:
             state[name] = value
     progress.state = state
     progress.overwritten = [name for name, count in writers.items() if count > 1]
-    progress.patches = {}
     progress.previous = {}
     for cell in phase.blocks:
         node = run.find(row.node, encode_id(cell.id))
@@ -204,7 +213,6 @@ def conflicts(progress: PhasesProgress) -> list[str]:
 def decision_made(run: RunState, event: ev.DecisionMade) -> None:
     """Enter what follows the present row."""
     block, progress = _block(run, event.at, PhasesProgress, "decision_made")
-    assert isinstance(progress, PhasesProgress)
     progress.decision = event
     heappush(run.frontier, block.node.number)
 
@@ -215,7 +223,6 @@ def decision_made(run: RunState, event: ev.DecisionMade) -> None:
 def iterations_opened(run: RunState, event: ev.IterationsOpened) -> None:
     """Open the bodies of some more items."""
     block, progress = _block(run, event.at, GatherProgress, "iterations_opened")
-    assert isinstance(progress, GatherProgress)
     spec = block.node.spec
     assert isinstance(spec, Gather)
     if event.start != progress.opened:
@@ -248,7 +255,6 @@ def iteration_settled(scope: ScopeState, progress: GatherProgress) -> None:
 def branch_chosen(run: RunState, event: ev.BranchChosen) -> None:
     """Open the branch of a choose."""
     block, progress = _block(run, event.at, ChooseProgress, "branch_chosen")
-    assert isinstance(progress, ChooseProgress)
     spec = block.node.spec
     assert isinstance(spec, Choose)
     progress.branch = event.branch
@@ -277,9 +283,11 @@ def settled_inside(run: RunState, scope: ScopeState) -> None:
 
 def scope_asked(run: RunState, event: ev.ScopeAsked) -> None:
     """Make the step that finds out for a block what the kernel cannot see."""
-    scope, progress = _block(run, event.at, Progress, "scope_asked")
-    if progress.asking is not None and not settled(progress.asking):
-        raise InternalError(f"scope {event.at!r} has a question open: scope_asked is not allowed")
+    scope = scope_at(run, event.at)
+    allowed_scope_status(scope, "scope_asked")
+    progress = scope.block
+    if progress is None or scope.gated or (progress.asking is not None and not settled(progress.asking)):
+        raise InternalError(f"scope {event.at!r} may ask nothing now: scope_asked is not allowed")
     if progress.asking is not None:
         retire(scope, progress.asking)
     segment = f"~{event.what}" if event.number == 1 else f"~{event.what}#{event.number}"
@@ -344,7 +352,7 @@ def scope_stopped(run: RunState, event: ev.ScopeStopped) -> None:
     scope = scope_at(run, event.at)
     allowed_scope_status(scope, "scope_stopped")
     _stop(run, scope, event.reason)
-    heappush(run.frontier, scope.node.number)
+    heappush(run.frontier, scope.wakes)
 
 
 def _stop(run: RunState, scope: ScopeState, reason: str) -> None:

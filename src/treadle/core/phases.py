@@ -159,7 +159,7 @@ def _decide(
 ) -> None:
     """Find the rule that holds; ask a worker where the kernel cannot see."""
     phase = _phase_of(row)
-    if not progress.decides:
+    if not progress.ruled:
         _choose(run, decision, scope, spec, progress, phase, _ADVANCE)
         return
     rules = spec.policies.get(phase.policy, ())
@@ -199,7 +199,7 @@ def _choose(
     rule: Rule,
     failure: Failure | None = None,
 ) -> None:
-    target = target_of(spec, progress, phase.id, rule)
+    target = target_of(progress, phase.id, rule)
     if failure is None and target and progress.step + 1 >= spec.step_limit:
         text = f"{progress.step + 1} rows were executed without an end, and no more are allowed (step_limit)"
         failure = Failure(code="step_limit", message=text)
@@ -216,15 +216,14 @@ def _choose(
     decision.record(run, made)
 
 
-def target_of(spec: Phases, progress: PhasesProgress, phase: str, rule: Rule) -> str:
+def target_of(progress: PhasesProgress, phase: str, rule: Rule) -> str:
     """The phase that a move goes to; "" if the block ends."""
     if rule.move == "stop":
         return ""
     if rule.move == "repeat":
         return phase
     if rule.move == "advance":
-        position = progress.places[phase] + 1
-        return spec.phases[position].id if position < len(spec.phases) else ""
+        return progress.phases[phase].following
     return rule.target
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from treadle.core.addresses import encode_id
 from treadle.core.blocks import has_policies
-from treadle.core.events import Arg, ArgList, DecisionMade, Handle, Items, Pick
+from treadle.core.events import NULL, Arg, ArgList, DecisionMade, Handle, Items, Pick
 from treadle.core.plan import Choose, Gather, Opening, Phase, Phases
 
 if TYPE_CHECKING:
@@ -26,6 +27,27 @@ class Sight(NamedTuple):
     pending: dict[str, int]
 
 
+class Row(NamedTuple):
+    """A phase as the rows of a block need it: its place in the order (-1: none), and what follows when it advances."""
+
+    phase: Phase
+    segment: str
+    position: int
+    # The id of the next phase, "" after the last.
+    following: str
+
+
+def rows_of(spec: Phases) -> dict[str, Row]:
+    """The phases of a block by id."""
+    ids = [phase.id for phase in spec.phases]
+    following = dict(zip(ids, [*ids[1:], ""], strict=True))
+    places = {id_: index for index, id_ in enumerate(ids)}
+    return {
+        phase.id: Row(phase, encode_id(phase.id), places.get(phase.id, -1), following.get(phase.id, ""))
+        for phase in (*spec.phases, *spec.compensations)
+    }
+
+
 class PhasesProgress:
     """The rows of a Phases block."""
 
@@ -34,29 +56,26 @@ class PhasesProgress:
         "asking",
         "attempts",
         "background",
-        "bodies",
         "closed",
-        "decides",
         "decision",
         "detached",
         "entries",
         "entry",
         "overwritten",
         "patches",
-        "places",
+        "phases",
         "previous",
         "row",
         "rule",
+        "ruled",
         "state",
         "step",
     )
 
     def __init__(self, spec: Phases, entry: int) -> None:
-        # What the block says of its phases, by id: the phase, and its place in their order.
-        self.bodies: dict[str, Phase] = {phase.id: phase for phase in (*spec.phases, *spec.compensations)}
-        self.places: dict[str, int] = {phase.id: place for place, phase in enumerate(spec.phases)}
+        self.phases = rows_of(spec)
         # Whether rules decide what follows a row.
-        self.decides = has_policies(spec)
+        self.ruled = has_policies(spec)
         # The number of the present row, from 0; -1 before the first.
         self.step = -1
         self.row: ScopeState | None = None
@@ -131,7 +150,10 @@ class GatherProgress:
 
     def value(self) -> Arg:
         """The value of a gather that succeeded."""
-        return self.results[self.winner] if self.winner >= 0 else ArgList(self.results.copy())
+        if self.first:
+            # Where all were skipped by conditions, none of them won.
+            return self.results[self.winner] if self.winner >= 0 else NULL
+        return ArgList(self.results.copy())
 
 
 class ChooseProgress:

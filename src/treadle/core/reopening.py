@@ -95,7 +95,7 @@ def rewind(run: RunState, at: str, cause: str) -> list[ev.AnyEvent] | Refusal:
     found = _Rewind(run, state)
     if refused := _refused_now(run, [*found.affected, *found.closing]):
         return refused
-    if busy := _named(s for s in found.closing if isinstance(s, StepState) and not settled(s)):
+    if busy := _named(s for s in found.closing if not settled(s)):
         return Refusal("step_busy", f"{busy} would be closed but has no outcome yet; wait, or cancel the run")
     kept = [s for s in found.affected if s not in found.restarted]
     return [

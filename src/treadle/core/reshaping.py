@@ -181,9 +181,9 @@ def below(run: RunState, scope: ScopeState) -> list[NodeState]:
     while queue:
         around = queue.pop()
         inside = run.content(around)
-        if isinstance(around.block, PhasesProgress) and around.block.detached is not None:
-            inside += around.block.background
         found += inside
+        if isinstance(around.block, PhasesProgress) and around.block.detached is not None:
+            queue.append(around.block.detached)
         for state in inside:
             own = state if isinstance(state, ScopeState) else run.own.get(state.node.number)
             if own is not None:

@@ -75,6 +75,10 @@ def _resolve(run: RunState, node: Node, constants: list[Handle], slot: Slot) -> 
             return constants[slot.index]
         case Ref():
             return _resolve_ref(run, node, constants, slot)
+        case Item() | Index():
+            return _resolve_item(run, node, slot)
+        case StateValue() | LaneValue():
+            return _resolve_variable(run, node, constants, slot)
         case ListOf():
             return ArgList(
                 [
@@ -88,10 +92,6 @@ def _resolve(run: RunState, node: Node, constants: list[Handle], slot: Slot) -> 
             return _resolve_map(run, node, constants, slot)
         case SignalValue() | Data() | Given():
             return _resolve_run_value(run, slot)
-        case StateValue() | LaneValue():
-            return _resolve_variable(run, node, constants, slot)
-        case Item() | Index():
-            return _resolve_item(run, node, slot)
         case _:
             return _phase_info(run, node, slot.fact)
 
@@ -248,7 +248,7 @@ def _fact(run: RunState, progress: PhasesProgress, row: ScopeState | None, name:
     phase = at.node.spec
     assert isinstance(phase, Phase)
     if name == "index":
-        return handle_of(progress.places.get(phase.id, -1))
+        return handle_of(progress.phases[phase.id].position)
     facts = {"policy": phase.policy, "phase": phase.id, "step": at.index, "entry": at.sight.entry}
     return handle_of(facts[name])
 
@@ -350,14 +350,14 @@ def scope_value(run: RunState, scope: ScopeState) -> Arg:
         UnresolvedError: a step that its output requires did not succeed.
     """
     spec, progress = scope.node.spec, scope.block
+    if progress is None:
+        output = spec.output if isinstance(spec, (Body, Group, Branch)) else None
+        return NULL if output is None else resolve(run, scope.node, output)
     if isinstance(progress, GatherProgress):
         return progress.value()
     if isinstance(progress, ChooseProgress):
         return progress.scope.result if progress.scope is not None else NULL
-    if isinstance(progress, PhasesProgress):
-        return _phases_value(run, scope, progress)
-    output = spec.output if isinstance(spec, (Group, Body, Branch)) else None
-    return NULL if output is None else resolve(run, scope.node, output)
+    return _phases_value(run, scope, progress)
 
 
 def _phases_value(run: RunState, scope: ScopeState, progress: PhasesProgress) -> Arg:

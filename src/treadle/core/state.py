@@ -57,6 +57,7 @@ class ScopeState:
         "stopping",
         "unsettled",
         "waiting",
+        "wakes",
         "watches",
     )
 
@@ -94,6 +95,8 @@ class ScopeState:
         self.index = 0
         # For a row: what its cells see of the block.
         self.sight: Sight | None = None
+        # The number of the scope to look at when its children have settled; where detached cells lie, their block's.
+        self.wakes = node.number
         # Whether the end of any child may be the time to go on.
         self.watches = self.block is not None or isinstance(spec, Phase)
 

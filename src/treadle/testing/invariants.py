@@ -39,6 +39,8 @@ LEFTOVERS: Final = "a closed run leaves no task, input or lease"
 DELETED: Final = "a deleted run leaves nothing reachable under its id"
 FOLD: Final = "every prefix of the journal is a legal state"
 RESULTS: Final = "a step's result is what its function gives for its inputs"
+BLOCKS: Final = "a block opens what its plan says, and gives what its content gave"
+INSIDE: Final = "a scope with an outcome holds nothing that lives, and nothing starts in it"
 ROWS: Final = "the stored status, hold and step rows are what the journal says"
 ANSWERS: Final = "what a client was told is what the journal says"
 CALLERS: Final = "no client waits for ever, and none gets an error that is not its own"
@@ -47,7 +49,8 @@ TRACE: Final = "equal seeds give equal traces"
 
 NAMES: Final = (
     VERSIONS, STORE, TOKENS, DURABLE, ONCE, CURRENT, OUTCOMES, SIGNALS, ERRORS, SLOTS, OWNERS, PROGRESS, CLOSED,
-    LEFTOVERS, DELETED, FOLD, RESULTS, ROWS, ANSWERS, CALLERS, HOOKS, TRACE,
+    LEFTOVERS, DELETED, FOLD, RESULTS, BLOCKS, INSIDE, ROWS, ANSWERS, CALLERS, HOOKS,
+    TRACE,
 )  # fmt: skip
 
 _STORE_ERRORS: Final[tuple[type[StoreError], ...]] = (StoreError, *StoreError.__subclasses__())

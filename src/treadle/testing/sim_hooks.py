@@ -12,6 +12,7 @@ from zlib import crc32
 from treadle.core import events as ev
 from treadle.core.events import AnyEvent
 from treadle.runtime.hooks import Boundary, Hooks
+from treadle.runtime.middleware import Next, StepCall
 from treadle.testing.invariants import DURABLE, HOOKS, Fail, Journal
 from treadle.testing.sim_loop import LIFE, Life
 
@@ -90,6 +91,11 @@ class Ledger:
         missed = [mark for mark in left if not self.journals[mark[0]].deleted]
         if missed:
             self.fail(HOOKS, f"{life.name} never told {missed[:3]}, and {len(missed)} in all")
+
+
+async def passing(call: StepCall, call_next: Next) -> object:
+    """A middleware that changes nothing, and must not be seen in anything."""
+    return await call_next()
 
 
 class SimHooks(Hooks):

@@ -14,13 +14,30 @@ from treadle.core import events as ev
 from treadle.core.apply import apply
 from treadle.core.events import Arg, ArgList, ArgMap, Handle, Pick, decode_events
 from treadle.core.graph import Graph, Node
-from treadle.core.plan import Const, Data, ListOf, MapOf, Predicate, Ref, SignalValue, decode_plan
+from treadle.core.plan import (
+    Const,
+    Data,
+    Given,
+    Index,
+    Item,
+    LaneValue,
+    ListOf,
+    MapOf,
+    PhaseInfo,
+    Predicate,
+    Ref,
+    SignalValue,
+    StateValue,
+    decode_plan,
+)
 from treadle.core.state import RunState, StepState, settled
 from treadle.core.tables import RUNNING, SUCCEEDED
 from treadle.errors import InternalError
 from treadle.runtime.folding import state_of
 from treadle.store.blobs import MemoryBlobs
-from treadle.testing.invariants import ANSWERS, FOLD, RESULTS, ROWS, Fail, Journal
+from treadle.testing.invariants import ANSWERS, BLOCKS, FOLD, RESULTS, ROWS, Fail, Journal
+from treadle.testing.sim_blocks import cell_value, rule_truth
+from treadle.testing.sim_walks import Blocks, stable
 from treadle.testing.sim_workload import OWN, truth_of, value_of
 
 
@@ -40,6 +57,7 @@ class Oracle:
         self.outcomes: list[tuple[str, Any]] = []
         # Address -> all results that the step ever had.
         self.results: dict[str, list[Any]] = {}
+        self.blocks = Blocks(self.resolve, self.value, self.assembled, fail)
 
     def judge(self) -> None:
         """Fold the journal event by event, and check each."""
@@ -52,11 +70,18 @@ class Oracle:
             for event in events:
                 try:
                     self._before(state, event)
+                    self.blocks.before(state, event)
                     apply(state, event)
                 except (InternalError, AssertionError, LookupError) as error:
                     self.fail(FOLD, f"{head.id}@{row.version} {event}: {error!r}")
                     return
                 self._after(state, event)
+                try:
+                    self.blocks.after(state, event)
+                except (AssertionError, LookupError) as error:
+                    self.fail(BLOCKS, f"{head.id}@{row.version} {event}: {error!r}")
+                    return
+                self._note_value(event)
             state.version = row.version
         self._rows(state)
 
@@ -67,18 +92,24 @@ class Oracle:
             arguments = self._arguments.get(step.node.number)
             found = self.value(event.result)
             self.results.setdefault(event.at, []).append(found)
-            # Only the functions of the simulation's own workload are known to be deterministic.
-            if (
-                step.spec.action in OWN
-                and arguments is not None
-                and found != value_of(arguments["conduct"], arguments["values"])
-            ):
+            if arguments is not None and not self._is_right(step, event, found, arguments):
                 text = f"{state.run_id} {event.at}: {_cut(found)} for {_cut(arguments)}"
                 self.fail(RESULTS, text)
         elif isinstance(event, ev.ConditionEvaluated):
             step = state.step_at(event.at)
             assert step is not None
             self._condition(state, step, event)
+
+    def _is_right(self, step: StepState, event: ev.StepSucceeded, found: Any, arguments: dict[str, Any]) -> bool:
+        """Whether a step gave what its function gives; only those of the simulation's own workload are known."""
+        if step.spec.action == "sim:cell":
+            patch = {name: self.value(handle) for name, handle in event.patch.items()}
+            return (found, patch) == cell_value(event.at, stable(arguments["cell"]))
+        if step.spec.action == "sim:rule":
+            return found is rule_truth(stable(arguments["row"]))
+        if step.spec.action in ("sim:truth", "sim:heavy-truth"):
+            return found is truth_of(arguments["value"], arguments["salt"])
+        return step.spec.action not in OWN or found == value_of(arguments["conduct"], arguments["values"])
 
     def _condition(self, state: RunState, step: StepState, event: ev.ConditionEvaluated) -> None:
         when = step.spec.when
@@ -110,6 +141,11 @@ class Oracle:
             except LookupError:
                 self.outcomes.append((event.outcome, None))
 
+    def _note_value(self, event: ev.AnyEvent) -> None:
+        """Values of blocks are answers too."""
+        if isinstance(event, ev.ScopeSettled) and event.outcome == SUCCEEDED:
+            self.results.setdefault(event.at, []).append(self.blocks.values.get(event.at))
+
     # -- values --------------------------------------------------------------------------------------------------
 
     def value(self, handle: Handle) -> Any:
@@ -139,19 +175,20 @@ class Oracle:
         return {key: self.assembled(item) for key, item in arg.items.items()}
 
     def resolve(self, state: RunState, node: Node, slot: Any) -> Any:
-        """The value of a slot as the run stands."""
+        """The value of a slot as the run stands.
+
+        Raises:
+            LookupError, TypeError: there is none, and no default.
+        """
         constants = node.constants if node.constants is not None else state.constants
         match slot:
             case Const():
                 return self.value(constants[slot.index])
             case Ref():
-                upstream = state.states[node.refs[slot.step]]
-                if upstream.status == SUCCEEDED and isinstance(upstream, StepState):
-                    value = self.value(upstream.result)
-                    for part in slot.path:
-                        value = value[part]
-                    return value
-                return self.value(constants[slot.default])
+                number = node.refs[slot.step]
+                if number >= 0 and (upstream := state.states[number]).status == SUCCEEDED:
+                    return _part(self.blocks.result(upstream), slot.path)
+                return self._default(constants, slot)
             case SignalValue():
                 return self.value(state.signals[slot.name])
             case Data():
@@ -159,9 +196,49 @@ class Oracle:
             case ListOf():
                 return [self.resolve(state, node, item) for item in slot.items]
             case MapOf():
-                return {key: self.resolve(state, node, item) for key, item in slot.items.items()}
+                return self._map(state, node, slot)
+            case _:
+                return self._of_place(state, node, constants, slot)
+
+    def _of_place(self, state: RunState, node: Node, constants: list[Handle], slot: Any) -> Any:
+        """The value of a slot that depends on where its reader stands."""
+        match slot:
+            case Item() | Index():
+                item, index = self.blocks.item(state, node, slot.level)
+                return index if isinstance(slot, Index) else _part(item, slot.path)
+            case StateValue() | LaneValue():
+                return self._variable(state, node, constants, slot)
+            case PhaseInfo(fact=fact):
+                return self.blocks.told(state, node, fact)
+            case Given(value=handle):
+                return self.value(handle)
             case _:
                 raise AssertionError(slot)
+
+    def _map(self, state: RunState, node: Node, slot: MapOf) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, item in slot.items.items():
+            try:
+                found[key] = self.resolve(state, node, item)
+            except LookupError:
+                if not slot.partial:
+                    raise
+        return found
+
+    def _default(self, constants: list[Handle], slot: Ref | StateValue | LaneValue) -> Any:
+        if slot.default < 0:
+            raise LookupError(slot)
+        return self.value(constants[slot.default])
+
+    def _variable(self, state: RunState, node: Node, constants: list[Handle], slot: StateValue | LaneValue) -> Any:
+        try:
+            if isinstance(slot, StateValue):
+                value = self.blocks.variable(state, node, slot.name)
+            else:
+                value = self.blocks.lane(state, node, slot.lane)
+        except LookupError:
+            return self._default(constants, slot)
+        return _part(value, slot.path)
 
     # -- rows ------------------------------------------------------------------------------------------------------
 
@@ -189,6 +266,12 @@ class Oracle:
                 step.attempt,
             ):
                 self.fail(ROWS, f"{state.run_id} {step.node.address}: {row}, journal {step.status} {step.result}")
+
+
+def _part(value: Any, path: Iterable[str | int]) -> Any:
+    for part in path:
+        value = value[part]
+    return value
 
 
 class Told:

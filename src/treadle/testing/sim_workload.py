@@ -61,6 +61,8 @@ def value_of(conduct: Conduct, values: list[Any]) -> dict[str, Any]:
     value: dict[str, Any] = {"of": conduct["name"], "sum": digest, "odd": bool(digest & 1)}
     if conduct.get("size"):
         value["pad"] = "x" * conduct["size"]
+    if "list" in conduct:
+        value["items"] = [digest % (7 * n) for n in range(1, conduct["list"] + 1)]
     return value
 
 
@@ -71,7 +73,8 @@ def truth_of(value: Any, salt: int) -> bool:
 
 def _fail(conduct: Conduct, step: StepContext) -> None:
     """Raise if this attempt is one that fails."""
-    if fraction("fails", conduct["name"], step.generation, step.attempt) >= conduct.get("fails", 0.0):
+    # By the address too: the iterations of a gather are not all alike.
+    if fraction("fails", conduct["name"], step.step, step.generation, step.attempt) >= conduct.get("fails", 0.0):
         return
     kind = fraction("kind", conduct["name"], step.attempt)
     text = f"{conduct['name']} fails in attempt {step.attempt}"
@@ -207,6 +210,10 @@ class Planner:
         self.count = 0
         self.placed: list[Any] = []
         self.addresses: list[str] = []
+
+    def fresh(self) -> None:
+        """Forget all that was placed."""
+        self.placed, self.addresses, self.count = [], [], 0
 
     def conduct(self, name: str, *, depth: int = 0) -> Conduct:
         """How a step behaves."""
@@ -345,15 +352,21 @@ class Planner:
                     self.count += 1
                     builder.step(f"s{self.count}", work, self.conduct(f"{self.name}:s{self.count}"), [], after=group)
                 count -= inner
+            elif depth < 3 and rng.random() < 0.12 and self.block(builder, address, depth):
+                count -= 1
             else:
                 self.step(builder, address)
                 count -= 1
+
+    def block(self, builder: PlanBuilder, address: str, depth: int) -> bool:
+        """Place a block that opens its content while the run goes on; False if these plans have none."""
+        return False
 
     def plan(self) -> Planned:
         """A whole plan; drawn again if chance made one that contradicts itself."""
         rng = self.rng
         while True:
-            self.placed, self.addresses, self.count = [], [], 0
+            self.fresh()
             builder = PlanBuilder(self.name, registry=registry)
             try:
                 self.fill(builder, rng.choice((1, 3, 5, 8, 12, 20)), "", 0)
@@ -396,11 +409,13 @@ class Workload(msgspec.Struct):
     acts: list[Act]
 
 
-def make_workload(rng: random.Random, seconds: float, nodes: int, instants: int) -> Workload:
+def make_workload(
+    rng: random.Random, seconds: float, nodes: int, instants: int, kind: type[Planner] = Planner
+) -> Workload:
     """A random workload for so many seconds of trouble."""
     runs: list[RunSpec] = []
     for index in range(rng.choice((1, 2, 3, 4, 6))):
-        planner = Planner(rng, f"w{index}")
+        planner = kind(rng, f"w{index}")
         planned = planner.plan()
         again = [(rng.random() * seconds, rng.randrange(nodes)) for _ in range(rng.choice((0, 0, 1, 2)))]
         at = rng.random() * seconds * 0.5

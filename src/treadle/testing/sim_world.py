@@ -41,7 +41,7 @@ from treadle.testing.invariants import (
 )
 from treadle.testing.sim_clients import Desk
 from treadle.testing.sim_faults import Faults, Profile
-from treadle.testing.sim_hooks import Ledger, SimHooks
+from treadle.testing.sim_hooks import Ledger, SimHooks, passing
 from treadle.testing.sim_loop import LIFE, Life, NodeCrashed, SimLoop, place_of
 from treadle.testing.sim_oracle import Told, judge
 from treadle.testing.sim_ports import (
@@ -182,6 +182,7 @@ class World:
                 lease_seconds=shape.lease,
                 limits=shape.limits,
                 hooks=self._hooks,
+                middleware=(passing, passing) if self._hooks else (),
             ),
             in_reader=SimReaderThread(loop, faults, life).run,
         )
@@ -197,7 +198,7 @@ class World:
 
     @property
     def _hooks(self) -> tuple[SimHooks, ...]:
-        """In every second world all nodes have hooks."""
+        """In every second world all nodes have hooks, and middleware."""
         return (SimHooks(self.ledger),) if self.seed % 2 else ()
 
     def crash(self, life: Life, why: str) -> None:
@@ -456,6 +457,8 @@ class World:
             if not any(self._busy(host) for host in self.hosts) and not self._unburied():
                 break
             await asyncio.sleep(5.0)
+        # The last answers are still on their way, and hooks are told after them.
+        await asyncio.sleep(5.0)
         for host in self.hosts:
             if text := self._busy(host):
                 self.fail(SLOTS, text)

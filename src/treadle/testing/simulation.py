@@ -29,6 +29,7 @@ import msgspec
 
 from treadle.authoring.registry import Registry, default_registry
 from treadle.testing.invariants import TRACE
+from treadle.testing.sim_blocks import BlockPlanner
 from treadle.testing.sim_faults import profile_of
 from treadle.testing.sim_shape import Shape
 from treadle.testing.sim_workload import Workload, make_workload
@@ -67,7 +68,7 @@ def run_seed(
     rng = random.Random(seed)
     profile = profile_of(rng)
     shape = Shape(rng, profile)
-    workload = make_workload(rng, profile.seconds, shape.nodes, profile.instants)
+    workload = make_workload(rng, profile.seconds, shape.nodes, profile.instants, BlockPlanner)
     if program is not None:
         workload = Workload([], [act for act in workload.acts if act.name.startswith("at")])
     # Nothing may be collected while dead nodes lie about, and a collection costs more than it frees.
