@@ -8,6 +8,7 @@ its value, and is readable to the kernel only where the value is a small scalar 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -16,6 +17,7 @@ from typing import Any, Final
 from treadle.authoring.bound import kind_of
 from treadle.authoring.cells import Cell, Patch, Row
 from treadle.authoring.outcomes import PhasesCancelled, PhasesResult, Ticket, failed
+from treadle.authoring.turns import Turns, begin, rest
 from treadle.authoring.values import Held, held, value_of
 from treadle.core.apply import new_state
 from treadle.core.commands import Task
@@ -57,6 +59,19 @@ def _takes_one(function: Callable[..., Any]) -> bool:
     return any(known.kind in (known.POSITIONAL_ONLY, known.POSITIONAL_OR_KEYWORD) for known in parameters)
 
 
+class _Live:
+    """An attempt of an async cell or rule."""
+
+    __slots__ = ("args", "function", "handle", "settled", "task")
+
+    def __init__(self, task: Task, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self.task = task
+        self.function = function
+        self.args = args
+        self.handle: asyncio.Task[None] | None = None
+        self.settled = False
+
+
 class Execution:
     """One execution of a block."""
 
@@ -74,8 +89,9 @@ class Execution:
         self._tickets: dict[int, Ticket] = {}
         self._ended: list[tuple[AnyInput, str]] = []
         self._waiter: asyncio.Future[None] | None = None
-        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._live: dict[int, _Live] = {}
         self._loop = asyncio.get_running_loop()
+        self._turns = Turns(self._loop, self._run)
         self._cell: Cell | None = None
 
     async def execute(self) -> PhasesResult:
@@ -109,9 +125,9 @@ class Execution:
 
     async def _stop(self) -> None:
         """Cancel all that is alive, detached cells included, and wait for it."""
-        tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
+        tasks = [live.handle for live in self._live.values() if live.handle is not None]
+        for live in list(self._live.values()):
+            self._cancel(live)
         if tasks:
             await asyncio.wait(tasks)
 
@@ -127,9 +143,9 @@ class Execution:
                 progress = self.progress
                 self.pendings.append(pending_of(self.run, progress) if progress.background else {})
         for number in decision.interrupts:
-            task = self._tasks.get(number)
-            if task is not None:
-                task.cancel()
+            live = self._live.get(number)
+            if live is not None:
+                self._cancel(live)
         for asked in decision.tasks:
             self._begin(asked)
 
@@ -159,7 +175,7 @@ class Execution:
             self._tickets[task.number] = ticket
             self.tickets.append(ticket)
         if is_async:
-            self._tasks[task.number] = self._loop.create_task(self._run(task, function, args))
+            self._await(task, function, args)
             return
         try:
             value = function(*args)
@@ -167,9 +183,21 @@ class Execution:
             self._end(task, None, error)
             return
         if inspect.isawaitable(value):
-            self._tasks[task.number] = self._loop.create_task(self._await(task, value))
+            self._await(task, lambda: _awaited(value), ())
         else:
             self._end(task, value)
+
+    def _await(self, task: Task, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        live = self._live[task.number] = _Live(task, function, args)
+        self._turns.add(live)
+
+    def _cancel(self, live: _Live) -> None:
+        if live.handle is not None:
+            live.handle.cancel()
+        else:
+            # It never begins.
+            live.settled = True
+            self._end(live.task, None, asyncio.CancelledError())
 
     def _told(self, step: StepState) -> Cell:
         """What the cells of the present row are told; one object for all of them."""
@@ -219,29 +247,32 @@ class Execution:
 
     # -- what happened -------------------------------------------------------------------------------------------
 
-    async def _run(self, task: Task, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    async def _run(self, live: _Live) -> None:
+        task = live.task
         try:
-            if task.call.timeout is None:
-                value = await function(*args)
-            else:
+            if task.call.timeout is not None:
+                self._turns.keep(live)
                 async with asyncio.timeout(task.call.timeout):
-                    value = await function(*args)
+                    value = await live.function(*live.args)
+            else:
+                scope = contextvars.copy_context()
+                try:
+                    coroutine, awaited = scope.run(begin, live.function, *live.args)
+                except StopIteration as end:
+                    value = end.value
+                else:
+                    self._turns.keep(live)
+                    value = await rest(scope, coroutine, awaited)
         except asyncio.CancelledError as error:
             self._end(task, None, error)
-        except Exception as error:  # noqa: BLE001 - as in _begin
+        except Exception as error:  # noqa: BLE001 - as in _start
             self._end(task, None, error)
         else:
             self._end(task, value)
 
-    async def _await(self, task: Task, value: Any) -> None:
-        async def run() -> Any:
-            return await value
-
-        await self._run(task, run, ())
-
     def _end(self, task: Task, value: Any, error: BaseException | None = None) -> None:
         number = task.number
-        self._tasks.pop(number, None)
+        self._live.pop(number, None)
         patch: Mapping[str, Any] = {}
         if kind_of(value) is Patch:
             value, patch = value.value, value.state
@@ -273,6 +304,10 @@ class Execution:
         return Outcome(
             number=task.number, generation=task.generation, attempt=task.attempt, status="failed", failure=failure
         )
+
+
+async def _awaited(value: Any) -> Any:
+    return await value
 
 
 def _view(values: Mapping[str, Arg]) -> Mapping[str, Any]:

@@ -11,7 +11,8 @@ from heapq import heappush
 from typing import NamedTuple
 
 from treadle.core.blocks import Spec
-from treadle.core.graph import Node, node_of
+from treadle.core.graph import Node
+from treadle.core.plan import Step
 from treadle.core.state import RunState, ScopeState, StepState
 
 
@@ -31,7 +32,7 @@ class Names(NamedTuple):
 class Part(NamedTuple):
     """A node of the body. Other nodes of it are named by their places in the mould, the body's own scope by -1."""
 
-    spec: Spec | None
+    spec: Spec
     signals: tuple[str, ...]
     scope: int
     segment: str
@@ -68,6 +69,7 @@ def mould_of(run: RunState, scope: ScopeState, nodes: Sequence[Node]) -> Mould |
     parts: list[Part] = []
     for node in nodes:
         assert node.scope is not None
+        assert node.spec is not None
         around = -1 if node.scope is scope.node else node.scope.number - base
         segment = next(segment for segment, held in run.children[node.scope.number].items() if held is node)
         needs = tuple((number - base, flags) for number, flags in node.needs)
@@ -85,19 +87,23 @@ def cast(run: RunState, scope: ScopeState, mould: Mould) -> None:
     within = scope.node
     prefix, constants = within.address, within.constants
     within.refs = names[mould.own]
+    inside = run.children.setdefault(within.number, {})
     for number, (spec, signals, place, segment, path, needs, named) in enumerate(mould.parts, base):
         around = scope if place < 0 else states[base + place]
         assert isinstance(around, ScopeState)
         address = prefix + path
-        node = node_of(number, address, around.node, spec)
-        node.refs = names[named]
-        node.signals = signals
-        node.constants = constants
         waiting = len(needs) + around.gated
+        refs = names[named]
         state: StepState | ScopeState
-        if node.is_step:
+        if isinstance(spec, Step):
+            node = Node(
+                number, address, around.node, spec, True, spec.optional, (), (), refs, signals, constants, None, spec
+            )
             state = StepState(node, around, now, waiting)
         else:
+            node = Node(
+                number, address, around.node, spec, False, spec.optional, (), (), names[named], signals, constants
+            )
             state = ScopeState(node, around)
             state.waiting = waiting
             state.gated = waiting > 0
@@ -105,7 +111,10 @@ def cast(run: RunState, scope: ScopeState, mould: Mould) -> None:
                 state.stopping = "cancelled"
         states.append(state)
         index[address] = number
-        run.enter(around.node, segment, node)
+        if place < 0:
+            inside[segment] = node
+        else:
+            run.enter(around.node, segment, node)
         around.unsettled += 1
         if needs:
             node.needs = tuple([(base + upstream, flags) for upstream, flags in needs])

@@ -245,12 +245,15 @@ def _fact(run: RunState, progress: PhasesProgress, row: ScopeState | None, name:
     at = row if row is not None else progress.row
     if at is None or at.sight is None:
         return NULL
+    if name == "step":
+        return handle_of(at.index)
+    if name == "entry":
+        return handle_of(at.sight.entry)
     phase = at.node.spec
     assert isinstance(phase, Phase)
     if name == "index":
         return handle_of(progress.phases[phase.id].position)
-    facts = {"policy": phase.policy, "phase": phase.id, "step": at.index, "entry": at.sight.entry}
-    return handle_of(facts[name])
+    return handle_of(phase.policy if name == "policy" else phase.id)
 
 
 def pending_of(run: RunState, progress: PhasesProgress) -> dict[str, int]:

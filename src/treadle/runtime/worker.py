@@ -22,6 +22,7 @@ from treadle.authoring.bound import kind_of
 from treadle.authoring.cells import Patch
 from treadle.authoring.context import step_context
 from treadle.authoring.registry import Registry, StepDefinition
+from treadle.authoring.turns import Turns, begin, rest
 from treadle.core.commands import Task
 from treadle.core.events import Handle, Items, Pick
 from treadle.core.inputs import Outcome
@@ -44,7 +45,6 @@ from treadle.runtime.middleware import Middleware, around
 from treadle.runtime.payloads import Payloads, Row, assemble, handles_of
 from treadle.runtime.slots import ASYNC, THREAD, Slots
 from treadle.runtime.step_context import RunningStep
-from treadle.runtime.turns import Turns, begin, rest
 
 T = TypeVar("T")
 # Seconds between tries while the store does not answer.
@@ -229,7 +229,8 @@ class Worker:
                 values = await self._read(callee, task, values, context)
             scope = contextvars.copy_context()
             try:
-                coroutine, awaited = scope.run(begin, callee, values, context)
+                scope.run(step_context.set, context)
+                coroutine, awaited = scope.run(begin, callee.invoke, values)
             except StopIteration as end:
                 value = end.value
             else:
