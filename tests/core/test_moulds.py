@@ -107,7 +107,7 @@ def test_rows_of_one_phase_are_what_the_first_one_is() -> None:
 def test_a_name_of_another_phase_means_its_latest_row_each_time() -> None:
     first = Phase(id="a", blocks=[step("x")], policy="on")
     second = Phase(id="b", blocks=[step("y", "a/x")], policy="back")
-    policies = {
+    policies: dict[str, tuple[Rule, ...]] = {
         "on": (Rule(id="on", move="advance"),),
         "back": (Rule(id="back", move="jump", target="a"),),
     }
