@@ -18,10 +18,11 @@ from treadle.authoring.decorators import (
 )
 from treadle.authoring.documents import dump_document, planned_of
 from treadle.authoring.openings import Case, case, choose, gather, holds
-from treadle.authoring.options import Retry
+from treadle.authoring.options import Poll, Retry
 from treadle.authoring.outcomes import LaneRun, PhasesCancelled, PhasesResult, RowRun, Ticket
 from treadle.authoring.phases import LanePlan, Phase, Phases, Rule
 from treadle.authoring.registry import Registry
+from treadle.authoring.sleep import sleep
 from treadle.connect import connect
 from treadle.core.documents import Document
 from treadle.core.graph_analysis import Analysis, Schedule
@@ -127,6 +128,7 @@ __all__ = [
     "PhasesResult",
     "PlanBuilder",
     "Planned",
+    "Poll",
     "PredicateFunction",
     "Registry",
     "Retry",
@@ -195,6 +197,7 @@ __all__ = [
     "scope",
     "sign_document",
     "signal_value",
+    "sleep",
     "state_value",
     "step",
     "verify_document",

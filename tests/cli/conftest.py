@@ -98,6 +98,27 @@ def signalled():
     return echo.options(id="take").bind(signal_value("go"))
 
 
+@step
+def third_time() -> int:
+    return context().probe if context().probe >= 3 else 0
+
+
+@workflow
+def asks():
+    return third_time.wait_until("10ms", timeout="5s").bind()
+
+
+@workflow
+def plus(n: int):
+    return add.bind(n)
+
+
+@workflow
+def calls():
+    plus.detached.options(id="started").bind(1)
+    return plus.options(id="waits").bind(5)
+
+
 @workflow
 def stops():
     return echo.options(id="last", break_before=["look"]).bind(add.options(id="first").bind(1))

@@ -65,6 +65,7 @@ class Driver:
         limits: Limits = WIDE,
         key: str = "k",
         begin: bool = True,
+        started: ev.RunStarted | None = None,
     ) -> None:
         plan = decode_plan(encode_plan(Plan(workflow="w", blocks=list(blocks), output=output)))
         self.graph = Graph(plan)
@@ -78,12 +79,14 @@ class Driver:
         self.events: list[ev.AnyEvent] = []
         self.tasks: dict[int, Task] = {}
         self.interrupted: list[int] = []
+        # Inputs for other runs, by their keys.
+        self.posts: list[tuple[str, inp.AnyInput]] = []
         self.hold = 0
         self.revoke = False
         self.last = Decision()
         self.run = self.empty()
         if begin:
-            self.commit(start(self.run, now=self.now, limits=limits))
+            self.commit(start(self.run, now=self.now, limits=limits, started=started or ev.RunStarted()))
 
     def empty(self) -> RunState:
         return new_state(self.key, "run-1", self.graph, self.constants, self.breakpoints)
@@ -112,6 +115,7 @@ class Driver:
             assert task.number not in self.tasks, f"two tasks of {task.address}"
             self.tasks[task.number] = task
         self.interrupted += decision.interrupts
+        self.posts += decision.posts
         assert self.hold == run.hold
         assert run.tasks == len(self.tasks)
 

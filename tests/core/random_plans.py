@@ -10,6 +10,7 @@ from treadle.core.plan import (
     Block,
     Body,
     Branch,
+    Child,
     Choose,
     Const,
     Gather,
@@ -24,6 +25,7 @@ from treadle.core.plan import (
     Phase,
     PhaseInfo,
     Phases,
+    Poll,
     Predicate,
     Ref,
     RetryPolicy,
@@ -82,6 +84,8 @@ def steps(draw: st.DrawFn, id_: str, names: list[str], orders: list[str], plain:
         priority=draw(st.integers(0, 2)),
         delay=draw(st.sampled_from([0.0, 0.0, 5.0])),
         lost_limit=2,
+        poll=draw(st.sampled_from([None, None, None, Poll(1.0), Poll(1.0, 9.0)])),
+        child=draw(st.sampled_from([None, None, None, None, Child(), Child(detached=True)])),
     )
 
 

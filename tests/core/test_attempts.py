@@ -9,9 +9,9 @@ from tests.core.kit import Driver, step
 
 from treadle.core import events as ev
 from treadle.core import inputs as inp
-from treadle.core.decide import decide
+from treadle.core.decide import decide, start
 from treadle.core.events import Failure
-from treadle.core.plan import RetryPolicy
+from treadle.core.plan import Predicate, RetryPolicy
 
 
 def delays(policy: RetryPolicy, count: int) -> list[float]:
@@ -246,3 +246,26 @@ def test_an_attempt_that_was_interrupted_without_a_cancel_cancels_its_step() -> 
     assert driver.statuses() == {"a": "cancelled", "b": "skipped", "c": "dispatched"}
     driver.finish()
     assert driver.status() == "failed", "b is mandatory and was skipped"
+
+
+def test_no_step_starts_before_its_run_may() -> None:
+    driver = Driver(step("a"), step("b", delay=5), step("c", "a", delay=5), step("d"), begin=False)
+    opens = driver.now + 100
+
+    driver.commit(start(driver.run, now=driver.now, limits=driver.limits, started=ev.RunStarted(not_before=opens)))
+
+    assert [driver.task(name).not_before for name in ("a", "b", "d")] == [opens, opens + 5, opens]
+    driver.now = opens + 10
+    driver.succeed("a")
+    assert driver.task("c").not_before == driver.now + 5
+    driver.check()
+
+
+def test_a_condition_is_not_asked_before_its_run_may_start() -> None:
+    driver = Driver(step("a", when=Predicate("p")), begin=False)
+
+    opens = ev.RunStarted(not_before=driver.now + 9)
+    driver.commit(start(driver.run, now=driver.now, limits=driver.limits, started=opens))
+
+    assert driver.task("a").not_before == driver.now + 9
+    driver.check()

@@ -13,12 +13,14 @@ from treadle.core import inputs as inp
 from treadle.core.events import Failure, decode_events, encode_events
 from treadle.core.inputs import decode_input, encode_input
 from treadle.core.plan import (
+    Child,
     Const,
     Group,
     ListOf,
     MapOf,
     Placement,
     Plan,
+    Poll,
     Predicate,
     Ref,
     RetryPolicy,
@@ -36,6 +38,8 @@ FULL = step(
     when=Predicate("p", {"x": Const(0)}),
     retry=RetryPolicy(never=("x",)),
     placement=Placement("here"),
+    poll=Poll(2.5, 60.0),
+    child=Child(detached=True),
     dedup="k",
     annotations={"a": "b"},
     timeout=1.5,
@@ -45,10 +49,11 @@ FULL = step(
 )
 
 EVENTS: list[ev.AnyEvent] = [
-    ev.RunStarted(at="x"),
+    ev.RunStarted(at="x", not_before=1.5, depth=2, parent="k/a"),
     ev.StepsAdded(by="a", into="", blocks=[FULL, Group(id="g", blocks=[FULL])], constants=["=1"], aliases={"x": "y"}),
     ev.StepsReady(at=["a", "b"]),
-    ev.StepDispatched(at="a", attempt=2, generation=3, not_before=4.5),
+    ev.StepDispatched(at="a", attempt=2, generation=3, not_before=4.5, deadline=9.5),
+    ev.ChildStarted(at="a", attempt=2, child="k", id="r/a", session="s", token=7, started_at=1.5),
     ev.StepSucceeded(at="a", attempt=1, result="@d", session="s", token=7, started_at=1.5),
     ev.StepSucceeded(at="a", attempt=1, patch={"k": "=1"}, items=ev.Items(3, 2, ("@a", "@b"))),
     ev.AttemptFailed(at="a", attempt=1, failure=Failure("c", "m", "t", "@d"), session="s", token=7, started_at=1.5),
@@ -85,6 +90,8 @@ EVENTS: list[ev.AnyEvent] = [
 INPUTS: list[inp.AnyInput] = [
     inp.Outcome(1, 2, 3, status="failed", failure=Failure("c"), verdict="retry", delay=2.5, added=tuple(adding(FULL))),
     inp.Lost(1, 2, -3, "s"),
+    inp.ChildStarted(at="a", child="k", id="r/a", detached=True, lease=7, session="s", started_at=1.5),
+    inp.ChildEnded(at="a", child="k", outcome="failed", result="=1", failure=Failure("c")),
     inp.Revoked([1, 2]),
     inp.AddSteps(1, adding(FULL, constants=["c"], into="g")[0], 2, 3),
     inp.Look("s"),

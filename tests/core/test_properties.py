@@ -15,7 +15,7 @@ from treadle.core import inputs as inp
 from treadle.core.analysis import check_plan
 from treadle.core.commands import Task
 from treadle.core.decide import Limits, decide
-from treadle.core.events import Items, encode_events
+from treadle.core.events import Failure, Items, encode_events
 from treadle.core.inputs import decode_input, encode_input
 from treadle.core.plan import Block, Body, Const, Gather, Group, Plan, Ref, Step
 from treadle.core.state import ScopeState, counts_as_cancelled, is_bad, settled
@@ -85,10 +85,12 @@ class Chaos:
         driver = self.driver
         tasks = [driver.tasks[number] for number in sorted(driver.tasks)]
         kinds = ["outcome"] * 12 + ["past", "past", "signal", "signal", "release", "release", "retry", "rewind"]
-        kinds += ["lost", "pause", "resume", "cancel", "hard", "add"]
+        kinds += ["lost", "pause", "resume", "cancel", "hard", "add", "child", "child", "child"]
         kind = self.draw(st.sampled_from(kinds))
         if kind == "past":
             return self.draw(st.sampled_from(self.past)) if self.past else None
+        if kind == "child":
+            return self.of_a_child()
         if kind in ("outcome", "lost", "add"):
             if not tasks:
                 return None
@@ -101,6 +103,33 @@ class Chaos:
                 return inp.AddSteps(task.number, fragment)
             return self.answer(task)
         return self.operator(kind)
+
+    def of_a_child(self) -> inp.AnyInput | None:
+        """A child was made, or has ended."""
+        driver = self.driver
+        asked = [driver.tasks[number] for number in sorted(driver.tasks) if driver.tasks[number].call.child is not None]
+        ends = self.ends()
+        if asked and (not ends or self.draw(st.booleans())):
+            task = self.draw(st.sampled_from(asked))
+            made = task.call.child
+            assert made is not None
+            # Half of them: the end of the child is quicker than the report of its start.
+            if self.draw(st.booleans()):
+                return self.ended(task.address, made.key)
+            driver.tasks.pop(task.number)
+            return inp.ChildStarted(at=task.address, child=made.key, id="c", detached=made.detached)
+        return self.ended(*self.draw(st.sampled_from(ends))) if ends else None
+
+    def ends(self) -> list[tuple[str, str]]:
+        """The calls that wait for their child's end: address, and the child's key."""
+        run = self.driver.run
+        return [(run.states[number].node.address, key) for number, key in sorted(run.calls.items())]
+
+    def ended(self, at: str, child: str) -> inp.ChildEnded:
+        outcome = self.draw(st.sampled_from(["succeeded", "succeeded", "failed", "cancelled"]))
+        failure = None if outcome == "succeeded" else Failure(f"child_{outcome}")
+        result = self.draw(st.sampled_from(["=true", "=false", ""])) if failure is None else ""
+        return inp.ChildEnded(at=at, child=child, outcome=outcome, result=result, failure=failure)
 
     def operator(self, kind: str) -> inp.AnyInput:
         names = [state.node.address for state in self.driver.run.states] or ["nobody"]
@@ -183,8 +212,10 @@ class Chaos:
         driver = self.driver
         driver.settle()
         for _ in range(400):
-            if driver.run.status in OUTCOMES and not driver.tasks:
+            if driver.run.status in OUTCOMES and not driver.tasks and not driver.run.calls:
                 break
+            for at, key in self.ends():
+                driver.give(inp.ChildEnded(at=at, child=key, outcome="succeeded", result="=true"))
             if driver.tasks:
                 task = driver.tasks[min(driver.tasks)]
                 items = {"items": Items(1, 1, ("=[1]",))} if task.action == "treadle:items" else {}
@@ -197,6 +228,7 @@ class Chaos:
         stuck = {at: status for at, status in driver.statuses().items() if status not in OUTCOMES}
         assert driver.run.status in OUTCOMES, f"stuck: {stuck}"
         assert not driver.tasks
+        assert not driver.run.calls
         self.check()
         driver.check()
 

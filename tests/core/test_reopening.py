@@ -10,7 +10,7 @@ from tests.core.kit import Driver, step
 from treadle.core import events as ev
 from treadle.core import inputs as inp
 from treadle.core.decide import Limits
-from treadle.core.plan import Group, Predicate, RetryPolicy
+from treadle.core.plan import Group, Predicate, Ref, RetryPolicy
 
 
 def reopened(driver: Driver) -> set[str]:
@@ -375,4 +375,18 @@ def test_a_skipped_step_that_is_rewound_alone_is_skipped_again() -> None:
 
     assert driver.status("g/x") == driver.status("g") == driver.status("z") == "skipped"
     assert driver.status() == "failed"
+    driver.check()
+
+
+def test_a_retry_of_a_run_that_was_cancelled_too_late_lets_it_succeed() -> None:
+    driver = Driver(step("a"), output=Ref("a"))
+    driver.give(inp.Cancel())
+    driver.succeed("a", result=7)
+    assert (driver.status(), driver.status("a")) == ("cancelled", "succeeded")
+
+    driver.give(inp.Retry())
+
+    assert driver.status() == "succeeded"
+    assert driver.run.result == "=7"
+    assert driver.step("a").attempt == 1
     driver.check()

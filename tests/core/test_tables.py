@@ -50,6 +50,7 @@ STEP_EVENTS: dict[str, Callable[[RunState], ev.AnyEvent]] = {
     "attempt_ended": lambda run: ev.AttemptEnded(at=X, attempt=tasked(run), outcome="succeeded"),
     "steps_ready": lambda _: ev.StepsReady(at=[X]),
     "step_dispatched": lambda _: ev.StepDispatched(at=X),
+    "child_started": lambda run: ev.ChildStarted(at=X, attempt=tasked(run), child="c"),
     "step_succeeded": lambda run: ev.StepSucceeded(at=X, attempt=tasked(run)),
     "step_failed": lambda run: ev.StepFailed(at=X, attempt=tasked(run), failure=BOOM),
     "step_skipped": lambda _: ev.StepSkipped(at=X, reason="upstream"),
@@ -146,7 +147,7 @@ def attempt_cases() -> list[tuple[bool, str, str]]:
         case
         for case in steps
         if case[2] != "condition_evaluated" and not (case[2] in beginnings and case[1] in (FAILED, LOST))
-    ] + [(True, RUNNING, kind) for kind in kinds if kind not in ("step_succeeded", "attempt_failed")]
+    ] + [(True, RUNNING, kind) for kind in kinds if kind not in ("step_succeeded", "attempt_failed", "child_started")]
 
 
 @pytest.mark.parametrize(("evaluation", "before", "kind"), attempt_cases())
@@ -172,6 +173,7 @@ def test_an_attempt_goes_by_its_table(evaluation: bool, before: str, kind: str) 
         "attempt_ended": ev.AttemptEnded(at=X, attempt=attempt, outcome="failed"),
         "step_succeeded": ev.StepSucceeded(at=X, attempt=attempt),
         "step_failed": ev.StepFailed(at=X, attempt=attempt, failure=BOOM),
+        "child_started": ev.ChildStarted(at=X, attempt=attempt, child="c"),
     }
     event = named[kind] if kind in named else STEP_EVENTS[kind](run)
     facts = digest(run)

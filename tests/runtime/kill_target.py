@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 
-from treadle import PlanBuilder, Planned, connect, context, step
+from treadle import PlanBuilder, Planned, connect, context, step, workflow
 
 
 def note(what: str) -> None:
@@ -46,6 +46,18 @@ async def total(values: list[int]) -> int:
     return sum(values)
 
 
+@step(name="kill:plus", lost_limit=1000)
+async def plus(number: int, before: int) -> int:
+    """Add, without a line."""
+    return before + number
+
+
+@workflow(name="kill:called")
+def called(number: int, before: int) -> int:
+    """A run that each lane calls."""
+    return plus.bind(number, before)
+
+
 def plan(lanes: int, length: int) -> Planned:
     """Lanes of chained steps that add to the run at their ends, and a join of all lanes."""
     builder = PlanBuilder("kill")
@@ -55,6 +67,8 @@ def plan(lanes: int, length: int) -> Planned:
         for place in range(1, length):
             function = in_thread if place % 5 == 0 else work
             value = builder.step(f"l{lane}s{place}", function, 1, value)
+        with builder:
+            value = called.options(id=f"call{lane}").bind(0, value)
         builder.step(f"spread{lane}", spread, 5, after=value)
         ends.append(value)
     builder.output(builder.step("join", total, ends))

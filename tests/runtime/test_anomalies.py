@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from treadle import PlanBuilder, Registry, Retry, RunNotRunningError, context, step
+from treadle import PlanBuilder, Registry, Retry, RunNotRunningError, context, step, workflow
 from treadle.core import events as ev
 from treadle.errors import StoreError
 from treadle.ports import Environment
@@ -52,12 +52,32 @@ async def spread(width: int) -> str:
     return "x" * 3000
 
 
+@step(name="anomaly:probe", registry=registry)
+async def probe() -> bool:
+    return context().probe == 2
+
+
+@step(name="anomaly:text", registry=registry)
+async def text(length: int) -> str:
+    return "x" * length
+
+
+@workflow(name="anomaly:called", registry=registry)
+def called(length: int) -> str:
+    return text.bind(length)
+
+
 def plan() -> Any:
     builder = PlanBuilder("anomalies", registry=registry)
     first = builder.step("first", add, 1)
     again = builder.step("again", flaky, first, retry=Retry(attempts=3, initial="1s"))
     grown = builder.step("grown", spread, 3, after=again)
-    held = builder.step("held", add, again, signals=["go"], after=grown)
+    asked = builder.step("asked", probe.wait_until("1s"))
+    held = builder.step("held", add, again, signals=["go"], after=[grown, asked])
+    with builder:
+        # A result that travels, and one that is fetched.
+        called.options(id="small").bind(10)
+        called.options(id="large").bind(3000)
     builder.output([held, builder.step("last", add, held)])
     return builder.build()
 
@@ -88,7 +108,10 @@ async def checked(app: App) -> None:
     loaded = await insistently(app.run("run").load)
     events = [event for _, _, _, text in loaded.rows for event in ev.decode_events(text)]
     outcomes = Counter(event.at for event in events if isinstance(event, ev.StepSucceeded))
-    assert outcomes == dict.fromkeys(["first", "again", "grown", "grown/c0", "grown/c1", "grown/c2", "held", "last"], 1)
+    grown = ["grown", "grown/c0", "grown/c1", "grown/c2"]
+    assert outcomes == dict.fromkeys(["first", "again", *grown, "asked", "held", "small", "large", "last"], 1)
+    children = await insistently(lambda: app.runs(parent=loaded.head.key))
+    assert {(row.id, row.status) for row in children} == {("run/small", "succeeded"), ("run/large", "succeeded")}
     assert (loaded.tasks, loaded.inbox, loaded.status) == ([], [], "succeeded")
 
 

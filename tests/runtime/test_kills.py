@@ -60,11 +60,13 @@ async def check(url: str, length: int, log: Path) -> None:
                 succeeded[event.at] += 1
             elif isinstance(event, ev.StepDispatched):
                 attempts[event.at] += 1
-        steps = LANES * length + LANES + LANES * 5 + 1
+        steps = LANES * length + LANES + LANES + LANES * 5 + 1
         assert len(succeeded) == steps
         assert set(succeeded.values()) == {1}
         executed = Counter(line.rsplit(" ", 1)[0] for line in log.read_text().splitlines())
         assert all(executed[step] <= attempts[step] for step in executed)
+        children = await app.runs(parent=await run.key())
+        assert [row.status for row in children] == ["succeeded"] * LANES
         assert not (await app.check()).problems
 
 

@@ -160,7 +160,7 @@ async def test_a_task_leased_by_a_commit_whose_answer_was_lost_is_executed_once_
 
         assert await run.result(timeout=10) == "a"
         assert executed == ["a"]
-        await until(lambda: app._node.slots.free() == 6)
+        await until(lambda: app._node.slots.free() == app._node.slots.size)
 
 
 async def test_a_task_leased_by_a_claim_whose_answer_was_lost_is_executed() -> None:
@@ -170,7 +170,7 @@ async def test_a_task_leased_by_a_claim_whose_answer_was_lost_is_executed() -> N
         async with node_on(data, LosesAnswers(data, "claim")) as app:
             assert await app.run("r").result(timeout=10) == "a"
             assert executed == ["a"]
-            await until(lambda: app._node.slots.free() == 6)
+            await until(lambda: app._node.slots.free() == app._node.slots.size)
 
 
 async def test_a_run_whose_giving_back_failed_is_decided_by_the_session_that_the_store_takes_for_its_owner() -> None:
@@ -348,7 +348,7 @@ async def test_a_task_whose_wake_up_was_lost_is_found_at_the_next_round() -> Non
 
         await until(lambda: executed)
         assert await run.result(timeout=10) == "a"
-        assert app._node.slots.free() <= 6
+        assert app._node.slots.free() <= app._node.slots.size
 
 
 async def test_an_attempt_that_is_cancelled_before_its_first_step_gives_its_slot_back() -> None:
@@ -367,7 +367,7 @@ async def test_an_attempt_that_is_cancelled_before_its_first_step_gives_its_slot
         await run.wait(timeout=10)
 
         assert executed == []
-        await until(lambda: node.slots.free() == 6)
+        await until(lambda: node.slots.free() == node.slots.size)
 
 
 async def test_what_an_interrupt_ends_waits_for_the_decision_after_the_commit() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from treadle.authoring.decorators import step, workflow
 from treadle.authoring.registry import Registry
+from treadle.core import advance as core_advance
 from treadle.core import decide as core_decide
 from treadle.core import inputs as inp
 from treadle.core.commands import Refusal, Task
@@ -20,6 +21,7 @@ from treadle.runtime.engine import Engine, Owned, Pending
 from treadle.runtime.observers import Observers
 from treadle.runtime.slots import Slots
 from treadle.runtime.sweeper import Sweeper
+from treadle.store import memory
 from treadle.store.base import Report
 from treadle.store.memory import MemoryStore
 from treadle.testing import invariants
@@ -74,6 +76,7 @@ def test_every_kind_of_trouble_reaches_the_journals() -> None:
         "Paused",
         "CancelRequested",
         "StepsReady",
+        "ChildStarted",
     ):
         assert kinds[kind] > 0, kind
 
@@ -93,10 +96,10 @@ def found_by(seeds: range) -> str:
 def test_a_start_that_is_told_before_its_commit_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     start: Any = Engine.start
 
-    def hasty(self: Engine, *given: Any) -> None:
+    def hasty(self: Engine, *given: Any, **more: Any) -> None:
         *facts, then = given
         then("committed", None)
-        start(self, *facts, lambda _status, _error: None)
+        start(self, *facts, lambda _status, _error: None, **more)
 
     monkeypatch.setattr(Engine, "start", hasty)
 
@@ -226,6 +229,25 @@ def test_a_boundary_that_no_hook_is_told_of_is_found(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Observers, "committed", forgetful)
 
     assert found_by(range(60)) == invariants.HOOKS
+
+
+def test_a_child_whose_end_is_not_told_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core_advance, "tell_parent", lambda *_given: None)
+
+    assert found_by(range(100)) in (invariants.CLOSED, invariants.CALLERS)
+
+
+def test_a_run_that_is_made_for_a_task_of_others_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def trusting(self: MemoryStore, report: Report) -> None:
+        run = self.data.runs[report.input.key]
+        if (entry := run.tasks.pop(report.number, None)) is not None:
+            self.data.end(entry)
+        self.data.put_input(run, report.input)
+
+    monkeypatch.setattr(memory, "_may_report", lambda _own, _report: True)
+    monkeypatch.setattr(MemoryStore, "_report", trusting)
+
+    assert found_by(range(400))
 
 
 def test_a_failure_is_shrunk_and_explained(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,6 +127,26 @@ def test_an_older_file_gets_what_it_lacks(
     assert store.check().problems == []
 
 
+def test_a_file_of_the_first_version_learns_of_parents(path: Path) -> None:
+    con = apsw.Connection(str(path))
+    con.execute(schema.MIGRATIONS[0]).fetchall()
+    con.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}; PRAGMA user_version = 1").fetchall()
+    con.execute(
+        "INSERT INTO runs (n, key, id, workflow, plan, status, hold, version, owner, labels, created_at, updated_at)"
+        " VALUES (1, 'k', 'old', 'w', 1, 'failed', 0, 1, 0, '', 1.0, 1.0)"
+    ).fetchall()
+    con.close()
+    store = SqliteStore(path)
+
+    store.open()
+
+    row = store.run("k")
+    assert row is not None
+    assert (row.id, row.parent) == ("old", "")
+    store.close()
+    assert query(path, "SELECT id, parent FROM v_runs") == [{"id": "old", "parent": ""}]
+
+
 def test_a_migration_that_fails_leaves_the_file_as_it_was(
     open_store: Callable[..., SqliteStore], path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,6 +58,16 @@ links("u")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 assert_type(links.bind(Page("u")), list[str])
 assert_type(fetch.bind("u", depth=1), Page)
 assert_type(fetch.options(id="x", after=["a"]).bind("u"), Page)
+assert_type(fetch.wait_until("5s", timeout="1h").bind("u"), Page)
+fetch.wait_until("5s").bind(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+# A workflow is called like a step; detached, it gives its run id.
+assert_type(crawl.bind("u"), list[str])
+assert_type(crawl.options(id="x").bind("u"), list[str])
+assert_type(crawl.detached.bind("u"), str)
+assert_type(crawl.detached.options(id="x").bind("u"), str)
+crawl.bind(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+crawl.options(timeout=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 assert_type(links.bind(fetch.bind("u")), list[str])
 assert_type(fetch.bind("u").size, int)
 assert_type(total.bind(1, 2, links.bind(Page("u")).index("u"), x=3), int)

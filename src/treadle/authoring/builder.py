@@ -26,7 +26,7 @@ from treadle.authoring.signatures import ANYTHING, Signature, Target
 from treadle.core.addresses import child, encode_id
 from treadle.core.analysis import check_plan
 from treadle.core.graph_analysis import Analysis
-from treadle.core.plan import Block, Group, Plan, RetryPolicy, Slot
+from treadle.core.plan import Block, Child, Group, Plan, RetryPolicy, Slot
 from treadle.errors import DefinitionError, DefinitionErrors, SlotError, UsageError
 
 R_co = TypeVar("R_co", covariant=True)
@@ -162,9 +162,7 @@ class PlanBuilder:
         """
         definition: Action
         if isinstance(function, str):
-            definition, chosen = self.registry.find(function) or ForeignAction(function), NOTHING
-            # The options of a decorated function hold here too.
-            chosen = getattr(definition, "options", chosen)
+            definition, chosen = self._named(function)
         else:
             definition, chosen = function.definition, function.chosen
         given: dict[str, Any] = {**options} if id is None else {**options, "id": id}
@@ -173,6 +171,15 @@ class PlanBuilder:
         node = _drafted(definition, chosen, args, dict(slots or {}), this_frame(1))
         self.scope.place(node)
         return Bound(node)
+
+    def _named(self, name: str) -> tuple[Action, Chosen]:
+        """What a stored name stands for: a step, a workflow to be called, or something that is not known here."""
+        known = self.registry.find(name)
+        if known is not None:
+            # The options of a decorated function hold here too.
+            return known, known.options
+        flow = self.registry.workflow(name)
+        return (flow, Chosen({"child": Child()}, {})) if flow is not None else (ForeignAction(name), NOTHING)
 
     def group(self, id: str, *, after: object = None, after_any: object = None, optional: bool = False) -> GroupPlace:
         """Open a group in the present scope: `with builder.group("deploy") as deploy: ...`."""

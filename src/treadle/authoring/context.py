@@ -81,6 +81,11 @@ class StepContext(Protocol):
         ...
 
     @property
+    def probe(self) -> int:
+        """Which probe of a polled step this is, from 1; 0 for other steps."""
+        ...
+
+    @property
     def idempotency_key(self) -> str:
         """Equal for all attempts of the step, new after a rewind: give it to services that know such keys."""
         ...

@@ -11,10 +11,13 @@ from typing import Any, Final, Generic, ParamSpec, Protocol, Self, TypeVar, Unpa
 from treadle.authoring.bound import UNSET, this_frame
 from treadle.authoring.builder import PlanBuilder, Planned, ask, current_builder, plan_call, raise_all
 from treadle.authoring.drafts import literal
+from treadle.authoring.durations import Duration
 from treadle.authoring.options import (
     NOTHING,
     STATIC_NAMES,
+    CallOptions,
     Chosen,
+    Poll,
     Retry,
     StaticOptions,
     StepOptions,
@@ -22,6 +25,8 @@ from treadle.authoring.options import (
     policy_of,
 )
 from treadle.authoring.registry import Definition, Registry, WorkflowDefinition, default_registry
+from treadle.authoring.signatures import Signature
+from treadle.core.plan import Child
 from treadle.errors import DefinitionError, DefinitionErrors, SlotError, UsageError
 
 P = ParamSpec("P")
@@ -52,6 +57,14 @@ class StepFunction(Generic[P, R]):
         made.__dict__.update(self.__dict__)
         made.chosen = choose(self.chosen, given)
         return made
+
+    def wait_until(self, interval: Duration, *, timeout: Duration | None = None) -> Self:
+        """The same function as a probe: it is called again after each `interval` until its value is true.
+
+        The step's result is that value. Between two probes it holds no slot; what the probe raises goes by its
+        retry policy; after `timeout` the step fails with the code `timeout`. Short for `.options(poll=Poll(...))`.
+        """
+        return self.options(poll=Poll(interval, timeout))
 
     @property
     def name(self) -> str:
@@ -116,6 +129,28 @@ class WorkflowFunction(Generic[P, R]):
     def __init__(self, definition: WorkflowDefinition) -> None:
         _look_like(self, definition.function)
         self.definition: Final = definition
+        self.chosen = Chosen({"child": Child()}, {})
+
+    def bind(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Plan a step that is a run of this workflow: a child of the run that holds the step.
+
+        The planned value is the child's result; the step fails if the child fails. Cancel, pause and resume of the
+        parent reach the child. `detached.bind` does not wait for it.
+        """
+        planned: R = plan_call(self.definition, self.chosen, args, kwargs, this_frame(1))
+        return planned
+
+    def options(self, **given: Unpack[CallOptions]) -> Self:
+        """The same workflow with other options for the steps that call it."""
+        made = object.__new__(type(self))
+        made.__dict__.update(self.__dict__)
+        made.chosen = _choose_for_call(self.chosen, given)
+        return made
+
+    @property
+    def detached(self) -> DetachedWorkflow[P]:
+        """The workflow as a child that nobody waits for: `detached.bind(...)` gives the child's run id."""
+        return DetachedWorkflow(self.definition, self.chosen)
 
     def plan(self, *args: P.args, **kwargs: P.kwargs) -> Planned:
         """Run the function and give the plan it made. Nothing is executed or stored.
@@ -125,19 +160,10 @@ class WorkflowFunction(Generic[P, R]):
             DefinitionError: a mistake in the workflow; several are raised together as DefinitionErrors.
         """
         definition = self.definition
-        signature = definition.signature
         values, changed = self._checked(args, kwargs)
-        declared = signature.result.annotation
-        builder = PlanBuilder(definition.name, retry=definition.retry, result=UNSET if declared is Any else declared)
-        with builder:
-            try:
-                result = signature.invoke(values) if changed else definition.function(*args, **kwargs)
-            except DefinitionError as error:
-                # What went wrong before may well be the cause; all of it is said.
-                raise_all([*builder.errors, *_each(error)], f"workflow {self.name!r}")
-                raise
-            builder.output(result)
-        return builder.build()
+        if changed:
+            return plan_from(definition, values)
+        return _plan(definition, lambda: definition.function(*args, **kwargs))
 
     def _checked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], bool]:
         """The arguments by parameter, converted to what the annotations say, and whether any was."""
@@ -176,6 +202,66 @@ class WorkflowFunction(Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"<workflow {self.definition.name}>"
+
+
+def _choose_for_call(base: Chosen, given: Mapping[str, Any]) -> Chosen:
+    if unknown := given.keys() - CallOptions.__annotations__.keys():
+        known = ", ".join(sorted(CallOptions.__annotations__))
+        raise TypeError(f"a call of a workflow has no option {min(unknown)!r}; there are {known}")
+    return choose(base, given)
+
+
+class DetachedWorkflow(Generic[P]):
+    """What `workflow.detached` gives."""
+
+    def __init__(self, definition: WorkflowDefinition, chosen: Chosen) -> None:
+        self.definition: Final = _Detached(definition)
+        self.chosen = Chosen({**chosen.fields, "child": Child(detached=True)}, chosen.links, chosen.id, chosen.into)
+
+    def options(self, **given: Unpack[CallOptions]) -> Self:
+        """The same with other options for the steps that start it."""
+        made = object.__new__(type(self))
+        made.__dict__.update(self.__dict__)
+        made.chosen = _choose_for_call(self.chosen, given)
+        return made
+
+    def bind(self, *args: P.args, **kwargs: P.kwargs) -> str:
+        """Plan a step that starts a run of the workflow and succeeds with its run id; the run goes its own way."""
+        planned: str = plan_call(self.definition, self.chosen, args, kwargs, this_frame(1))
+        return planned
+
+
+class _Detached:
+    """A workflow whose call gives a run id."""
+
+    def __init__(self, definition: WorkflowDefinition) -> None:
+        self.name: Final = definition.name
+        self.short: Final = definition.short
+        self._definition = definition
+
+    @property
+    def signature(self) -> Signature:
+        """The workflow's parameters, and a text."""
+        return self._definition.signature.returning(str)
+
+
+def plan_from(definition: WorkflowDefinition, values: dict[str, Any]) -> Planned:
+    """Plan a workflow with arguments by parameter; see `WorkflowFunction.plan`."""
+    return _plan(definition, lambda: definition.invoke(values))
+
+
+def _plan(definition: WorkflowDefinition, call: Callable[[], Any]) -> Planned:
+    declared = definition.signature.result.annotation
+    builder = PlanBuilder(definition.name, retry=definition.retry, result=UNSET if declared is Any else declared)
+    with builder:
+        try:
+            result = call()
+        except DefinitionError as error:
+            # What went wrong before may well be the cause; all of it is said.
+            raise_all([*builder.errors, *_each(error)], f"workflow {definition.name!r}")
+            raise
+        builder.output(result)
+    return builder.build()
 
 
 # -- the decorators ----------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypedDict
 
 from treadle.authoring.durations import Duration, seconds_of
+from treadle.core import plan
 from treadle.core.addresses import check_id
 from treadle.core.plan import Placement, RetryPolicy
 from treadle.errors import DefinitionError
@@ -42,6 +43,20 @@ class Retry:
     never: Labels = ()
 
 
+@dataclass(frozen=True)
+class Poll:
+    """How a step is asked again until its value is true.
+
+    Args:
+        interval: from the end of a probe to the next one.
+        timeout: when the step fails with the code `timeout`, counted from when it is asked first; None is without end.
+            The last probe is made when the time is up.
+    """
+
+    interval: Duration
+    timeout: Duration | None = None
+
+
 class StaticOptions(TypedDict, total=False):
     """Options that hold for every use of a step; `@step` takes them too."""
 
@@ -59,6 +74,8 @@ class StaticOptions(TypedDict, total=False):
     annotations: Mapping[str, str]
     # How many lost attempts (their worker died) fail the step.
     lost_limit: int
+    # Ask again until the value is true; `wait_until` says the same.
+    poll: Poll | None
 
 
 class StepOptions(StaticOptions, total=False):
@@ -76,6 +93,25 @@ class StepOptions(StaticOptions, total=False):
     here: bool
     dedup: str
     # For added steps: the scope they go to, "root" or an address; the adding step's own without it.
+    into: object
+
+
+class CallOptions(TypedDict, total=False):
+    """Options of a step that calls a workflow; how its own steps run is the workflow's business."""
+
+    id: str | None
+    after: object
+    after_any: object
+    when: bool
+    optional: bool
+    delay: Duration
+    queue: str
+    priority: int
+    signals: Labels
+    break_before: Labels
+    break_after: Labels
+    annotations: Mapping[str, str]
+    dedup: str
     into: object
 
 
@@ -242,6 +278,20 @@ def _timeout(value: Duration | None) -> float | None:
     return seconds
 
 
+def _poll(value: object) -> plan.Poll | None:
+    if value is None:
+        return None
+    if not isinstance(value, Poll):
+        raise DefinitionError("give Poll(interval, timeout=...)")
+    interval = seconds_of(value.interval, "interval")
+    if interval == 0:
+        raise DefinitionError("probes without a pause would keep a worker busy; give an interval")
+    timeout = None if value.timeout is None else seconds_of(value.timeout, "timeout")
+    if timeout == 0:
+        raise DefinitionError("timeout=0 is over before the first probe; leave it out for no limit")
+    return plan.Poll(interval, timeout)
+
+
 def _delay(value: Duration) -> float:
     return seconds_of(value, "delay")
 
@@ -266,6 +316,7 @@ _READERS: Final[dict[str, Callable[[Any], Any]]] = {
     "lost_limit": _positive,
     "on": _target,
     "optional": _truth,
+    "poll": _poll,
     "priority": _whole,
     "queue": _text,
     "retry": _own_policy,

@@ -10,6 +10,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Mapping
+from copy import copy
 from typing import Any, Final, get_args, get_origin
 
 from treadle.authoring.bound import FromData
@@ -112,6 +113,13 @@ class Signature:
         self.result = _made(what, "return", None, returned, required=False)
         self.produces = produced_kind(returned)
         self.invoke: Callable[[dict[str, Any]], Any] = self._invoker(function)
+
+    def returning(self, annotation: Any) -> Signature:
+        """The same parameters, with another result."""
+        other = copy(self)
+        other.result = _made("the call of a workflow", "return", None, annotation, required=False)
+        other.produces = produced_kind(annotation)
+        return other
 
     def assign(self, args: tuple[Any, ...], kwargs: dict[str, Any], complaints: list[str]) -> dict[str, Any]:
         """The arguments by parameter name; what does not fit is left out and complained of.

@@ -104,6 +104,7 @@ def stopping(say_first: Callable[[], None]) -> Generator[asyncio.Event]:
 @click.option("--data", "data", multiple=True, metavar="JSON|@FILE|K=V", help="The run's data; may be repeated.")
 @click.option("--dry-run", is_flag=True, help="Tell every step to change nothing, and to say what it would do.")
 @_capacity
+@click.option("--delay", metavar="DURATION", help="Start its first steps so much later, such as 90s or 1h30m.")
 @click.option("--detach", is_flag=True, help="Only start it, for workers to execute; print the run's id.")
 @click.option(
     "--module", "modules", multiple=True, metavar="TARGET", help="Import it; for a TARGET that is a document."
@@ -121,6 +122,7 @@ async def run(
     breaks: tuple[str, ...],
     data: tuple[str, ...],
     dry_run: bool,
+    delay: str | None,
     detach: bool,
     modules: tuple[str, ...],
     reset: bool,
@@ -149,7 +151,9 @@ async def run(
         if handle is None:
             if isinstance(planned, DefinitionError):
                 raise planned
-            handle = await app.start(planned, id=run_id, labels=marks, breakpoints=breaks, data=facts, dry_run=dry_run)
+            handle = await app.start(
+                planned, id=run_id, labels=marks, breakpoints=breaks, data=facts, dry_run=dry_run, delay=delay
+            )
         if detach:
             emit({"run": handle.id, "key": await handle.key()}, desk.output, "")
             return None

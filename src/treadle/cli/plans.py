@@ -55,6 +55,7 @@ def _rules(block: Block | Phase | Branch) -> list[str]:
         said.append(f"retry={block.retry.attempts or '∞'}")
     if block.timeout is not None:
         said.append(f"timeout={block.timeout:g}s")
+    said += _way(block)
     if block.delay:
         said.append(f"delay={block.delay:g}s")
     if block.queue != "default":
@@ -86,6 +87,17 @@ def _openings(block: Block | Phase | Branch) -> list[str]:
             return ["else"]
         return [f"when {clean(block.when.text)}" if isinstance(block.when, Holds) else "when"]
     return []
+
+
+def _way(step: Step) -> list[str]:
+    """How a step works that is no single call of a function."""
+    said: list[str] = []
+    if step.child is not None:
+        said.append("starts a run" if step.child.detached else "a run of its own")
+    if step.poll is not None:
+        limit = f", timeout={step.poll.timeout:g}s" if step.poll.timeout is not None else ""
+        said.append(f"wait_until(every {step.poll.interval:g}s{limit})")
+    return said
 
 
 def _ids(plan: Plan) -> dict[str, str]:

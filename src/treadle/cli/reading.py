@@ -48,11 +48,14 @@ def run_facts(row: RunRow) -> dict[str, Any]:
 @click.option("--workflow", default="", metavar="NAME", help="Only runs of this workflow.")
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="Only runs with this label; may be repeated.")
 @click.option("--id-prefix", default="", metavar="TEXT", help="Only runs whose id starts with this.")
+@click.option("--parent", default="", metavar="RUN", help="Only runs that steps of this run have called.")
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="At most so many.")
 @click.option("--after", default="", metavar="KEY", help="Go on after the run with this key.")
-async def runs(desk: Desk, status: str | None, labels: tuple[str, ...], limit: int, **query: str) -> None:
+async def runs(desk: Desk, status: str | None, labels: tuple[str, ...], parent: str, limit: int, **query: str) -> None:
     """List runs, newest first."""
     async with desk.connect() as app:
+        if parent:
+            query["parent"] = await (await desk.find(app, parent)).key()
         rows = await _listed(app, status or "", limit, {"labels": pairs(labels, "--label"), **query})
     at = now()
     cells = [
@@ -142,6 +145,8 @@ def step_text(view: StepView, detail: str) -> str:
         "  ".join(times),
     ]
     facts = (
+        ("calls", view.child),
+        ("probes", str(view.probes or "")),
         ("progress", view.progress),
         ("needs", names(view.needs)),
         ("waits for", names(view.waiting_on)),

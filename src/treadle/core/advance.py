@@ -10,16 +10,19 @@ from __future__ import annotations
 from collections.abc import Sized
 from heapq import heappop, heappush
 
+from msgspec.structs import replace
+
 from treadle.core import events as ev
 from treadle.core.apply import apply
-from treadle.core.commands import Call, Task
+from treadle.core.children import child_key, tell_parent
+from treadle.core.commands import Call, ChildRun, Polling, Task
 from treadle.core.conditions import truth
 from treadle.core.decision import Decision, Limits
 from treadle.core.events import Arg, Failure
 from treadle.core.gathers import proceed_choose, proceed_gather
 from treadle.core.opened import asking
 from treadle.core.phases import proceed_phases, row_failure
-from treadle.core.plan import Choose, Gather, Phase, Phases
+from treadle.core.plan import Choose, Gather, Phase, Phases, Poll
 from treadle.core.progress import GatherProgress
 from treadle.core.resolve import UnresolvedError, resolve_args, resolve_output, scope_value
 from treadle.core.state import (
@@ -105,7 +108,7 @@ def _next_ready(run: RunState, limits: Limits) -> StepState | None:
 def _start_ready(run: RunState, decision: Decision, limits: Limits, bound: int) -> None:
     while len(decision.events) < bound and (step := _next_ready(run, limits)) is not None:
         heappop(run.ready)
-        _begin(run, decision, step, True)
+        _begin(run, decision, step, limits, True)
 
 
 # -- steps -----------------------------------------------------------------------------------------------------------
@@ -137,10 +140,10 @@ def _look(run: RunState, decision: Decision, step: StepState, limits: Limits, he
             return False
     # Who became ready earlier goes first.
     room = not held and not run.readied and run.tasks < limits.dispatched
-    return _begin(run, decision, step, room) if room or node.step.when is not None else True
+    return _begin(run, decision, step, limits, room) if room or node.step.when is not None else True
 
 
-def _begin(run: RunState, decision: Decision, step: StepState, room: bool) -> bool:
+def _begin(run: RunState, decision: Decision, step: StepState, limits: Limits, room: bool) -> bool:
     """Let a step that no other fence holds start, by its condition. True if only the lack of room forbids it."""
     spec = step.node.step
     call: Call | None = None
@@ -153,16 +156,22 @@ def _begin(run: RunState, decision: Decision, step: StepState, room: bool) -> bo
         call = _condition(run, decision, step)
         if call is None:
             return False
+    if spec.child is not None and run.depth >= limits.depth:
+        text = f"the run is {run.depth} calls deep, which is the limit; does {spec.action!r} call itself without end?"
+        failure = Failure(code="call_depth", message=text)
+        decision.settle(run, step, ev.StepFailed(at=step.node.address, attempt=0, failure=failure))
+        return False
     if not room:
         return True
     if call is not None:
         decision.record(run, ev.EvaluationAsked(at=step.node.address, number=step.asking + 1))
         decision.tasks.append(_evaluation(run, step, call))
     else:
-        # The delay counts from when the step was ready.
-        due = 0.0
+        # The delay counts from when the step was ready, in a run that has begun.
+        due = run.not_before
         if spec.delay > 0:
-            due = due_at(run.now if step.status == WAITING else step.ready_at, spec.delay)
+            since = run.now if step.status == WAITING else step.ready_at
+            due = due_at(max(since, due), spec.delay)
         dispatch(run, decision, step, due if due > run.now else 0.0)
     return False
 
@@ -175,6 +184,7 @@ def due_at(since: float, delay: float) -> float:
 def dispatch(run: RunState, decision: Decision, step: StepState, not_before: float) -> None:
     """Ask for the step's next attempt, at `not_before` at the earliest (0: at once)."""
     node = step.node
+    poll = node.step.poll
     try:
         args = resolve_args(run, node, node.step.slots)
     except UnresolvedError as error:
@@ -182,7 +192,11 @@ def dispatch(run: RunState, decision: Decision, step: StepState, not_before: flo
         decision.settle(run, step, ev.StepFailed(at=node.address, attempt=0, failure=failure))
         return
     event = ev.StepDispatched(
-        at=node.address, attempt=step.attempt + 1, generation=step.generation, not_before=not_before
+        at=node.address,
+        attempt=step.attempt + 1,
+        generation=step.generation,
+        not_before=not_before,
+        deadline=deadline_of(run, step, poll, not_before) if poll is not None else 0.0,
     )
     decision.events.append(event)
     apply(run, event)
@@ -193,6 +207,12 @@ def task_of(run: RunState, step: StepState, args: dict[str, Arg]) -> Task:
     """The task of a dispatched step's present attempt."""
     node = step.node
     spec = node.step
+    call = Call(args, spec.timeout, "step", spec.placement, run.data, run.dry_run)
+    if spec.poll is not None:
+        call = replace(call, poll=Polling(spec.poll.interval, run.deadlines.get(node.number, 0.0)))
+    if spec.child is not None:
+        made = ChildRun(child_key(run.key, node.address, step.generation), run.depth + 1, spec.child.detached)
+        call = replace(call, child=made)
     return Task(
         run.key,
         node.number,
@@ -203,9 +223,16 @@ def task_of(run: RunState, step: StepState, args: dict[str, Arg]) -> Task:
         spec.queue,
         spec.priority,
         step.not_before,
-        Call(args, spec.timeout, "step", spec.placement, run.data, run.dry_run),
+        call,
         run.run_id,
     )
+
+
+def deadline_of(run: RunState, step: StepState, poll: Poll, not_before: float) -> float:
+    """When a polled step gives up (0: never): a time after its first attempt since it was opened, and of all others."""
+    if poll.timeout is None:
+        return 0.0
+    return run.deadlines.get(step.node.number) or due_at(max(run.now, not_before), poll.timeout)
 
 
 def _condition(run: RunState, decision: Decision, step: StepState) -> Call | None:
@@ -244,7 +271,7 @@ def _evaluation(run: RunState, step: StepState, call: Call) -> Task:
         action=asking(spec.when)[0] if spec.when is not None else "",
         queue=spec.queue,
         priority=spec.priority,
-        not_before=0.0,
+        not_before=run.not_before if run.not_before > run.now else 0.0,
         call=call,
         run_id=run.run_id,
     )
@@ -288,7 +315,16 @@ def cancel(run: RunState, decision: Decision, step: StepState, *, hard: bool) ->
     """Cancel a step that has no outcome; a hard cancel also interrupts what a worker executes of it."""
     if step.tasked and hard:
         decision.interrupts.append(step.node.number)
-    decision.settle(run, step, ev.StepCancelled(at=step.node.address, live=step.tasked != 0))
+    decision.settle(run, step, ev.StepCancelled(at=step.node.address, live=run.is_live(step)))
+
+
+def withdraw(run: RunState, decision: Decision) -> None:
+    """Cancel the steps whose attempts this very decision asks for: they are in no store yet that could revoke them."""
+    for task in decision.tasks:
+        step = run.step(task.number)
+        assert step is not None
+        decision.settle(run, step, ev.StepCancelled(at=step.node.address))
+    decision.tasks = []
 
 
 def _cancel_waiting(run: RunState, decision: Decision, bound: int) -> None:
@@ -422,6 +458,8 @@ def _settle_run(run: RunState, decision: Decision) -> None:
         decision.hold = 0
     settled_as = ev.RunSettled(outcome=outcome, result=result, missing=missing, failures=failures, faults=faults)
     decision.record(run, settled_as)
+    if run.parent:
+        tell_parent(run, decision, settled_as)
 
 
 def root_causes(run: RunState) -> list[str]:

@@ -88,6 +88,9 @@ def _no_attempt(step: StepState, kind: str) -> InternalError:
 def _run_started(run: RunState, event: ev.RunStarted) -> None:
     run.status = _run_status(run, "run_started")
     run.started_at = now = run.now
+    run.not_before = event.not_before
+    run.depth = event.depth
+    run.parent = event.parent
     run.dedup.update(run.graph.dedup)
     states = run.states
     # Numbers only grow here, so that appending them keeps the heap.
@@ -187,20 +190,40 @@ def _step_dispatched(run: RunState, event: ev.StepDispatched) -> None:
     step.not_before = event.not_before
     step.attempt = step.tasked = event.attempt
     run.tasks += 1
+    if event.deadline:
+        run.deadlines[step.node.number] = event.deadline
+    if run.calls:
+        run.calls.pop(step.node.number, None)
+
+
+def _child_started(run: RunState, event: ev.ChildStarted) -> None:
+    step = step_of(run, event.at)
+    status = allowed_status(step, "child_started")
+    if not step.tasked or step.tasked != event.attempt:
+        raise _no_attempt(step, "child_started")
+    step.status = status
+    untask(run, step)
+    step.worker = event.session
+    step.started_at = event.started_at
+    run.calls[step.node.number] = event.child
 
 
 def _step_succeeded(run: RunState, event: ev.StepSucceeded) -> None:
     step = step_of(run, event.at)
     status = STEP.get((step.status, "step_succeeded"))
-    if status is None or step.tasked != event.attempt:
+    if status is None or (step.tasked != event.attempt and step.node.number not in run.calls):
         allowed_status(step, "step_succeeded")
         raise _no_attempt(step, "step_succeeded")
     step.status = status
-    step.tasked = 0
-    run.tasks -= 1
     step.result = event.result
-    step.worker = event.session
-    step.started_at = event.started_at
+    if step.tasked:
+        step.tasked = 0
+        run.tasks -= 1
+        step.worker = event.session
+        step.started_at = event.started_at
+    else:
+        # Its last attempt ended when the run that it called was made.
+        run.calls.pop(step.node.number, None)
     step.finished_at = run.now
     if run.labels and "a" not in step.released:
         step.holding = not run.labels.isdisjoint(step.node.step.break_after)
@@ -247,10 +270,11 @@ def _attempt_lost(run: RunState, event: ev.AttemptLost) -> None:
 def _attempt_ended(run: RunState, event: ev.AttemptEnded) -> None:
     step = step_of(run, event.at)
     status = allowed_status(step, "attempt_ended")
-    if not step.tasked:
+    if not run.is_live(step):
         raise _no_attempt(step, "attempt_ended")
     step.status = status
     untask(run, step)
+    run.calls.pop(step.node.number, None)
     # A row is tried again when nothing of it lives any more.
     _wake_around(run, step)
 
@@ -267,11 +291,12 @@ def _wake_around(run: RunState, step: StepState) -> None:
 def _step_failed(run: RunState, event: ev.StepFailed) -> None:
     step = step_of(run, event.at)
     _end(run, step, "step_failed")
-    untask(run, step)
     step.failures += 1
     step.failure = event.failure
-    step.worker = event.session
-    step.started_at = event.started_at
+    if run.calls.pop(step.node.number, None) is None:
+        untask(run, step)
+        step.worker = event.session
+        step.started_at = event.started_at
     settle(run, step)
 
 
@@ -291,6 +316,7 @@ def _step_cancelled(run: RunState, event: ev.StepCancelled) -> None:
     _end(run, step, "step_cancelled")
     if not event.live:
         untask(run, step)
+        run.calls.pop(step.node.number, None)
     settle(run, step)
 
 
@@ -387,6 +413,7 @@ _APPLY: dict[type, Callable[[RunState, Any], None]] = {
     ev.StepsAdded: steps_added,
     ev.StepsReady: _steps_ready,
     ev.StepDispatched: _step_dispatched,
+    ev.ChildStarted: _child_started,
     ev.StepSucceeded: _step_succeeded,
     ev.AttemptFailed: _attempt_failed,
     ev.AttemptLost: _attempt_lost,

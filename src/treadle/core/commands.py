@@ -12,6 +12,23 @@ from treadle.core.events import Arg, Handle
 from treadle.core.plan import Placement
 
 
+class Polling(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """How an attempt's function is asked again while its value is not true; `probes` tells how often it was not."""
+
+    interval: float
+    # The time from which "not yet" is a failure; 0 is never.
+    deadline: float = 0.0
+    probes: int = 0
+
+
+class ChildRun(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """The run that an attempt is to make: its key, and how many runs have called each other down to it."""
+
+    key: str
+    depth: int = 1
+    detached: bool = False
+
+
 class Call(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """What a worker needs to execute an attempt, without the run's state."""
 
@@ -23,6 +40,8 @@ class Call(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     # The run's data, and whether it is a dry run: what a step may ask of its run beside its arguments.
     data: Handle = ""
     dry_run: bool = False
+    poll: Polling | None = None
+    child: ChildRun | None = None
 
 
 class Task(msgspec.Struct, gc=False):

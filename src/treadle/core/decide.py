@@ -21,19 +21,23 @@ from typing import Any
 
 from treadle.core import events as ev
 from treadle.core import inputs as inp
-from treadle.core.advance import advance, causes_of, root_causes, task_of
+from treadle.core.advance import advance, causes_of, root_causes, task_of, withdraw
 from treadle.core.attempts import DEFAULT_RETRY, add_steps, lost, outcome, revoked
+from treadle.core.calls import child_ended, child_started, tell_children
 from treadle.core.commands import Refusal
 from treadle.core.decision import Decision, Limits
 from treadle.core.operators import operator_events
 from treadle.core.state import RunState, StepState
 
+# What is said of a run of which there is nothing to say.
+_STARTED = ev.RunStarted()
 
-def start(run: RunState, *, now: float, limits: Limits) -> Decision:
+
+def start(run: RunState, *, now: float, limits: Limits, started: ev.RunStarted = _STARTED) -> Decision:
     """The first decision of a new run."""
     decision = Decision()
     run.now = now
-    decision.record(run, ev.RunStarted())
+    decision.record(run, started)
     advance(run, decision, limits)
     return decision
 
@@ -64,6 +68,8 @@ def _operate(run: RunState, decision: Decision, value: Any, cause: str) -> Refus
         return found
     for event in found:
         decision.record(run, event)
+        if run.calls:
+            tell_children(run, decision, event)
         if isinstance(event, ev.Paused):
             decision.hold = event.hold
         elif isinstance(event, ev.Resumed):
@@ -72,6 +78,7 @@ def _operate(run: RunState, decision: Decision, value: Any, cause: str) -> Refus
             # A held run's hold ends with the cancel: nothing of it is claimed any more in any case.
             decision.hold = 0
             decision.revoke = True
+            withdraw(run, decision)
         elif isinstance(event, ev.StepsReopened):
             reopened = [run.at(at) for at in (*event.at, *event.removed)]
             decision.reopen([state.node.number for state in reopened if isinstance(state, StepState)])
@@ -86,6 +93,8 @@ def _look(run: RunState, decision: Decision, value: inp.Look, cause: str) -> Ref
 _HANDLERS: dict[type, Callable[[RunState, Decision, Any, str], Refusal | None]] = {
     inp.Outcome: outcome,
     inp.Lost: lost,
+    inp.ChildStarted: child_started,
+    inp.ChildEnded: child_ended,
     inp.Revoked: revoked,
     inp.Look: _look,
     inp.AddSteps: add_steps,

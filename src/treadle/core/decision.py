@@ -7,6 +7,7 @@ import msgspec
 from treadle.core.apply import apply
 from treadle.core.commands import Refusal, Task
 from treadle.core.events import AnyEvent
+from treadle.core.inputs import AnyInput
 from treadle.core.state import RunState, StepState
 
 
@@ -15,6 +16,8 @@ class Limits(msgspec.Struct, frozen=True):
 
     # Tasks that a run may have in the store at a time.
     dispatched: int = 1000
+    # How many runs may call each other down to one.
+    depth: int = 32
     # Events of one decision, beyond those of its inputs.
     events: int = 1000
 
@@ -31,6 +34,8 @@ class Decision(msgspec.Struct, eq=False):
     unsettled: list[int] = []
     # Numbers of steps whose leased task is to be interrupted.
     interrupts: list[int] = []
+    # Inputs for the inboxes of other runs, by their keys.
+    posts: list[tuple[str, AnyInput]] = []
     # The run's new hold, if it changes; whether all waiting tasks of the run are to be taken back.
     hold: int | None = None
     revoke: bool = False

@@ -64,9 +64,15 @@ class Event(msgspec.Struct, frozen=True, tag_field="kind", omit_defaults=True, k
 
 
 class RunStarted(Event, frozen=True, tag="run_started"):
-    """The run began; its plan, constants and labels are in the head."""
+    """The run began; its plan, constants and labels are in the head. No step starts before `not_before`.
+
+    `depth` is how many runs called each other down to this one; `parent` (key and address) waits for its outcome.
+    """
 
     at: str = ""
+    not_before: float = 0.0
+    depth: int = 0
+    parent: str = ""
 
 
 class StepsAdded(Event, frozen=True, tag="steps_added"):
@@ -89,12 +95,25 @@ class StepsReady(Event, frozen=True, tag="steps_ready"):
 
 
 class StepDispatched(Event, frozen=True, tag="step_dispatched"):
-    """An attempt may start, not before `not_before` (0: at once)."""
+    """An attempt may start, not before `not_before` (0: at once); `deadline` is when a step that is polled gives up."""
 
     at: str
     attempt: int = 1
     generation: int = 1
     not_before: float = 0.0
+    deadline: float = 0.0
+
+
+class ChildStarted(Event, frozen=True, tag="child_started"):
+    """The attempt has made the run that the step calls, or has found it; the step waits for its end."""
+
+    at: str
+    attempt: int
+    child: str
+    id: str = ""
+    session: str = ""
+    token: int = 0
+    started_at: float = 0.0
 
 
 class StepSucceeded(Event, frozen=True, tag="step_succeeded"):
@@ -355,6 +374,7 @@ AnyEvent = (
     | StepsAdded
     | StepsReady
     | StepDispatched
+    | ChildStarted
     | StepSucceeded
     | AttemptFailed
     | AttemptLost

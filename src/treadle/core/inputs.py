@@ -47,6 +47,31 @@ class Lost(Input, frozen=True, tag="lost"):
     session: str
 
 
+class ChildStarted(Input, frozen=True, tag="child_started"):
+    """The run that the step at `at` calls was made, or is there (written with the report of the attempt)."""
+
+    at: str
+    child: str
+    id: str
+    detached: bool = False
+    lease: int = 0
+    session: str = ""
+    started_at: float = 0.0
+
+
+class ChildEnded(Input, frozen=True, tag="child_ended"):
+    """A child run has its outcome (written by the child's last append).
+
+    `result` is a handle that any run can read; it is empty if the value has to be fetched.
+    """
+
+    at: str
+    child: str
+    outcome: str
+    result: Handle = ""
+    failure: Failure | None = None
+
+
 class Revoked(Input, frozen=True, tag="revoked"):
     """Waiting tasks were taken back by a cancel (written by the store)."""
 
@@ -107,7 +132,22 @@ class Rewind(Input, frozen=True, tag="rewind"):
     at: str
 
 
-AnyInput = Outcome | Lost | Revoked | Look | AddSteps | Signal | Pause | Resume | Cancel | Release | Retry | Rewind
+AnyInput = (
+    Outcome
+    | Lost
+    | ChildStarted
+    | ChildEnded
+    | Revoked
+    | Look
+    | AddSteps
+    | Signal
+    | Pause
+    | Resume
+    | Cancel
+    | Release
+    | Retry
+    | Rewind
+)
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(AnyInput)

@@ -150,12 +150,27 @@ class RetryPolicy(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
         return min(raw, self.cap) * (1.0 - self.jitter * fraction)
 
 
+class Poll(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """A step that is asked again until its value is true. In seconds."""
+
+    interval: float
+    # Counted from when it is asked first; None is without end.
+    timeout: float | None = None
+
+
 class Placement(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """Where a step may run: on a named target, with a step's worker, where a step was told to, or here."""
 
     mode: Literal["target", "with", "follow", "here"]
     target: str = ""
     step: str = ""
+
+
+class Child(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """A step that is a run of its own: its action is the name of a workflow."""
+
+    # The step succeeds with the child's id as soon as the child is made, and does not stop it.
+    detached: bool = False
 
 
 class Step(msgspec.Struct, frozen=True, gc=False, tag="step", tag_field="block", kw_only=True, omit_defaults=True):
@@ -187,6 +202,8 @@ class Step(msgspec.Struct, frozen=True, gc=False, tag="step", tag_field="block",
     annotations: dict[str, str] = {}
     # How many lost attempts (their worker died) fail the step, so that a step that kills its worker ends.
     lost_limit: int = 3
+    poll: Poll | None = None
+    child: Child | None = None
 
 
 class Group(msgspec.Struct, frozen=True, gc=False, tag="group", tag_field="block", kw_only=True, omit_defaults=True):

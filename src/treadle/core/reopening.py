@@ -69,7 +69,8 @@ def _all_to_retry(run: RunState) -> list[AnyState] | Refusal:
     # Besides the steps: what was cancelled before it had opened, or between two parts of its content.
     chosen: list[AnyState] = [s for s in run.states if _is_unsuccessful(s) and not run.is_closed(s)]
     chosen = [s for s in chosen if isinstance(s, ScopeState) or not _is_pause(run, s)]
-    if chosen:
+    # A cancel may have come when nothing was left to cancel: such a run only settles anew.
+    if chosen or run.status == CANCELLED:
         return chosen
     text = f"run {run.run_id!r} has no failed or cancelled step to retry"
     blocks = [s.node.address for s in run.states if isinstance(s, ScopeState) and s.failure and s.block]
@@ -144,7 +145,7 @@ def _cancelling(run: RunState, verb: str) -> Refusal | None:
 def _refused_now(run: RunState, reopened: Iterable[AnyState]) -> Refusal | None:
     """A refusal while something that would be reopened, or closed, is under way."""
     states = [*reopened]
-    if busy := _named(s for s in states if isinstance(s, StepState) and s.tasked):
+    if busy := _named(s for s in states if isinstance(s, StepState) and run.is_live(s)):
         text = f"{busy} would be reopened but is being executed; pause the run and wait, or cancel it"
         return Refusal("step_busy", text)
     scopes = {

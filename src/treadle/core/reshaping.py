@@ -130,13 +130,14 @@ def steps_reopened(run: RunState, event: ev.StepsReopened) -> None:
     restarted = [_begun_block(run, at) for at in event.restarted]
     again = [*steps, *(gone for gone in removed if isinstance(gone, StepState))]
     waiting = {step: allowed_status(step, "steps_reopened") for step in again}
-    if busy := [step.node.address for step in waiting if step.tasked]:
+    if busy := [step.node.address for step in waiting if run.is_live(step)]:
         raise InternalError(f"run {run.run_id!r}: {busy[0]!r} was reopened while it is being executed")
     run.status = status
     run.cancelling = ""
     run.result = ev.NULL
     run.missing = []
     reopened: dict[int, NodeState] = {}
+    unsettle(run, run.root, reopened)
     for gone in removed:
         gone.removed, gone.dropped = True, False
     for block in restarted:

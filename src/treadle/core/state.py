@@ -162,13 +162,16 @@ class RunState:
     __slots__ = (
         "added_by",
         "adder",
+        "calls",
         "cancel_at",
         "cancelling",
         "children",
         "constants",
         "data",
         "data_names",
+        "deadlines",
         "dedup",
+        "depth",
         "dry_run",
         "frontier",
         "graph",
@@ -177,8 +180,10 @@ class RunState:
         "key",
         "labels",
         "missing",
+        "not_before",
         "now",
         "own",
+        "parent",
         "readied",
         "ready",
         "result",
@@ -205,6 +210,11 @@ class RunState:
         self.version = 0
         self.now = 0.0
         self.started_at = 0.0
+        # No step starts before it; how many runs called each other down to this one.
+        self.not_before = 0.0
+        self.depth = 0
+        # Who waits for the run's outcome: a run's key and the address of its step.
+        self.parent = ""
         self.status: str = NOTHING
         self.result: Arg = NULL
         self.missing: list[str] = []
@@ -222,6 +232,10 @@ class RunState:
         self.frontier: list[int] = []
         # Ready steps that wait for room, as a heap of `ready_key`s.
         self.ready: list[int] = []
+        # Step number -> the key of the run that it has called and that has not ended.
+        self.calls: dict[int, str] = {}
+        # Step number -> when it stops being polled; fixed by the first dispatch after it was opened.
+        self.deadlines: dict[int, float] = {}
         self.states: list[StepState | ScopeState] = []
         # What steps added, on top of the graph: names, children of scopes, dedup keys, and who added what.
         self.index: dict[str, int] = {}
@@ -260,6 +274,10 @@ class RunState:
         state = self.states[0]
         assert isinstance(state, ScopeState)
         return state
+
+    def is_live(self, step: StepState) -> bool:
+        """Whether something of the step goes on: an attempt, an evaluation, or the run that it called."""
+        return step.tasked != 0 or step.node.number in self.calls
 
     def steps(self) -> list[StepState]:
         """All steps, in the order they came into the run."""

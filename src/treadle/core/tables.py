@@ -55,6 +55,8 @@ STEP: Final[Table] = {
     (DISPATCHED, "attempt_failed"): DISPATCHED,
     (DISPATCHED, "attempt_lost"): DISPATCHED,
     (DISPATCHED, "step_dispatched"): DISPATCHED,
+    # A step that calls a workflow: no task of it is in the store while the child runs.
+    (DISPATCHED, "child_started"): DISPATCHED,
     (DISPATCHED, "step_succeeded"): SUCCEEDED,
     (DISPATCHED, "step_failed"): FAILED,
     (DISPATCHED, "step_cancelled"): CANCELLED,
@@ -76,6 +78,7 @@ STEP: Final[Table] = {
 ATTEMPT: Final[Table] = {
     (NOTHING, "step_dispatched"): RUNNING,
     (NOTHING, "evaluation_asked"): RUNNING,
+    (RUNNING, "child_started"): RUNNING,
     (RUNNING, "step_succeeded"): SUCCEEDED,
     (RUNNING, "condition_evaluated"): SUCCEEDED,
     (RUNNING, "step_failed"): FAILED,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from treadle.authoring.registry import Definition, Registry
+from treadle.authoring.sleep import sleep
 from treadle.core.expressions import holds, lookup_in, parse
 from treadle.core.opened import ITEMS, PAUSE, TEST, TRUTH
 
@@ -49,6 +50,7 @@ _PREDICATES: Final[dict[str, Callable[..., Any]]] = {TRUTH: truth, TEST: test}
 def with_builtins(registry: Registry) -> Registry:
     """The registry, with the built-in actions in it."""
     if registry.find(TRUTH) is None:
+        registry.add(sleep.definition)
         for name, function in _STEPS.items():
             registry.add(Definition(function, name=name))
         for name, function in _PREDICATES.items():

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import aclosing
+from datetime import datetime
 from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar, overload
 
+import msgspec
+
 from treadle.authoring import codec
 from treadle.authoring.builder import Planned
 from treadle.authoring.decorators import WorkflowFunction
+from treadle.authoring.durations import Duration
 from treadle.authoring.registry import Registry
 from treadle.core import events as ev
 from treadle.core import inputs as inp
@@ -41,6 +45,7 @@ from treadle.errors import (
     UsageError,
 )
 from treadle.runtime.answers import BlockLook, failed_run, no_value
+from treadle.runtime.children import last_settlement
 from treadle.runtime.folding import CAUSE_SEPARATOR
 from treadle.runtime.inspection import Snapshot, snapshot
 from treadle.runtime.node import Node
@@ -48,7 +53,7 @@ from treadle.runtime.payloads import assemble, handles_of
 from treadle.runtime.receipts import receipt_of_run
 from treadle.runtime.requests import request
 from treadle.runtime.run_analysis import RunAnalysis, analyse
-from treadle.runtime.starting import Start, begin, data_text, is_same
+from treadle.runtime.starting import Start, begin, data_text, is_same, opening_time
 from treadle.runtime.why import Reason, why
 from treadle.store.base import Health, Loaded, RunQuery, RunRow, SessionRow, StepRow
 
@@ -114,6 +119,8 @@ class App:
         data: Mapping[str, Any] | None = ...,
         dry_run: bool = ...,
         on_conflict: OnConflict = ...,
+        delay: Duration | None = ...,
+        run_at: datetime | None = ...,
         **kwargs: Any,
     ) -> Run[R]: ...
     @overload
@@ -127,6 +134,8 @@ class App:
         data: Mapping[str, Any] | None = ...,
         dry_run: bool = ...,
         on_conflict: OnConflict = ...,
+        delay: Duration | None = ...,
+        run_at: datetime | None = ...,
     ) -> Run[Any]: ...
     async def start(
         self,
@@ -138,6 +147,8 @@ class App:
         data: Mapping[str, Any] | None = None,
         dry_run: bool = False,
         on_conflict: OnConflict = "reuse",
+        delay: Duration | None = None,
+        run_at: datetime | None = None,
         **kwargs: Any,
     ) -> Run[Any]:
         """Start a run; durable when this returns.
@@ -145,7 +156,8 @@ class App:
         `id` is an idempotency key (a new key where it is left out). If a run of that id exists, `on_conflict`
         decides: `reuse` attaches to it if workflow and input are the same, `reject` raises, `replace` cancels
         hard and deletes it first. `breakpoints` are the labels to arm. `data` is what every step can read, and what
-        fills parameters declared with `FROM_DATA`. With `dry_run` every step is told to change nothing.
+        fills parameters declared with `FROM_DATA`. With `dry_run` every step is told to change nothing. With `delay`
+        or `run_at` no step starts before that time.
 
         Raises:
             DefinitionError: the workflow as written is wrong, or data that it needs is missing; all mistakes at once.
@@ -159,7 +171,8 @@ class App:
             raise DefinitionError("a breakpoint label is empty; give the label that the steps carry")
         given = dict(data or {})
         start = Start(
-            id=id,
+            id=id or "",
+            not_before=opening_time(self._node.environment.clock.now(), delay, run_at),
             labels=dict(labels or {}),
             breakpoints=armed,
             data=data_text(given),
@@ -180,22 +193,10 @@ class App:
 
     async def _start(self, planned: Planned, start: Start) -> Run[Any] | None:
         node = self._node
-        head, plan, encoded, rows = await begin(node, planned, start)
-        run = Run[Any](node, head.id, planned.result, head.key)
-        future: asyncio.Future[str] = node.loop.create_future()
-
-        def then(status: str, error: BaseException | None) -> None:
-            if future.done():
-                return
-            if error is not None:
-                future.set_exception(error)
-            else:
-                future.set_result(status)
-
-        node.engine.start(head, plan, encoded, rows, then)
-        status = await future
+        key = node.environment.ids.key()
+        status = await begin(node, planned, msgspec.structs.replace(start, key=key))
         if status == "committed":
-            return run
+            return Run[Any](node, start.id or key, planned.result, key)
         if status == "exists":
             return None
         raise StoreUnavailableError(f"the run could not be made ({status}); try again")
@@ -210,14 +211,13 @@ class App:
         await self._node.engine.acquire(head.key)
 
     async def _clear(self, run: Run[Any]) -> None:
-        """Cancel a run hard, wait for its end, and delete it."""
+        """Cancel a run hard, wait until nothing of it or of the runs below it goes on, and delete it."""
         await run.cancel(hard=True)
+        key = await run.key()
         async with aclosing(run.changes()) as changes:
             async for _ in changes:
-                row = await run.row()
-                if row.status != RUNNING and not row.leased:
-                    break
-        await run.delete()
+                if await self._node.committer.call(lambda store: store.delete(key)) != "open":
+                    return
 
     def run(self, id: str, type: Any = Any) -> Run[Any]:
         """The handle of a run by its id (or a unique prefix of its id or key). Nothing is read yet."""
@@ -242,10 +242,17 @@ class App:
         id_prefix: str = "",
         after: str = "",
         limit: int = 100,
+        parent: str = "",
     ) -> list[RunRow]:
-        """Runs, newest first; `after` is the key of the last row of the page before."""
+        """Runs, newest first; `after` is the key of the last row of the page before, `parent` that of the caller."""
         query = RunQuery(
-            status=status, workflow=workflow, labels=dict(labels or {}), id_prefix=id_prefix, after=after, limit=limit
+            status=status,
+            workflow=workflow,
+            labels=dict(labels or {}),
+            id_prefix=id_prefix,
+            after=after,
+            limit=limit,
+            parent=parent,
         )
         return await self._node.read(lambda: self._node.reader.runs(query))
 
@@ -385,18 +392,10 @@ class Run(Generic[R]):
         return value
 
     async def _settled(self, version: int) -> ev.RunSettled:
-        """The run's last settlement, searched from the end of the journal."""
-        key = await self.key()
-        after = version
-        while after > 0:
-            upto, after = after, max(0, after - 16)
-            rows = await self._node.read(partial(self._node.reader.rows, key, after, upto - after))
-            for _version, _commit, _time, text in reversed(rows):
-                if '"run_settled"' in text:
-                    found = [event for event in decode_events(text) if isinstance(event, ev.RunSettled)]
-                    if found:
-                        return found[-1]
-        raise self._not_found()
+        found = await last_settlement(self._node, await self.key(), version)
+        if found is None:
+            raise self._not_found()
+        return found
 
     async def _value(self, arg: Arg, adapter: codec.Adapter) -> Any:
         if isinstance(arg, str) and arg.startswith("="):
@@ -557,10 +556,10 @@ class Run(Generic[R]):
         return self._reopened(await self._request(inp.Rewind(at=step)))
 
     async def delete(self) -> None:
-        """Remove a closed run wholly.
+        """Remove a closed run wholly, and with it the runs that its steps called and waited for.
 
         Raises:
-            RunNotActiveError: it is still open; cancel it first.
+            ConflictError: it, or one of those, is still open; cancel it first.
         """
         key = await self.key()
         answer = await self._node.committer.call(lambda store: store.delete(key))
@@ -568,8 +567,10 @@ class Run(Generic[R]):
             raise self._not_found()
         if answer == "open":
             row = await self.row()
-            text = f"run {self.id!r} is still open ({row.status}, {row.leased} attempts run); cancel it, then delete it"
-            raise ConflictError(text)
+            state = f"{row.status}, {row.leased} attempts run"
+            if row.status != RUNNING and not row.leased:
+                state = "runs that it called go on"
+            raise ConflictError(f"run {self.id!r} is still open ({state}); cancel it, then delete it")
 
     def _reopened(self, events: list[AnyEvent]) -> list[str]:
         return [at for event in events if isinstance(event, ev.StepsReopened) for at in event.at]

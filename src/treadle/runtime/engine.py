@@ -26,9 +26,10 @@ from treadle.core.state import RunState
 from treadle.core.tables import RUNNING
 from treadle.errors import InternalError, LeaseLostError, SchemaVersionError, StoreError, TreadleError
 from treadle.ports import Clock, Ids
-from treadle.runtime.folding import fold_run, state_of, step_row
+from treadle.runtime.folding import fold_run, started_of, state_of, step_row
 from treadle.runtime.hub import Hub
 from treadle.runtime.payloads import Row
+from treadle.runtime.posts import posts_of, tell
 from treadle.store.base import FORMAT, Acquired, Answer, Append, InboxInput, Loaded, Report, RunHead, Store
 from treadle.store.committer import Committer
 
@@ -133,15 +134,17 @@ class Engine:
         encoded: bytes,
         rows: list[Row],
         then: Callable[[str, BaseException | None], None],
+        report: Report | None = None,
     ) -> None:
-        """Make a run; `then` gets the answer's status (`committed`, `exists`, ...)."""
+        """Make a run; `then` gets the answer's status (`committed`, `exists`, ...). For `report` see `Append`."""
         state = state_of(head, self.graph(head.plan, encoded, plan))
         owned = Owned(state, head)
-        decision = start(state, now=self.clock.now(), limits=self.limits)
+        decision = start(state, now=self.clock.now(), limits=self.limits, started=started_of(head))
         append = self._append(owned, decision, [])
         append.head = head
         append.plan = encoded
         append.payloads = rows
+        append.report = report
         owned.in_flight = []
         self.runs[head.key] = owned
 
@@ -441,6 +444,7 @@ class Engine:
             tasks=decision.tasks,
             ended=decision.ended,
             release=release,
+            posts=posts_of(state.key, expect + 1, decision) if decision.posts else (),
         )
         if decision.settled:
             append.steps = list(map(step_row, decision.settled))
@@ -515,6 +519,8 @@ class Engine:
             self.on_interrupt(key, number)
         if items:
             self._perform(key, items, decision)
+        if append.posts:
+            tell(self, [post.key for post in append.posts])
         self.hub.changed(key)
         if append.status != RUNNING:
             ends = [event for event in append.events if type(event) is RunSettled]

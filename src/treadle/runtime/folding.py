@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from treadle.core.apply import fold, new_state
-from treadle.core.events import decode_events
+from treadle.core.events import RunStarted, decode_events
 from treadle.core.graph import Graph
 from treadle.core.state import RunState, StepState
 from treadle.core.tables import FAILED
@@ -74,3 +74,8 @@ def step_row(step: StepState) -> StepRow:
         step.finished_at,
         step.worker,
     )
+
+
+def started_of(head: RunHead) -> RunStarted:
+    """The first event of a run."""
+    return RunStarted(not_before=head.not_before, depth=head.depth, parent="" if head.detached else head.parent)

@@ -86,6 +86,9 @@ class StepView(msgspec.Struct, frozen=True, kw_only=True):
     finished_at: float | None
     # The earliest start of a task that waits for a delay or a back-off.
     not_before: float | None
+    # Probes of a polled step's attempt that were not true yet; when the step gives up.
+    probes: int
+    deadline: float | None
     worker: str
     progress: str
     # The result's handle: `=` and JSON text, `@` or `#` and the digest of a larger one.
@@ -106,6 +109,9 @@ class StepView(msgspec.Struct, frozen=True, kw_only=True):
     annotations: dict[str, str]
     # The step that added it, if the plan does not hold it.
     added_by: str
+    # The id of the run that it has called last, and whether that one still goes on.
+    child: str
+    child_open: bool
     queue: str
 
 
@@ -196,6 +202,7 @@ class Replay:
     """A folded journal: the core's state, and facts of its events that the state does not keep."""
 
     __slots__ = (
+        "children",
         "dispatches",
         "events",
         "finished_at",
@@ -225,6 +232,8 @@ class Replay:
         # Address -> how often it was dispatched since it became ready.
         self.dispatches: dict[str, int] = {}
         self.scopes = ScopeHistory()
+        # Address -> the id of the run that the step has called last.
+        self.children: dict[str, str] = {}
 
     def note(self, time: float, event: AnyEvent) -> None:
         """Keep what `apply` forgets."""
@@ -232,6 +241,8 @@ class Replay:
         match event:
             case ev.StepDispatched(at=at):
                 self.dispatches[at] = self.dispatches.get(at, 0) + 1
+            case ev.ChildStarted(at=at, child=key, id=id_):
+                self.children[at] = id_ or self.children.get(at) or key
             case ev.StepSkipped(at=at, reason=reason):
                 self.skips[at] = reason
             case ev.SignalReceived(name=name):
@@ -292,8 +303,10 @@ def shown_status(status: str, *, hold: bool, cancelling: bool, leased: int) -> s
     return status or RUNNING
 
 
-def shown_step(step: StepState, task: TaskRow | None) -> str:
-    """The status of a step as people see it."""
+def shown_step(step: StepState, task: TaskRow | None, *, called: bool = False) -> str:
+    """The status of a step as people see it; `called`: the run that it calls goes on."""
+    if step.status == DISPATCHED and called:
+        return RUNNING
     if step.status == DISPATCHED and task is not None:
         if task.session:
             return RUNNING
@@ -372,8 +385,8 @@ def _result(run: RunState) -> Arg:
 
 def _view(told: Replay, step: StepState, row: TaskRow | None, workers: dict[str, str], now: float) -> StepView:
     run, node, spec = told.run, step.node, step.spec
-    shown = shown_step(step, row)
-    started = _started(step, row)
+    shown = shown_step(step, row, called=node.number in run.calls)
+    started = _started(step, row, called=node.number in run.calls)
     failure = step.failure if step.status == FAILED or shown == RETRYING else None
     adder = run.adder.get(node.number)
     open_ = run.status not in OUTCOMES and step.status == WAITING
@@ -398,6 +411,8 @@ def _view(told: Replay, step: StepState, row: TaskRow | None, workers: dict[str,
         started_at=started,
         finished_at=(step.finished_at or None) if step.status in OUTCOMES else None,
         not_before=row.task.not_before if row is not None and not row.session and row.task.not_before > now else None,
+        probes=row.task.call.poll.probes if row is not None and row.task.call.poll is not None else 0,
+        deadline=run.deadlines.get(node.number),
         worker=row.worker if row is not None and row.session else workers.get(step.worker, step.worker),
         progress=row.progress if row is not None else "",
         result=step.result if step.status == SUCCEEDED else "",
@@ -412,20 +427,25 @@ def _view(told: Replay, step: StepState, row: TaskRow | None, workers: dict[str,
         breakpoint=_standing(run, step),
         placement=placement_text(spec.placement),
         annotations=spec.annotations,
+        child=told.children.get(node.address, ""),
+        child_open=node.number in run.calls,
         added_by=run.states[adder].node.address if adder is not None else "",
         queue=spec.queue,
     )
 
 
-def _started(step: StepState, row: TaskRow | None) -> float | None:
+def _started(step: StepState, row: TaskRow | None, *, called: bool) -> float | None:
     if step.status == DISPATCHED:
         # The state still has the last ended attempt's time; this attempt's is in its task.
+        if row is None and called:
+            return step.started_at or None
         return (row.started_at or None) if row is not None and row.session else None
     return step.started_at or None
 
 
 def _queue_seconds(told: Replay, step: StepState, started: float | None) -> float | None:
-    if started is None or not step.ready_at:
+    # Between its probes a polled step is in no queue.
+    if started is None or not step.ready_at or step.spec.poll is not None:
         return None
     first = told.dispatches.get(step.node.address, 0) <= 1
     # A start delay, a back-off and earlier attempts are not time in a queue.

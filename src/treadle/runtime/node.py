@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from treadle.authoring.registry import Registry
+from treadle.authoring.sleep import SLEEP
 from treadle.core import inputs as inp
-from treadle.core.commands import Refusal, Task
+from treadle.core.commands import Call, Refusal, Task
 from treadle.core.decide import Limits
 from treadle.core.plan import Fragment, Plan, RetryPolicy, decode_plan
 from treadle.errors import (
@@ -26,6 +27,7 @@ from treadle.errors import (
     TreadleError,
 )
 from treadle.ports import Environment
+from treadle.runtime.children import call_child
 from treadle.runtime.engine import Engine, Pending
 from treadle.runtime.failures import DEFAULT_CAP, ErrorText
 from treadle.runtime.hooks import Hooks
@@ -33,8 +35,9 @@ from treadle.runtime.hub import Hub
 from treadle.runtime.middleware import Middleware
 from treadle.runtime.observers import Observers
 from treadle.runtime.payloads import Payloads, Row
+from treadle.runtime.probes import Postponer
 from treadle.runtime.requests import request
-from treadle.runtime.slots import ASYNC, THREAD, Slots
+from treadle.runtime.slots import ASYNC, THREAD, TIMER, Slots
 from treadle.runtime.sweeper import Sweeper
 from treadle.runtime.worker import RETRY_SECONDS, Worker
 from treadle.store.base import WAITS_CHANGES, WAITS_TASKS, Blobs, Reader, Renewal, SessionRow, Store
@@ -122,7 +125,9 @@ class Node:
         """Enter a new session; also after one was lost."""
         environment, settings = self.environment, self.settings
         self.session = environment.ids.key()
-        self.slots = Slots((settings.slots, settings.threads), self.registry.names(), self._kind_of)
+        # A workflow is executed by making a run of it, where a step calls it.
+        actions = [*self.registry.names(), *self.registry.workflows()]
+        self.slots = Slots((settings.slots, settings.threads), actions, self._kind_of)
         waits = WAITS_TASKS if settings.worker else 0
         row = SessionRow(
             id=self.session,
@@ -130,7 +135,7 @@ class Node:
             wake=environment.wakeups.address,
             beat=0,
             waits=waits,
-            actions=list(self.registry.names()) if settings.worker else [],
+            actions=actions if settings.worker else [],
             info={"host": socket.gethostname(), "pid": os.getpid(), "slots": settings.slots if settings.worker else 0},
         )
         self.store.open_session(row)
@@ -151,8 +156,15 @@ class Node:
             on_queued=self._queued,
             on_interrupt=self._interrupt,
             on_lease_lost=self._lease_lost,
-            is_executing=lambda task: self.worker.knows(task),
+            is_executing=self._knows,
             on_committed=None if self.observers is None else self.observers.committed,
+        )
+        self.postponer = Postponer(
+            session=self.session,
+            committer=self.committer,
+            engine=self.engine,
+            clock=environment.clock,
+            on_due=self._due_at,
         )
         self.worker = Worker(
             session=self.session,
@@ -164,6 +176,7 @@ class Node:
             payloads=self.payloads,
             errors=ErrorText(settings.error_bytes),
             finish=self._finished if self.observers is None else self._observed,
+            postpone=self._postponed,
             on_free=self.look_for_tasks,
             steps=self,
             middleware=settings.middleware,
@@ -273,6 +286,10 @@ class Node:
     # -- tasks ---------------------------------------------------------------------------------------------------
 
     def _kind_of(self, action: str) -> int | None:
+        if action == SLEEP:
+            return TIMER
+        if self.registry.workflow(action) is not None:
+            return ASYNC
         try:
             definition = self.registry.get(action)
         except TreadleError:
@@ -295,6 +312,10 @@ class Node:
         if self.slots.kind(task.action) is not None:
             self.observers.attempt_started(task)
             self.worker.start(task)
+
+    def _knows(self, task: Task) -> bool:
+        """Whether a lease is at work here: executed, or on its way back to wait."""
+        return self.worker.knows(task) or self.postponer.knows(task)
 
     def _observed(self, task: Task, outcome: inp.Outcome, rows: list[Row]) -> None:
         assert self.observers is not None
@@ -358,6 +379,11 @@ class Node:
         if self._hungry:
             self._claim()
 
+    def _postponed(self, task: Task, call: Call, at: float) -> None:
+        self.postponer.postpone(task, call, at)
+        if self._hungry:
+            self._claim()
+
     def _interrupt(self, key: str, number: int) -> None:
         self.worker.interrupt(key, number)
 
@@ -410,6 +436,10 @@ class Node:
             if found is None:
                 raise RunNotFoundError(f"run {task.run_id!r} was deleted", run_id=task.run_id)
             return decode_plan(found[1])
+
+    async def call(self, task: Task, values: dict[str, Any], started_at: float) -> str | None:
+        """Make the run that a step calls."""
+        return await call_child(self, task, values, started_at)
 
     async def add_now(self, task: Task, fragments: Sequence[Fragment]) -> None:
         """Add steps for a live attempt at once."""

@@ -153,6 +153,10 @@ def annotations_of(step: StepView) -> list[str]:
     said += [f"{name}={number}" for name, number, usual in numbers if number > usual]
     if step.worker and step.shown == RUNNING:
         said.append(f"worker={clean(step.worker)}")
+    if step.child:
+        said.append(f"calls {clean(step.child)}")
+    if step.probes:
+        said.append(f"probes={step.probes}")
     if step.progress:
         said.append(f"progress={cut(clean(step.progress), PREVIEW)}")
     if step.placement:
@@ -280,9 +284,7 @@ def render_report(snapshot: Snapshot, *, whole: bool = False) -> str:
     A run with scopes is shown as a tree, with the decisions and the state of its phases; `whole`: all iterations
     and rows of it.
     """
-    lines = [header(snapshot), counts_line(snapshot)]
-    if snapshot.labels:
-        lines.append("labels " + " ".join(f"{clean(key)}={clean(value)}" for key, value in snapshot.labels.items()))
+    lines = _head_lines(snapshot)
     rows = tree_rows(snapshot, whole=whole) if snapshot.scopes else [Row(0, step) for step in snapshot.steps]
     lines += ["", *table_rows(rows), *_block_lines(snapshot.scopes, snapshot.decisions)]
     if snapshot.failures:
@@ -304,6 +306,16 @@ def render_report(snapshot: Snapshot, *, whole: bool = False) -> str:
     if snapshot.status == SUCCEEDED and snapshot.result != "=null":
         lines += ["", f"result {preview_arg(snapshot.result, 2 * PREVIEW)}"]
     return "\n".join(lines) + "\n"
+
+
+def _head_lines(snapshot: Snapshot) -> list[str]:
+    lines = [header(snapshot), counts_line(snapshot)]
+    if snapshot.parent:
+        key, _, at = snapshot.parent.partition("/")
+        lines.append(f"called by step {clean(at)} of run {key}")
+    if snapshot.labels:
+        lines.append("labels " + " ".join(f"{clean(key)}={clean(value)}" for key, value in snapshot.labels.items()))
+    return lines
 
 
 def table_rows(rows: Sequence[Row]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import msgspec
@@ -126,13 +126,18 @@ def network_of_run(run: RunState) -> Network:
         adder = run.adder.get(node.number)
         if adder in end:
             waits.append(end[adder])
-        for earlier, later in _in_turn(run, state):
-            before[start[later]].append(end[earlier])
+    for earlier, later in _in_turn(states):
+        before[start[later]].append(end[earlier])
     return Network(names, before, [start[state.node.number] for state in states if state.node.is_step])
 
 
-def _in_turn(run: RunState, state: StepState | ScopeState) -> list[tuple[int, int]]:
+def _in_turn(states: Sequence[StepState | ScopeState]) -> Iterator[tuple[int, int]]:
     """Rows, and the questions before a row or a branch, as numbers: each with the one that comes after it."""
-    if not isinstance(state.node.spec, Choose | Phases):
-        return []
-    return list(pairwise(content.node.number for content in run.content(state)))
+    inside: dict[int, list[int]] = {}
+    for state in states:
+        scope = state.node.scope
+        # Rows that were left behind included; detached cells lie in a scope of their own, which has no turn.
+        if scope is not None and isinstance(scope.spec, Choose | Phases) and state.node.spec is not None:
+            inside.setdefault(scope.number, []).append(state.node.number)
+    for numbers in inside.values():
+        yield from pairwise(numbers)

@@ -1,5 +1,7 @@
 """The offer of a worker: how many attempts of which kind it can take, shared with the committer's thread.
 
+A timer's end takes up nothing, so it has slots of its own: it comes in time while the others are taken.
+
 Taken slots are counted by the committer's thread, freed ones by the event loop's; each counter has one writer,
 so no lock is needed.
 """
@@ -11,24 +13,27 @@ from typing import Final, cast
 
 ASYNC: Final = 0
 THREAD: Final = 1
+TIMER: Final = 2
+# How many timers one claim ends; the next claim follows at once.
+TIMERS: Final = 16
 
 
 class Slots:
-    """Slots for attempts on the event loop and in threads."""
+    """Slots for attempts on the event loop and in threads (`sizes`), and for timers."""
 
     __slots__ = ("_closed", "_freed", "_kind_of", "_kinds", "_names", "_sizes", "_taken")
 
     def __init__(self, sizes: tuple[int, int], names: Sequence[str], kind_of: Callable[[str], int | None]) -> None:
-        self._sizes = sizes
+        self._sizes = (*sizes, TIMERS)
         self._names = names
         self._kind_of = kind_of
         self._kinds: dict[str, int | None] = {}
-        self._taken: list[int] = [0, 0]
-        self._freed = [0, 0]
+        self._taken: list[int] = [0, 0, 0]
+        self._freed = [0, 0, 0]
         self._closed = False
 
     def kind(self, action: str) -> int | None:
-        """ASYNC or THREAD, None for a name that this process does not execute."""
+        """ASYNC, THREAD or TIMER, None for a name that this process does not execute."""
         try:
             return self._kinds[action]
         except KeyError:
@@ -65,15 +70,20 @@ class Slots:
         """Free the slot of an ended attempt; event loop's thread only."""
         self._freed[kind] += 1
 
+    @property
+    def size(self) -> int:
+        """How many slots there are, of all kinds."""
+        return sum(self._sizes)
+
     def free(self) -> int:
-        """How many slots are free, of both kinds."""
+        """How many slots are free, of all kinds."""
         if self._closed:
             return 0
         return sum(self._sizes) - sum(self._taken) + sum(self._freed)
 
     def full(self) -> bool:
         """Whether a kind has no free slot, so that tasks of it may be left waiting."""
-        return any(self._taken[kind] - self._freed[kind] >= self._sizes[kind] for kind in (ASYNC, THREAD))
+        return any(self._taken[kind] - self._freed[kind] >= self._sizes[kind] for kind in (ASYNC, THREAD, TIMER))
 
     def actions(self) -> Sequence[str]:
         """The names that can be executed."""

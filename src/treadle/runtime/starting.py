@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Mapping
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -11,23 +13,31 @@ import msgspec
 from treadle.authoring import codec
 from treadle.authoring.adapters import TAG
 from treadle.authoring.builder import Planned, raise_all
+from treadle.authoring.durations import Duration, seconds_of
 from treadle.authoring.registry import Registry
 from treadle.core.addresses import check_id
 from treadle.core.events import Handle
-from treadle.core.plan import Plan, encode_plan, plan_hash
+from treadle.core.plan import encode_plan, plan_hash
 from treadle.core.run_data import Need, needs_of
-from treadle.errors import DecodeError, DefinitionError, EncodeError, SlotError
+from treadle.errors import DecodeError, DefinitionError, EncodeError, SlotError, UsageError
 from treadle.runtime.payloads import Payloads, Row
-from treadle.store.base import RunHead
+from treadle.store.base import Report, RunHead
 
 if TYPE_CHECKING:
     from treadle.runtime.node import Node
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run is started with, beside its workflow and the workflow's arguments."""
+    """What a run is started with, beside its workflow and the workflow's arguments. An empty id is the run's key."""
 
-    id: str | None = None
+    key: str = ""
+    id: str = ""
+    # No step starts before it; 0 is at once.
+    not_before: float = 0.0
+    # Of a run that a step calls: who calls it, whether nobody waits for it, and how deep the calls are.
+    parent: str = ""
+    detached: bool = False
+    depth: int = 0
     labels: dict[str, str] = {}
     breakpoints: list[str] = []
     # The run's data as the text of one JSON object ("" for none), and the names in it.
@@ -87,11 +97,14 @@ async def input_of(payloads: Payloads, planned: Planned, start: Start) -> Input:
     return Input(handles, data, rows, hashlib.sha256(msgspec.json.encode(told)).hexdigest()[:32])
 
 
-async def begin(node: Node, planned: Planned, start: Start) -> tuple[RunHead, Plan, bytes, list[Row]]:
-    """The head of a new run, its plan with its stored bytes, and the payload rows to write with it.
+async def begin(node: Node, planned: Planned, start: Start, report: Report | None = None) -> str:
+    """Make a run. Gives the store's answer: `committed`, `exists`, `refused`, ...
+
+    With a report, the run is made only if that leased task is live, and the task ends in the same transaction.
 
     Raises:
         DefinitionError: the plan cannot run, or needs data that the run does not have; all mistakes at once.
+        StoreError: nothing is known of the run.
     """
     plan = node.with_defaults(planned.plan)
     encoded = encode_plan(plan)
@@ -100,22 +113,54 @@ async def begin(node: Node, planned: Planned, start: Start) -> tuple[RunHead, Pl
     if needs:
         _check_data(needs, start, node.registry, plan.workflow)
     given = await input_of(node.payloads, planned, start)
-    key = node.environment.ids.key()
     head = RunHead(
-        key=key,
-        id=key if start.id is None else start.id,
+        key=start.key,
+        id=start.id or start.key,
         workflow=plan.workflow,
         plan=hash_,
         constants=given.constants,
         breakpoints=start.breakpoints,
         labels=start.labels,
+        parent=start.parent,
+        detached=start.detached,
         input_hash=given.digest,
         created_at=node.environment.clock.now(),
+        not_before=start.not_before,
+        depth=start.depth,
         data=given.data,
         data_names=start.names,
         dry_run=start.dry_run,
     )
-    return head, plan, encoded, given.rows
+    future: asyncio.Future[str] = node.loop.create_future()
+
+    def then(status: str, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(status)
+
+    node.engine.start(head, plan, encoded, given.rows, then, report)
+    return await future
+
+
+def opening_time(now: float, delay: Duration | None, run_at: datetime | None) -> float:
+    """When the first steps of a run may start; 0 is at once.
+
+    Raises:
+        UsageError: both were given, or a time without a time zone.
+        DefinitionError: the delay is no duration.
+    """
+    if delay is not None and run_at is not None:
+        raise UsageError("delay= and run_at= exclude each other; give one of them")
+    if run_at is not None:
+        if run_at.tzinfo is None:
+            raise UsageError(f"run_at={run_at} has no time zone; give one, such as datetime.UTC")
+        at = run_at.timestamp()
+        return at if at > now else 0.0
+    seconds = seconds_of(delay, "delay") if delay is not None else 0.0
+    return now + seconds if seconds > 0 else 0.0
 
 
 async def is_same(node: Node, head: RunHead, planned: Planned, start: Start) -> bool:

@@ -167,6 +167,12 @@ class RunningStep(msgspec.Struct, eq=False):
         return self._task.generation
 
     @property
+    def probe(self) -> int:
+        """The number of this probe, from 1; 0 for a step that is not polled."""
+        poll = self._task.call.poll
+        return poll.probes + 1 if poll is not None else 0
+
+    @property
     def idempotency_key(self) -> str:
         """Equal for all attempts of the step, new after a rewind; give it to services that deduplicate."""
         return f"{self._task.run}/{self._task.address}/{self._task.generation}"

@@ -8,11 +8,13 @@ and the waiting tasks of one moment, as `inspection.snapshot` is.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Final
 
 import msgspec
 
 from treadle.core import events as ev
+from treadle.core.commands import Polling
 from treadle.core.events import AnyEvent
 from treadle.core.progress import ChooseProgress
 from treadle.core.state import ScopeState, StepState, settled
@@ -50,6 +52,9 @@ CODES: Final[dict[str, str]] = {
     "removed": "a rewind of the step that added it took it back",
     "dispatch_limit": "capacity: the run has as many tasks in the store as it may have",
     "delay": "capacity: the step's start delay is not over",
+    "probe": "capacity: a polled step waits for its next probe",
+    "child": "the run that the step called goes on",
+    "child_started": "the run that the step calls was made",
     "backoff": "capacity: a failed attempt is tried again later",
     "no_worker": "capacity: no living worker executes this action",
     "busy": "capacity: the workers that execute it have no free slot, or others go first",
@@ -260,6 +265,11 @@ def _waiting(scene: _Scene, step: StepState) -> Iterator[Reason]:
 def _dispatched(scene: _Scene, step: StepState) -> Iterator[Reason]:
     at = step.node.address
     row = scene.tasks.get(step.node.number)
+    if step.node.number in scene.told.run.calls:
+        child = scene.told.children.get(at, "")
+        text = f"waits for the run {child!r} that it called; ask why of that one"
+        yield Reason(step=at, code="child", message=text, at=step.started_at or None, on=[child])
+        return
     if row is None:
         text = f"attempt {step.attempt} has ended; its outcome waits to be decided"
         yield Reason(step=at, code="undecided", kind="capacity", message=text)
@@ -274,7 +284,9 @@ def _dispatched(scene: _Scene, step: StepState) -> Iterator[Reason]:
     if due > scene.now:
         left = due - scene.now
         code, text = "delay", f"starts in {left:.1f} s: its start delay is not over"
-        if step.failures:
+        if (poll := row.task.call.poll) is not None and poll.probes:
+            code, text = "probe", _next_probe(poll, due, left, scene.now)
+        elif step.failures:
             said = f" ({step.failure.code}: {step.failure.message})" if step.failure is not None else ""
             code, text = (
                 "backoff",
@@ -282,6 +294,18 @@ def _dispatched(scene: _Scene, step: StepState) -> Iterator[Reason]:
             )
         yield Reason(step=at, code=code, kind="capacity", message=text, until=due)
     yield from _queued(scene, row)
+
+
+def _next_probe(poll: Polling, due: float, left: float, now: float) -> str:
+    text = (
+        f"waits for its next probe at {clock_time(due)}, in {left:.1f} s; {_count(poll.probes, 'probe')} said not yet"
+    )
+    return f"{text}; it gives up in {max(poll.deadline - now, 0.0):.1f} s" if poll.deadline else text
+
+
+def clock_time(seconds: float) -> str:
+    """A time of day, with the date, in UTC."""
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%SZ}"
 
 
 def _queued(scene: _Scene, row: TaskRow) -> Iterator[Reason]:
@@ -370,6 +394,8 @@ def _own(event: AnyEvent, at: str) -> tuple[str, str] | None:
     match event:
         case ev.StepDispatched(attempt=attempt):
             return "dispatched", f"attempt {attempt} dispatched"
+        case ev.ChildStarted(id=id_) if id_:
+            return "child_started", f"called the run {id_}"
         case ev.ConditionEvaluated(value=value):
             return "condition", f"its condition was {'true' if value else 'false'}"
         case ev.BreakpointReached(position=position, labels=labels):

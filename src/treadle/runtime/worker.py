@@ -12,6 +12,7 @@ import contextlib
 import contextvars
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from copy import copy
 from functools import partial
 from typing import Any, Protocol, TypeVar, cast
 
@@ -21,14 +22,16 @@ from treadle.authoring import codec
 from treadle.authoring.bound import kind_of
 from treadle.authoring.cells import Patch
 from treadle.authoring.context import step_context
+from treadle.authoring.durations import seconds_of
 from treadle.authoring.registry import Registry, StepDefinition
 from treadle.authoring.turns import Turns, begin, rest
-from treadle.core.commands import Task
+from treadle.core.commands import Call, Task
 from treadle.core.events import Handle, Items, Pick
 from treadle.core.inputs import Outcome
 from treadle.core.plan import Fragment, Plan
 from treadle.errors import (
     DecodeError,
+    DefinitionError,
     EncodeError,
     Permanent,
     Retryable,
@@ -37,13 +40,15 @@ from treadle.errors import (
     StoreError,
     StoreUnavailableError,
     TreadleError,
+    UnregisteredStepError,
 )
 from treadle.ports import Clock, Threads
 from treadle.runtime.builtins import Listed
 from treadle.runtime.failures import ErrorText, describe
 from treadle.runtime.middleware import Middleware, around
 from treadle.runtime.payloads import Payloads, Row, assemble, handles_of
-from treadle.runtime.slots import ASYNC, THREAD, Slots
+from treadle.runtime.probes import next_probe
+from treadle.runtime.slots import ASYNC, THREAD, TIMER, Slots
 from treadle.runtime.step_context import RunningStep
 
 T = TypeVar("T")
@@ -55,6 +60,8 @@ UNUSUAL = frozenset({Patch, Listed})
 # A stored list of a gather's items has at most so many, and about so many bytes.
 CHUNK_ITEMS = 500
 CHUNK_BYTES = 64 * 1024
+# A task is to wait until a time, with another call.
+Postpone = Callable[[Task, Call, float], None]
 # Shared by the outcomes without payload rows; never changed.
 _NO_ROWS: list[Row] = []
 
@@ -74,6 +81,10 @@ class Steps(Protocol):
         """The plan of the task's run."""
         ...
 
+    async def call(self, task: Task, values: dict[str, Any], started_at: float) -> str | None:
+        """Make the run that a step calls, or find it: its result, or None while it goes on."""
+        ...
+
 
 class Callee:
     """What an action's name stands for here, looked up once."""
@@ -90,6 +101,17 @@ class Callee:
         if self.middleware and definition.is_async:
             self.invoke = around(definition.invoke, self.middleware)
         self.encode = definition.result.encode
+
+    def probing(self) -> Callee:
+        """The same as a probe: while its value is not true, it has no text."""
+        probe = copy(self)
+        encode = self.encode
+
+        def encode_true(value: Any) -> str:
+            return encode(value) if value else ""
+
+        probe.encode = encode_true
+        return probe
 
     def unknown(self, name: str) -> DecodeError:
         """The error of an argument that the function does not take."""
@@ -132,6 +154,7 @@ class Worker:
         payloads: Payloads,
         errors: ErrorText,
         finish: Finish,
+        postpone: Postpone,
         on_free: Callable[[], None],
         steps: Steps,
         middleware: Sequence[Middleware] = (),
@@ -147,11 +170,14 @@ class Worker:
         self.steps = steps
         self.middleware = middleware
         self._finish = finish
+        self._postpone = postpone
         self._on_free = on_free
         self._loop = asyncio.get_running_loop()
         self._now = clock.now
         # By action's name, as of so many changes of the registry.
         self._callees: dict[str, Callee] = {}
+        # Workflows that steps call.
+        self._callers: dict[str, Callee] = {}
         self._changes = registry.changes
         # By lease: a store gives no number twice.
         self.active: dict[int, Attempt] = {}
@@ -178,10 +204,15 @@ class Worker:
             return
         attempt = Attempt(task, kind, self._now())
         self.active[task.lease] = attempt
+        if kind == TIMER:
+            self._ring_timer(attempt)
+            return
         timeout = task.call.timeout
         if timeout is not None:
             attempt.timer = self._loop.call_later(timeout, self._time_out, attempt, timeout)
-        if kind == ASYNC:
+        if task.call.child is not None:
+            attempt.handle = self._loop.create_task(self._run_child(attempt))
+        elif kind == ASYNC:
             self._turns.add(attempt)
         else:
             attempt.handle = self._loop.create_task(self._run_in_thread(attempt))
@@ -214,14 +245,38 @@ class Worker:
             self._idle.clear()
             await self._idle.wait()
 
+    def _ring_timer(self, attempt: Attempt) -> None:
+        """A sleep is over, or its length is known only now."""
+        self.slots.put_back(TIMER)
+        if attempt.task.call.args:
+            attempt.handle = self._loop.create_task(self._fall_asleep(attempt))
+        else:
+            self._settle(attempt, Outcome(**self._base(attempt)), _NO_ROWS)
+
+    async def _fall_asleep(self, attempt: Attempt) -> None:
+        task = attempt.task
+        try:
+            callee = self._callee(task)
+            values = self._inline(callee, task)
+            if values is None:
+                values = await self._fetch(callee, task)
+            seconds = seconds_of(values["duration"])
+        except TreadleError as error:
+            if not attempt.settled:
+                await self._raised(attempt, error, verdict="final")
+            return
+        if not attempt.settled:
+            self._leave(attempt)
+            self._postpone(task, msgspec.structs.replace(task.call, args={}), self._now() + seconds)
+
     # -- execution ---------------------------------------------------------------------------------------------
 
     async def _run_async(self, attempt: Attempt) -> None:
         task = attempt.task
         try:
             callee = self._callees.get(task.action)
-            if callee is None or self._changes != self.registry.changes:
-                callee = self._callee(task.action)
+            if callee is None or self._changes != self.registry.changes or task.call.poll is not None:
+                callee = self._callee(task)
             values = self._inline(callee, task)
             context = attempt.context = RunningStep(self, task)
             if values is None or task.call.data:
@@ -249,7 +304,7 @@ class Worker:
         self.slots.put_back(ASYNC)
         if attempt.settled:
             self._on_free()
-        elif len(text) <= 1024 and not context.brings_more:
+        elif text and len(text) <= 1024 and not context.brings_more:
             outcome = Outcome(
                 number=task.number,
                 generation=task.generation,
@@ -268,7 +323,7 @@ class Worker:
     async def _run_in_thread(self, attempt: Attempt) -> None:
         task = attempt.task
         try:
-            callee = self._callee(task.action)
+            callee = self._callee(task)
             values = self._inline(callee, task)
             context = attempt.context = RunningStep(self, task)
             values = await self._read(callee, task, values, context)
@@ -353,6 +408,33 @@ class Worker:
         else:
             self.to_loop(partial(done.set_result, value))
 
+    async def _run_child(self, attempt: Attempt) -> None:
+        """Make the run that the step calls; the attempt ends with that, and the step goes on without a slot."""
+        task = attempt.task
+        rows: list[Row] = []
+        result: Handle | None = None
+        try:
+            callee = self._callee(task)
+            values = self._inline(callee, task)
+            if values is None:
+                values = await self._fetch(callee, task)
+            text = await self._patiently(partial(self.steps.call, task, values, attempt.started_at))
+            if text is not None:
+                result = await self._patiently(partial(self.payloads.place, text, rows))
+        except BaseException as error:  # noqa: BLE001 - the workflow's own code may raise anything
+            self._slot_free(attempt)
+            if not attempt.settled:
+                # What cannot be planned now cannot be planned in a second attempt either.
+                await self._raised(attempt, error, verdict="final" if isinstance(error, DefinitionError) else "")
+            return
+        self._slot_free(attempt)
+        if attempt.settled:
+            return
+        if result is None:
+            self._leave(attempt)
+        else:
+            self._settle(attempt, Outcome(**self._base(attempt), result=result), rows)
+
     def add_now(self, task: Task, fragments: list[Fragment]) -> Awaitable[None]:
         """Add steps for a live attempt: a task on the event loop; in a thread, done when this returns."""
         work = self.steps.add_now(task, fragments)
@@ -382,14 +464,30 @@ class Worker:
 
     # -- arguments and results -----------------------------------------------------------------------------------
 
-    def _callee(self, action: str) -> Callee:
+    def _callee(self, task: Task) -> Callee:
+        """What a task calls."""
         if self._changes != self.registry.changes:
             # In a notebook a function is defined again under its name.
             self._callees.clear()
+            self._callers.clear()
             self._changes = self.registry.changes
+        action = task.action
+        if task.call.child is not None:
+            return self._caller(action)
         found = self._callees.get(action)
         if found is None:
             found = self._callees[action] = Callee(action, self.registry.get(action), self.middleware)
+        return found if task.call.poll is None else found.probing()
+
+    def _caller(self, action: str) -> Callee:
+        found = self._callers.get(action)
+        if found is None:
+            definition = self.registry.workflow(action)
+            if definition is None:
+                raise UnregisteredStepError(
+                    f"no workflow {action!r} is registered here; import the module that defines it"
+                )
+            found = self._callers[action] = Callee(action, definition, ())
         return found
 
     def _inline(self, callee: Callee, task: Task) -> dict[str, Any] | None:
@@ -455,6 +553,9 @@ class Worker:
         return values
 
     async def _returned(self, attempt: Attempt, text: str) -> None:
+        if not text:
+            self._not_yet(attempt)
+            return
         rows: list[Row] = []
         context = attempt.context
         assert context is not None
@@ -554,6 +655,11 @@ class Worker:
         }
 
     def _settle(self, attempt: Attempt, outcome: Outcome, rows: list[Row]) -> None:
+        self._leave(attempt)
+        self._finish(attempt.task, outcome, rows)
+
+    def _leave(self, attempt: Attempt) -> None:
+        """Let go of an attempt: whatever its code still does no longer counts."""
         attempt.settled = True
         if attempt.timer is not None:
             attempt.timer.cancel()
@@ -561,9 +667,21 @@ class Worker:
             attempt.context.close()
         task = attempt.task
         self.active.pop(task.lease, None)
-        self._finish(task, outcome, rows)
         if not self.active:
             self._idle.set()
+
+    def _not_yet(self, attempt: Attempt) -> None:
+        """The probe's value is not true: the task waits for the next one, or the step's time is up."""
+        task = attempt.task
+        found = next_probe(task, self._now())
+        if found is None:
+            assert task.call.poll is not None
+            text = f"it was not true in time; {task.call.poll.probes + 1} probes were made"
+            failure = self.errors.failure("timeout", text, "TimeoutError")
+            self._settle(attempt, Outcome(**self._base(attempt), status="failed", failure=failure, verdict="final"), [])
+            return
+        self._leave(attempt)
+        self._postpone(task, *found)
 
     def _time_out(self, attempt: Attempt, timeout: float) -> None:
         failure = self.errors.failure("timeout", f"the attempt took longer than {timeout:g} s", "TimeoutError")

@@ -29,12 +29,17 @@ Promises
    it (higher priority, or same and older); otherwise it waits for `claim`. Claims go by priority, then age.
 5. A task is leased to one session at a time. `report` ends a leased task only with its token and puts the
    outcome into the run's inbox in the same transaction; with another token it does nothing and says so.
+   `postpone` lets a leased task wait again, as the youngest of its queue: likewise with its token only, and not
+   after an append has interrupted it or has taken back the waiting tasks of its run. Nothing of it is journaled.
+   An append's own `report` goes by the same rule: where it may not take effect, nothing of the append does
+   (**fenced**). So no run is made on behalf of a task that is no longer wanted.
 6. `end`ing tasks by an append frees them with whatever lease they had.
 7. Held runs (`hold` != 0) have no task claimed or handed over. `revoke` in an append takes back all waiting
    tasks of its run and puts one `core.inputs.Revoked` input with their numbers into its inbox (none: no input);
    `interrupts` do so with those of the tasks they name that wait.
 8. `delete` removes a closed run wholly: nothing of it is reachable by its id or key; its key's tombstone
-   answers later appends and reports.
+   answers later appends and reports. The children that a run waits for (all that are not detached) go with it,
+   however deep; while one of them is open, the run is not closed.
 9. What was left undone by a process that died is found by `sweep`: dead sessions are the caller's finding;
    runs without an owner that have inbox inputs are the store's.
 """
@@ -46,7 +51,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from treadle.core.commands import Task
+from treadle.core.commands import Call, Task
 from treadle.core.events import AnyEvent
 
 FORMAT = 1
@@ -66,6 +71,7 @@ class RunHead(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     # Breakpoint labels that are armed for this run.
     breakpoints: list[str] = []
     labels: dict[str, str] = {}
+    # The run whose step called this one, and the step's address: `KEY/ADDRESS`.
     parent: str = ""
     input_hash: str = ""
     created_at: float = 0.0
@@ -73,6 +79,12 @@ class RunHead(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     data: str = ""
     data_names: list[str] = []
     dry_run: bool = False
+    # No step starts before it.
+    not_before: float = 0.0
+    # The parent does not wait for this run, and does not stop it.
+    detached: bool = False
+    # How many runs called each other down to this one.
+    depth: int = 0
     format: int = FORMAT
 
 
@@ -96,6 +108,23 @@ class StepRow(msgspec.Struct, frozen=True, gc=False):
     started_at: float
     finished_at: float
     worker: str
+
+
+class InboxInput(msgspec.Struct, frozen=True):
+    """An input that waits for a run's decider; `body` is an encoded `core.inputs` value."""
+
+    id: str
+    key: str
+    body: bytes
+
+
+class Report(msgspec.Struct, frozen=True):
+    """A worker's outcome for a run that another session decides: ends the task, if the token is live."""
+
+    number: int
+    lease: int
+    input: InboxInput
+    payloads: Sequence[tuple[str, bytes]] = ()
 
 
 class Append(msgspec.Struct, kw_only=True, gc=False):
@@ -126,6 +155,11 @@ class Append(msgspec.Struct, kw_only=True, gc=False):
     revoke: bool = False
     # Give the run back: nobody owns it afterwards.
     release: bool = False
+    # A leased task of another run that this append ends, as `Store.report` does; if its token is not live, or it is to
+    # be interrupted or its run's waiting tasks were taken back, the append is "fenced".
+    report: Report | None = None
+    # Inputs for the inboxes of other runs; one for a run that is not there is dropped.
+    posts: Sequence[InboxInput] = ()
 
 
 class Offer(Protocol):
@@ -162,27 +196,20 @@ class Offer(Protocol):
 class Answer(msgspec.Struct, gc=False):
     """What became of an append. `leased` are its tasks that the session got, with their tokens."""
 
-    status: Literal["committed", "conflict", "exists", "refused", "doubt"]
+    status: Literal["committed", "conflict", "exists", "refused", "fenced", "doubt"]
     leased: list[Task] = []
     # Tasks of this append that wait in the store (for wake-ups and `not_before` timers).
     queued: int = 0
 
 
-class InboxInput(msgspec.Struct, frozen=True):
-    """An input that waits for a run's decider; `body` is an encoded `core.inputs` value."""
+class Postponement(msgspec.Struct, frozen=True):
+    """A leased task that is to wait again until `not_before`, with `call` in place of what it has."""
 
-    id: str
     key: str
-    body: bytes
-
-
-class Report(msgspec.Struct, frozen=True):
-    """A worker's outcome for a run that another session decides: ends the task, if the token is live."""
-
     number: int
     lease: int
-    input: InboxInput
-    payloads: Sequence[tuple[str, bytes]] = ()
+    not_before: float
+    call: Call
 
 
 class Loaded(msgspec.Struct):
@@ -225,6 +252,8 @@ class RunRow(msgspec.Struct):
     created_at: float
     updated_at: float
     leased: int = 0
+    # As `RunHead.parent`.
+    parent: str = ""
 
 
 class SessionRow(msgspec.Struct):
@@ -274,6 +303,8 @@ class RunQuery(msgspec.Struct, frozen=True):
     id_prefix: str = ""
     after: str = ""
     limit: int = 100
+    # The key of the run whose steps called them.
+    parent: str = ""
 
 
 class StepAnswer(msgspec.Struct):
@@ -411,6 +442,10 @@ class Store(Reader, Protocol):
 
     def report(self, session: str, reports: Sequence[Report]) -> list[bool]:
         """End leased tasks, each if its token is live, and put their outcomes into the inboxes."""
+        ...
+
+    def postpone(self, session: str, items: Sequence[Postponement], now: float) -> list[bool]:
+        """Let leased tasks wait again; False for one whose token is not live, or that must not begin anew."""
         ...
 
     def progress(self, session: str, items: Sequence[tuple[str, int, int, str]]) -> None:

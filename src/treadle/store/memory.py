@@ -29,6 +29,7 @@ from treadle.store.base import (
     InboxInput,
     Loaded,
     Offer,
+    Postponement,
     Reader,
     Renewal,
     Report,
@@ -174,7 +175,8 @@ class MemoryStore:
             data.end_all(run, append.ended)
         if append.consumed:
             data.consume(run, append.consumed)
-        if append.hold is not None or append.revoke or append.interrupts or append.unsettled or append.release:
+        rare = append.hold is not None or append.report is not None or append.posts
+        if rare or append.revoke or append.interrupts or append.unsettled or append.release:
             self._steer(run, append)
         for row in append.steps:
             run.steps[row.number] = row
@@ -185,6 +187,8 @@ class MemoryStore:
         """The new run of an append that makes one; else, or if it may not, why the append does not take effect."""
         data = self.data
         head = append.head
+        if append.report is not None and not _may_report(own, append.report):
+            return Answer("fenced")
         if append.key in data.tombstones:
             return Answer("refused")
         if head is None:
@@ -195,6 +199,8 @@ class MemoryStore:
             return Answer("conflict")
         run = data.runs[append.key] = StoredRun(head, append.plan or b"")
         data.ids[head.id] = run.key
+        if head.parent:
+            data.children.setdefault(head.parent.partition("/")[0], {})[run.key] = None
         data.own(run, own)
         return run
 
@@ -216,6 +222,24 @@ class MemoryStore:
                 entry.interrupt = True
         if append.release:
             data.free(run)
+        self._tell(append)
+
+    def _tell(self, append: Append) -> None:
+        """What an append does to other runs."""
+        data = self.data
+        if append.report is not None:
+            self._report(append.report)
+        for value in append.posts:
+            if (target := data.runs.get(value.key)) is not None:
+                data.put_input(target, value)
+
+    def _report(self, report: Report) -> None:
+        """End a task whose token is live."""
+        data = self.data
+        run = data.runs[report.input.key]
+        data.end(run.tasks.pop(report.number))
+        run.payloads.update(report.payloads)
+        data.put_input(run, report.input)
 
     def _dispatch(self, own: StoredSession, run: StoredRun, append: Append, offer: Offer | None) -> Answer:
         """Enter the append's tasks; those that would be claimed first are the first to get slots (promise 4)."""
@@ -292,11 +316,27 @@ class MemoryStore:
                 task = None if entry is None else entry.task
                 live = task is not None and task.run == report.input.key and task.number == report.number
                 if live:
-                    run = data.runs[report.input.key]
-                    data.end(run.tasks.pop(report.number))
-                    run.payloads.update(report.payloads)
-                    data.put_input(run, report.input)
+                    self._report(report)
                 answers.append(live)
+            return answers
+
+    def postpone(self, session: str, items: Sequence[Postponement], now: float) -> list[bool]:
+        """Let tasks whose token is live wait again."""
+        data = self.data
+        with data.lock:
+            own = self._living(session)
+            answers: list[bool] = []
+            for item in items:
+                entry = own.leases.get(item.lease)
+                if entry is None or entry.last or entry.interrupt or not _is_of(entry.task, item):
+                    answers.append(False)
+                    continue
+                data.end(entry)
+                data.age = age = data.age + 1
+                task = msgspec.structs.replace(entry.task, lease=0, not_before=item.not_before, call=item.call)
+                waiting = data.runs[item.key].tasks[item.number] = Entry(task, age, progress=entry.progress)
+                data.enqueue(waiting, now)
+                answers.append(True)
             return answers
 
     def progress(self, session: str, items: Sequence[tuple[str, int, int, str]]) -> None:
@@ -371,13 +411,11 @@ class MemoryStore:
             run = data.runs.get(key)
             if run is None:
                 return "missing"
-            if run.tasks or run.status == RUNNING:
+            family = data.family(run)
+            if any(one.tasks or one.status == RUNNING for one in family):
                 return "open"
-            data.free(run)
-            del data.runs[key]
-            del data.ids[run.head.id]
-            data.inboxes.pop(key, None)
-            data.tombstones[key] = None
+            for one in family:
+                data.forget(one)
             return "deleted"
 
     # -- reads -----------------------------------------------------------------------------------------
@@ -467,6 +505,7 @@ class MemoryStore:
             created_at=run.head.created_at,
             updated_at=run.updated_at,
             leased=sum(1 for entry in run.tasks.values() if entry.session),
+            parent=run.head.parent,
         )
 
     def step(self, key: str, address: str) -> StepAnswer:
@@ -539,11 +578,23 @@ class MemoryStore:
             return Health(problems_of(data), facts)
 
 
+def _may_report(own: StoredSession, report: Report) -> bool:
+    entry = own.leases.get(report.lease)
+    if entry is None or entry.last or entry.interrupt:
+        return False
+    return entry.task.run == report.input.key and entry.task.number == report.number
+
+
+def _is_of(task: Task, item: Postponement) -> bool:
+    return task.run == item.key and task.number == item.number
+
+
 def _matches(run: StoredRun, query: RunQuery) -> bool:
     head = run.head
     return (
         (not query.status or run.status == query.status)
         and (not query.workflow or head.workflow == query.workflow)
         and head.id.startswith(query.id_prefix)
+        and (not query.parent or head.parent.startswith(query.parent + "/"))
         and all(head.labels.get(name) == value for name, value in query.labels.items())
     )

@@ -38,6 +38,8 @@ class Entry(msgspec.Struct, gc=False):
     gone: bool = False
     interrupt: bool = False
     progress: str = ""
+    # It must not wait again: its run's waiting tasks were taken back while it was leased.
+    last: bool = False
 
 
 class Row(msgspec.Struct, gc=False):
@@ -109,6 +111,7 @@ class MemoryData:
 
     __slots__ = (
         "age",
+        "children",
         "elected",
         "ids",
         "inboxes",
@@ -128,6 +131,8 @@ class MemoryData:
         self.lock = threading.Lock()
         self.runs: dict[str, StoredRun] = {}
         self.ids: dict[str, str] = {}
+        # Key of a run -> keys of the runs that its steps have called.
+        self.children: dict[str, dict[str, None]] = {}
         # Keys only; they are never reused, and a late append or report may come at any time.
         self.tombstones: dict[str, None] = {}
         self.sessions: dict[str, StoredSession] = {}
@@ -277,10 +282,15 @@ class MemoryData:
             self.inboxes.pop(run.key, None)
 
     def revoke(self, run: StoredRun, only: Sequence[int] | None) -> None:
-        """End waiting tasks, all or those of some numbers, and tell the run which."""
-        numbers = [
-            number for number, entry in run.tasks.items() if not entry.session and (only is None or number in only)
-        ]
+        """End waiting tasks, all or those of some numbers, and tell the run which; leased ones must not wait again."""
+        numbers: list[int] = []
+        for number, entry in run.tasks.items():
+            if only is not None and number not in only:
+                continue
+            if entry.session:
+                entry.last = True
+            else:
+                numbers.append(number)
         if not numbers:
             return
         for number in numbers:
@@ -288,6 +298,26 @@ class MemoryData:
         run.parked = [entry for entry in run.parked if run.tasks.get(entry.task.number) is entry]
         body = encode_input(Revoked(numbers=sorted(numbers)))
         self.put_input(run, InboxInput(f"revoked:{run.version}", run.key, body))
+
+    def family(self, run: StoredRun) -> list[StoredRun]:
+        """A run with the runs below it that are not detached, the nearest first."""
+        found = [run]
+        for one in found:
+            below = [self.runs[key] for key in self.children.get(one.key, ())]
+            found += [child for child in below if not child.head.detached]
+        return found
+
+    def forget(self, run: StoredRun) -> None:
+        """Remove a closed run, leaving the tombstone of its key."""
+        self.free(run)
+        del self.runs[run.key]
+        del self.ids[run.head.id]
+        self.inboxes.pop(run.key, None)
+        self.children.pop(run.key, None)
+        siblings = self.children.get(run.head.parent.partition("/")[0])
+        if siblings is not None:
+            siblings.pop(run.key, None)
+        self.tombstones[run.key] = None
 
     def free(self, run: StoredRun) -> None:
         """Let nobody own the run."""

@@ -28,6 +28,7 @@ from treadle.store.base import (
     InboxInput,
     Loaded,
     Offer,
+    Postponement,
     Reader,
     Renewal,
     Report,
@@ -176,6 +177,9 @@ class FaultyStore(FaultyReader):
 
     def report(self, session: str, reports: Sequence[Report]) -> list[bool]:
         return self._counter.run(self._store.report, session, reports)
+
+    def postpone(self, session: str, items: Sequence[Postponement], now: float) -> list[bool]:
+        return self._counter.run(self._store.postpone, session, items, now)
 
     def progress(self, session: str, items: Sequence[tuple[str, int, int, str]]) -> None:
         self._counter.run(self._store.progress, session, items)

@@ -26,7 +26,7 @@ VERSIONS: Final = "versions increase by one and journal time never runs backward
 STORE: Final = "the store's indexes agree, and every lease and owner is a living session"
 TOKENS: Final = "a task is leased to one session at a time, under a token that is never given twice"
 DURABLE: Final = "nothing leaves the process before its commit is durable"
-ONCE: Final = "an attempt is executed at most once"
+ONCE: Final = "an attempt is executed at most once, and so is each of its probes"
 CURRENT: Final = "only the current attempt may report, once, with the token of its lease"
 OUTCOMES: Final = "a step has at most one outcome each time it is opened"
 SIGNALS: Final = "a signal is delivered once"
@@ -45,11 +45,12 @@ ROWS: Final = "the stored status, hold and step rows are what the journal says"
 ANSWERS: Final = "what a client was told is what the journal says"
 CALLERS: Final = "no client waits for ever, and none gets an error that is not its own"
 HOOKS: Final = "a committed boundary is told once, by the process that committed it"
+CALLS: Final = "a step that calls a run has the outcome of that run"
 TRACE: Final = "equal seeds give equal traces"
 
 NAMES: Final = (
     VERSIONS, STORE, TOKENS, DURABLE, ONCE, CURRENT, OUTCOMES, SIGNALS, ERRORS, SLOTS, OWNERS, PROGRESS, CLOSED,
-    LEFTOVERS, DELETED, FOLD, RESULTS, BLOCKS, INSIDE, ROWS, ANSWERS, CALLERS, HOOKS,
+    LEFTOVERS, DELETED, FOLD, RESULTS, BLOCKS, INSIDE, ROWS, ANSWERS, CALLERS, HOOKS, CALLS,
     TRACE,
 )  # fmt: skip
 
@@ -86,6 +87,9 @@ class Journal:
         self.dispatched: set[tuple[str, int, int]] = set()
         self.attempts: dict[str, int] = {}
         self.open: dict[str, int] = {}
+        # Steps whose child runs, and the keys of all children that ever were started.
+        self.calls: set[str] = set()
+        self.children: list[str] = []
         self.settled: dict[str, str] = {}
         self.added: set[str] = set()
         self.signals: dict[str, str] = {}
@@ -111,7 +115,7 @@ class Watch:
         # Token -> (session, run, step number, attempt).
         self.tokens: dict[int, tuple[str, str, int, int]] = {}
         self.executions: list[Execution] = []
-        self.began_keys: set[tuple[str, str, int, int]] = set()
+        self.began_keys: set[tuple[str, str, int, int, int]] = set()
         self.calls = 0
         # Told of each event with the life that has committed it, where that is known, and its run.
         self.on_written: Callable[[Life | None, str, AnyEvent], None] = lambda _life, _key, _event: None
@@ -200,8 +204,11 @@ class Watch:
                 self._dispatched(journal, event, where)
             case ev.StepSucceeded() | ev.AttemptFailed() | ev.StepFailed() | ev.AttemptLost():
                 self._ended(journal, event, where)
+            case ev.ChildStarted():
+                self._called(journal, event, where)
             case ev.StepSkipped() | ev.StepCancelled():
                 journal.open.pop(event.at, None)
+                journal.calls.discard(event.at)
                 self._settle(journal, event.at, where)
             case ev.StepsReopened():
                 self._open(journal, [*event.at, *event.removed])
@@ -233,9 +240,18 @@ class Watch:
             self.fail(CURRENT, f"{where}: attempts count up by one")
         if event.at in journal.open:
             self.fail(CURRENT, f"{where}: an attempt is open")
+        journal.calls.discard(event.at)
         journal.attempts[event.at] = event.attempt
         journal.open[event.at] = event.attempt
         journal.dispatched.add((event.at, event.generation, event.attempt))
+
+    def _called(self, journal: Journal, event: ev.ChildStarted, where: str) -> None:
+        if journal.open.pop(event.at, None) != event.attempt:
+            self.fail(CURRENT, f"{where}: no such attempt is open")
+        if event.child not in self.data.runs and event.child not in self.data.tombstones:
+            self.fail(CALLS, f"{where}: there is no such child")
+        journal.calls.add(event.at)
+        journal.children.append(event.child)
 
     def _open(self, journal: Journal, steps: Sequence[str]) -> None:
         journal.is_open = True
@@ -253,6 +269,10 @@ class Watch:
         if isinstance(event, ev.StepFailed | ev.AttemptFailed) and event.failure.code in _STORE_CODES:
             self.fail(ERRORS, where)
         if event.attempt <= 0:
+            return
+        if event.at in journal.calls:
+            # The outcome of the child; its attempt ended when the child was started.
+            journal.calls.discard(event.at)
             return
         if isinstance(event, ev.StepFailed) and event.failure.code == "lost":
             # Said with the loss of its last attempt.
@@ -282,7 +302,7 @@ class Watch:
         journal = self.journals.get(key)
         if journal is None or (step.step, step.generation, step.attempt) not in journal.dispatched:
             self.fail(DURABLE, f"{step.run_id} {step.step} attempt {step.attempt} runs before its dispatch is stored")
-        own = (key, step.step, step.generation, step.attempt)
+        own = (key, step.step, step.generation, step.attempt, step.probe)
         if own in self.began_keys:
             self.fail(ONCE, f"{step.run_id} {step.step} {step.generation}.{step.attempt} starts twice")
         self.began_keys.add(own)

@@ -12,6 +12,7 @@ import msgspec
 
 from treadle.core import events as ev
 from treadle.core.apply import apply
+from treadle.core.children import child_key
 from treadle.core.events import Arg, ArgList, ArgMap, Handle, Pick, decode_events
 from treadle.core.graph import Graph, Node
 from treadle.core.plan import (
@@ -35,7 +36,7 @@ from treadle.core.tables import RUNNING, SUCCEEDED
 from treadle.errors import InternalError
 from treadle.runtime.folding import state_of
 from treadle.store.blobs import MemoryBlobs
-from treadle.testing.invariants import ANSWERS, BLOCKS, FOLD, RESULTS, ROWS, Fail, Journal
+from treadle.testing.invariants import ANSWERS, BLOCKS, CALLS, FOLD, RESULTS, ROWS, Fail, Journal
 from treadle.testing.sim_blocks import cell_value, rule_truth
 from treadle.testing.sim_walks import Blocks, stable
 from treadle.testing.sim_workload import OWN, truth_of, value_of
@@ -53,6 +54,8 @@ class Oracle:
         # Step number -> its arguments at its last dispatch.
         self._arguments: dict[int, dict[str, Any] | None] = {}
         self.state: RunState | None = None
+        # Outcomes of steps that call a run: address, the child's key, outcome, value.
+        self.called: list[tuple[str, str, str, Any]] = []
         # Values of all outcomes that the run ever had, in order.
         self.outcomes: list[tuple[str, Any]] = []
         # Address -> all results that the step ever had.
@@ -85,7 +88,22 @@ class Oracle:
             state.version = row.version
         self._rows(state)
 
+    def _note_call(self, state: RunState, event: ev.AnyEvent) -> None:
+        if not isinstance(event, ev.StepSucceeded | ev.StepFailed):
+            return
+        step = state.step_at(event.at)
+        if step is None or step.spec.child is None:
+            return
+        key = child_key(state.key, event.at, step.generation)
+        if isinstance(event, ev.StepSucceeded):
+            self.called.append((event.at, key, "succeeded", self.value(event.result)))
+        elif event.failure.code == "child_failed":
+            self.called.append((event.at, key, "failed", None))
+        elif event.failure.code == "child_cancelled":
+            self.called.append((event.at, key, "cancelled", None))
+
     def _before(self, state: RunState, event: ev.AnyEvent) -> None:
+        self._note_call(state, event)
         if isinstance(event, ev.StepSucceeded):
             step = state.step_at(event.at)
             assert step is not None
@@ -297,8 +315,23 @@ def judge(journals: Mapping[str, Journal], blobs: MemoryBlobs, told: Iterable[To
     for key, journal in journals.items():
         oracle = oracles[key] = Oracle(journal, blobs, fail)
         oracle.judge()
+    for oracle in oracles.values():
+        _check_calls(oracle, oracles, fail)
     for one in told:
         _compare(one, oracles[one.key], fail)
+
+
+def _check_calls(oracle: Oracle, oracles: Mapping[str, Oracle], fail: Fail) -> None:
+    """Compare what steps got from the runs that they called with what those gave."""
+    for at, key, outcome, value in oracle.called:
+        child = oracles.get(key)
+        if child is None:
+            fail(CALLS, f"{oracle.run.head.id} {at} is {outcome} by run {key}, which never was")
+        elif value is not None and isinstance(value, str) and value == child.run.head.id:
+            # A detached call.
+            continue
+        elif (outcome, value) not in [(one, given if one == "succeeded" else None) for one, given in child.outcomes]:
+            fail(CALLS, f"{oracle.run.head.id} {at} is {outcome} with {_cut(value)}; run {key} {_cut(child.outcomes)}")
 
 
 def _compare(told: Told, oracle: Oracle, fail: Fail) -> None:

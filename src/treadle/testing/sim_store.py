@@ -19,6 +19,7 @@ from treadle.store.base import (
     InboxInput,
     Loaded,
     Offer,
+    Postponement,
     Reader,
     Renewal,
     Report,
@@ -181,6 +182,9 @@ class SimStore(SimReader):
 
     def report(self, session: str, reports: Sequence[Report]) -> list[bool]:
         return self._write("report", lambda: self._store.report(session, reports), [one.input.key for one in reports])
+
+    def postpone(self, session: str, items: Sequence[Postponement], now: float) -> list[bool]:
+        return self._write("postpone", lambda: self._store.postpone(session, items, now), [one.key for one in items])
 
     def progress(self, session: str, items: Sequence[tuple[str, int, int, str]]) -> None:
         self._write("progress", lambda: self._store.progress(session, items))

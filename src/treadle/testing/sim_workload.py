@@ -17,15 +17,16 @@ import msgspec
 from treadle.authoring.bound import Bound, or_default, scope, signal_value
 from treadle.authoring.builder import PlanBuilder, Planned
 from treadle.authoring.context import StepContext, context
-from treadle.authoring.decorators import predicate, step
-from treadle.authoring.options import Retry
+from treadle.authoring.decorators import predicate, step, workflow
+from treadle.authoring.options import CallOptions, Poll, Retry
 from treadle.authoring.registry import Registry
+from treadle.authoring.sleep import sleep
 from treadle.errors import DefinitionError, Permanent, Retryable, RetryLater, StepInterrupt
 
 Conduct = dict[str, Any]
 registry = Registry()
 # Names of the functions below.
-OWN = frozenset({"sim:work", "sim:toil", "sim:truth", "sim:heavy-truth"})
+OWN = frozenset({"sim:work", "sim:toil", "sim:probe", "sim:truth", "sim:heavy-truth"})
 
 
 class Observer(Protocol):
@@ -162,6 +163,21 @@ def toil(conduct: Conduct, values: list[Any]) -> dict[str, Any]:
     return value
 
 
+@step(registry=registry, name="sim:probe")
+async def probe(conduct: Conduct, values: list[Any]) -> dict[str, Any] | None:
+    """A step that is asked again."""
+    own = context()
+    observer = OBSERVER.get()
+    number = observer.began(own)
+    await _sleep(conduct, min(conduct["sleep"], 1.0) * fraction("sleep", conduct["name"], own.probe))
+    _fail(conduct, own)
+    if own.probe <= conduct["probes"]:
+        return None
+    value = value_of(conduct, values)
+    observer.ended(number, value)
+    return value
+
+
 @predicate(registry=registry, name="sim:truth")
 async def truth(value: Any, salt: int) -> bool:
     """A condition; now and then it cannot tell."""
@@ -176,6 +192,18 @@ async def truth(value: Any, salt: int) -> bool:
 def heavy_truth(value: Any, salt: int) -> bool:
     """A condition evaluated in a thread."""
     return truth_of(value, salt)
+
+
+@workflow(registry=registry, name="sim:child")
+def called(conduct: Conduct, values: list[Any]) -> Any:
+    """A workflow that steps call: a step or two, and perhaps a call of its own."""
+    policy = Retry(attempts=2, initial=0.5) if conduct["retry"] else None
+    first = work.options(id="first", retry=policy).bind(conduct["first"], values)
+    if conduct["inner"] is None:
+        return first
+    if conduct["detached"]:
+        return called.detached.options(id="inner").bind(conduct["inner"], [first])
+    return [first, called.options(id="inner").bind(conduct["inner"], [first])]
 
 
 # -- plans ------------------------------------------------------------------------------------------------------------
@@ -199,6 +227,8 @@ class RunSpec(msgspec.Struct):
     awaits: bool
     # The address of a step to wait for.
     step: str
+    # How much later its first steps start.
+    delay: float
 
 
 class Planner:
@@ -329,10 +359,45 @@ class Planner:
         self.count += 1
         own = f"s{self.count}" if self.rng.random() < 0.85 else f"{self.rng.choice(IDS)}{self.count}"
         function: Any = work if self.rng.random() < 0.65 else toil
-        bound = builder.step(own, function, self.conduct(f"{self.name}:{own}"), self.arguments(), **self.options())
+        conduct, options = self.conduct(f"{self.name}:{own}"), self.options()
+        if self.rng.random() < 0.06:
+            with builder:
+                options["after"] = [sleep.options(id=f"{own}-sleep").bind(self.rng.choice((0.5, 10.0)))]
+        if self.rng.random() < 0.12:
+            self.call(builder, own, address)
+            return
+        if self.rng.random() < 0.12:
+            function = probe
+            conduct["probes"] = self.rng.choice((0, 1, 3, 8))
+            options["poll"] = Poll(self.rng.choice((0.3, 2.0)), self.rng.choice((None, 3.0, 30.0)))
+        bound = builder.step(own, function, conduct, self.arguments(), **options)
         self.placed.append(bound)
         node = bound.__treadle_node__
         self.addresses.append(f"{address}/{node.segment}" if address else node.segment)
+
+    def call(self, builder: PlanBuilder, own: str, address: str) -> None:
+        """Place a step that calls a workflow."""
+        allowed = CallOptions.__annotations__
+        options: Any = {key: part for key, part in self.options().items() if key in allowed}
+        with builder:
+            conduct = self.called(f"{self.name}:{own}", 0)
+            if self.rng.random() < 0.15:
+                bound: Any = called.detached.options(id=own, **options).bind(conduct, self.arguments())
+            else:
+                bound = called.options(id=own, **options).bind(conduct, self.arguments())
+        node = bound.__treadle_node__
+        self.addresses.append(f"{address}/{node.segment}" if address else node.segment)
+
+    def called(self, name: str, depth: int) -> Conduct:
+        """How a called workflow behaves."""
+        rng = self.rng
+        inner = self.called(f"{name}/inner", depth + 1) if depth < 2 and rng.random() < 0.4 else None
+        return {
+            "first": self.conduct(f"{name}/first", depth=2),
+            "retry": rng.random() < 0.5,
+            "inner": inner,
+            "detached": rng.random() < 0.2,
+        }
 
     def fill(self, builder: PlanBuilder, count: int, address: str, depth: int) -> None:
         """Place steps and groups."""
@@ -399,6 +464,8 @@ OPERATIONS = (
     "pause", "pause", "resume", "resume", "cancel", "cancel_hard", "signal", "signal", "release", "release",
     "retry", "retry_one", "rewind", "rewind", "delete", "replace", "await", "await_step", "inspect",
 )  # fmt: skip
+# What operators also ask of runs that were called.
+AT_CHILDREN = frozenset({"pause", "resume", "cancel", "cancel_hard", "retry", "inspect"})
 INSTANTS = ("crash", "crash", "condemn", "steal", "steal", "steal", "jump", "restart")
 
 
@@ -433,6 +500,7 @@ def make_workload(
                 again=again,
                 awaits=rng.random() < 0.7,
                 step=rng.choice(planner.addresses) if planner.addresses else "",
+                delay=rng.choice((0.0, 0.0, 0.0, 0.0, 2.0, 20.0)),
             )
         )
     acts: list[Act] = []

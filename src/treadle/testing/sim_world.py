@@ -56,7 +56,7 @@ from treadle.testing.sim_ports import (
 )
 from treadle.testing.sim_shape import Critical, Host, Shape, where
 from treadle.testing.sim_store import SimStore
-from treadle.testing.sim_workload import LABELS, OBSERVER, SIGNALS, Act, RunSpec, Workload
+from treadle.testing.sim_workload import AT_CHILDREN, LABELS, OBSERVER, SIGNALS, Act, RunSpec, Workload
 
 # What a user's own simulation does: starts runs, waits for them, asserts what must hold.
 Program = Callable[[App], Awaitable[None]]
@@ -301,6 +301,7 @@ class World:
                 id=spec.id,
                 breakpoints=spec.breakpoints,
                 on_conflict="replace" if replace else "reuse",
+                delay=spec.delay,
             )
             key = await run.key()
             if key not in self.watch.journals:
@@ -322,11 +323,17 @@ class World:
             # Some callers give up early.
             patience = act.number * 2 if act.number < 0.2 else None
             async with asyncio.timeout(patience):
-                run = app.run(spec.id)
+                run = app.run(self._aim(act, spec.id))
                 key = await run.key()
                 await self.desk.ask(act, spec, run, key)
 
         self.client(host, f"{act.name} {act.what} {spec.name}", work)
+
+    def _aim(self, act: Act, id_: str) -> str:
+        """The run that an operator means: the one of this id, or now and then one below it."""
+        below = [run.head.id for run in self.data.runs.values() if run.head.id.startswith(f"{id_}/")]
+        aimed = act.what in AT_CHILDREN and below and int(act.number * 100) % 5 == 0
+        return below[int(act.number * len(below))] if aimed else id_
 
     # -- the course of the world -----------------------------------------------------------------------------------
 
@@ -491,7 +498,7 @@ class World:
             return ""
         if node.worker.active:
             return f"n{host.index} still executes {list(node.worker.active)}"
-        size = node.settings.slots + node.settings.threads
+        size = node.slots.size
         free = node.slots.free()
         if free != size and node.settings.worker:
             return f"n{host.index} executes nothing and has {free} of {size} slots free"

@@ -20,8 +20,10 @@ For readable failures call `pytest.register_assert_rewrite("treadle.testing")` i
 
 from __future__ import annotations
 
+from treadle.testing.contract_calls import CallsContract
 from treadle.testing.contract_holds import HoldsContract
 from treadle.testing.contract_kit import MakeStore
+from treadle.testing.contract_postponing import PostponingContract
 from treadle.testing.contract_reads import FindContract, ListsContract, LoadContract
 from treadle.testing.contract_runs import (
     AppendsContract,
@@ -50,6 +52,8 @@ class StoreContract(
     HandOverContract,
     ClaimsContract,
     ReportsContract,
+    PostponingContract,
+    CallsContract,
     HoldsContract,
     SessionsContract,
     ElectionsContract,

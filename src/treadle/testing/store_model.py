@@ -22,12 +22,13 @@ import msgspec
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from treadle.core.commands import Task
+from treadle.core.commands import Call, Task
 from treadle.core.events import encode_events
 from treadle.core.inputs import AnyInput, Look, Lost, Revoked, decode_input
 from treadle.errors import LeaseLostError
-from treadle.store.base import Answer, Append, InboxInput, Loaded, SessionRow, StepRow, Store
+from treadle.store.base import Answer, Append, InboxInput, Loaded, Postponement, SessionRow, Store
 from treadle.testing.contract_kit import NOW, Slots, append_of, key_of, report_of, signal_of, start_of, step_of, task_of
+from treadle.testing.store_model_data import ModelRun, ModelTask
 
 _ACTIONS = ("act", "other")
 _QUEUES = ("default", "slow")
@@ -38,36 +39,6 @@ _chance = st.sampled_from([True, False, False, False])
 _often = st.sampled_from([True, True, True, True, False])
 _slots = st.integers(0, 4)
 _offered = st.sampled_from([("act",), ("act", "other"), ("other",)])
-
-
-class ModelTask(msgspec.Struct):
-    """A task as it should be stored."""
-
-    task: Task
-    age: int
-    session: str = ""
-    lease: int = 0
-    interrupt: bool = False
-
-    def order(self) -> tuple[int, int]:
-        """What claims go by."""
-        return -self.task.priority, self.age
-
-
-class ModelRun(msgspec.Struct):
-    """A run as it should be stored."""
-
-    key: str
-    id: str
-    version: int = 0
-    status: str = "running"
-    hold: int = 0
-    owner: str = ""
-    rows: list[tuple[int, int, float, str]] = []
-    inbox: list[InboxInput] = []
-    tasks: dict[int, ModelTask] = {}
-    payloads: dict[str, bytes] = {}
-    steps: dict[int, StepRow] = {}
 
 
 class StoreModel(RuleBasedStateMachine):
@@ -221,6 +192,28 @@ class StoreModel(RuleBasedStateMachine):
             del run.tasks[task.number]
             run.payloads.update(report.payloads)
             self.post_to_model(run, report.input)
+
+    @precondition(lambda self: self.given)
+    @rule(data=st.data(), wrong=_chance, seconds=st.sampled_from([0.0, 1.0, 3.0]))
+    def postpone(self, data: st.DataObject, wrong: bool, seconds: float) -> None:
+        """A worker gives a task back to wait, perhaps too late, or with another token."""
+        name, task = data.draw(st.sampled_from(self.given[-12:]))
+        if name not in self.alive:
+            return
+        lease = task.lease + 1 if wrong else task.lease
+        call = Call(args={"n": "=7"})
+        item = Postponement(task.run, task.number, lease, self.now + seconds, call)
+        run = self.runs.get(task.run)
+        model = run.tasks.get(task.number) if run else None
+        live = model is not None and model.session == name and model.lease == lease
+
+        answers = self.alive[name].postpone(name, [item], self.now)
+
+        assert answers == [live and model is not None and not model.interrupt and not model.last]
+        if answers == [True] and run is not None and model is not None:
+            self.ages += 1
+            again = msgspec.structs.replace(model.task, lease=0, not_before=item.not_before, call=call)
+            run.tasks[task.number] = ModelTask(again, self.ages)
 
     @precondition(lambda self: self.runs)
     @rule(data=st.data(), again=_chance)
@@ -500,9 +493,16 @@ class StoreModel(RuleBasedStateMachine):
         for number in append.unsettled:
             run.steps.pop(number, None)
         run.steps.update({row.number: row for row in append.steps})
+        self.steer(run, append)
+
+    def steer(self, run: ModelRun, append: Append) -> None:
+        """Interrupt and take back tasks."""
         for number in append.interrupts:
             if number in run.tasks and run.tasks[number].session:
                 run.tasks[number].interrupt = True
+        if append.revoke:
+            for task in run.tasks.values():
+                task.last = True
         if append.revoke or append.interrupts:
             numbers = sorted(
                 number

@@ -18,7 +18,7 @@ import msgspec
 
 from treadle.core.tables import RUNNING
 from treadle.errors import InternalError
-from treadle.store.base import Answer, Append, Offer
+from treadle.store.base import Answer, Append, Offer, Report
 from treadle.store.sqlite.connection import Database
 from treadle.store.sqlite.group import AppendedRun, Group, Values
 from treadle.store.sqlite.tokens import OwnSession
@@ -37,7 +37,7 @@ _UPDATE_ALL = (
 )
 _INSERT_RUN = (
     "INSERT OR IGNORE INTO runs (n, key, id, workflow, plan, status, hold, version, owner, labels, created_at,"
-    " updated_at) SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12"
+    " updated_at, parent) SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13"
     " WHERE NOT EXISTS (SELECT 1 FROM tombstones WHERE key = ?2)"
 )
 
@@ -57,7 +57,7 @@ class Appends:
     ) -> list[Answer]:
         """Apply the appends in a transaction that is open; `restart` rolls it back and opens another."""
         self._made.clear()
-        if len(appends) > 1 and any(append.hold is not None or append.revoke for append in appends):
+        if any(map(_is_alone, appends)) and (len(appends) > 1 or appends[0].report is not None):
             # What these change for the tasks of others depends on the order, so the rare group that has them is
             # written one by one.
             return [answer for append in appends for answer in self._write_examined(own, [append], offer)]
@@ -135,6 +135,9 @@ class Appends:
                 if run.version != append.expect or run.release:
                     answers.append(Answer("conflict"))
                     continue
+            elif append.report is not None and not self._may_report(own, append.report):
+                answers.append(Answer("fenced"))
+                continue
             elif self._exists("SELECT 1 FROM tombstones WHERE key = ?", append.key):
                 answers.append(Answer("refused"))
                 continue
@@ -167,7 +170,17 @@ class Appends:
         n, version, hold, status, owner = found[0]
         return AppendedRun(key, n, version, hold, status, version, hold, status, release=owner != own.n)
 
-    def _exists(self, sql: str, *values: str) -> bool:
+    def _may_report(self, own: OwnSession, report: Report) -> bool:
+        return self._exists(
+            "SELECT 1 FROM tasks t JOIN runs r ON r.n = t.run WHERE r.key = ? AND t.number = ? AND t.lease = ?"
+            " AND t.session = ? AND t.state = 3 AND t.interrupt = 0",
+            report.input.key,
+            report.number,
+            report.lease,
+            own.n,
+        )
+
+    def _exists(self, sql: str, *values: str | int) -> bool:
         return bool(self.con.execute(sql, values).fetchall())
 
     # -- rows of runs ----------------------------------------------------------------------------------
@@ -247,6 +260,7 @@ class Appends:
                     text,
                     head.created_at,
                     run.time,
+                    head.parent,
                 )
             )
             heads.append((n, _encode(head).decode()))
@@ -282,6 +296,10 @@ class Appends:
                 con.execute("INSERT INTO plans (hash, uses, body) VALUES (?, ?, ?)", (name, count, bodies[name]))
                 plans[name] = con.last_insert_rowid()
         return plans
+
+
+def _is_alone(append: Append) -> bool:
+    return append.hold is not None or append.revoke or append.report is not None
 
 
 def _new_run(append: Append) -> AppendedRun:

@@ -10,7 +10,7 @@ import msgspec
 from treadle.core.commands import Task
 from treadle.core.events import encode_events
 from treadle.core.inputs import Revoked, encode_input
-from treadle.store.base import Answer, Append, Offer
+from treadle.store.base import Answer, Append, Offer, Report
 from treadle.store.sqlite.connection import Database
 from treadle.store.sqlite.reader import STEP_FIELDS
 from treadle.store.sqlite.schema import DELAYED, LEASED, WAITING
@@ -29,8 +29,10 @@ _DELETE_LEASED = "DELETE FROM tasks WHERE run = ? AND number = ? AND state = 3"
 _DELETE_STEPS = "DELETE FROM steps WHERE run = ? AND number IN (SELECT value FROM json_each(?))"
 _DELETE_INPUT = "DELETE FROM inbox WHERE run = ? AND id = ?"
 INSERT_INPUT = "INSERT OR IGNORE INTO inbox (run, id, body) VALUES (?, ?, ?)"
+_POST_INPUT = "INSERT OR IGNORE INTO inbox (run, id, body) SELECT n, ?, ? FROM runs WHERE key = ?"
 INSERT_PAYLOAD = "INSERT OR IGNORE INTO payloads (run, digest, body) VALUES (?, ?, ?)"
 _INTERRUPT = "UPDATE tasks SET interrupt = 1 WHERE run = ? AND number = ? AND state = 3"
+_FORBID_WAIT = "UPDATE tasks SET interrupt = 2 WHERE run = ? AND state = 3 AND interrupt = 0"
 
 _encode = msgspec.json.Encoder().encode
 _astuple = msgspec.structs.astuple
@@ -104,6 +106,8 @@ class Group:
                 self._steer(append)
             if append.tasks:
                 self._dispatch(append, runs[append.key], answer)
+            if append.posts or append.report is not None:
+                self._tell(append)
         self._flush()
         return answers
 
@@ -148,6 +152,22 @@ class Group:
         consumed = [(runs[append.key].n, id) for append in appends for id in append.consumed]
         if consumed:
             con.executemany(_DELETE_INPUT, consumed)
+
+    def _tell(self, append: Append) -> None:
+        """What an append does to other runs."""
+        if append.posts:
+            self.con.executemany(_POST_INPUT, [(post.id, post.body, post.key) for post in append.posts])
+        if append.report is not None:
+            self._report(append.report)
+
+    def _report(self, report: Report) -> None:
+        """End the leased task of another run; that its token is live was found in this transaction."""
+        con = self.con
+        ((n,),) = con.execute("SELECT n FROM runs WHERE key = ?", (report.input.key,))
+        con.execute(_DELETE_LEASED, (n, report.number))
+        con.execute(INSERT_INPUT, (n, report.input.id, report.input.body))
+        if report.payloads:
+            con.executemany(INSERT_PAYLOAD, [(n, digest, body) for digest, body in report.payloads])
 
     def _unsettle(self, n: int, numbers: Sequence[int], steps: dict[tuple[int, int], Values]) -> None:
         self.con.execute(_DELETE_STEPS, (n, _encode(list(numbers)).decode()))
@@ -201,6 +221,8 @@ class Group:
             values.append(_encode(list(only)).decode())
         found = con.execute(f"SELECT number FROM tasks WHERE {which}", values).fetchall()
         con.execute(f"DELETE FROM tasks WHERE {which}", values)
+        if only is None:
+            con.execute(_FORBID_WAIT, (n,))
         numbers = {number for (number,) in found}
         # Tasks of this group are not in the table yet.
         for place, row in list(self.tasks.items()):

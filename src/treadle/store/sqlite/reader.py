@@ -36,7 +36,7 @@ _LAST = "\U0010ffff" * 130
 _OWNER = "coalesce((SELECT s.id FROM sessions s WHERE s.n = r.owner AND s.ended = 0), '')"
 _RUN_COLUMNS = (
     f"r.key, r.id, r.workflow, r.status, r.hold, r.version, {_OWNER}, r.labels, r.created_at, r.updated_at,"
-    " (SELECT count(*) FROM tasks t WHERE t.run = r.n AND t.state = 3)"
+    " (SELECT count(*) FROM tasks t WHERE t.run = r.n AND t.state = 3), r.parent"
 )
 TASK_COLUMNS = (
     "r.key, t.number, t.address, t.generation, t.attempt, t.action, t.queue, t.priority, t.not_before, t.call, r.id,"
@@ -71,13 +71,13 @@ def task_of(record: Record) -> Task:
 
 
 def _task_row(record: Record) -> TaskRow:
-    return TaskRow(task_of(record), record[12], record[13], record[14], bool(record[15]), record[16])
+    return TaskRow(task_of(record), record[12], record[13], record[14], record[15] == 1, record[16])
 
 
 def _run_row(record: Record) -> RunRow:
-    key, id, workflow, status, hold, version, owner, text, created_at, updated_at, leased = record
+    key, id, workflow, status, hold, version, owner, text, created_at, updated_at, leased, parent = record
     labels = _decode_labels(text) if text else {}
-    return RunRow(key, id, workflow, status, hold, version, owner, labels, created_at, updated_at, leased)
+    return RunRow(key, id, workflow, status, hold, version, owner, labels, created_at, updated_at, leased, parent)
 
 
 class SqliteReader:
@@ -224,6 +224,10 @@ class SqliteReader:
         for name, value in query.labels.items():
             where.append("r.n IN (SELECT l.run FROM labels l WHERE l.name = ? AND l.value = ?)")
             values += (name, value)
+        if query.parent:
+            # All that begins with the key and a slash; a zero is what follows the slash.
+            where.append("r.parent != '' AND r.parent > ? AND r.parent < ?")
+            values += (query.parent + "/", query.parent + "0")
         if query.after:
             where.append("r.key < ?")
             values.append(query.after)
@@ -252,7 +256,7 @@ class SqliteReader:
             " WHERE s.status = 'failed' ORDER BY s.finished_at DESC, r.key DESC, s.number DESC LIMIT ?",
             (limit,),
         )
-        return [(_run_row(record[:11]), StepRow(*record[11:])) for record in found]
+        return [(_run_row(record[:12]), StepRow(*record[12:])) for record in found]
 
     def payloads(self, key: str, digests: Iterable[str]) -> dict[str, bytes]:
         """Payload rows of a run by digest; missing ones are absent."""

@@ -121,6 +121,7 @@ CREATE TABLE tasks (
     priority INTEGER NOT NULL,
     not_before REAL NOT NULL,
     started_at REAL NOT NULL,
+    -- 1 the attempt is to be interrupted, 2 it may not wait again (its run's waiting tasks were taken back), else 0.
     interrupt INTEGER NOT NULL,
     generation INTEGER NOT NULL,
     attempt INTEGER NOT NULL,
@@ -179,16 +180,23 @@ CREATE TABLE tombstones (
 );
 """
 
-MIGRATIONS = (_MIGRATION_1,)
+_MIGRATION_2 = """
+-- As in the head: the run whose step called this one, and the step's address (KEY/ADDRESS); empty for most.
+ALTER TABLE runs ADD COLUMN parent TEXT NOT NULL DEFAULT '';
+CREATE INDEX runs_parent ON runs (parent) WHERE parent != '';
+"""
+
+MIGRATIONS = (_MIGRATION_1, _MIGRATION_2)
 VERSION = len(MIGRATIONS)
 
 VIEWS = {
-    # One row a run. `owner` is the session that decides it, empty if none does.
+    # One row a run. `owner` is the session that decides it, empty if none does. `parent` is the key of the run whose
+    # step called this one, and the step's address, with a slash between.
     "v_runs": """
 SELECT r.key, r.id, r.workflow, r.status, r.hold, r.version,
     coalesce((SELECT s.id FROM sessions s WHERE s.n = r.owner AND s.ended = 0), '') AS owner,
     CASE r.labels WHEN '' THEN '{}' ELSE r.labels END AS labels,
-    r.created_at, r.updated_at,
+    r.created_at, r.updated_at, r.parent,
     (SELECT count(*) FROM tasks t WHERE t.run = r.n AND t.state = 3) AS leased,
     (SELECT count(*) FROM tasks t WHERE t.run = r.n AND t.state < 3) AS waiting,
     (SELECT count(*) FROM inbox i WHERE i.run = r.n) AS inputs

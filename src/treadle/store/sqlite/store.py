@@ -25,6 +25,7 @@ from treadle.store.base import (
     Append,
     InboxInput,
     Offer,
+    Postponement,
     Renewal,
     Report,
     SessionRow,
@@ -32,13 +33,14 @@ from treadle.store.base import (
 )
 from treadle.store.sqlite.appends import Appends
 from treadle.store.sqlite.connection import Database, connect, map_exceptions, use_wal
+from treadle.store.sqlite.deletion import family_of, forget_run
 from treadle.store.sqlite.group import INSERT_INPUT, INSERT_PAYLOAD
 from treadle.store.sqlite.location import Sync, parse_url, refuse_network
 from treadle.store.sqlite.process_locks import ProcessLocks, host_name
 from treadle.store.sqlite.reader import TASK_COLUMNS, SqliteReader, task_of
 from treadle.store.sqlite.schema import behind, migrate
 from treadle.store.sqlite.tokens import OwnSession, count_up
-from treadle.store.sqlite.waiting import anything_due, claim_tasks, next_due
+from treadle.store.sqlite.waiting import anything_due, claim_tasks, next_due, postpone
 
 _DURABILITY: dict[Sync, str] = {
     "full": "SQLite WAL, synchronous=FULL: on disk before it is answered",
@@ -362,6 +364,12 @@ class SqliteStore(SqliteReader):
                 answers.append(live)
         return answers
 
+    def postpone(self, session: str, items: Sequence[Postponement], now: float) -> list[bool]:
+        """Let tasks whose token is live wait again."""
+        with self._writing() as con:
+            own = self._living(con, session)
+            return [postpone(con, own, self._appends.number(item.key), item, now) for item in items]
+
     def progress(self, session: str, items: Sequence[tuple[str, int, int, str]]) -> None:
         """Set the progress text of tasks whose token is live."""
         with self._writing() as con:
@@ -433,28 +441,15 @@ class SqliteStore(SqliteReader):
             return Swept([key for (key,) in found], next_due(con, now))
 
     def delete(self, key: str) -> Literal["deleted", "missing", "open"]:
-        """Remove a closed run, leaving the tombstone of its key."""
+        """Remove a closed run and those below it, leaving the tombstones of their keys."""
         with self._writing() as con:
-            found = self._one(
-                "SELECT n, id, plan, status, EXISTS (SELECT 1 FROM tasks t WHERE t.run = n) FROM runs WHERE key = ?",
-                (key,),
-            )
-            if found is None:
+            family = family_of(con, key)
+            if not family:
                 return "missing"
-            n, id, plan, status, has_tasks = found
-            if has_tasks or status == RUNNING:
+            if any(has_tasks or status == RUNNING for _, _, _, _, status, has_tasks in family):
                 return "open"
-            # By name and value, the key of that table; by run alone it would be read wholly.
-            con.execute(
-                "DELETE FROM labels WHERE run = ?1 AND (name, value) IN"
-                " (SELECT l.key, l.value FROM heads h, json_each(h.head, '$.labels') l WHERE h.run = ?1)",
-                (n,),
-            )
-            for table in ("journal", "steps", "payloads", "inbox", "heads"):
-                con.execute(f"DELETE FROM {table} WHERE run = ?", (n,))
-            con.execute("DELETE FROM runs WHERE n = ?", (n,))
-            con.execute("UPDATE plans SET uses = uses - 1 WHERE n = ?", (plan,))
-            con.execute("DELETE FROM plans WHERE n = ? AND uses = 0", (plan,))
-            con.execute("INSERT INTO tombstones (n, key, id) VALUES (?, ?, ?)", (n, key, id))
-        self._appends.numbers.pop(key, None)
+            for n, run_key, id, plan, _, _ in family:
+                forget_run(con, n, run_key, id, plan)
+        for _, run_key, _, _, _, _ in family:
+            self._appends.numbers.pop(run_key, None)
         return "deleted"

@@ -11,11 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from heapq import merge
 
+import msgspec
+
 from treadle.core.commands import Task
-from treadle.store.base import Offer
+from treadle.store.base import Offer, Postponement
 from treadle.store.sqlite.connection import Database, Record
 from treadle.store.sqlite.reader import TASK_COLUMNS, task_of
-from treadle.store.sqlite.tokens import OwnSession
+from treadle.store.sqlite.schema import DELAYED, WAITING
+from treadle.store.sqlite.tokens import OwnSession, count_up
 
 _HEAD = "FROM tasks t INDEXED BY tasks_waiting CROSS JOIN runs r ON r.n = t.run"
 _DUE = "t.state = 0 AND t.queue = ? AND t.action = ? AND t.not_before <= ?"
@@ -34,8 +37,14 @@ _NEXT_QUEUE = "SELECT queue FROM tasks INDEXED BY tasks_waiting WHERE state = 0 
 _PARK = "UPDATE tasks SET state = 2 WHERE run = ? AND number = ?"
 _LEASE = "UPDATE tasks SET state = 3, session = ?, lease = ?, started_at = ? WHERE run = ? AND number = ?"
 
+_POSTPONE = (
+    "UPDATE tasks SET state = ?, session = 0, lease = 0, started_at = 0, age = ?, not_before = ?, call = ?"
+    " WHERE run = ? AND number = ? AND lease = ? AND session = ? AND state = 3 AND interrupt = 0"
+)
+
 # How many tasks a claim looks at together, so that many held ones are passed in few steps.
 _LOOK_AHEAD = 64
+_encode = msgspec.json.Encoder().encode
 # Below every priority.
 NOBODY = -float("inf")
 
@@ -105,6 +114,15 @@ def _candidates(con: Database, queue: str, action: str, now: float, count: int) 
         free = [record for record in found if not record[-1]]
         if not held or len(free) >= count:
             return free[:count]
+
+
+def postpone(con: Database, own: OwnSession, run: int | None, item: Postponement, now: float) -> bool:
+    """Let a leased task wait again, if its token is live."""
+    state = DELAYED if item.not_before > now else WAITING
+    call = _encode(item.call).decode()
+    age = count_up(con, "age")
+    con.execute(_POSTPONE, (state, age, item.not_before, call, run, item.number, item.lease, own.n))
+    return con.changes() == 1
 
 
 def claim_tasks(con: Database, own: OwnSession, offer: Offer, now: float) -> list[Task]:

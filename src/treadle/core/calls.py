@@ -1,0 +1,127 @@
+"""Calls: what a step that calls a workflow does, from the making of its child run to the child's end.
+
+The step's task makes the child, in a transaction that also ends the task and puts `ChildStarted` into the parent's
+inbox. From then on the step is dispatched without a task. When the child settles, `ChildEnded` goes into the parent's
+inbox in the transaction of the child's own last append. So neither is lost, and each is decided once.
+
+A child is known by its key, which is derived from the parent's key, the step's address and its generation: making it
+twice makes one. A result that is too large to travel in the inbox is fetched by another attempt of the step, which
+finds the child settled.
+
+Cancel, pause and resume of the parent are inputs for its children's inboxes, written with the parent's decision. After
+a cancel no child is made any more: the store refuses the append that would end a task of a revoked run. A detached
+child (`wait=False`) is left alone once it was made.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from treadle.core import events as ev
+from treadle.core import inputs as inp
+from treadle.core.advance import dispatch, reach
+from treadle.core.children import child_key
+from treadle.core.commands import Refusal
+from treadle.core.decision import Decision
+from treadle.core.events import Handle
+from treadle.core.state import RunState, StepState
+from treadle.core.tables import CANCELLED, DISPATCHED, OUTCOMES, RUNNING, SUCCEEDED
+
+_encode = msgspec.json.Encoder().encode
+
+
+def _caller(run: RunState, at: str, child: str) -> StepState | None:
+    """The step that calls this very child in its present generation."""
+    step = run.step_at(at)
+    return step if step is not None and child_key(run.key, at, step.generation) == child else None
+
+
+def child_started(run: RunState, decision: Decision, value: inp.ChildStarted, cause: str) -> Refusal | None:
+    """The child of a step was made, or was found running."""
+    step = _caller(run, value.at, value.child)
+    if step is None or step.status in OUTCOMES:
+        if step is not None and step.tasked:
+            ended = ev.AttemptEnded(at=value.at, attempt=step.tasked, outcome="succeeded", session=value.session)
+            decision.ended.append(step.node.number)
+            decision.record(run, msgspec.structs.replace(ended, cause=cause))
+        if not value.detached and (step is None or step.status != SUCCEEDED):
+            # The step was cancelled, or rewound, while its child was being made.
+            decision.posts.append((value.child, inp.Cancel(hard=True)))
+        return None
+    if step.status != DISPATCHED or not step.tasked:
+        return None
+    _start(run, decision, step, value, cause)
+    if value.detached:
+        _succeed(run, decision, step, f"={_encode(value.id).decode()}", cause)
+    elif run.cancelling:
+        decision.posts.append((value.child, inp.Cancel(hard=run.cancelling == "hard")))
+    elif run.hold:
+        decision.posts.append((value.child, inp.Pause()))
+    return None
+
+
+def _start(run: RunState, decision: Decision, step: StepState, value: inp.ChildStarted, cause: str) -> None:
+    """Note that the child runs; the task that made it is over."""
+    decision.ended.append(step.node.number)
+    started = ev.ChildStarted(
+        at=step.node.address,
+        attempt=step.tasked,
+        child=value.child,
+        id=value.id,
+        session=value.session,
+        token=value.lease,
+        started_at=value.started_at,
+        cause=cause,
+    )
+    decision.record(run, started)
+
+
+def child_ended(run: RunState, decision: Decision, value: inp.ChildEnded, cause: str) -> Refusal | None:
+    """The child of a step has its outcome."""
+    step = _caller(run, value.at, value.child)
+    if step is None:
+        return None
+    if step.status in OUTCOMES:
+        if step.node.number in run.calls:
+            # It was cancelled without waiting for its child.
+            event = ev.AttemptEnded(at=value.at, attempt=step.attempt, outcome=value.outcome, cause=cause)
+            decision.record(run, event)
+        return None
+    if step.status != DISPATCHED or step.spec.child is None or step.spec.child.detached:
+        return None
+    if step.tasked:
+        # A retry has reopened the child, whose end was quicker than the report of the attempt that asked for it.
+        _start(run, decision, step, inp.ChildStarted(at=value.at, child=value.child, id=""), cause)
+    if value.failure is None and value.result:
+        _succeed(run, decision, step, value.result, cause)
+    elif run.cancelling and (value.failure is None or value.outcome == CANCELLED):
+        decision.settle(run, step, ev.StepCancelled(at=value.at, cause=cause))
+    elif value.failure is not None:
+        failed = ev.StepFailed(at=value.at, attempt=step.attempt, failure=value.failure, cause=cause)
+        decision.settle(run, step, failed)
+    else:
+        dispatch(run, decision, step, 0.0)
+    return None
+
+
+def _succeed(run: RunState, decision: Decision, step: StepState, result: Handle, cause: str) -> None:
+    event = ev.StepSucceeded(at=step.node.address, attempt=step.attempt, result=result, cause=cause)
+    decision.settle(run, step, event)
+    if step.holding:
+        reach(run, decision, step, "after", step.spec.break_after)
+
+
+def tell_children(run: RunState, decision: Decision, event: ev.AnyEvent) -> None:
+    """Pass a cancel, a pause or a resume on to the children that the run waits for."""
+    value: inp.AnyInput
+    match event:
+        case ev.CancelRequested():
+            value = inp.Cancel(hard=event.hard)
+        case ev.Paused():
+            value = inp.Pause()
+        case ev.Resumed():
+            value = inp.Resume()
+        case _:
+            return
+    assert run.status == RUNNING
+    decision.posts += [(child, value) for child in run.calls.values()]
