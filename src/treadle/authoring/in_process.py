@@ -90,6 +90,8 @@ class Execution:
         self._ended: list[tuple[AnyInput, str]] = []
         self._waiter: asyncio.Future[None] | None = None
         self._live: dict[int, _Live] = {}
+        # Cells that were told to stop.
+        self._stopping: list[asyncio.Task[None]] = []
         self._loop = asyncio.get_running_loop()
         self._turns = Turns(self._loop, self._run)
         self._cell: Cell | None = None
@@ -116,6 +118,8 @@ class Execution:
                     await self._waiter
                 inputs, self._ended = self._ended, []
                 self._perform(decide(run, inputs, now=0.0, limits=_UNBOUNDED))
+            if self._stopping:
+                await asyncio.wait(self._stopping)
         except asyncio.CancelledError as error:
             await self._stop()
             raise PhasesCancelled(PhasesResult(self)) from error
@@ -145,6 +149,8 @@ class Execution:
         for number in decision.interrupts:
             live = self._live.get(number)
             if live is not None:
+                if live.handle is not None:
+                    self._stopping.append(live.handle)
                 self._cancel(live)
         for asked in decision.tasks:
             self._begin(asked)
