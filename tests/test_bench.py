@@ -41,6 +41,9 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
         ("many", 5, "sqlite"),
         ("recover", 20, "sqlite"),
         ("grow", 10, "sqlite"),
+        ("gather", 20, "memory://"),
+        ("gather", 20, "sqlite"),
+        ("phases", 5, "memory://"),
         ("unwind", 20, "memory://"),
         ("unwind-fan", 20, "sqlite"),
     ],
@@ -65,6 +68,13 @@ def test_an_unknown_workload_is_a_usage_error() -> None:
 
     assert done.returncode == 2
     assert "chain, fan, many" in done.stderr
+
+
+def test_phases_need_no_store(tmp_path: Path) -> None:
+    done = bench("phases", "--size", "1", "--store", f"sqlite:///{tmp_path}/bench.db")
+
+    assert done.returncode == 2
+    assert "in process" in done.stderr
 
 
 def test_recover_needs_a_store_that_outlives_its_process() -> None:

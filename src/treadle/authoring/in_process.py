@@ -8,6 +8,7 @@ its value, and is readable to the kernel only where the value is a small scalar 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -16,6 +17,7 @@ from typing import Any, Final
 from treadle.authoring.bound import kind_of
 from treadle.authoring.cells import Cell, Patch, Row
 from treadle.authoring.outcomes import PhasesCancelled, PhasesResult, Ticket, failed
+from treadle.authoring.turns import Turns, begin, rest
 from treadle.authoring.values import Held, held, value_of
 from treadle.core.apply import new_state
 from treadle.core.commands import Task
@@ -57,6 +59,19 @@ def _takes_one(function: Callable[..., Any]) -> bool:
     return any(known.kind in (known.POSITIONAL_ONLY, known.POSITIONAL_OR_KEYWORD) for known in parameters)
 
 
+class _Live:
+    """An attempt of an async cell or rule."""
+
+    __slots__ = ("args", "function", "handle", "settled", "task")
+
+    def __init__(self, task: Task, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self.task = task
+        self.function = function
+        self.args = args
+        self.handle: asyncio.Task[None] | None = None
+        self.settled = False
+
+
 class Execution:
     """One execution of a block."""
 
@@ -64,6 +79,9 @@ class Execution:
         self.graph = graph
         self.table = table
         self.run: RunState = new_state("", "in process", graph, list(constants), [])
+        # The state of the block, and how far it is; set when it is executed.
+        self.block: ScopeState
+        self.progress: PhasesProgress
         self.errors: dict[int, BaseException] = {}
         self.decisions: list[DecisionMade] = []
         self.pendings: list[dict[str, int]] = []
@@ -71,8 +89,11 @@ class Execution:
         self._tickets: dict[int, Ticket] = {}
         self._ended: list[tuple[AnyInput, str]] = []
         self._waiter: asyncio.Future[None] | None = None
-        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._live: dict[int, _Live] = {}
+        # Cells that were told to stop.
+        self._stopping: list[asyncio.Task[None]] = []
         self._loop = asyncio.get_running_loop()
+        self._turns = Turns(self._loop, self._run)
         self._cell: Cell | None = None
 
     async def execute(self) -> PhasesResult:
@@ -83,14 +104,22 @@ class Execution:
             PhasesCancelled: the task was cancelled; as above.
         """
         run = self.run
+        decision = start(run, now=0.0, limits=_UNBOUNDED)
+        # The only block of the plan, which is never opened anew.
+        block = run.states[1]
+        assert isinstance(block, ScopeState)
+        assert isinstance(block.block, PhasesProgress)
+        self.block, self.progress = block, block.block
         try:
-            self._perform(start(run, now=0.0, limits=_UNBOUNDED))
+            self._perform(decision)
             while run.status == RUNNING:
                 if not self._ended:
                     self._waiter = self._loop.create_future()
                     await self._waiter
                 inputs, self._ended = self._ended, []
                 self._perform(decide(run, inputs, now=0.0, limits=_UNBOUNDED))
+            if self._stopping:
+                await asyncio.wait(self._stopping)
         except asyncio.CancelledError as error:
             await self._stop()
             raise PhasesCancelled(PhasesResult(self)) from error
@@ -100,25 +129,11 @@ class Execution:
 
     async def _stop(self) -> None:
         """Cancel all that is alive, detached cells included, and wait for it."""
-        tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
+        tasks = [live.handle for live in self._live.values() if live.handle is not None]
+        for live in list(self._live.values()):
+            self._cancel(live)
         if tasks:
             await asyncio.wait(tasks)
-
-    @property
-    def block(self) -> ScopeState:
-        """The state of the block: the only one of the plan."""
-        block = self.run.states[1]
-        assert isinstance(block, ScopeState)
-        return block
-
-    @property
-    def progress(self) -> PhasesProgress:
-        """How far the block is."""
-        progress = self.block.block
-        assert isinstance(progress, PhasesProgress)
-        return progress
 
     # -- what the kernel asks for ------------------------------------------------------------------------------
 
@@ -132,9 +147,11 @@ class Execution:
                 progress = self.progress
                 self.pendings.append(pending_of(self.run, progress) if progress.background else {})
         for number in decision.interrupts:
-            task = self._tasks.get(number)
-            if task is not None:
-                task.cancel()
+            live = self._live.get(number)
+            if live is not None:
+                if live.handle is not None:
+                    self._stopping.append(live.handle)
+                self._cancel(live)
         for asked in decision.tasks:
             self._begin(asked)
 
@@ -164,7 +181,7 @@ class Execution:
             self._tickets[task.number] = ticket
             self.tickets.append(ticket)
         if is_async:
-            self._tasks[task.number] = self._loop.create_task(self._run(task, function, args))
+            self._await(task, function, args)
             return
         try:
             value = function(*args)
@@ -172,9 +189,21 @@ class Execution:
             self._end(task, None, error)
             return
         if inspect.isawaitable(value):
-            self._tasks[task.number] = self._loop.create_task(self._await(task, value))
+            self._await(task, lambda: _awaited(value), ())
         else:
             self._end(task, value)
+
+    def _await(self, task: Task, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        live = self._live[task.number] = _Live(task, function, args)
+        self._turns.add(live)
+
+    def _cancel(self, live: _Live) -> None:
+        if live.handle is not None:
+            live.handle.cancel()
+        else:
+            # It never begins.
+            live.settled = True
+            self._end(live.task, None, asyncio.CancelledError())
 
     def _told(self, step: StepState) -> Cell:
         """What the cells of the present row are told; one object for all of them."""
@@ -187,7 +216,7 @@ class Execution:
             assert isinstance(phase, Phase)
             cell = self._cell = Cell(
                 phase.id,
-                self._index(phase.id),
+                progress.phases[phase.id].position,
                 row.index,
                 progress.entries[phase.id],
                 _view(progress.state),
@@ -205,18 +234,13 @@ class Execution:
         return Row(
             phase.policy,
             phase.id,
-            self._index(phase.id),
+            progress.phases[phase.id].position,
             row.index,
             progress.entries[phase.id],
             _view(progress.state),
             _view(progress.previous),
             MappingProxyType(pending_of(self.run, progress)),
         )
-
-    def _index(self, phase: str) -> int:
-        spec = self.block.node.spec
-        phases: list[Phase] = getattr(spec, "phases", [])
-        return next((number for number, known in enumerate(phases) if known.id == phase), -1)
 
     def _test(self, task: Task) -> None:
         args = task.call.args
@@ -229,29 +253,32 @@ class Execution:
 
     # -- what happened -------------------------------------------------------------------------------------------
 
-    async def _run(self, task: Task, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    async def _run(self, live: _Live) -> None:
+        task = live.task
         try:
-            if task.call.timeout is None:
-                value = await function(*args)
-            else:
+            if task.call.timeout is not None:
+                self._turns.keep(live)
                 async with asyncio.timeout(task.call.timeout):
-                    value = await function(*args)
+                    value = await live.function(*live.args)
+            else:
+                scope = contextvars.copy_context()
+                try:
+                    coroutine, awaited = scope.run(begin, live.function, *live.args)
+                except StopIteration as end:
+                    value = end.value
+                else:
+                    self._turns.keep(live)
+                    value = await rest(scope, coroutine, awaited)
         except asyncio.CancelledError as error:
             self._end(task, None, error)
-        except Exception as error:  # noqa: BLE001 - as in _begin
+        except Exception as error:  # noqa: BLE001 - as in _start
             self._end(task, None, error)
         else:
             self._end(task, value)
 
-    async def _await(self, task: Task, value: Any) -> None:
-        async def run() -> Any:
-            return await value
-
-        await self._run(task, run, ())
-
     def _end(self, task: Task, value: Any, error: BaseException | None = None) -> None:
         number = task.number
-        self._tasks.pop(number, None)
+        self._live.pop(number, None)
         patch: Mapping[str, Any] = {}
         if kind_of(value) is Patch:
             value, patch = value.value, value.state
@@ -283,6 +310,10 @@ class Execution:
         return Outcome(
             number=task.number, generation=task.generation, attempt=task.attempt, status="failed", failure=failure
         )
+
+
+async def _awaited(value: Any) -> Any:
+    return await value
 
 
 def _view(values: Mapping[str, Arg]) -> Mapping[str, Any]:

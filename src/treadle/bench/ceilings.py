@@ -67,6 +67,21 @@ def plain_fan(width: int) -> float:
     return asyncio.run(main())
 
 
+def plain_phases(rows: int) -> float:
+    """Seconds of rows of four asyncio tasks, each row gathered before the next."""
+
+    async def lane() -> int:
+        return 1
+
+    async def main() -> float:
+        began = time.perf_counter()
+        for _ in range(rows):
+            await asyncio.gather(lane(), lane(), lane(), lane())
+        return time.perf_counter() - began
+
+    return asyncio.run(main())
+
+
 def plain_many(runs: int, length: int) -> float:
     """Seconds of many chains of asyncio tasks at once."""
 

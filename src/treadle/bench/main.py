@@ -21,12 +21,14 @@ from treadle.connect import connect
 from treadle.errors import UsageError
 from treadle.runtime.client import App
 
-# Group size of the raw commits beside `many` and `fan`: about what the engine's own groups reach.
+# Group size of the raw commits beside `many`, `fan` and `gather`: about what the engine's own groups reach.
 RAW_GROUP = 500
 DEFAULT_SIZES = {
     "chain": 1000,
     "fan": 10_000,
     "many": 1000,
+    "gather": 10_000,
+    "phases": 1000,
     "recover": 1000,
     "grow": 10_000,
     "unwind": 10_000,
@@ -68,7 +70,9 @@ def run_bench(workload: str, size: int | None, store: str) -> Line:
     if workload.startswith("unwind"):
         shape = "fan" if workload == "unwind-fan" else "chain"
         return _line(workload, amount, store, *asyncio.run(unwind(store, amount, shape)))
-    measure = {"chain": _chain, "fan": _fan, "many": _many}[workload]
+    if workload == "phases" and not store.startswith("memory"):
+        raise UsageError("phases are measured in process, without a store; leave --store away")
+    measure = {"chain": _chain, "fan": _fan, "many": _many, "phases": _phases, "gather": _gather}[workload]
     seconds, steps, delays, notes = asyncio.run(measure(store, amount))
     ceiling, what = _ceiling(workload, amount, steps, store)
     return _line(workload, amount, store, seconds, steps, delays, ceiling, f"{notes}; ceiling: {what}")
@@ -162,12 +166,35 @@ async def _many(store: str, size: int) -> Found:
         return seconds, size * 5, ends, _notes(app, size * 5, before, unit)
 
 
+async def _gather(store: str, size: int) -> Found:
+    async with connect(store) as app:
+        before = await _warm(app)
+        began = time.perf_counter()
+        run = await app.start(graphs.gathering, size)
+        assert await run.result() == size * (size + 1) // 2
+        seconds = time.perf_counter() - began
+        return seconds, size + 2, _gaps(), _notes(app, size, before, "ms between starts")
+
+
+async def _phases(_store: str, size: int) -> Found:
+    await graphs.phases(100).run()
+    graphs.starts.clear()
+    block = graphs.phases(size)
+    began = time.perf_counter()
+    result = await block.run()
+    seconds = time.perf_counter() - began
+    assert len(result.rows) == size
+    return seconds, size * 4, _gaps(), "in process; ms per row"
+
+
 def _ceiling(workload: str, size: int, steps: int, store: str) -> tuple[float, str]:
     """Steps a second without an engine; the median of three."""
     if store.startswith("memory"):
         plain: dict[str, Callable[[], float]] = {
             "chain": lambda: ceilings.plain_chain(size),
             "fan": lambda: ceilings.plain_fan(size),
+            "gather": lambda: ceilings.plain_fan(size),
+            "phases": lambda: ceilings.plain_phases(size),
             "many": lambda: ceilings.plain_many(size, 5),
         }
         return steps / statistics.median(plain[workload]() for _ in range(3)), "plain asyncio"

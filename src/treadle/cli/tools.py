@@ -144,7 +144,7 @@ def _place(info: dict[str, Any], host: str) -> str:
 def bench(workload: str, size: int | None, store: str | None, output: str) -> None:
     """Measure WORKLOAD against the machine's own limit, in one call.
 
-    It is chain, fan, many, recover or grow, or unwind or unwind-fan: against running the same graph.
+    It is chain, fan, many, gather, phases, recover or grow, or unwind or unwind-fan: against running the same graph.
     """
     from pathlib import Path
 

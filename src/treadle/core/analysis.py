@@ -227,7 +227,7 @@ def check_plan(plan: Plan, where: Where = _plainly, *, ids: bool = True) -> list
     """
     survey = _Survey(plan, where, ids=ids)
     errors = survey.errors
-    if not survey.steps:
+    if not survey.steps and not any(isinstance(block, Gather | Choose | Phases) for _, block, _ in survey.blocks):
         errors.append(DefinitionError(f"workflow {plan.workflow!r} has no steps; plan at least one"))
     for cycle in _cycles(_Order(survey)):
         error = CycleError(cycle)

@@ -88,7 +88,8 @@ def settle(run: RunState, state: StepState | ScopeState) -> None:
             around.bad[state.node.number] = None
         elif counts_as_cancelled(state):
             around.cancelled += 1
-    if around.unsettled == 0 or around.watches:
+    # A row goes on early only where a cell has not succeeded; what opens its content may open more of it.
+    if around.unsettled == 0 or (around.watches and (around.block is not None or state.status != SUCCEEDED)):
         heappush(run.frontier, around.wakes)
     if run.own or run.added_by:
         _settle_adder(run, state)

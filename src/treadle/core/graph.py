@@ -71,8 +71,6 @@ class Node(msgspec.Struct, gc=False, eq=False):
     spec: Spec | None
     is_step: bool = False
     optional: bool = False
-    # It is a step whose effect can be undone.
-    undoable: bool = False
     needs: Sequence[tuple[int, int]] = ()
     dependents: Sequence[tuple[int, int]] = ()
     # Step text of a Ref -> number of the node it names. The nodes of a plan's scope share one, for all their Refs.
@@ -85,6 +83,8 @@ class Node(msgspec.Struct, gc=False, eq=False):
     owner: Node | None = None
     # As `spec`, for steps only; read where it is known to be one.
     step: Step = _NO_STEP
+    # It is a step whose effect can be undone.
+    undoable: bool = False
 
     def define(self, spec: Spec) -> None:
         """Set what the plan, or the step that adds, says of this node."""

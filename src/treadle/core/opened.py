@@ -10,6 +10,7 @@ from treadle.core.addresses import child, encode_id
 from treadle.core.blocks import AnyBody
 from treadle.core.counts import allowed_scope_status, retire, scope_at
 from treadle.core.graph import Node, link, link_output, place
+from treadle.core.moulds import cast, mould_of
 from treadle.core.plan import (
     Block,
     Body,
@@ -86,8 +87,11 @@ def _open(run: RunState, block: ScopeState, address: str, segment: str, body: An
     return scope
 
 
-def _fill(run: RunState, scope: ScopeState, blocks: list[Block], apart: ScopeState | None = None) -> None:
-    """Place and link a body's blocks; what waits for nothing goes to the frontier. Detached cells lie `apart`."""
+def _fill(run: RunState, scope: ScopeState, blocks: list[Block], apart: ScopeState | None = None) -> list[Node]:
+    """Place and link a body's blocks; what waits for nothing goes to the frontier. Detached cells lie `apart`.
+
+    Returns the nodes of them, groups before their content.
+    """
     states = run.states
     nodes = place(blocks, scope.node, scope.node.constants, run)
     is_iteration = isinstance(scope.node.spec, Body)
@@ -119,6 +123,7 @@ def _fill(run: RunState, scope: ScopeState, blocks: list[Block], apart: ScopeSta
             heappush(run.frontier, node.number)
     if scope.unsettled == 0:
         heappush(run.frontier, first)
+    return nodes
 
 
 # -- phases ----------------------------------------------------------------------------------------------------------
@@ -129,7 +134,7 @@ def row_opened(run: RunState, event: ev.RowOpened) -> None:
     block, progress = _block(run, event.at, PhasesProgress, "row_opened")
     spec = block.node.spec
     assert isinstance(spec, Phases)
-    phase = progress.phases[event.phase][0]
+    phase, segment, _, _ = progress.phases[event.phase]
     if progress.step < 0:
         progress.state = {name: resolve(run, block.node, slot) for name, slot in spec.state.items()}
     for left in (progress.row, progress.asking):
@@ -141,12 +146,19 @@ def row_opened(run: RunState, event: ev.RowOpened) -> None:
     progress.entries[event.phase] = event.entry
     progress.decision, progress.rule, progress.asking = None, -1, None
     progress.patches = {}
-    named = f"{encode_id(event.phase)}#{event.entry}"
-    row = _open(run, block, row_address(block, event.phase, event.entry), named, phase)
+    named = f"{segment}#{event.entry}"
+    address = child(base_of(block), segment if event.entry == 1 else named)
+    row = _open(run, block, address, named, phase)
     row.index = event.step
     row.sight = Sight(event.entry, progress.state, progress.previous, pending_of(run, progress))
     progress.row = row
-    _fill(run, row, phase.blocks, _outside(run, block, progress) if phase.detached else None)
+    mould = progress.moulds.get(event.phase)
+    if mould is not None:
+        cast(run, row, mould)
+        return
+    nodes = _fill(run, row, phase.blocks, _outside(run, block, progress) if phase.detached else None)
+    if event.entry > 1 and not phase.detached and (mould := mould_of(run, row, nodes)) is not None and mould.closed:
+        progress.moulds[event.phase] = mould
 
 
 def _outside(run: RunState, block: ScopeState, progress: PhasesProgress) -> ScopeState:
@@ -232,12 +244,19 @@ def iterations_opened(run: RunState, event: ev.IterationsOpened) -> None:
         progress.set_items(known_items(resolve(run, block.node, spec.items)) or [])
     base = base_of(block)
     body = spec.body
+    mould = progress.mould
     for index in range(event.start, event.start + event.count):
         scope = _open(run, block, f"{base}[{index}]", f"[{index}]", body)
         scope.index = index
         progress.results.append(ev.NULL)
-        _fill(run, scope, body.blocks)
+        if mould is not None:
+            cast(run, scope, mould)
+            continue
+        nodes = _fill(run, scope, body.blocks)
         link_output(scope.node, body.output, run)
+        # One that is not closed lasts as long as no name can change what it means.
+        if index > 0 and (mould := mould_of(run, scope, nodes)) is not None and mould.closed:
+            progress.mould = mould
     progress.opened += event.count
     progress.live += event.count
     if progress.count == 0:

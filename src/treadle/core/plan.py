@@ -90,7 +90,7 @@ class LaneValue(msgspec.Struct, frozen=True, gc=False, tag="lane", tag_field="sl
 
 
 class PhaseInfo(msgspec.Struct, frozen=True, gc=False, tag="phase", tag_field="slot", omit_defaults=True):
-    """What a cell, or a rule, is told of its place (see `core.resolve.phase_info`), or one fact of it."""
+    """What a cell, or a rule, is told of its place (see `core.resolve`), or one fact of it."""
 
     fact: str = ""
 

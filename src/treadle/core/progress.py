@@ -13,6 +13,7 @@ from treadle.core.events import NULL, Arg, ArgList, DecisionMade, Handle, Items,
 from treadle.core.plan import Choose, Gather, Opening, Phase, Phases
 
 if TYPE_CHECKING:
+    from treadle.core.moulds import Mould
     from treadle.core.state import NodeState, ScopeState, StepState
 
 
@@ -61,6 +62,7 @@ class PhasesProgress:
         "detached",
         "entries",
         "entry",
+        "moulds",
         "overwritten",
         "patches",
         "phases",
@@ -76,6 +78,8 @@ class PhasesProgress:
         self.phases = rows_of(spec)
         # Whether rules decide what follows a row.
         self.ruled = has_policies(spec)
+        # Phase -> what its rows are cast from.
+        self.moulds: dict[str, Mould] = {}
         # The number of the present row, from 0; -1 before the first.
         self.step = -1
         self.row: ScopeState | None = None
@@ -112,7 +116,20 @@ class PhasesProgress:
 class GatherProgress:
     """The iterations of a gather."""
 
-    __slots__ = ("asked", "asking", "closed", "count", "entry", "first", "items", "live", "opened", "results", "winner")
+    __slots__ = (
+        "asked",
+        "asking",
+        "closed",
+        "count",
+        "entry",
+        "first",
+        "items",
+        "live",
+        "mould",
+        "opened",
+        "results",
+        "winner",
+    )
 
     def __init__(self, entry: int, *, first: bool) -> None:
         # Whether the first success is the value of all.
@@ -122,6 +139,8 @@ class GatherProgress:
         self.count = 0
         self.opened = 0
         self.live = 0
+        # What iterations are cast from.
+        self.mould: Mould | None = None
         self.results: list[Arg] = []
         # The iteration that succeeded first, where that is asked for.
         self.winner = -1

@@ -93,8 +93,7 @@ def _resolve(run: RunState, node: Node, constants: list[Handle], slot: Slot) -> 
         case SignalValue() | Data() | Given():
             return _resolve_run_value(run, slot)
         case _:
-            facts = phase_info(run, node)
-            return facts if not slot.fact else facts.items.get(slot.fact, NULL)
+            return _phase_info(run, node, slot.fact)
 
 
 def _resolve_run_value(run: RunState, slot: SignalValue | Data | Given) -> Arg:
@@ -214,36 +213,47 @@ def _resolve_variable(run: RunState, node: Node, constants: list[Handle], slot: 
     raise UnresolvedError(f"there is no {what} {name!r}, and none is given as a default")
 
 
-def phase_info(run: RunState, node: Node) -> ArgMap:
-    """What a cell is told of its place; for a rule (outside of the rows) what the row has left.
+# What a cell is told of its place, and what a rule is (it stands outside of the rows) of what a row has left.
+_OF_CELLS = ("phase", "index", "step", "entry", "state", "previous", "pending")
+_OF_RULES = ("policy", "phase", "index", "step", "entry", "state", "lanes", "pending")
 
-    A cell: phase, index, step, entry, state, previous (lane values of the row before), pending (detached cells of
-    earlier rows that have not ended, by lane). A rule: policy, phase, index, step, entry, state, lanes, pending.
-    """
+
+def _phase_info(run: RunState, node: Node, name: str) -> Arg:
+    """One fact of what a cell or a rule is told, or all of them for ""; null for one that there is not."""
     found = phases_around(run, node)
     if found is None:
         raise UnresolvedError("there is no Phases block around")
     block, row = found
     progress = block.block
     assert isinstance(progress, PhasesProgress)
-    facts: dict[str, Arg] = {}
-    at = row if row is not None else progress.row
-    if at is not None:
-        phase = at.node.spec
-        assert isinstance(phase, Phase)
-        if row is None:
-            facts["policy"] = handle_of(phase.policy)
-        facts["phase"] = handle_of(phase.id)
-        facts["index"] = handle_of(progress.phases[phase.id].position)
-        facts["step"] = handle_of(at.index)
-        assert at.sight is not None
-        facts["entry"] = handle_of(at.sight.entry)
+    names = _OF_RULES if row is None else _OF_CELLS
+    if name:
+        return _fact(run, progress, row, name) if name in names else NULL
+    return ArgMap({each: _fact(run, progress, row, each) for each in names})
+
+
+def _fact(run: RunState, progress: PhasesProgress, row: ScopeState | None, name: str) -> Arg:
     sight = row.sight if row is not None else None
     seen = progress if sight is None else sight
-    facts["state"] = ArgMap(seen.state)
-    facts["previous" if sight is not None else "lanes"] = ArgMap(seen.previous)
-    facts["pending"] = handle_of(pending_of(run, progress) if sight is None else sight.pending)
-    return ArgMap(facts)
+    if name == "state":
+        return ArgMap(seen.state)
+    if name in ("previous", "lanes"):
+        return ArgMap(seen.previous)
+    if name == "pending":
+        # By lane, those of earlier rows that have not ended.
+        return handle_of(pending_of(run, progress) if sight is None else sight.pending)
+    at = row if row is not None else progress.row
+    if at is None or at.sight is None:
+        return NULL
+    if name == "step":
+        return handle_of(at.index)
+    if name == "entry":
+        return handle_of(at.sight.entry)
+    phase = at.node.spec
+    assert isinstance(phase, Phase)
+    if name == "index":
+        return handle_of(progress.phases[phase.id].position)
+    return handle_of(phase.policy if name == "policy" else phase.id)
 
 
 def pending_of(run: RunState, progress: PhasesProgress) -> dict[str, int]:

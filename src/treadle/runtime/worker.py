@@ -23,6 +23,7 @@ from treadle.authoring.cells import Patch
 from treadle.authoring.context import step_context
 from treadle.authoring.durations import seconds_of
 from treadle.authoring.registry import Registry
+from treadle.authoring.turns import Turns, begin, rest
 from treadle.core.commands import Call, Task
 from treadle.core.events import Handle, Items, Pick
 from treadle.core.inputs import Outcome
@@ -50,7 +51,6 @@ from treadle.runtime.payloads import Payloads, Row, assemble, handles_of
 from treadle.runtime.probes import next_probe
 from treadle.runtime.slots import ASYNC, THREAD, TIMER, Slots
 from treadle.runtime.step_context import RunningStep
-from treadle.runtime.turns import Turns, begin, rest
 
 T = TypeVar("T")
 # Seconds between tries while the store does not answer.
@@ -253,7 +253,8 @@ class Worker:
                 values = await self._read(callee, task, values, context)
             scope = contextvars.copy_context()
             try:
-                coroutine, awaited = scope.run(begin, callee, values, context)
+                scope.run(step_context.set, context)
+                coroutine, awaited = scope.run(begin, callee.invoke, values)
             except StopIteration as end:
                 value = end.value
             else:

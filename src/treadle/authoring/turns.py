@@ -15,21 +15,12 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context
 from typing import Any, Generic, Protocol, TypeVar
 
-from treadle.authoring.context import StepContext, step_context
-
 T = TypeVar("T")
 # Attempts that come while a task works, as those of a chain do, and are still taken before the loop gets its turn:
 # enough to make the loop's own cost small, few enough to hold up nobody.
 FEW = 16
 # What an `async def` gives when it is called.
 _COROUTINE: type[Any] = types.CoroutineType
-
-
-class Callee(Protocol):
-    """What is called, as far as turns go."""
-
-    action: str
-    invoke: Callable[[dict[str, Any]], Any]
 
 
 class Turn(Protocol):
@@ -107,17 +98,16 @@ class Turns(Generic[A]):
                     self._begin()
 
 
-def begin(callee: Callee, values: dict[str, Any], context: StepContext) -> tuple[Coroutine[Any, Any, Any], object]:
-    """Let an async step run until it waits; gives its coroutine, and what that waits for.
+def begin(function: Callable[..., Any], *args: Any) -> tuple[Coroutine[Any, Any, Any], object]:
+    """Let what a function makes run until it waits; gives its coroutine, and what that waits for.
 
     Raises:
         StopIteration: it has returned, without ever waiting.
     """
-    step_context.set(context)
     try:
-        made = callee.invoke(values)
+        made = function(*args)
     except StopIteration as error:
-        raise RuntimeError(f"step {callee.action!r} raised StopIteration") from error
+        raise RuntimeError(f"{function!r} raised StopIteration") from error
     # A function may be made async by hand, and give another awaitable.
     coroutine: Coroutine[Any, Any, Any] = made if type(made) is _COROUTINE else _await(made)
     return coroutine, coroutine.send(None)
