@@ -56,6 +56,11 @@ async def large(name: str) -> str:
     return name * 3000
 
 
+@workflow(registry=registry, name="regressions:calling")
+def calling(name: str) -> str:
+    return one.bind(name)
+
+
 @workflow(registry=registry, name="regressions:one")
 def one(name: str) -> str:
     return note.bind(name)
@@ -364,6 +369,24 @@ async def test_an_attempt_that_is_cancelled_before_its_first_step_gives_its_slot
         node._execute = start_and_stop
         run = await app.start(one, "a", id="r")
         await until(lambda: not node.worker.active)
+        await run.wait(timeout=10)
+
+        assert executed == []
+        await until(lambda: node.slots.free() == node.slots.size)
+
+
+async def test_a_call_that_is_cancelled_before_its_first_step_gives_its_slot_back() -> None:
+    data = MemoryData()
+    async with node_on(data) as app:
+        node = app._node
+        start_attempt = node.worker.start
+
+        def start_and_stop(task: Any) -> None:
+            start_attempt(task)
+            node.worker.interrupt(task.run, task.number)
+
+        node._execute = start_and_stop
+        run = await app.start(calling, "a", id="r")
         await run.wait(timeout=10)
 
         assert executed == []

@@ -101,6 +101,8 @@ class Attempt(msgspec.Struct, eq=False):
     context: RunningStep | None = None
     # Its coroutine is in a middleware around a thread.
     around_thread: bool = False
+    # The task of a call has begun: one that is cancelled before that never runs at all.
+    calling: bool = False
 
     @property
     def cancellable(self) -> bool:
@@ -379,6 +381,7 @@ class Worker:
 
     async def _run_child(self, attempt: Attempt) -> None:
         """Make the run that the step calls; the attempt ends with that, and the step goes on without a slot."""
+        attempt.calling = True
         task = attempt.task
         rows: list[Row] = []
         result: Handle | None = None
@@ -670,11 +673,14 @@ class Worker:
         if attempt.kind == THREAD:
             self.stuck += 1
         self._settle(attempt, outcome, [])
-        if attempt.kind == ASYNC and attempt.handle is None:
+        if attempt.kind == ASYNC and (attempt.handle is None or self._is_unborn_call(attempt)):
             # It never begins, so nothing in it frees the slot.
             self._slot_free(attempt)
-        elif attempt.handle is not None and attempt.cancellable:
+        if attempt.handle is not None and attempt.cancellable:
             attempt.handle.cancel()
+
+    def _is_unborn_call(self, attempt: Attempt) -> bool:
+        return attempt.task.call.child is not None and not attempt.calling
 
     def _slot_free(self, attempt: Attempt) -> None:
         self.slots.put_back(attempt.kind)
