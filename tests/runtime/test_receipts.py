@@ -26,8 +26,9 @@ from treadle import (
 )
 from treadle.core import events as ev
 from treadle.core.documents import Fact, Value, hash_of, moment, tree_of
-from treadle.runtime.inspection import replay, snapshot_of
+from treadle.runtime.inspection import snapshot_of
 from treadle.runtime.receipts import receipt_of
+from treadle.runtime.replaying import replay
 
 registry = Registry()
 gates: dict[str, asyncio.Event] = {}

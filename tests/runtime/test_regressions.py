@@ -24,8 +24,8 @@ from treadle.runtime import sweeper
 from treadle.runtime.builtins import with_builtins
 from treadle.runtime.client import App
 from treadle.runtime.clock import RandomIds, SystemClock
-from treadle.runtime.engine import Pending
 from treadle.runtime.node import Node, Settings
+from treadle.runtime.owned import Pending
 from treadle.runtime.threads import ThreadPool
 from treadle.runtime.wakeups import NoWakeups
 from treadle.store.base import InboxInput

@@ -17,8 +17,9 @@ from treadle.core import decide as core_decide
 from treadle.core import inputs as inp
 from treadle.core.commands import Refusal, Task
 from treadle.runtime.client import App
-from treadle.runtime.engine import Engine, Owned, Pending
+from treadle.runtime.engine import Engine
 from treadle.runtime.observers import Observers
+from treadle.runtime.owned import Owned, Pending
 from treadle.runtime.slots import Slots
 from treadle.runtime.sweeper import Sweeper
 from treadle.store import memory

@@ -13,12 +13,10 @@ import logging
 from collections.abc import Callable
 from functools import partial
 
-import msgspec
-
 from treadle.core import inputs as inp
 from treadle.core.commands import Refusal, Task
 from treadle.core.decide import Decision, Limits, decide, start
-from treadle.core.events import AnyEvent, RunSettled
+from treadle.core.events import RunSettled
 from treadle.core.graph import Graph
 from treadle.core.inputs import AnyInput, decode_input, encode_input
 from treadle.core.plan import Plan, decode_plan
@@ -28,6 +26,7 @@ from treadle.errors import InternalError, LeaseLostError, SchemaVersionError, St
 from treadle.ports import Clock, Ids
 from treadle.runtime.folding import fold_run, started_of, state_of, step_row, undo_rows
 from treadle.runtime.hub import Hub
+from treadle.runtime.owned import Owned, Pending, Waiter
 from treadle.runtime.payloads import Row
 from treadle.runtime.posts import posts_of, tell
 from treadle.store.base import FORMAT, Acquired, Answer, Append, InboxInput, Loaded, Report, RunHead, Store
@@ -35,40 +34,12 @@ from treadle.store.committer import Committer
 
 _log = logging.getLogger("treadle.engine")
 
-# Called with why the input was refused, or the error, or the events that the input led to by itself.
-Waiter = Callable[["Refusal | None", "BaseException | None", "list[AnyEvent]"], None]
 # Seconds between tries while a store does not answer.
 RETRY_SECONDS = 0.2
 
 
 def _ignore(_value: object, _error: BaseException | None) -> None:
     """For calls whose failure the sweep makes good."""
-
-
-class Pending(msgspec.Struct, eq=False, gc=False):
-    """An input that waits for its run's decider."""
-
-    value: AnyInput
-    # The inbox id, "" if it did not come through the inbox.
-    cause: str
-    rows: list[Row]
-    waiter: Waiter | None
-
-
-class Owned:
-    """A run that this engine decides."""
-
-    __slots__ = ("closing", "head", "in_flight", "more", "pending", "state")
-
-    def __init__(self, state: RunState, head: RunHead) -> None:
-        self.state = state
-        self.head = head
-        self.pending: list[Pending] = []
-        self.in_flight: list[Pending] | None = None
-        # The last decision was full; decide again.
-        self.more = False
-        # The append in flight gives the run back.
-        self.closing = False
 
 
 class Engine:

@@ -1,8 +1,7 @@
 """What a run looks like now: one read model, folded from one consistent read of the store.
 
-`replay` folds the journal by the core's own `apply`, and keeps beside the state what the state forgets (when a
-signal came, when a breakpoint was reached, why a step was skipped). `snapshot` makes of it a document that needs
-no further look at the store; text reports render it. Nothing here reads a clock: `now` is an argument.
+`snapshot` makes of a replayed journal (`replaying`) a document that needs no further look at the store; text reports
+render it. Nothing here reads a clock: `now` is an argument.
 
 What is shown and never stored: a step is `running` while a session holds its task, and `retrying` while its
 task waits after a failed attempt; a run is `pausing` or `cancelling` while sessions still execute its attempts.
@@ -17,11 +16,9 @@ from typing import Final, Literal
 import msgspec
 
 from treadle.core import events as ev
-from treadle.core.apply import apply
-from treadle.core.events import AnyEvent, Arg, decode_events
-from treadle.core.graph import Graph
+from treadle.core.events import Arg
 from treadle.core.operators import blocked_before
-from treadle.core.plan import Placement, decode_plan
+from treadle.core.plan import Placement
 from treadle.core.state import NodeState, RunState, StepState, settled
 from treadle.core.tables import (
     CANCELLED,
@@ -40,10 +37,9 @@ from treadle.core.tables import (
 )
 from treadle.core.undo import StepUndo
 from treadle.runtime.failure_views import FailureView, failures_of
-from treadle.runtime.folding import state_of
+from treadle.runtime.replaying import Replay, replay
 from treadle.runtime.scopes import (
     DecisionView,
-    ScopeHistory,
     ScopeView,
     is_detached,
     is_evaluation,
@@ -211,98 +207,6 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     def scope(self, address: str) -> ScopeView | None:
         """The view of one scope, None if there is none."""
         return next((scope for scope in self.scopes if scope.address == address), None)
-
-
-class Replay:
-    """A folded journal: the core's state, and facts of its events that the state does not keep."""
-
-    __slots__ = (
-        "children",
-        "dispatches",
-        "events",
-        "finished_at",
-        "paused_at",
-        "reached",
-        "released",
-        "roots",
-        "run",
-        "scopes",
-        "signal_times",
-        "skips",
-    )
-
-    def __init__(self, run: RunState) -> None:
-        self.run = run
-        # Every event with its time, in journal order.
-        self.events: list[tuple[float, AnyEvent]] = []
-        self.finished_at: float | None = None
-        self.paused_at: float | None = None
-        # Root causes as the run's last settlement named them.
-        self.roots: list[str] = []
-        self.signal_times: dict[str, float] = {}
-        self.skips: dict[str, str] = {}
-        # (address, position) -> time.
-        self.reached: dict[tuple[str, str], float] = {}
-        self.released: dict[tuple[str, str], float] = {}
-        # Address -> how often it was dispatched since it became ready.
-        self.dispatches: dict[str, int] = {}
-        self.scopes = ScopeHistory()
-        # Address -> the id of the run that the step has called last.
-        self.children: dict[str, str] = {}
-
-    def note(self, time: float, event: AnyEvent) -> None:
-        """Keep what `apply` forgets."""
-        self.events.append((time, event))
-        match event:
-            case ev.StepDispatched(at=at) | ev.PrepareDispatched(at=at):
-                self.dispatches[at] = self.dispatches.get(at, 0) + 1
-            case ev.ChildStarted(at=at, child=key, id=id_):
-                self.children[at] = id_ or self.children.get(at) or key
-            case ev.StepSkipped(at=at, reason=reason):
-                self.skips[at] = reason
-            case ev.SignalReceived(name=name):
-                self.signal_times[name] = time
-            case ev.BreakpointReached(at=at, position=position):
-                self.reached[at, position] = time
-            case ev.BreakpointReleased(before=before, after=after):
-                self.released.update(((at, "before"), time) for at in before)
-                self.released.update(((at, "after"), time) for at in after)
-            case ev.StepsReopened(at=addresses):
-                self.finished_at = None
-                self.roots = []
-                for at in addresses:
-                    self.dispatches.pop(at, None)
-                    self.skips.pop(at, None)
-                self.scopes.note(self.run, time, event)
-            case _:
-                self._note_run(time, event)
-
-    def _note_run(self, time: float, event: AnyEvent) -> None:
-        match event:
-            case ev.Paused():
-                self.paused_at = time
-            case ev.Resumed() | ev.CancelRequested():
-                self.paused_at = None
-            case ev.RunSettled(failures=failures):
-                self.finished_at = time
-                self.roots = failures
-            case _:
-                self.scopes.note(self.run, time, event)
-
-
-def replay(loaded: Loaded) -> Replay:
-    """Fold a loaded run's journal."""
-    head = loaded.head
-    graph = Graph(decode_plan(loaded.plan))
-    run = state_of(head, graph)
-    told = Replay(run)
-    for version, _, time, text in loaded.rows:
-        run.now = time
-        for event in decode_events(text):
-            apply(run, event)
-            told.note(time, event)
-        run.version = version
-    return told
 
 
 def shown_status(status: str, *, hold: bool, cancelling: bool, leased: int) -> str:

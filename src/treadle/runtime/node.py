@@ -28,18 +28,20 @@ from treadle.errors import (
 )
 from treadle.ports import Environment
 from treadle.runtime.children import call_child
-from treadle.runtime.engine import Engine, Pending
+from treadle.runtime.engine import Engine
+from treadle.runtime.exchange import RETRY_SECONDS, place_fragments
 from treadle.runtime.failures import DEFAULT_CAP, ErrorText
 from treadle.runtime.hooks import Hooks
 from treadle.runtime.hub import Hub
 from treadle.runtime.middleware import Middleware
 from treadle.runtime.observers import Observers
+from treadle.runtime.owned import Pending
 from treadle.runtime.payloads import Payloads, Row
 from treadle.runtime.probes import Postponer
 from treadle.runtime.requests import request
 from treadle.runtime.slots import ASYNC, THREAD, TIMER, Slots
 from treadle.runtime.sweeper import Sweeper
-from treadle.runtime.worker import RETRY_SECONDS, Worker
+from treadle.runtime.worker import Worker
 from treadle.store.base import WAITS_CHANGES, WAITS_TASKS, Blobs, Reader, Renewal, SessionRow, Store
 from treadle.store.committer import Committer, Driver
 
@@ -129,16 +131,7 @@ class Node:
         actions = [*self.registry.names(), *self.registry.workflows()]
         self.slots = Slots((settings.slots, settings.threads), actions, self._kind_of)
         waits = WAITS_TASKS if settings.worker else 0
-        row = SessionRow(
-            id=self.session,
-            worker=self.name,
-            wake=environment.wakeups.address,
-            beat=0,
-            waits=waits,
-            actions=actions if settings.worker else [],
-            info={"host": socket.gethostname(), "pid": os.getpid(), "slots": settings.slots if settings.worker else 0},
-        )
-        self.store.open_session(row)
+        self.store.open_session(self._session_row(waits, actions if settings.worker else []))
         offer = self.slots if settings.worker else None
         self.committer = Committer(self.store, self.session, offer, environment.wakeups, self._driver())
         self.committer.waits = waits
@@ -193,6 +186,18 @@ class Node:
         )
         self.sweeper.start()
         self.look_for_tasks()
+
+    def _session_row(self, waits: int, actions: list[str]) -> SessionRow:
+        slots = self.settings.slots if self.settings.worker else 0
+        return SessionRow(
+            id=self.session,
+            worker=self.name,
+            wake=self.environment.wakeups.address,
+            beat=0,
+            waits=waits,
+            actions=actions,
+            info={"host": socket.gethostname(), "pid": os.getpid(), "slots": slots},
+        )
 
     async def drain(self, grace_seconds: float | None = None) -> bool:
         """Take no new attempts and wait for the live ones; False if some were still live after the grace."""
@@ -443,7 +448,7 @@ class Node:
 
     async def add_now(self, task: Task, fragments: Sequence[Fragment]) -> None:
         """Add steps for a live attempt at once."""
-        for fragment in await self.worker.place_fragments(list(fragments), None):
+        for fragment in await place_fragments(self.payloads, fragments, None):
             value = inp.AddSteps(
                 number=task.number, generation=task.generation, attempt=task.attempt, fragment=fragment
             )

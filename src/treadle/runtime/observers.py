@@ -25,7 +25,7 @@ from treadle.runtime.payloads import Payloads, Row, assemble, handles_of
 from treadle.store.base import Append
 
 if TYPE_CHECKING:
-    from treadle.runtime.engine import Owned
+    from treadle.runtime.owned import Owned
 
 _log = logging.getLogger("treadle.hooks")
 # Seconds between tries while the store does not answer.

@@ -23,9 +23,10 @@ from treadle.core.events import AnyEvent, Arg, Handle, kind_of
 from treadle.core.plan import decode_plan
 from treadle.core.tables import SUCCEEDED
 from treadle.runtime.documents import provenance
-from treadle.runtime.inspection import Replay, Snapshot, StepView, replay, snapshot_of
+from treadle.runtime.inspection import Snapshot, StepView, snapshot_of
 from treadle.runtime.node import Node
 from treadle.runtime.payloads import assemble, handles_of
+from treadle.runtime.replaying import Replay, replay
 from treadle.store.base import INLINE_BYTES, Loaded
 
 # What the outcomes of steps and their attempts tell already, or what only moves work along.

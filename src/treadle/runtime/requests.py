@@ -16,7 +16,7 @@ from treadle.core.commands import Refusal
 from treadle.core.events import AnyEvent, decode_events
 from treadle.core.inputs import AnyInput, encode_input
 from treadle.errors import RunNotFoundError, StoreUnavailableError
-from treadle.runtime.engine import Pending, Waiter
+from treadle.runtime.owned import Pending, Waiter
 from treadle.store.base import InboxInput, Store
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from treadle.core.network import Network
 from treadle.core.plan import Choose, Phases
 from treadle.core.state import RunState, ScopeState, StepState
 from treadle.core.tables import OUTCOMES
-from treadle.runtime.inspection import replay
+from treadle.runtime.replaying import replay
 from treadle.store.base import Loaded
 
 

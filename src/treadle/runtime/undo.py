@@ -10,7 +10,7 @@ from treadle.core.events import AnyEvent
 from treadle.core.undo import undo_of
 from treadle.core.unwinding import undo_stack
 from treadle.errors import StepNotFoundError
-from treadle.runtime.inspection import replay
+from treadle.runtime.replaying import replay
 from treadle.store.base import Loaded
 
 

@@ -26,14 +26,13 @@ from treadle.runtime.inspection import (
     CANCELLING,
     PAUSED,
     PAUSING,
-    Replay,
     held_by,
     placement_text,
-    replay,
     shown_status,
 )
 from treadle.runtime.reasons import NAMED, ended_as, listing
 from treadle.runtime.reasons import Reason as Reason
+from treadle.runtime.replaying import Replay, replay
 from treadle.runtime.scopes import needs_of
 from treadle.runtime.why_scopes import CODES as SCOPE_CODES
 from treadle.runtime.why_scopes import Missing, missing_reason, scope_reasons, stopped_reason

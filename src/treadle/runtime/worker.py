@@ -13,11 +13,10 @@ import contextvars
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, cast
 
 import msgspec
 
-from treadle.authoring import codec
 from treadle.authoring.bound import kind_of
 from treadle.authoring.cells import Patch
 from treadle.authoring.context import step_context
@@ -25,7 +24,7 @@ from treadle.authoring.durations import seconds_of
 from treadle.authoring.registry import Registry
 from treadle.authoring.turns import Turns, begin, rest
 from treadle.core.commands import Call, Task
-from treadle.core.events import Handle, Items, Pick
+from treadle.core.events import Handle
 from treadle.core.inputs import Outcome
 from treadle.core.plan import Fragment, Plan
 from treadle.errors import (
@@ -38,29 +37,31 @@ from treadle.errors import (
     RetryLater,
     StepInterrupt,
     StoreError,
-    StoreUnavailableError,
     TreadleError,
     UnregisteredStepError,
 )
 from treadle.ports import Clock, Threads
 from treadle.runtime.builtins import Listed
 from treadle.runtime.callee import Callee
+from treadle.runtime.exchange import (
+    fetch,
+    inline,
+    patiently,
+    place_fragments,
+    place_items,
+    place_patch,
+    read,
+)
 from treadle.runtime.failures import ErrorText, describe
 from treadle.runtime.middleware import Middleware, around
-from treadle.runtime.payloads import Payloads, Row, assemble, handles_of
+from treadle.runtime.payloads import Payloads, Row
 from treadle.runtime.probes import next_probe
 from treadle.runtime.slots import ASYNC, THREAD, TIMER, Slots
 from treadle.runtime.step_context import RunningStep
 
-T = TypeVar("T")
-# Seconds between tries while the store does not answer.
-RETRY_SECONDS = 0.2
 Finish = Callable[[Task, Outcome, list[Row]], None]
 # Results that bring more than their value.
 UNUSUAL = frozenset({Patch, Listed})
-# A stored list of a gather's items has at most so many, and about so many bytes.
-CHUNK_ITEMS = 500
-CHUNK_BYTES = 64 * 1024
 # A task is to wait until a time, with another call.
 Postpone = Callable[[Task, Call, float], None]
 # Shared by the outcomes without payload rows; never changed.
@@ -228,9 +229,9 @@ class Worker:
         task = attempt.task
         try:
             callee = self._callee(task)
-            values = self._inline(callee, task)
+            values = inline(self.payloads, callee, task)
             if values is None:
-                values = await self._fetch(callee, task)
+                values = await fetch(self.payloads, callee, task)
             seconds = seconds_of(values["duration"])
         except TreadleError as error:
             if not attempt.settled:
@@ -248,11 +249,11 @@ class Worker:
             callee = self._callees.get(task.action)
             if callee is None or self._changes != self.registry.changes or task.call.poll is not None:
                 callee = self._callee(task)
-            values = self._inline(callee, task)
+            values = inline(self.payloads, callee, task)
             context = attempt.context = RunningStep(self, task)
             if values is None or task.call.data:
                 self._turns.keep(attempt)
-                values = await self._read(callee, task, values, context)
+                values = await read(self.payloads, callee, task, values, context)
             scope = contextvars.copy_context()
             try:
                 scope.run(step_context.set, context)
@@ -295,9 +296,9 @@ class Worker:
         task = attempt.task
         try:
             callee = self._callee(task)
-            values = self._inline(callee, task)
+            values = inline(self.payloads, callee, task)
             context = attempt.context = RunningStep(self, task)
-            values = await self._read(callee, task, values, context)
+            values = await read(self.payloads, callee, task, values, context)
         except BaseException as error:  # noqa: BLE001 - as in _run_async
             self._slot_free(attempt)
             if not attempt.settled:
@@ -387,12 +388,12 @@ class Worker:
         result: Handle | None = None
         try:
             callee = self._callee(task)
-            values = self._inline(callee, task)
+            values = inline(self.payloads, callee, task)
             if values is None:
-                values = await self._fetch(callee, task)
-            text = await self._patiently(partial(self.steps.call, task, values, attempt.started_at))
+                values = await fetch(self.payloads, callee, task)
+            text = await patiently(partial(self.steps.call, task, values, attempt.started_at))
             if text is not None:
-                result = await self._patiently(partial(self.payloads.place, text, rows))
+                result = await patiently(partial(self.payloads.place, text, rows))
         except BaseException as error:  # noqa: BLE001 - the workflow's own code may raise anything
             self._slot_free(attempt)
             if not attempt.settled:
@@ -462,73 +463,6 @@ class Worker:
             found = self._callers[action] = Callee(action, definition, ())
         return found
 
-    def _inline(self, callee: Callee, task: Task) -> dict[str, Any] | None:
-        """The decoded arguments if all of them are at hand, else None."""
-        values: dict[str, Any] = {}
-        decoders = callee.decoders
-        for name, arg in task.call.args.items():
-            if type(arg) is not str or arg[0] != "=":
-                if not isinstance(arg, Pick) or not self._from_cache(callee, task, name, arg, values):
-                    return None
-                continue
-            decode = decoders.get(name)
-            if decode is None:
-                if callee.picks:
-                    continue
-                raise callee.unknown(name)
-            try:
-                values[name] = decode(arg[1:])
-            except DecodeError as error:
-                raise DecodeError(f"argument {name!r}: {error}") from None
-        return values
-
-    def _from_cache(self, callee: Callee, task: Task, name: str, arg: Pick, values: dict[str, Any]) -> bool:
-        """Decode a part of a value that was read a moment ago; False if it was not, or something is wrong with it."""
-        adapter = callee.adapters.get(name)
-        tree = self.payloads.cached(task.run, arg.value)
-        if tree is None or adapter is None:
-            return False
-        try:
-            values[name] = adapter.convert(assemble(arg, {arg.value: tree}))
-        except (DecodeError, LookupError):
-            return False
-        return True
-
-    async def _read(
-        self, callee: Callee, task: Task, values: dict[str, Any] | None, context: RunningStep
-    ) -> dict[str, Any]:
-        """The arguments, and the run's data for the context: what of both is not there yet is read."""
-        if values is None:
-            values = await self._fetch(callee, task)
-        handle = task.call.data
-        if handle:
-            context.data_text = (await self._patiently(lambda: self.payloads.load(task.run, [handle])))[handle]
-        return values
-
-    async def _fetch(self, callee: Callee, task: Task) -> dict[str, Any]:
-        whole: list[Handle] = []
-        parts: list[Handle] = []
-        args = task.call.args
-        if callee.picks:
-            args = {name: arg for name, arg in args.items() if name in callee.adapters}
-        for arg in args.values():
-            handles_of(arg, whole if isinstance(arg, str) else parts)
-        texts = await self._patiently(lambda: self.payloads.load(task.run, whole))
-        trees = await self._patiently(lambda: self.payloads.trees(task.run, parts))
-        values: dict[str, Any] = {}
-        for name, arg in args.items():
-            adapter = callee.adapters.get(name)
-            if adapter is None:
-                raise callee.unknown(name)
-            try:
-                if isinstance(arg, str):
-                    values[name] = callee.decoders[name](texts[arg])
-                else:
-                    values[name] = adapter.convert(assemble(arg, trees))
-            except (DecodeError, LookupError) as error:
-                raise DecodeError(f"argument {name!r}: {error}") from None
-        return values
-
     async def _returned(self, attempt: Attempt, text: str) -> None:
         if not text:
             self._not_yet(attempt)
@@ -537,56 +471,16 @@ class Worker:
         context = attempt.context
         assert context is not None
         try:
-            result = await self._patiently(lambda: self.payloads.place(text, rows))
-            added = await self.place_fragments(context.fragments, rows)
-            patch = await self._place_patch(context.patch, rows)
-            items = await self._place_items(context.items, rows)
+            result = await patiently(lambda: self.payloads.place(text, rows))
+            added = await place_fragments(self.payloads, context.fragments, rows)
+            patch = await place_patch(self.payloads, context.patch, rows)
+            items = await place_items(self.payloads, context.items, rows)
         except (StoreError, EncodeError, OSError) as error:
             await self._raised(attempt, error, verdict="retry" if isinstance(error, (StoreError, OSError)) else "")
             return
         if not attempt.settled:
             outcome = Outcome(**self._base(attempt), result=result, added=tuple(added), patch=patch, items=items)
             self._settle(attempt, outcome, rows)
-
-    async def _place_patch(self, patch: dict[str, Any] | None, rows: list[Row]) -> dict[str, Handle]:
-        """The variables that a step sets, each with the handle of its value."""
-        placed: dict[str, Handle] = {}
-        for name, value in (patch or {}).items():
-            text = codec.encode(value)
-            placed[name] = await self._patiently(partial(self.payloads.place, text, rows))
-        return placed
-
-    async def _place_items(self, items: list[Any] | None, rows: list[Row]) -> Items | None:
-        """The items of a gather, stored as lists of equal length that a worker reads in one piece."""
-        if items is None:
-            return None
-        texts = [codec.encode(item) for item in items]
-        average = sum(map(len, texts)) // len(texts) + 1 if texts else 1
-        size = max(1, min(CHUNK_ITEMS, CHUNK_BYTES // average))
-        chunks: list[Handle] = []
-        for start in range(0, len(texts), size):
-            text = f"[{','.join(texts[start : start + size])}]"
-            chunks.append(await self._patiently(partial(self.payloads.place, text, rows)))
-        return Items(len(texts), size, tuple(chunks))
-
-    async def place_fragments(self, fragments: list[Fragment], rows: list[Row] | None) -> list[Fragment]:
-        """Fragments with their constants' JSON texts replaced by handles."""
-        placed: list[Fragment] = []
-        for fragment in fragments:
-            constants = [await self._patiently(partial(self.payloads.place, text, rows)) for text in fragment.constants]
-            placed.append(Fragment(blocks=fragment.blocks, constants=constants, into=fragment.into))
-        return placed
-
-    async def _patiently(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Do something with the store until it answers: that it does not is no fault of the step's.
-
-        Placing twice is harmless, and an attempt that takes too long has its own timeout.
-        """
-        while True:
-            try:
-                return await work()
-            except StoreUnavailableError:
-                await asyncio.sleep(RETRY_SECONDS)
 
     async def _raised(self, attempt: Attempt, error: BaseException, *, verdict: str = "") -> None:
         """The outcome of an attempt that raised."""

@@ -42,7 +42,17 @@ from treadle.store.base import (
     Swept,
     TaskRow,
 )
-from treadle.store.memory_data import Entry, Heap, MemoryData, Row, StoredRun, StoredSession, TextRow, problems_of
+from treadle.store.memory_data import (
+    Entry,
+    Heap,
+    MemoryData,
+    Row,
+    StoredRun,
+    StoredSession,
+    TextRow,
+    problems_of,
+    run_row,
+)
 
 __all__ = ["MemoryData", "MemoryStore"]
 
@@ -466,7 +476,7 @@ class MemoryStore:
             owner=run.owner.id if run.owner else "",
             rows=self._rows(run, 0, run.version),
             inbox=list(run.inbox.values()),
-            tasks=[self._task_row(entry) for entry in run.tasks.values()],
+            tasks=[self.data.task_row(entry) for entry in run.tasks.values()],
         )
 
     def _rows(self, run: StoredRun, after: int, limit: int) -> list[TextRow]:
@@ -479,17 +489,6 @@ class MemoryStore:
             texts.append((row.version, row.commit_id, row.time, row.events))
         return texts
 
-    def _task_row(self, entry: Entry) -> TaskRow:
-        holder = self.data.sessions.get(entry.session)
-        return TaskRow(
-            task=msgspec.structs.replace(entry.task),
-            session=entry.session,
-            worker=holder.row.worker if holder else "",
-            started_at=entry.started_at,
-            interrupt=entry.interrupt,
-            progress=entry.progress,
-        )
-
     def rows(self, key: str, after: int, limit: int = 1000) -> list[TextRow]:
         """Journal rows with a version above `after`, in order."""
         with self.data.lock:
@@ -500,24 +499,7 @@ class MemoryStore:
         """The run's row, or None."""
         with self.data.lock:
             run = self.data.runs.get(key)
-            return None if run is None else self._run_row(run)
-
-    def _run_row(self, run: StoredRun) -> RunRow:
-        return RunRow(
-            key=run.key,
-            id=run.head.id,
-            workflow=run.head.workflow,
-            status=run.status,
-            hold=run.hold,
-            version=run.version,
-            owner=run.owner.id if run.owner else "",
-            labels=dict(run.head.labels),
-            created_at=run.head.created_at,
-            updated_at=run.updated_at,
-            leased=sum(1 for entry in run.tasks.values() if entry.session),
-            unwound=run.unwound,
-            parent=run.head.parent,
-        )
+            return None if run is None else run_row(run)
 
     def step(self, key: str, address: str) -> StepAnswer:
         """What is known of one step."""
@@ -535,7 +517,7 @@ class MemoryStore:
                 if len(found) >= query.limit:
                     break
                 if (not query.after or key < query.after) and _matches(run := self.data.runs[key], query):
-                    found.append(self._run_row(run))
+                    found.append(run_row(run))
             return found
 
     def dead(self, limit: int = 100) -> list[tuple[RunRow, StepRow]]:
@@ -548,7 +530,7 @@ class MemoryStore:
                 if row.status == FAILED
             ]
             failed.sort(key=lambda found: found[:3], reverse=True)
-            return [(self._run_row(run), row) for *_, run, row in failed[:limit]]
+            return [(run_row(run), row) for *_, run, row in failed[:limit]]
 
     def payloads(self, key: str, digests: Iterable[str]) -> dict[str, bytes]:
         """Payload rows of a run by digest; missing ones are absent."""
@@ -568,7 +550,7 @@ class MemoryStore:
         with self.data.lock:
             entries = [entry for run in self.data.runs.values() for entry in run.tasks.values() if not entry.session]
             entries.sort(key=lambda entry: (-entry.task.priority, entry.age))
-            return [self._task_row(entry) for entry in entries[:limit]]
+            return [self.data.task_row(entry) for entry in entries[:limit]]
 
     def committed(self, key: str, version: int) -> int | None:
         """The commit id of the journal row of that version, None if there is none."""

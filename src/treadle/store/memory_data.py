@@ -22,7 +22,7 @@ from treadle.core.commands import Task
 from treadle.core.events import AnyEvent
 from treadle.core.inputs import Revoked, encode_input
 from treadle.core.tables import RUNNING
-from treadle.store.base import InboxInput, Offer, RunHead, SessionRow, StepRow
+from treadle.store.base import InboxInput, Offer, RunHead, RunRow, SessionRow, StepRow, TaskRow
 
 # Up to so many ended entries may stay in the heaps whatever their size.
 _STALE_AT_LEAST = 1024
@@ -106,6 +106,25 @@ class StoredRun:
         self.payloads: dict[str, bytes] = {}
         self.steps: dict[int, StepRow] = {}
         self.by_address: dict[str, StepRow] = {}
+
+
+def run_row(run: StoredRun) -> RunRow:
+    """A run as it is listed."""
+    return RunRow(
+        key=run.key,
+        id=run.head.id,
+        workflow=run.head.workflow,
+        status=run.status,
+        hold=run.hold,
+        version=run.version,
+        owner=run.owner.id if run.owner else "",
+        labels=dict(run.head.labels),
+        created_at=run.head.created_at,
+        updated_at=run.updated_at,
+        leased=sum(1 for entry in run.tasks.values() if entry.session),
+        unwound=run.unwound,
+        parent=run.head.parent,
+    )
 
 
 class MemoryData:
@@ -320,6 +339,18 @@ class MemoryData:
         if siblings is not None:
             siblings.pop(run.key, None)
         self.tombstones[run.key] = None
+
+    def task_row(self, entry: Entry) -> TaskRow:
+        """A task as it is shown."""
+        holder = self.sessions.get(entry.session)
+        return TaskRow(
+            task=msgspec.structs.replace(entry.task),
+            session=entry.session,
+            worker=holder.row.worker if holder else "",
+            started_at=entry.started_at,
+            interrupt=entry.interrupt,
+            progress=entry.progress,
+        )
 
     def free(self, run: StoredRun) -> None:
         """Let nobody own the run."""

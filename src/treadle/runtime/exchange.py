@@ -1,0 +1,145 @@
+"""Values between a task and the store: the arguments that an attempt reads, and what it hands in beside its result."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+from treadle.authoring import codec
+from treadle.core.commands import Task
+from treadle.core.events import Handle, Items, Pick
+from treadle.core.plan import Fragment
+from treadle.errors import DecodeError, StoreUnavailableError
+from treadle.runtime.callee import Callee
+from treadle.runtime.payloads import Payloads, Row, assemble, handles_of
+from treadle.runtime.step_context import RunningStep
+
+T = TypeVar("T")
+# Seconds between tries while the store does not answer.
+RETRY_SECONDS = 0.2
+# A stored list of a gather's items has at most so many, and about so many bytes.
+CHUNK_ITEMS = 500
+CHUNK_BYTES = 64 * 1024
+
+
+async def patiently(work: Callable[[], Awaitable[T]]) -> T:
+    """Do something with the store until it answers: that it does not is no fault of the step's.
+
+    Placing twice is harmless, and an attempt that takes too long has its own timeout.
+    """
+    while True:
+        try:
+            return await work()
+        except StoreUnavailableError:
+            await asyncio.sleep(RETRY_SECONDS)
+
+
+# -- arguments -------------------------------------------------------------------------------------------------------
+
+
+def inline(payloads: Payloads, callee: Callee, task: Task) -> dict[str, Any] | None:
+    """The decoded arguments if all of them are at hand, else None."""
+    values: dict[str, Any] = {}
+    decoders = callee.decoders
+    for name, arg in task.call.args.items():
+        if type(arg) is not str or arg[0] != "=":
+            if not isinstance(arg, Pick) or not _from_cache(payloads, callee, task, name, arg, values):
+                return None
+            continue
+        decode = decoders.get(name)
+        if decode is None:
+            if callee.picks:
+                continue
+            raise callee.unknown(name)
+        try:
+            values[name] = decode(arg[1:])
+        except DecodeError as error:
+            raise DecodeError(f"argument {name!r}: {error}") from None
+    return values
+
+
+def _from_cache(payloads: Payloads, callee: Callee, task: Task, name: str, arg: Pick, values: dict[str, Any]) -> bool:
+    """Decode a part of a value that was read a moment ago; False if it was not, or something is wrong with it."""
+    adapter = callee.adapters.get(name)
+    tree = payloads.cached(task.run, arg.value)
+    if tree is None or adapter is None:
+        return False
+    try:
+        values[name] = adapter.convert(assemble(arg, {arg.value: tree}))
+    except (DecodeError, LookupError):
+        return False
+    return True
+
+
+async def read(
+    payloads: Payloads, callee: Callee, task: Task, values: dict[str, Any] | None, context: RunningStep
+) -> dict[str, Any]:
+    """The arguments, and the run's data for the context: what of both is not there yet is read."""
+    if values is None:
+        values = await fetch(payloads, callee, task)
+    handle = task.call.data
+    if handle:
+        context.data_text = (await patiently(lambda: payloads.load(task.run, [handle])))[handle]
+    return values
+
+
+async def fetch(payloads: Payloads, callee: Callee, task: Task) -> dict[str, Any]:
+    """The decoded arguments, read from the store where they are not at hand."""
+    whole: list[Handle] = []
+    parts: list[Handle] = []
+    args = task.call.args
+    if callee.picks:
+        args = {name: arg for name, arg in args.items() if name in callee.adapters}
+    for arg in args.values():
+        handles_of(arg, whole if isinstance(arg, str) else parts)
+    texts = await patiently(lambda: payloads.load(task.run, whole))
+    trees = await patiently(lambda: payloads.trees(task.run, parts))
+    values: dict[str, Any] = {}
+    for name, arg in args.items():
+        adapter = callee.adapters.get(name)
+        if adapter is None:
+            raise callee.unknown(name)
+        try:
+            if isinstance(arg, str):
+                values[name] = callee.decoders[name](texts[arg])
+            else:
+                values[name] = adapter.convert(assemble(arg, trees))
+        except (DecodeError, LookupError) as error:
+            raise DecodeError(f"argument {name!r}: {error}") from None
+    return values
+
+
+# -- what an attempt hands in ----------------------------------------------------------------------------------------
+
+
+async def place_patch(payloads: Payloads, patch: dict[str, Any] | None, rows: list[Row]) -> dict[str, Handle]:
+    """The variables that a step sets, each with the handle of its value."""
+    placed: dict[str, Handle] = {}
+    for name, value in (patch or {}).items():
+        placed[name] = await patiently(partial(payloads.place, codec.encode(value), rows))
+    return placed
+
+
+async def place_items(payloads: Payloads, items: list[Any] | None, rows: list[Row]) -> Items | None:
+    """The items of a gather, stored as lists of equal length that a worker reads in one piece."""
+    if items is None:
+        return None
+    texts = [codec.encode(item) for item in items]
+    average = sum(map(len, texts)) // len(texts) + 1 if texts else 1
+    size = max(1, min(CHUNK_ITEMS, CHUNK_BYTES // average))
+    chunks: list[Handle] = []
+    for start in range(0, len(texts), size):
+        text = f"[{','.join(texts[start : start + size])}]"
+        chunks.append(await patiently(partial(payloads.place, text, rows)))
+    return Items(len(texts), size, tuple(chunks))
+
+
+async def place_fragments(payloads: Payloads, fragments: Sequence[Fragment], rows: list[Row] | None) -> list[Fragment]:
+    """Fragments with their constants' JSON texts replaced by handles."""
+    placed: list[Fragment] = []
+    for fragment in fragments:
+        constants = [await patiently(partial(payloads.place, text, rows)) for text in fragment.constants]
+        placed.append(Fragment(blocks=fragment.blocks, constants=constants, into=fragment.into))
+    return placed

@@ -1,0 +1,43 @@
+"""A run that an engine decides, and the inputs that wait for that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from treadle.core.commands import Refusal
+from treadle.core.events import AnyEvent
+from treadle.core.inputs import AnyInput
+from treadle.core.state import RunState
+from treadle.runtime.payloads import Row
+from treadle.store.base import RunHead
+
+# Called with why the input was refused, or the error, or the events that the input led to by itself.
+Waiter = Callable[[Refusal | None, BaseException | None, list[AnyEvent]], None]
+
+
+class Pending(msgspec.Struct, eq=False, gc=False):
+    """An input that waits for its run's decider."""
+
+    value: AnyInput
+    # The inbox id, "" if it did not come through the inbox.
+    cause: str
+    rows: list[Row]
+    waiter: Waiter | None
+
+
+class Owned:
+    """A run that this engine decides."""
+
+    __slots__ = ("closing", "head", "in_flight", "more", "pending", "state")
+
+    def __init__(self, state: RunState, head: RunHead) -> None:
+        self.state = state
+        self.head = head
+        self.pending: list[Pending] = []
+        self.in_flight: list[Pending] | None = None
+        # The last decision was full; decide again.
+        self.more = False
+        # The append in flight gives the run back.
+        self.closing = False
