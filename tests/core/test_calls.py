@@ -424,3 +424,20 @@ def test_the_id_of_a_child_is_readable_while_it_is_short() -> None:
     assert child_id("order-1", "ship", 1) == "order-1/ship"
     assert child_id("order-1", "ship", 3) == "order-1/ship#3"
     assert child_id("ü" * MAX_ID_BYTES, "ship", 1) == ""
+
+
+def test_the_late_report_of_an_attempt_does_not_end_the_one_that_fetches_the_result() -> None:
+    driver = parent_of(call("a"))
+    first = driver.task("a")
+    child = first.call.child
+    assert child is not None
+    late = inp.ChildStarted(at="a", child=child.key, id="r/a", attempt=first.attempt, session="s", lease=7)
+
+    # A child that was reopened may end before the attempt that asked for it has said so.
+    driver.give(ended(child.key, result=None))
+    driver.give(late)
+
+    assert driver.task("a").attempt == 2
+    driver.succeed("a", result="fetched")
+    assert driver.status() == "succeeded"
+    driver.check()

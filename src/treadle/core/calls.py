@@ -39,6 +39,9 @@ def _caller(run: RunState, at: str, child: str) -> StepState | None:
 def child_started(run: RunState, decision: Decision, value: inp.ChildStarted, cause: str) -> Refusal | None:
     """The child of a step was made, or was found running."""
     step = _caller(run, value.at, value.child)
+    if step is not None and value.attempt not in (0, step.tasked):
+        # The child's end came before this report, and another attempt fetches its result.
+        return None
     if step is None or step.status in OUTCOMES:
         if step is not None and step.tasked:
             ended = ev.AttemptEnded(at=value.at, attempt=step.tasked, outcome="succeeded", session=value.session)

@@ -55,6 +55,8 @@ class ChildStarted(Input, frozen=True, tag="child_started"):
     at: str
     child: str
     id: str
+    # The attempt that found it; 0: whichever is live.
+    attempt: int = 0
     detached: bool = False
     lease: int = 0
     session: str = ""

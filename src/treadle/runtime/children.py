@@ -106,6 +106,7 @@ def _started(node: Node, task: Task, id_: str, started_at: float) -> Report:
         at=task.address,
         child=child.key,
         id=id_,
+        attempt=task.attempt,
         detached=child.detached,
         lease=task.lease,
         session=node.session,
