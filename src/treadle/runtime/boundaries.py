@@ -106,9 +106,10 @@ class _Reading:
             return
         step = self.run.step_at(event.at)
         task = self.tasks.get(event.at)
-        if step is not None and task is not None:
+        if step is not None:
             facts = self._facts(step) | {"generation": event.generation, "attempt": event.attempt}
-            self.tell("step_started", event.at, arguments=task.call.args, facts=facts)
+            # A cancel in the same decision takes the task back before anyone sees it.
+            self.tell("step_started", event.at, arguments=task.call.args if task is not None else _NO_ARGS, facts=facts)
 
     def reopened(self, event: ev.StepsReopened) -> None:
         """Steps begin anew."""
