@@ -64,7 +64,7 @@ def test_every_kind_of_fault_strikes() -> None:
 
 def test_every_kind_of_trouble_reaches_the_journals() -> None:
     kinds: Counter[str] = Counter()
-    for seed in range(2000, 2080):
+    for seed in range(2080, 2160):
         for line in run_seed(seed).trace:
             _, _, event = line.partition("   ")
             kinds[event.partition(" ")[2].partition("(")[0]] += 1
@@ -108,10 +108,9 @@ def found_by(seeds: range) -> str:
 def test_a_start_that_is_told_before_its_commit_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     start: Any = Engine.start
 
-    def hasty(self: Engine, *given: Any, **more: Any) -> None:
-        *facts, then = given
+    def hasty(self: Engine, head: Any, plan: Any, encoded: Any, rows: Any, then: Any, report: Any = None) -> None:
         then("committed", None)
-        start(self, *facts, lambda _status, _error: None, **more)
+        start(self, head, plan, encoded, rows, lambda _status, _error: None, report)
 
     monkeypatch.setattr(Engine, "start", hasty)
 
@@ -214,7 +213,7 @@ def test_an_answer_made_of_what_others_asked_is_found(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Engine, "_perform", shared)
 
-    assert found_by(range(600, 700)) == invariants.ANSWERS
+    assert found_by(range(100)) == invariants.ANSWERS
 
 
 def test_a_hook_that_is_told_before_its_commit_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
