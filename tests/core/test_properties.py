@@ -21,7 +21,7 @@ from treadle.core.inputs import decode_input, encode_input
 from treadle.core.plan import Block, Body, Const, Gather, Group, Plan, Ref, Step
 from treadle.core.state import ScopeState, counts_as_cancelled, is_bad, settled
 from treadle.core.tables import OUTCOMES, RUNNING
-from treadle.core.undo import resource_of
+from treadle.core.undo import UNFINISHED, resource_of, undo_of
 
 # Small in `make test`; a soak sets the variable.
 EXAMPLES = int(os.environ.get("TREADLE_EXAMPLES", "150"))
@@ -36,7 +36,7 @@ class OrderOfUndos:
         self.read = 0
         self.began: dict[str, int] = {}
         self.ended: dict[str, int] = {}
-        self.open: set[str] = set()
+        self.open: dict[str, int] = {}
         self.running: set[str] = set()
 
     def check(self) -> None:
@@ -57,28 +57,34 @@ class OrderOfUndos:
                 for name in [*event.at, *event.removed] if event.rewind else []:
                     self.began.pop(name, None)
             case "unwinding_started":
-                # One that is over already has dispatched nothing.
-                unwinding = self.driver.run.unwindings.get(0)
-                self.open = {s.node.address for s in unwinding.taken} if unwinding is not None else set()
+                self.take_on()
             case "undo_dispatched":
                 if at not in self.running:
                     self.start(at)
             case "step_undone" | "undo_failed" | "undo_not_compensable" | "undo_skipped" | "undo_parked":
-                self.open.discard(at)
+                self.open.pop(at, None)
                 self.running.discard(at)
             case "undo_reopened":
-                self.open.add(at)
+                self.open[at] = undo_of(self.driver.step(at)).scope
             case _:
                 pass
+
+    def take_on(self) -> None:
+        """Note what the unwindings undo; one that is over already has dispatched nothing."""
+        for scope, unwinding in self.driver.run.unwindings.items():
+            for step in unwinding.taken:
+                if undo_of(step).status in UNFINISHED:
+                    self.open[step.node.address] = scope
 
     def start(self, at: str) -> None:
         run = self.driver.run
         limit = run.graph.plan.undo_limit
         self.running.add(at)
-        assert not limit or len(self.running) <= limit
-        resources = [resource_of(step) for step in map(self.driver.step, self.running)]
-        assert resources.count("disk") <= 1
-        assert all(self.began[other] < self.ended[at] for other in self.open - {at})
+        together = [other for other in self.running if self.open.get(other) == self.open.get(at)]
+        assert not limit or len(together) <= limit
+        assert [resource_of(step) for step in map(self.driver.step, together)].count("disk") <= 1
+        others = [other for other, scope in self.open.items() if other != at and scope == self.open.get(at)]
+        assert all(self.began[other] < self.ended[at] for other in others)
 
 
 # -- random histories ------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from treadle.core.gathers import proceed_choose, proceed_gather
 from treadle.core.opened import asking
 from treadle.core.phases import proceed_phases, row_failure
 from treadle.core.plan import Choose, Gather, Phase, Phases, Poll
-from treadle.core.progress import GatherProgress
+from treadle.core.progress import GatherProgress, PhasesProgress
 from treadle.core.resolve import UnresolvedError, resolve_args, resolve_output, scope_value
 from treadle.core.retrying import due_at
 from treadle.core.state import (
@@ -363,7 +363,7 @@ def _cancel_waiting(run: RunState, decision: Decision, bound: int) -> None:
 def _look_at_scope(run: RunState, decision: Decision, scope: ScopeState, limits: Limits) -> None:
     """Open a group, let a block go on, or give a scope its outcome."""
     # Where detached cells lie has no outcome; the block that waits for them, if it does, is looked at.
-    if scope.status != OPEN or scope.unwinding is not None or scope.wakes != scope.node.number:
+    if scope.status != OPEN or _unwinds(scope) or scope.wakes != scope.node.number:
         return
     at = scope.node.address
     # While the run is cancelled no group opens, so one inside a closed group must not wait for that.
@@ -378,6 +378,13 @@ def _look_at_scope(run: RunState, decision: Decision, scope: ScopeState, limits:
         _settle_run(run, decision)
         return
     decision.record(run, _settled_as(run, scope))
+
+
+def _unwinds(scope: ScopeState) -> bool:
+    """Whether a scope waits for an unwinding: its own, or that of its present row."""
+    block = scope.block
+    row = block.row if isinstance(block, PhasesProgress) else None
+    return scope.unwinding is not None or (row is not None and row.unwinding is not None)
 
 
 def _proceed(run: RunState, decision: Decision, scope: ScopeState, limits: Limits) -> bool:

@@ -2,7 +2,8 @@
 
 A row is a barrier. When it has succeeded, the first rule of its phase's policy that holds decides: an expression over
 values that the kernel sees is evaluated here, any other condition by a worker, as a step of the block. When it has
-failed and none of its attempts is live any more, it is tried again as its phase's retry policy says.
+failed and none of its attempts is live any more, what it did is undone, and it is tried again as its phase's retry
+policy says.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from treadle.core.progress import PhasesProgress
 from treadle.core.resolve import UnresolvedError, resolve
 from treadle.core.state import RunState, ScopeState, StepState, settled
 from treadle.core.tables import FAILED, SUCCEEDED
+from treadle.core.unwinding import begin_unwinding
 
 # What follows where no rule says it.
 _ADVANCE = Rule(id="", move="advance")
@@ -101,6 +103,8 @@ def _try_again(
     ):
         return _ended(run, decision, spec, progress)
     if is_live(run, row):
+        return False
+    if not row.unwound and begin_unwinding(run, decision, row, reason="retry"):
         return False
     if progress.asking is None:
         fraction = crc32(f"{run.key}/{row.node.address}".encode()) / 0xFFFFFFFF if policy.jitter else 0.0

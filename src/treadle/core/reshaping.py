@@ -15,7 +15,7 @@ from treadle.core.counts import (
     unsettle,
 )
 from treadle.core.graph import Node, link, place
-from treadle.core.plan import Block, Choose, Gather, Group, Phases
+from treadle.core.plan import Block, Choose, Gather, Group, Phase, Phases
 from treadle.core.progress import PhasesProgress, new_progress
 from treadle.core.state import NodeState, RunState, ScopeState, StepState, settled
 from treadle.core.tables import RUN
@@ -217,17 +217,19 @@ def steps_below(run: RunState, scope: ScopeState) -> list[StepState]:
 
 
 def _held(run: RunState, scope: ScopeState) -> list[NodeState]:
-    """What lies directly in a scope, with what its present entry has gone past and the scope of its detached cells."""
-    found = run.content(scope)
-    block = scope.block
-    if block is None:
-        return found
-    if block.closed is not None:
-        left = (run.states[node.number] for node in run.children.get(scope.node.number, {}).values())
-        found += {state: None for state in left if state.around is block.closed}
-    if isinstance(block, PhasesProgress) and block.detached is not None:
-        found.append(block.detached)
-    return found
+    """What lies directly in a scope, with what its present entry has gone past; a row has its detached cells."""
+    own = scope.block
+    if own is not None and own.closed is not None:
+        places = (scope, own.closed)
+    else:
+        block = scope.around.block if isinstance(scope.node.spec, Phase) else None
+        detached = block.detached if isinstance(block, PhasesProgress) else None
+        if detached is None:
+            return run.content(scope)
+        places = (scope, detached)
+    # A name may mean a newer node by now, beside the one that it was made for.
+    inside = {node.number for node in run.children.get(scope.node.number, {}).values()}
+    return [state for number in sorted(inside) if (state := run.states[number]).around in places]
 
 
 def _close(run: RunState, block: ScopeState) -> None:

@@ -130,10 +130,13 @@ SCOPE: Final[Table] = {
     (CANCELLED, "steps_reopened"): OPEN,
     (OPEN, "unwinding_started"): OPEN,
     (OPEN, "unwound"): OPEN,
-    # Only the root: an operator undoes a run that has its outcome, and gets again when it is done.
-    (SUCCEEDED, "unwinding_started"): OPEN,
-    (FAILED, "unwinding_started"): OPEN,
-    (CANCELLED, "unwinding_started"): OPEN,
+    # One that has its outcome keeps it. (The root is open while its run unwinds, whatever the run's outcome was.)
+    (SUCCEEDED, "unwinding_started"): SUCCEEDED,
+    (SUCCEEDED, "unwound"): SUCCEEDED,
+    (FAILED, "unwinding_started"): FAILED,
+    (FAILED, "unwound"): FAILED,
+    (CANCELLED, "unwinding_started"): CANCELLED,
+    (CANCELLED, "unwound"): CANCELLED,
     # Only for a group that a rewind of its adder took back.
     (OPEN, "steps_added"): OPEN,
     (SKIPPED, "steps_added"): OPEN,

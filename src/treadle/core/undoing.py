@@ -16,6 +16,7 @@ from treadle.core.tables import (
     FAILED,
     NONE,
     NOT_COMPENSABLE,
+    OPEN,
     PARKED,
     PENDING,
     READY,
@@ -104,7 +105,7 @@ def unwinding_started(run: RunState, event: ev.UnwindingStarted) -> None:
     if scope.unwinding is not None:
         raise InternalError(f"scope {event.at!r} is being unwound already")
     status = _run_status(run, scope, "unwinding_started")
-    scope.status = allowed_scope_status(scope, "unwinding_started")
+    scope.status = _after(scope, "unwinding_started")
     run.status = status
     for step in taken:
         undo = undo_of(step)
@@ -140,11 +141,17 @@ def unwound(run: RunState, event: ev.Unwound) -> None:
     if unwinding is None or unwinding.left:
         raise InternalError(f"scope {event.at!r} has undos that are not final, or is not being unwound")
     run.status = _run_status(run, scope, "unwound")
-    scope.status = allowed_scope_status(scope, "unwound")
+    scope.status = _after(scope, "unwound")
     scope.unwinding = None
     scope.unwound = "fully" if event.fully else "partly"
     del run.unwindings[scope.node.number]
     heappush(run.frontier, scope.node.number)
+    heappush(run.frontier, scope.around.wakes)
+
+
+def _after(scope: ScopeState, kind: str) -> str:
+    """The status of a scope after an event; the root goes by the table of its run, and is open until that settles."""
+    return OPEN if scope is scope.around else allowed_scope_status(scope, kind)
 
 
 def unwinding_parked(run: RunState, event: ev.UnwindingParked) -> None:

@@ -26,8 +26,8 @@ class UndoOracle:
         self._began: dict[str, int] = {}
         self._ended: dict[str, int] = {}
         self._prepared: set[str] = set()
-        # Of the unwinding that goes on: what is not final, and what was dispatched.
-        self._open: set[str] = set()
+        # Of the unwindings that go on: what is not final, with the scope that is unwound, and what was dispatched.
+        self._open: dict[str, str] = {}
         self._running: set[str] = set()
 
     def after(self, state: RunState, event: AnyEvent) -> None:
@@ -53,14 +53,17 @@ class UndoOracle:
         if isinstance(event, _ENDS):
             self._ended[event.at] = self._position
         elif isinstance(event, _FINAL):
-            self._open.discard(event.at)
+            self._open.pop(event.at, None)
             self._running.discard(event.at)
         elif isinstance(event, ev.UnwindingStarted):
-            unwinding = state.unwindings[0]
-            self._open = {step.node.address for step in unwinding.taken}
-            self._running = set()
+            scope = state.at(event.at)
+            assert scope is not None
+            taken = state.unwindings[scope.node.number].taken
+            self._open.update({step.node.address: event.at for step in taken})
         elif isinstance(event, ev.UndoReopened):
-            self._open.add(event.at)
+            undo = _step(state, event.at).undo
+            assert undo is not None
+            self._open[event.at] = state.states[undo.scope].node.address
         elif isinstance(event, ev.UndoDispatched) and event.at not in self._running:
             self._running.add(event.at)
             self._starts(state, event.at)
@@ -76,10 +79,12 @@ class UndoOracle:
     def _starts(self, state: RunState, at: str) -> None:
         """The first attempt to undo a step."""
         limit = state.graph.plan.undo_limit
-        if limit and len(self._running) > limit:
-            self._fail(ORDER, f"{state.run_id}: {sorted(self._running)} are undone together, the limit is {limit}")
+        scope = self._open[at]
+        together = sorted(other for other in self._running if self._open[other] == scope)
+        if limit and len(together) > limit:
+            self._fail(ORDER, f"{state.run_id}: {together} are undone together, the limit is {limit}")
         resource = _resource(_step(state, at))
-        for other in sorted(self._open - {at}):
+        for other in sorted(name for name, around in self._open.items() if around == scope and name != at):
             if self._began[other] > self._ended[at]:
                 self._fail(ORDER, f"{state.run_id} {at} is undone before {other}, which began after it ended")
             if resource and other in self._running and _resource(_step(state, other)) == resource:
