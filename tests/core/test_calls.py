@@ -14,7 +14,7 @@ from treadle.core.children import child_id, child_key
 from treadle.core.commands import ChildRun, Task
 from treadle.core.decide import Limits
 from treadle.core.events import Failure
-from treadle.core.plan import Child, Const, ListOf, MapOf, Ref, Step
+from treadle.core.plan import Child, Const, ListOf, MapOf, Phase, Phases, Ref, RetryPolicy, Step
 
 KEY = "018bcfe5-0001-7000-8000-000000000001"
 
@@ -440,4 +440,18 @@ def test_the_late_report_of_an_attempt_does_not_end_the_one_that_fetches_the_res
     assert driver.task("a").attempt == 2
     driver.succeed("a", result="fetched")
     assert driver.status() == "succeeded"
+    driver.check()
+
+
+def test_a_row_that_fails_cancels_the_child_of_its_other_cell_and_waits_for_it_before_it_is_tried_again() -> None:
+    row = Phase(id="row", blocks=[call("a"), step("b")], retry=RetryPolicy(attempts=2, initial=0.0))
+    driver = parent_of(Phases(id="p", phases=[row]))
+    child = start_child(driver, "p/row/a")
+
+    driver.fail("p/row/b")
+
+    assert driver.posts[-1] == (child, inp.Cancel(hard=True))
+    assert driver.run.at("p/row#2") is None
+    driver.give(ended(child, "cancelled", at="p/row/a"))
+    assert driver.waiting() == ["p/row#2/a", "p/row#2/b"]
     driver.check()

@@ -20,6 +20,7 @@ from treadle.core.conditions import truth
 from treadle.core.decision import Decision, Limits
 from treadle.core.events import Arg, Failure
 from treadle.core.gathers import proceed_choose, proceed_gather
+from treadle.core.inputs import Cancel
 from treadle.core.opened import asking
 from treadle.core.phases import proceed_phases, row_failure
 from treadle.core.plan import Choose, Gather, Phase, Phases, Poll
@@ -323,8 +324,12 @@ def causes_of(run: RunState, state: StepState | ScopeState) -> list[StepState | 
 
 def cancel(run: RunState, decision: Decision, step: StepState, *, hard: bool) -> None:
     """Cancel a step that has no outcome; a hard cancel also interrupts what a worker executes of it."""
+    number = step.node.number
     if step.tasked and hard:
-        decision.interrupts.append(step.node.number)
+        decision.interrupts.append(number)
+    if number in run.calls and not run.cancelling:
+        # A cancel of the run tells all children at once.
+        decision.posts.append((run.calls[number], Cancel(hard=hard)))
     decision.settle(run, step, ev.StepCancelled(at=step.node.address, live=run.is_live(step)))
 
 

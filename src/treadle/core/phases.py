@@ -134,7 +134,7 @@ def is_live(run: RunState, scope: ScopeState) -> bool:
     """Whether attempts of what lies in a scope are still executed."""
     for state in run.content(scope):
         if isinstance(state, StepState):
-            if state.tasked:
+            if run.is_live(state):
                 return True
             own = run.own.get(state.node.number)
             if own is not None and is_live(run, own):
