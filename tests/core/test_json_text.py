@@ -56,7 +56,7 @@ def test_what_is_not_there_stands_where_it_should_be() -> None:
         ('{"a": [1, 2', "the text ends in the middle; it was cut off", (1, 12)),
         ('{"a": "x', "the text ends in the middle; it was cut off", (1, 7)),
         ("", "the text ends in the middle; it was cut off", (1, 1)),
-        ('{"a": 1,}', "no JSON: expecting property name enclosed in double quotes", (1, 9)),
+        ('{"a": 1, b}', "no JSON: expecting property name enclosed in double quotes", (1, 10)),
         ("[1] []", "no JSON: extra data", (1, 5)),
         ("[NaN]", "NaN is no number of JSON", (0, 0)),
         ("[" * 100_000, "nested too deep", (0, 0)),
