@@ -16,8 +16,9 @@ from treadle.runtime.inspection import UNWOUND
 from treadle.runtime.report import clean, cut, duration, names, preview, render_report, render_tree, scope_text
 
 if TYPE_CHECKING:
-    from treadle.runtime.client import App, Run
+    from treadle.runtime.client import App
     from treadle.runtime.inspection import StepView
+    from treadle.runtime.run import Run
     from treadle.runtime.why import Reason
     from treadle.store.base import RunRow
 

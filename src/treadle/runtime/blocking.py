@@ -13,8 +13,9 @@ from typing import Any, Generic, TypeVar
 
 from treadle.core.documents import Document
 from treadle.core.events import AnyEvent
-from treadle.runtime.client import App, Run
+from treadle.runtime.client import App
 from treadle.runtime.inspection import Snapshot
+from treadle.runtime.run import Run
 from treadle.runtime.run_analysis import RunAnalysis
 from treadle.runtime.undo import UndoEntry
 from treadle.runtime.why import Reason
