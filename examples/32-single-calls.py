@@ -1,4 +1,4 @@
-"""A call without a workflow: durable, retried, awaited with its type or forgotten; and the dead letters of those that failed."""
+"""A call without a workflow: durable, retried, awaited or forgotten; and the dead letters of those that failed."""
 
 import asyncio
 
