@@ -38,6 +38,7 @@ VERBS: Final[dict[str, str]] = {
     "receipt": "receipts",
     "doctor": "tools",
     "bench": "tools",
+    "nats": "servers",
     "schema": "tools",
     "version": "tools",
 }
