@@ -163,7 +163,7 @@ async def _copy_run(source: Node, target: Node, parts: _Parts, report: CopyRepor
         report.payloads += len(parts.payloads)
         report.tasks += len(loaded.tasks)
         news = True
-    known = {item.id for item in there.inbox} if there is not None else set()
+    known: set[str] = {item.id for item in there.inbox} if there is not None else set()
     if inputs := [item for item in loaded.inbox if item.id not in known]:
         # One that was decided meanwhile is in the journal; coming twice, it changes nothing.
         await target.committer.call(lambda store: store.post(inputs))
