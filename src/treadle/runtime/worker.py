@@ -8,6 +8,7 @@ its thread returns later is dropped; its slot stays taken until the thread has e
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import contextvars
 from collections import deque
@@ -26,7 +27,7 @@ from treadle.authoring.turns import Turns, begin, rest
 from treadle.core.commands import Call, Task
 from treadle.core.events import Handle
 from treadle.core.inputs import Outcome
-from treadle.core.plan import Fragment, Plan
+from treadle.core.plan import Fragment
 from treadle.errors import (
     DecodeError,
     DefinitionError,
@@ -56,6 +57,7 @@ from treadle.runtime.failures import ErrorText, describe
 from treadle.runtime.middleware import Middleware, around
 from treadle.runtime.payloads import Payloads, Row
 from treadle.runtime.probes import next_probe
+from treadle.runtime.questions import Questions
 from treadle.runtime.slots import ASYNC, THREAD, TIMER, Slots
 from treadle.runtime.step_context import RunningStep
 
@@ -79,8 +81,9 @@ class Steps(Protocol):
         """Store a progress text."""
         ...
 
-    async def plan(self, task: Task) -> Plan:
-        """The plan of the task's run."""
+    @property
+    def questions(self) -> Questions:
+        """What a step may ask about its run."""
         ...
 
     async def call(self, task: Task, values: dict[str, Any], started_at: float) -> str | None:
@@ -145,7 +148,7 @@ class Worker:
         self._postpone = postpone
         self._on_free = on_free
         self._loop = asyncio.get_running_loop()
-        self._now = clock.now
+        self._now: Callable[[], float] = clock.now
         # By action's name, as of so many changes of the registry.
         self._callees: dict[str, Callee] = {}
         # Workflows that steps call.
@@ -197,7 +200,7 @@ class Worker:
         """End the live attempt of a step; its outcome is `cancelled`."""
         for token, attempt in list(self.active.items()):
             if attempt.task.run == run and attempt.task.number == number and lease in (None, token):
-                self._stop(attempt, Outcome(**self._base(attempt), status="cancelled"))
+                self._stop(attempt, Outcome(**self._failed(attempt, "cancelled")))
 
     def abandon(self) -> None:
         """The session is lost: end everything and report nothing."""
@@ -250,7 +253,7 @@ class Worker:
             if callee is None or self._changes != self.registry.changes or task.call.poll is not None:
                 callee = self._callee(task)
             values = inline(self.payloads, callee, task)
-            context = attempt.context = RunningStep(self, task)
+            context = attempt.context = RunningStep(self, task, attempt.started_at)
             if values is None or task.call.data:
                 self._turns.keep(attempt)
                 values = await read(self.payloads, callee, task, values, context)
@@ -297,7 +300,7 @@ class Worker:
         try:
             callee = self._callee(task)
             values = inline(self.payloads, callee, task)
-            context = attempt.context = RunningStep(self, task)
+            context = attempt.context = RunningStep(self, task, attempt.started_at)
             values = await read(self.payloads, callee, task, values, context)
         except BaseException as error:  # noqa: BLE001 - as in _run_async
             self._slot_free(attempt)
@@ -435,6 +438,21 @@ class Worker:
         while self._done:
             self._done.popleft()()
 
+    # -- step_context.Surroundings ---------------------------------------------------------------------------------
+
+    def now(self) -> float:
+        """Seconds since the epoch."""
+        return self._now()
+
+    def ask(self, question: str, task: Task, *details: str) -> concurrent.futures.Future[Any]:
+        """Ask one of the store's `Questions`; from any thread."""
+        return asyncio.run_coroutine_threadsafe(getattr(self.steps.questions, question)(task, *details), self._loop)
+
+    def send_progress(self, task: Task, text: str) -> None:
+        """Store a progress text, while the attempt is live."""
+        if task.lease in self.active:
+            self.steps.progress(task, text)
+
     # -- arguments and results -----------------------------------------------------------------------------------
 
     def _callee(self, task: Task) -> Callee:
@@ -503,12 +521,12 @@ class Worker:
                     code=failure.code,
                     message=failure.message,
                     type=failure.type,
-                    detail=await self.payloads.place(self.errors.encode(full), rows),
+                    detail=await self.payloads.place(self.errors.encode(full, error), rows),
                 )
             except (TreadleError, OSError):
                 rows = []
         if not attempt.settled:
-            outcome = Outcome(**self._base(attempt), status="failed", failure=failure, verdict=verdict, delay=delay)
+            outcome = Outcome(**self._failed(attempt), failure=failure, verdict=verdict, delay=delay)
             self._settle(attempt, outcome, rows)
 
     # -- ends ------------------------------------------------------------------------------------------------------
@@ -524,6 +542,12 @@ class Worker:
             "worker": self.name,
             "started_at": attempt.started_at,
         }
+
+    def _failed(self, attempt: Attempt, status: str = "failed") -> dict[str, Any]:
+        """What the outcome of an attempt that did not succeed says: what it reported is for the next one."""
+        context = attempt.context
+        progress = context.reported if context is not None else ""
+        return {**self._base(attempt), "status": status, "progress": progress}
 
     def _settle(self, attempt: Attempt, outcome: Outcome, rows: list[Row]) -> None:
         self._leave(attempt)
@@ -556,7 +580,7 @@ class Worker:
 
     def _time_out(self, attempt: Attempt, timeout: float) -> None:
         failure = self.errors.failure("timeout", f"the attempt took longer than {timeout:g} s", "TimeoutError")
-        self._stop(attempt, Outcome(**self._base(attempt), status="failed", failure=failure))
+        self._stop(attempt, Outcome(**self._failed(attempt), failure=failure))
 
     def _stop(self, attempt: Attempt, outcome: Outcome) -> None:
         """Settle a live attempt from outside and tell its code to end."""
