@@ -356,7 +356,7 @@ async def test_codes_details_and_causes_of_errors_are_kept(
     @step(registry=own, name="ctx:raises", retry=retry)
     def raises() -> None:
         try:
-            {}["missing"]
+            dict[str, int]()["missing"]
         except KeyError as cause:
             raise error from cause
 

@@ -95,6 +95,11 @@ class StepContext(Protocol):
         ...
 
     @property
+    def trace(self) -> str:
+        """The trace that the run is a part of, as a W3C `traceparent`, to pass on; empty if it was given none."""
+        ...
+
+    @property
     def data(self) -> Mapping[str, Any]:
         """The data that the run was started with, by name; read-only."""
         ...
@@ -156,7 +161,7 @@ class StepContext(Protocol):
 
     @property
     def deadline(self) -> datetime | None:
-        """When the attempt will have taken longer than its timeout allows, in UTC; None without one."""
+        """When the attempt will be ended by its timeout or the run's deadline, in UTC; None without both."""
         ...
 
     def now(self) -> datetime:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -37,7 +37,7 @@ class Account(msgspec.Struct, frozen=True):
 def account_of(stored: object) -> Account:
     """A stored account: a text alone, or an object."""
     if isinstance(stored, dict):
-        known: dict[str, Any] = stored
+        known = cast("dict[str, Any]", stored)
         text, details, causes = known.get("text", ""), known.get("details"), known.get("causes", [])
         return Account(str(text), codec.convert(details, Any), [str(cause) for cause in causes])
     return Account(str(stored))

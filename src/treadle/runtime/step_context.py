@@ -8,7 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar, cast
 
 import msgspec
 
@@ -214,6 +214,11 @@ class RunningStep(msgspec.Struct, eq=False):
         return self._task.call.dry_run
 
     @property
+    def trace(self) -> str:
+        """The trace that the run is a part of, as a W3C `traceparent`; empty for none."""
+        return self._task.call.trace
+
+    @property
     def data(self) -> Mapping[str, Any]:
         """The run's data by name, read-only."""
         if self._data is None:
@@ -284,9 +289,12 @@ class RunningStep(msgspec.Struct, eq=False):
 
     @property
     def deadline(self) -> datetime | None:
-        """When the attempt will have taken longer than its timeout allows."""
-        timeout = self._task.call.timeout
-        return None if timeout is None else datetime.fromtimestamp(self.started_at + timeout, UTC)
+        """When the attempt will be ended: by its timeout, or by the run's deadline."""
+        call = self._task.call
+        ends = [] if call.timeout is None else [self.started_at + call.timeout]
+        if call.deadline:
+            ends.append(call.deadline)
+        return datetime.fromtimestamp(min(ends), UTC) if ends else None
 
     # -- progress --------------------------------------------------------------------------------------------------
 
@@ -380,6 +388,4 @@ class RunningStep(msgspec.Struct, eq=False):
 
 
 def _data_trees(text: str) -> dict[str, Any]:
-    tree = codec.plain(text)
-    assert isinstance(tree, dict)
-    return tree
+    return cast("dict[str, Any]", codec.plain(text))

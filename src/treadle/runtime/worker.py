@@ -14,7 +14,7 @@ import contextvars
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import msgspec
 
@@ -24,7 +24,7 @@ from treadle.authoring.context import step_context
 from treadle.authoring.durations import seconds_of
 from treadle.authoring.registry import Registry
 from treadle.authoring.turns import Turns, begin, rest
-from treadle.core.commands import Call, Task
+from treadle.core.commands import Task
 from treadle.core.events import Handle
 from treadle.core.inputs import Outcome
 from treadle.core.plan import Fragment
@@ -42,6 +42,7 @@ from treadle.errors import (
     UnregisteredStepError,
 )
 from treadle.ports import Clock, Threads
+from treadle.runtime.attempts import Attempt, Finish, Postpone, Steps
 from treadle.runtime.builtins import Listed
 from treadle.runtime.callee import Callee
 from treadle.runtime.exchange import (
@@ -57,61 +58,13 @@ from treadle.runtime.failures import ErrorText, describe
 from treadle.runtime.middleware import Middleware, around
 from treadle.runtime.payloads import Payloads, Row
 from treadle.runtime.probes import next_probe
-from treadle.runtime.questions import Questions
 from treadle.runtime.slots import ASYNC, THREAD, TIMER, Slots
 from treadle.runtime.step_context import RunningStep
 
-Finish = Callable[[Task, Outcome, list[Row]], None]
 # Results that bring more than their value.
 UNUSUAL = frozenset({Patch, Listed})
-# A task is to wait until a time, with another call.
-Postpone = Callable[[Task, Call, float], None]
 # Shared by the outcomes without payload rows; never changed.
 _NO_ROWS: list[Row] = []
-
-
-class Steps(Protocol):
-    """What a running step asks of the engine while it runs."""
-
-    async def add_now(self, task: Task, fragments: list[Fragment]) -> None:
-        """Add steps at once."""
-        ...
-
-    def progress(self, task: Task, text: str) -> None:
-        """Store a progress text."""
-        ...
-
-    @property
-    def questions(self) -> Questions:
-        """What a step may ask about its run."""
-        ...
-
-    async def call(self, task: Task, values: dict[str, Any], started_at: float) -> str | None:
-        """Make the run that a step calls, or find it: its result, or None while it goes on."""
-        ...
-
-
-class Attempt(msgspec.Struct, eq=False):
-    """One live attempt."""
-
-    task: Task
-    kind: int
-    started_at: float
-    # Its outcome went to the engine; nothing that comes later counts.
-    settled: bool = False
-    # The task that it runs in; None while an async one has not begun.
-    handle: asyncio.Task[None] | None = None
-    timer: asyncio.TimerHandle | None = None
-    context: RunningStep | None = None
-    # Its coroutine is in a middleware around a thread.
-    around_thread: bool = False
-    # The task of a call has begun: one that is cancelled before that never runs at all.
-    calling: bool = False
-
-    @property
-    def cancellable(self) -> bool:
-        """Whether its coroutine runs code that has to be told when the attempt is over."""
-        return self.kind == ASYNC or self.around_thread
 
 
 class Worker:
@@ -182,9 +135,8 @@ class Worker:
         if kind == TIMER:
             self._ring_timer(attempt)
             return
-        timeout = task.call.timeout
-        if timeout is not None:
-            attempt.timer = self._loop.call_later(timeout, self._time_out, attempt, timeout)
+        if (task.call.timeout is not None or task.call.deadline) and not self._arm(attempt):
+            return
         if task.call.child is not None:
             attempt.handle = self._loop.create_task(self._run_child(attempt))
         elif kind == ASYNC:
@@ -578,7 +530,25 @@ class Worker:
         self._leave(attempt)
         self._postpone(task, *found)
 
-    def _time_out(self, attempt: Attempt, timeout: float) -> None:
+    def _arm(self, attempt: Attempt) -> bool:
+        """Set the alarm for its timeout or the run's deadline, whichever comes first; False if that has passed."""
+        call = attempt.task.call
+        left = call.deadline - attempt.started_at
+        if not call.deadline or (call.timeout is not None and call.timeout < left):
+            attempt.timer = self._loop.call_later(call.timeout or 0.0, self._time_out, attempt, call.timeout)
+            return True
+        if left > 0:
+            attempt.timer = self._loop.call_later(left, lambda: self._stop(attempt, self._late(attempt)))
+            return True
+        self._settle(attempt, self._late(attempt), [])
+        self._slot_free(attempt)
+        return False
+
+    def _late(self, attempt: Attempt) -> Outcome:
+        failure = self.errors.failure("deadline", "the run's deadline has passed", "TimeoutError")
+        return Outcome(**self._failed(attempt), failure=failure, verdict="final")
+
+    def _time_out(self, attempt: Attempt, timeout: float | None) -> None:
         failure = self.errors.failure("timeout", f"the attempt took longer than {timeout:g} s", "TimeoutError")
         self._stop(attempt, Outcome(**self._failed(attempt), failure=failure))
 
