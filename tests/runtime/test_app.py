@@ -451,7 +451,7 @@ async def test_a_hard_cancel_ends_async_steps_and_fences_threads(url: str) -> No
 
 async def test_a_sync_step_past_its_timeout_fails_at_once_and_keeps_its_slot(url: str) -> None:
     builder = PlanBuilder("timeout")
-    builder.step("slow", held_thread, "slow", timeout="10ms", optional=True)
+    builder.step("slow", held_thread, "slow", timeout="250ms", optional=True)
     async with connect(url, threads=1) as app:
         run = await app.start(builder.build())
         await run.wait(10)
