@@ -548,7 +548,7 @@ async def test_dead_steps_are_listed_with_their_full_error(url: str) -> None:
 
         assert (row.id, dead.address, dead.code) == ("d", "bad", "error")
         assert len(dead.message.encode()) <= 4096
-        assert "x" * 10_000 in await run.detail(dead.detail)
+        assert "x" * 10_000 in (await run.account(dead.detail)).text
 
 
 @pytest.mark.parametrize("id_", ["with space", "ünïcode ☃", "a/b", "../up", "dots.and.more", "per%cent", "#[~]", "'\""])
