@@ -88,7 +88,7 @@ class Sweeper:
             return await self.committer.call(lambda store: store.elect(ROLE, self.session))
         try:
             return await self.elector.elected(ROLE, self.session)
-        except Exception:
+        except Exception:  # noqa: BLE001 - the code of users; it must not end the rounds
             _log.exception("the elector failed; this session does not sweep")
             return False
 
