@@ -7,7 +7,7 @@ every decision is committed before anything is done about it.
 from treadle.authoring.bound import FROM_DATA, lane_value, or_default, ref, scope, signal_value, state_value
 from treadle.authoring.builder import PlanBuilder, Planned, group
 from treadle.authoring.cells import Cell, Patch, Row
-from treadle.authoring.context import StepContext, context
+from treadle.authoring.context import Dependency, RunRecord, StepContext, context
 from treadle.authoring.decorators import (
     PredicateFunction,
     StepFunction,
@@ -106,6 +106,7 @@ __all__ = [
     "DecodeError",
     "DefinitionError",
     "DefinitionErrors",
+    "Dependency",
     "Document",
     "DocumentError",
     "DocumentVersionError",
@@ -152,6 +153,7 @@ __all__ = [
     "RunNotPausedError",
     "RunNotRunningError",
     "RunNotSettledError",
+    "RunRecord",
     "Schedule",
     "SchemaVersionError",
     "SigningError",

@@ -12,6 +12,7 @@ from treadle.cli.desk import Desk, pairs, run_argument, with_desk
 from treadle.cli.output import emit, paint, plainly, say, table, write, write_value
 from treadle.core.tables import LIVE
 from treadle.errors import StepNotFoundError, UsageError
+from treadle.runtime.failures import Account
 from treadle.runtime.inspection import UNWOUND
 from treadle.runtime.report import clean, duration, names, preview, render_report, render_tree, scope_text
 
@@ -131,15 +132,16 @@ async def show(desk: Desk, run_id: str, step: str | None, tree: bool, critical_p
             return
         if view is None:
             raise StepNotFoundError(f"run {run.id!r} has no step {step!r}", run_id=run.id)
-        detail = await full_text(run, view)
-    emit({**plainly(view), "detail": detail}, desk.output, step_text(view, detail))
+        account = await account_of_step(run, view)
+    facts = {**plainly(view), "detail": account.text, "details": account.details, "chain": account.causes}
+    emit(facts, desk.output, step_text(view, account.text))
 
 
-async def full_text(run: Run[Any], view: StepView) -> str:
-    """The whole text of a step's failure, with its traceback where one was kept."""
+async def account_of_step(run: Run[Any], view: StepView) -> Account:
+    """The whole account of a step's failure, with its traceback where one was kept."""
     if view.failure is None or not view.failure.detail:
-        return ""
-    return str(await run.detail(view.failure.detail))
+        return Account("")
+    return await run.account(view.failure.detail)
 
 
 def step_text(view: StepView, detail: str) -> str:

@@ -36,6 +36,7 @@ VERBS: Final[dict[str, str]] = {
     "delete": "operating",
     "dead": "dead",
     "receipt": "receipts",
+    "store": "store",
     "doctor": "tools",
     "bench": "tools",
     "nats": "servers",

@@ -227,6 +227,8 @@ def task_of(run: RunState, step: StepState, args: dict[str, Arg]) -> Task:
     )
     if spec.poll is not None:
         call = replace(call, poll=Polling(spec.poll.interval, run.deadlines.get(node.number, 0.0)))
+    if spec.annotations or run.reports:
+        call = replace(call, progress=run.reports.get(node.number, ""), annotations=spec.annotations)
     if spec.child is not None:
         made = ChildRun(child_key(run.key, node.address, step.generation), run.depth + 1, spec.child.detached)
         call = replace(call, child=made)

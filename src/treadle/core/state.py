@@ -199,6 +199,7 @@ class RunState:
         "position",
         "readied",
         "ready",
+        "reports",
         "result",
         "run_id",
         "signal_waiters",
@@ -256,6 +257,8 @@ class RunState:
         self.calls: dict[int, str] = {}
         # Step number -> when it stops being polled; fixed by the first dispatch after it was opened.
         self.deadlines: dict[int, float] = {}
+        # Step number -> what an attempt that did not succeed reported last, for the attempts after it.
+        self.reports: dict[int, str] = {}
         self.states: list[StepState | ScopeState] = []
         # What steps added, on top of the graph: names, children of scopes, dedup keys, and who added what.
         self.index: dict[str, int] = {}

@@ -22,6 +22,7 @@ from treadle.errors import (
     RunExistsError,
     StoreUnavailableError,
 )
+from treadle.runtime.copying import CopyReport, copy_store
 from treadle.runtime.dead_letters import DeadLetters
 from treadle.runtime.node import Node
 from treadle.runtime.run import Run
@@ -272,6 +273,18 @@ class App(DeadLetters):
     async def check(self) -> Health:
         """Integrity and configuration of the store."""
         return await self._node.read(self._node.reader.check)
+
+    async def copy_to(self, other: App, progress: Callable[[str], None] | None = None) -> CopyReport:
+        """Copy all runs, those in flight included, into another store of any kind, and compare both.
+
+        Both applications must be alone on their stores, and opened with `worker=False`. What is in the target already
+        is brought up to date, so a copy that was cut off is made whole by another one. `progress` is told the id of
+        each run that was copied. Deleted runs leave no trace in the copy.
+
+        Raises:
+            ConflictError: somebody works on one of the stores, or the target has another run of an id.
+        """
+        return await copy_store(self._node, other._node, progress)
 
     async def drain(self, grace_seconds: float | None = None) -> bool:
         """Take no new attempts and wait for those that run; False if some still ran after the grace."""
