@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 from tests.nats_kit import new_name
-from treadle.store.nats.development import Node, nodes_in
+
+from treadle.errors import MissingExtraError
+from treadle.store.nats.development import Node, nodes_in, program
 
 # A deadline measures the machine, not the code; two cores shared by xdist's workers would miss it at random.
 settings.register_profile("treadle", deadline=None, print_blob=True)
@@ -24,6 +26,12 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     """A NATS server that all tests of a process share; each has a store of its own name on it."""
+    # Both come with the development dependencies; `make venv` installs them.
+    pytest.importorskip("nats", reason="nats-py is not installed")
+    try:
+        program()
+    except MissingExtraError as error:
+        pytest.skip(str(error))
     (node,) = nodes_in(tmp_path_factory.mktemp("nats"), 1)
     node.start()
     node.wait()

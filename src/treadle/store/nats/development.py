@@ -95,7 +95,7 @@ class Node:
     def is_up(self) -> bool:
         """Whether it takes connections and its JetStream works."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.monitor}/healthz", timeout=1) as answer:  # noqa: S310 - http
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.monitor}/healthz", timeout=1) as answer:
                 return bool(answer.status == 200)
         except OSError:
             return False

@@ -182,7 +182,7 @@ class Link:
             mended.set_result(None)
 
     async def _wait(self, done: asyncio.Future[Any]) -> bool:
-        """Wait for answers: until they are all there, or have taken too long; True if the connection broke meanwhile."""
+        """Wait until all answers are there, or for a while; True if the connection broke meanwhile."""
         if self._mended is None:
             self._mended = asyncio.get_running_loop().create_future()
         mended = self._mended
