@@ -93,8 +93,12 @@ def start_node(tmp_path: Path) -> Iterator[Callable[..., Node]]:
         node.kill()
 
 
-def run_on(store: NatsStore, work: Any) -> Any:
+def run_on(store: Any, work: Any) -> Any:
     return store._loop.call(work)
+
+
+def rooms_of(store: Any) -> Any:
+    return store._rooms
 
 
 # -- round trips ---------------------------------------------------------------------------------------
@@ -104,7 +108,7 @@ async def test_a_step_costs_the_same_few_round_trips_whatever_the_size_of_its_ru
     costs: list[float] = []
     for length in (10, 100, 1000):
         async with connect(nats_url, registry=registry, lease=600) as app:
-            link = app._node.store._rooms.link
+            link = rooms_of(app._node.store).link
             before = link.requests
             run = await app.start(chain(length))
             assert await run.result() == length
@@ -119,12 +123,12 @@ async def test_a_step_costs_the_same_few_round_trips_whatever_the_size_of_its_ru
 def test_an_append_that_nobody_interferes_with_is_one_round_trip(open_store: Callable[..., NatsStore]) -> None:
     one = Party(open_store(), "one")
     one.start(tasks=[task_of(RUN, 1)], slots=1)
-    before = one.store._rooms.link.requests  # type: ignore[attr-defined]  # the store under test is this one
+    before = rooms_of(one.store).link.requests
 
     (answer,) = one.commit(append_of(RUN, 1, ended=[1], tasks=[task_of(RUN, 2)]), slots=1)
 
     assert numbers(answer.leased) == [2]
-    assert one.store._rooms.link.requests == before + 1  # type: ignore[attr-defined]  # as above
+    assert rooms_of(one.store).link.requests == before + 1
 
 
 # -- the log -------------------------------------------------------------------------------------------
@@ -190,7 +194,7 @@ def test_an_append_that_lost_a_race_is_no_part_of_the_journal(open_store: Callab
 def test_a_task_that_another_process_took_meanwhile_costs_no_slot(open_store: Callable[..., NatsStore]) -> None:
     one, two = Party(open_store(), "one"), Party(open_store(), "two")
     one.start(tasks=[task_of(RUN, 1), task_of(RUN, 2)])
-    run_on(two.store, two.store._rooms.log.follow())  # type: ignore[attr-defined]  # the store under test is this one
+    run_on(two.store, rooms_of(two.store).log.follow())
     one.claim(1)
     offer = _slots(2)
 
