@@ -1,4 +1,4 @@
-"""A cluster of three NATS servers whose nodes are killed and whose leaders move: nothing lost, nothing recorded twice."""
+"""A cluster of three NATS servers that die and change their leader: nothing lost, nothing recorded twice."""
 
 from __future__ import annotations
 
