@@ -15,7 +15,7 @@ from treadle.authoring.options import Retry, policy_of
 from treadle.authoring.packages import JoinedRegistry, Package, check_packages
 from treadle.authoring.registry import Registry, default_registry
 from treadle.errors import StoreUrlError
-from treadle.ports import Clock, Environment, Ids, Wakeups
+from treadle.ports import Clock, Elector, Environment, Ids, Wakeups
 from treadle.runtime.blocking import BlockingApp
 from treadle.runtime.builtins import with_builtins
 from treadle.runtime.client import App
@@ -88,18 +88,19 @@ def connect(
     packages: str | Sequence[Package | str] = (),
     package_settings: Mapping[str, Mapping[str, Any]] | None = None,
     actions: str | Sequence[str] = (),
+    elector: Elector | None = None,
     settings: Settings | None = None,
 ) -> Opening:
     """Open an application on a store.
 
-    `url` is `memory://`, `sqlite:///relative.db` or `sqlite:////absolute.db`. With `worker=False` it executes no
-    steps: it starts, reads and operates runs, and decides those that nobody else decides. `slots` is how many
-    async steps run at a time, `threads` how many sync ones; `lease` seconds without a sign of life end a session;
-    `retry` is the policy of steps that have none, nor their workflow. `hooks` are told of what begins and ends here;
-    `middleware` is around each attempt that is executed here, the first one outermost. `packages` are the domains that
-    it serves beside the registry, `package_settings` what they are set to, by package and setting; a package may be
-    given by the name of its entry point, and "installed" is all of those. `actions` names entry points with steps.
-    Use the result with `async with`, or with `with`.
+    `url` is `memory://`, `sqlite:///relative.db`, `sqlite:////absolute.db` or `nats://host:4222/NAME`. With
+    `worker=False` it executes no steps: it starts, reads and operates runs, and decides those that nobody else decides.
+    `slots` is how many async steps run at a time, `threads` how many sync ones; `lease` seconds without a sign of life
+    end a session; `retry` is the policy of steps that have none, nor their workflow. `hooks` are told of what begins
+    and ends here; `middleware` is around each attempt that is executed here, the first one outermost. `packages` are
+    the domains that it serves beside the registry, `package_settings` what they are set to, by package and setting; a
+    package may be given by the name of its entry point, and "installed" is all of those. `actions` names entry points
+    with steps. `elector` says which session sweeps, instead of the store. Use the result with `async with`, or `with`.
 
     Raises:
         UsageError: a hook is no `Hooks`, or a middleware is no coroutine function.
@@ -123,6 +124,7 @@ def connect(
         middleware=tuple(middleware),
         packages=tuple(brought),
         package_settings=check_packages(brought, package_settings or {}),
+        elector=elector,
     )
     return Opening(url, JoinedRegistry(known, brought) if brought else known, chosen, create=create)
 
@@ -205,11 +207,16 @@ def _parts(url: str, clock: Clock, ids: Ids, renew_seconds: float) -> StoreParts
         sqlite, reader = SqliteStore.from_url(url), _ReaderThread()
         blobs = DirectoryBlobs(Path(f"{sqlite.path}-blobs"))
         return StoreParts(sqlite, blobs, threaded, DatagramWakeups(ids.key()), reader.run, reader.close)
+    if scheme in ("nats", "tls"):
+        from treadle.store.nats import NatsStore
+
+        nats, reader = NatsStore.from_url(url), _ReaderThread()
+        return StoreParts(nats, nats.blobs(), threaded, nats.wakeups(ids.key()), reader.run, reader.close)
     if "://" in url and scheme in _plugins().installed("stores"):
         store, found = _plugins().plugin("stores", scheme)(url)
         reader = _ReaderThread()
         return StoreParts(store, found, threaded, DatagramWakeups(ids.key()), reader.run, reader.close)
-    raise StoreUrlError(f"{url!r} names no store; use memory:// or sqlite:///file.db")
+    raise StoreUrlError(f"{url!r} names no store; use memory://, sqlite:///file.db or nats://host:4222/NAME")
 
 
 __all__ = ["Opening", "connect"]
