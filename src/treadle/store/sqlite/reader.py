@@ -83,9 +83,11 @@ def _task_row(record: Record) -> TaskRow:
 
 
 def _run_row(record: Record) -> RunRow:
-    *facts, name, metadata = record
-    facts[7] = _decode_labels(facts[7]) if facts[7] else {}
-    return RunRow(*[*facts, name, _decode_labels(metadata) if metadata else {}])
+    facts: list[Any] = list(record)
+    # Labels and metadata: a JSON object, or empty text for none.
+    for at in (7, -1):
+        facts[at] = _decode_labels(facts[at]) if facts[at] else {}
+    return RunRow(*facts)
 
 
 def _condition(query: RunQuery) -> tuple[list[str], list[Any]]:
