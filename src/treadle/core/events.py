@@ -359,6 +359,19 @@ class IterationsOpened(Event, frozen=True, tag="iterations_opened"):
     count: int
 
 
+class IterationsSettled(Event, frozen=True, tag="iterations_settled"):
+    """Iterations of a gather's n-th entry succeeded, each with the value that its body makes; one event for many."""
+
+    at: str
+    indexes: list[int]
+    entry: int = 1
+
+    def addresses(self) -> list[str]:
+        """The addresses of the iterations."""
+        base = self.at if self.entry == 1 else f"{self.at}#{self.entry}"
+        return [f"{base}[{index}]" for index in self.indexes]
+
+
 class BranchChosen(Event, frozen=True, tag="branch_chosen"):
     """A choose opened a branch; "": no condition held and there is no else."""
 
@@ -534,6 +547,7 @@ AnyEvent = (
     | RowOpened
     | DecisionMade
     | IterationsOpened
+    | IterationsSettled
     | BranchChosen
     | RunSettled
     | UnwindingStarted

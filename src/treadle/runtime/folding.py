@@ -6,6 +6,7 @@ from typing import Final
 
 from treadle.core.apply import fold, new_state
 from treadle.core.events import RunStarted, decode_events
+from treadle.core.forgetting import forget, takes_back
 from treadle.core.graph import Graph
 from treadle.core.state import RunState, StepState
 from treadle.core.tables import FAILED, NONE
@@ -30,14 +31,15 @@ def state_of(head: RunHead, graph: Graph) -> RunState:
     )
 
 
-def fold_run(loaded: Loaded, graph: Graph) -> RunState:
-    """The state of a stored run from its journal.
+def fold_run(loaded: Loaded, graph: Graph, *, forgets: bool = False) -> RunState:
+    """The state of a stored run from its journal; with `forgets`, one that forgets closed iterations if it can.
 
     Raises:
         SchemaVersionError: the journal holds an event that this version does not know.
     """
     head = loaded.head
     state = state_of(head, graph)
+    state.forgets = forgets
     for version, _commit_id, time, text in loaded.rows:
         try:
             events = decode_events(text)
@@ -45,7 +47,12 @@ def fold_run(loaded: Loaded, graph: Graph) -> RunState:
             raise SchemaVersionError(
                 f"run {head.id!r}: journal row {version} cannot be read ({error}); it was written by another version"
             ) from error
+        if state.forgotten and any(map(takes_back, events)):
+            # It may name what is forgotten.
+            return fold_run(loaded, graph)
         fold(state, events, version, time)
+        if state.closed:
+            forget(state)
     return state
 
 
