@@ -16,12 +16,11 @@ from treadle.authoring.sleep import SLEEP
 from treadle.core import inputs as inp
 from treadle.core.commands import Call, Refusal, Task
 from treadle.core.decide import Limits
-from treadle.core.plan import Fragment, Plan, RetryPolicy, decode_plan
+from treadle.core.plan import Fragment, Plan, RetryPolicy
 from treadle.errors import (
     DefinitionError,
     DuplicateStepError,
     LeaseLostError,
-    RunNotFoundError,
     StoreError,
     StoreUnavailableError,
     TreadleError,
@@ -38,6 +37,7 @@ from treadle.runtime.observers import Observers
 from treadle.runtime.owned import Pending
 from treadle.runtime.payloads import Payloads, Row
 from treadle.runtime.probes import Postponer
+from treadle.runtime.questions import Questions
 from treadle.runtime.requests import request
 from treadle.runtime.slots import ASYNC, THREAD, TIMER, Slots
 from treadle.runtime.sweeper import Sweeper
@@ -96,6 +96,7 @@ class Node:
         self._driver = driver
         self._in_reader = in_reader
         self.name = settings.worker_id or f"{socket.gethostname()}-{os.getpid()}"
+        self.questions = Questions(self)
         self.closing = False
         # The hungry worker has reason to believe that tasks wait in the store.
         self._hungry = False
@@ -429,18 +430,6 @@ class Node:
         """Store a progress text; a hint, lost without harm."""
         item = (task.run, task.number, task.lease, text)
         self.committer.submit(lambda store: store.progress(self.session, [item]), lambda _value, _error: None)
-
-    async def plan(self, task: Task) -> Plan:
-        """The plan of a live attempt's run, as it was started."""
-        while True:
-            try:
-                found = await self.read(lambda: self.reader.head(task.run))
-            except StoreUnavailableError:
-                await asyncio.sleep(RETRY_SECONDS)
-                continue
-            if found is None:
-                raise RunNotFoundError(f"run {task.run_id!r} was deleted", run_id=task.run_id)
-            return decode_plan(found[1])
 
     async def call(self, task: Task, values: dict[str, Any], started_at: float) -> str | None:
         """Make the run that a step calls."""
