@@ -50,12 +50,12 @@ def doubled(count: int) -> str:
 
 
 async def forgotten(app: App, run: Run[str]) -> int:
-    node = app._node  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # there is no other way to look
+    node = app._node  # pyright: ignore[reportPrivateUsage]  # there is no other way to look
     return node.engine.runs[await run.key()].state.forgotten
 
 
 async def rewind(app: App, run: Run[str], at: str) -> None:
-    node = app._node  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # clients do not rewind
+    node = app._node  # pyright: ignore[reportPrivateUsage]  # clients do not rewind
     refusal, events = await request(node, await run.key(), inp.Rewind(at))
     assert refusal is None
     assert events
