@@ -18,14 +18,13 @@ from treadle.core.commands import Refusal, Task
 from treadle.core.decide import Decision, Limits, decide, start
 from treadle.core.events import RunSettled
 from treadle.core.forgetting import forget, needs_all
-from treadle.core.graph import Graph
 from treadle.core.inputs import AnyInput, decode_input, encode_input
-from treadle.core.plan import Plan, decode_plan
+from treadle.core.plan import Plan
 from treadle.core.state import RunState
 from treadle.core.tables import LIVE
 from treadle.errors import InternalError, LeaseLostError, SchemaVersionError, StoreError, TreadleError
 from treadle.ports import Clock, Ids
-from treadle.runtime.folding import fold_run, started_of, state_of, step_row, undo_rows
+from treadle.runtime.folding import Graphs, fold_run, started_of, state_of, step_row, undo_rows
 from treadle.runtime.hub import Hub
 from treadle.runtime.owned import Owned, Pending, Waiter
 from treadle.runtime.payloads import Row
@@ -77,7 +76,7 @@ class Engine:
         self.is_executing = is_executing
         self.on_committed = on_committed
         self.runs: dict[str, Owned] = {}
-        self._graphs: dict[str, Graph] = {}
+        self.graphs = Graphs()
         # Runs being acquired, with the inputs to decide then.
         self._acquiring: dict[str, tuple[list[asyncio.Future[str | None]], list[Pending]]] = {}
         # Leases whose outcome was handed over and is not durable yet: their attempts have ended, whatever the
@@ -90,15 +89,6 @@ class Engine:
 
     # -- runs come and go --------------------------------------------------------------------------------------
 
-    def graph(self, plan_hash: str, encoded: bytes, plan: Plan | None = None) -> Graph:
-        """The compiled graph of a stored plan; `plan` is what the bytes hold, if the caller has it."""
-        graph = self._graphs.get(plan_hash)
-        if graph is None:
-            if len(self._graphs) >= 256:
-                self._graphs.pop(next(iter(self._graphs)))
-            graph = self._graphs[plan_hash] = Graph(plan if plan is not None else decode_plan(encoded))
-        return graph
-
     def start(
         self,
         head: RunHead,
@@ -109,7 +99,7 @@ class Engine:
         report: Report | None = None,
     ) -> None:
         """Make a run; `then` gets the answer's status (`committed`, `exists`, ...). For `report` see `Append`."""
-        state = state_of(head, self.graph(head.plan, encoded, plan))
+        state = state_of(head, self.graphs.of(head.plan, encoded, plan))
         state.forgets = True
         owned = Owned(state, head)
         decision = start(state, now=self.clock.now(), limits=self.limits, started=started_of(head))
@@ -216,7 +206,7 @@ class Engine:
             raise SchemaVersionError(
                 f"run {head.id!r} has format {head.format}, this Treadle decides up to {FORMAT}; upgrade it"
             )
-        return fold_run(loaded, self.graph(head.plan, loaded.plan), forgets=forgets)
+        return fold_run(loaded, self.graphs.of(head.plan, loaded.plan), forgets=forgets)
 
     def adopt(self) -> None:
         """The answer of a commit or claim was lost: start what it leased to this session, if anything."""

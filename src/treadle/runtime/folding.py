@@ -8,6 +8,7 @@ from treadle.core.apply import fold, new_state
 from treadle.core.events import RunStarted, decode_events
 from treadle.core.forgetting import forget, takes_back
 from treadle.core.graph import Graph
+from treadle.core.plan import Plan, decode_plan
 from treadle.core.state import RunState, StepState
 from treadle.core.tables import FAILED, NONE
 from treadle.errors import SchemaVersionError
@@ -15,6 +16,22 @@ from treadle.store.base import Loaded, RunHead, StepRow
 
 # Between the addresses in `StepRow.causes`: an address holds no control character.
 CAUSE_SEPARATOR: Final = "\n"
+
+
+class Graphs:
+    """The compiled graphs of stored plans, those that were used last."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Graph] = {}
+
+    def of(self, plan_hash: str, encoded: bytes, plan: Plan | None = None) -> Graph:
+        """The graph of a stored plan; `plan` is what the bytes hold, if the caller has it."""
+        graph = self._known.get(plan_hash)
+        if graph is None:
+            if len(self._known) >= 256:
+                self._known.pop(next(iter(self._known)))
+            graph = self._known[plan_hash] = Graph(plan if plan is not None else decode_plan(encoded))
+        return graph
 
 
 def state_of(head: RunHead, graph: Graph) -> RunState:
