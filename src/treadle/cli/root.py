@@ -39,6 +39,7 @@ VERBS: Final[dict[str, str]] = {
     "store": "store",
     "doctor": "tools",
     "bench": "tools",
+    "nats": "servers",
     "schema": "tools",
     "version": "tools",
 }

@@ -25,7 +25,7 @@ from treadle.errors import (
     StoreUnavailableError,
     TreadleError,
 )
-from treadle.ports import Environment
+from treadle.ports import Elector, Environment
 from treadle.runtime.children import call_child
 from treadle.runtime.engine import Engine
 from treadle.runtime.exchange import RETRY_SECONDS, place_fragments
@@ -67,6 +67,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     # How often an elected sweeper looks around.
     sweep_seconds: float = 1.0
     limits: Limits = Limits()
+    # Who says which session sweeps; the store does where there is none.
+    elector: Elector | None = None
     error_bytes: int = DEFAULT_CAP
     # The policy of steps for which neither they nor their workflow have one; fixed in a run when it is started.
     retry: RetryPolicy | None = None
@@ -184,6 +186,7 @@ class Node:
             lease_seconds=settings.lease_seconds,
             sweep_seconds=settings.sweep_seconds,
             on_due=self._due_at,
+            elector=settings.elector,
         )
         self.sweeper.start()
         self.look_for_tasks()
