@@ -11,7 +11,7 @@ from typing import Any
 
 from treadle.authoring.options import Retry, policy_of
 from treadle.authoring.registry import Registry, default_registry
-from treadle.errors import StoreUrlError
+from treadle.errors import MissingExtraError, StoreUrlError
 from treadle.ports import Environment, Wakeups
 from treadle.runtime.blocking import BlockingApp
 from treadle.runtime.builtins import with_builtins
@@ -86,8 +86,9 @@ def connect(
 ) -> Opening:
     """Open an application on a store.
 
-    `url` is `memory://`, `sqlite:///relative.db` or `sqlite:////absolute.db`. With `worker=False` it executes no
-    steps: it starts, reads and operates runs, and decides those that nobody else decides. `slots` is how many
+    `url` is `memory://`, `sqlite:///relative.db`, `sqlite:////absolute.db` or `postgresql://user@host/database`.
+    With `worker=False` it executes no steps: it starts, reads and operates runs, and decides those that nobody else
+    decides. `slots` is how many
     async steps run at a time, `threads` how many sync ones; `lease` seconds without a sign of life end a session;
     `retry` is the policy of steps that have none, nor their workflow. `hooks` are told of what begins and ends here;
     `middleware` is around each attempt that is executed here, the first one outermost. Use the result with
@@ -138,12 +139,26 @@ async def _open(url: str, registry: Registry, settings: Settings, *, create: boo
     read: Callable[[Callable[[], Any]], Awaitable[Any]]
     renew = settings.lease_seconds / 3
     reader = _ReaderThread()
+    close_blobs: Callable[[], None] = lambda: None  # noqa: E731 - most have nothing to close
     if scheme == "memory":
         from treadle.store.blobs import MemoryBlobs
         from treadle.store.memory import MemoryStore
 
         store, blobs, wakeups, read = MemoryStore(), MemoryBlobs(), NoWakeups(), _direct
         driver = lambda: InlineDriver(renew_seconds=renew)  # noqa: E731 - a factory of one line
+    elif scheme in ("postgresql", "postgres"):
+        try:
+            from treadle.store.postgres import NotifyWakeups, PostgresBlobs, PostgresStore
+        except ImportError as error:
+            raise MissingExtraError(
+                f"a PostgreSQL store needs psycopg: pip install 'treadle[postgres]' ({error})"
+            ) from error
+
+        postgres = PostgresStore.from_url(url)
+        store, read = postgres, reader.run
+        wakeups, shared = NotifyWakeups(postgres.location, ids.key()), PostgresBlobs(postgres.location)
+        blobs, close_blobs = shared, shared.close
+        driver = lambda: ThreadDriver(clock, renew_seconds=renew)  # noqa: E731 - as above
     elif scheme == "sqlite":
         from treadle.store.blobs import DirectoryBlobs
         from treadle.store.sqlite import SqliteStore
@@ -153,7 +168,9 @@ async def _open(url: str, registry: Registry, settings: Settings, *, create: boo
         blobs = DirectoryBlobs(Path(f"{sqlite.path}-blobs"))
         driver = lambda: ThreadDriver(clock, renew_seconds=renew)  # noqa: E731 - as above
     else:
-        raise StoreUrlError(f"{url!r} names no store; use memory:// or sqlite:///file.db")
+        raise StoreUrlError(
+            f"{url!r} names no store; use memory://, sqlite:///file.db or postgresql://user@host/database"
+        )
     store.open(create=create)
     environment = Environment(clock=clock, ids=ids, threads=ThreadPool(settings.threads), wakeups=wakeups, store=store)
     node = Node(
@@ -168,6 +185,7 @@ async def _open(url: str, registry: Registry, settings: Settings, *, create: boo
 
     def closed() -> None:
         store.close()
+        close_blobs()
         reader.close()
 
     return App(node, closed)
