@@ -7,7 +7,7 @@ every decision is committed before anything is done about it.
 from treadle.authoring.bound import FROM_DATA, lane_value, or_default, ref, scope, signal_value, state_value
 from treadle.authoring.builder import PlanBuilder, Planned, group
 from treadle.authoring.cells import Cell, Patch, Row
-from treadle.authoring.context import StepContext, context
+from treadle.authoring.context import Dependency, RunRecord, StepContext, context
 from treadle.authoring.decorators import (
     PredicateFunction,
     StepFunction,
@@ -82,10 +82,11 @@ from treadle.errors import (
     UsageError,
 )
 from treadle.runtime.blocking import BlockingApp, BlockingRun
-from treadle.runtime.client import App, Run
+from treadle.runtime.client import App
 from treadle.runtime.documents import load_document, plan_document, save_document
 from treadle.runtime.hooks import Boundary, Hooks
 from treadle.runtime.middleware import Next, StepCall
+from treadle.runtime.run import Run
 from treadle.runtime.run_analysis import Forecast, RunAnalysis
 from treadle.runtime.signing.verification import Verification, sign_document, verify_document
 
@@ -105,6 +106,7 @@ __all__ = [
     "DecodeError",
     "DefinitionError",
     "DefinitionErrors",
+    "Dependency",
     "Document",
     "DocumentError",
     "DocumentVersionError",
@@ -151,6 +153,7 @@ __all__ = [
     "RunNotPausedError",
     "RunNotRunningError",
     "RunNotSettledError",
+    "RunRecord",
     "Schedule",
     "SchemaVersionError",
     "SigningError",

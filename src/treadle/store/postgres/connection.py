@@ -18,11 +18,8 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import psycopg
-from psycopg import pq
-from psycopg.conninfo import conninfo_to_dict
-
 from treadle.errors import (
+    MissingExtraError,
     StoreCorruptError,
     StoreError,
     StoreFullError,
@@ -32,6 +29,13 @@ from treadle.errors import (
     StoreUrlError,
 )
 from treadle.store.postgres.location import SHAPE, Location
+
+try:
+    import psycopg
+    from psycopg import pq
+    from psycopg.conninfo import conninfo_to_dict
+except ImportError as error:
+    raise MissingExtraError(f"a PostgreSQL store needs psycopg: pip install 'treadle[postgres]' ({error})") from error
 
 # A row as the driver returns it: the schema says which types its columns have.
 Record = tuple[Any, ...]

@@ -35,6 +35,7 @@ from treadle.store.base import (
 from treadle.store.postgres.append_functions import POST
 from treadle.store.postgres.appends import Appends, SessionLostError
 from treadle.store.postgres.arrays import big, bigs, chunks, floats, ints, real, small, storable, texts, truth
+from treadle.store.postgres.blobs import PostgresBlobs
 from treadle.store.postgres.connection import Record
 from treadle.store.postgres.deletion import delete_run
 from treadle.store.postgres.functions import Function
@@ -45,6 +46,7 @@ from treadle.store.postgres.schema import prepare
 from treadle.store.postgres.task_functions import ACQUIRE, ELECT, POSTPONE, PROGRESS, RELEASE, RENEW, REPORT
 from treadle.store.postgres.tokens import OwnSession
 from treadle.store.postgres.waiting import claim_tasks, look
+from treadle.store.postgres.wakeups import NotifyWakeups
 
 T = TypeVar("T")
 
@@ -64,6 +66,7 @@ class PostgresStore(PostgresReader):
         self.durability = "PostgreSQL"
         self._schema = self._link.schema
         self._ready = False
+        self._blobs = PostgresBlobs(location)
         self._own: dict[str, OwnSession] = {}
         self._appends = Appends(self._link, self._schema)
         self._link.on_connect = self._fence
@@ -91,7 +94,16 @@ class PostgresStore(PostgresReader):
         """End the connection; bury its sessions first."""
         self._own.clear()
         self._ready = False
+        self._blobs.close()
         super().close()
+
+    def blobs(self) -> PostgresBlobs:
+        """Where large values go: a table of the store. They are closed with it."""
+        return self._blobs
+
+    def wakeups(self, name: str) -> NotifyWakeups:
+        """Wake-ups between the sessions of this store; `name` is of letters, digits and dashes, and nobody else's."""
+        return NotifyWakeups(self.location, name)
 
     def reader(self) -> PostgresReader:
         """A handle for reads on another thread, with a connection of its own."""
@@ -200,7 +212,7 @@ class PostgresStore(PostgresReader):
             return []
         ((n,),) = found
         leased = link.all(
-            "SELECT run, number, generation, attempt, lease FROM @tasks WHERE state = 3 AND session = %s"
+            "SELECT run, number, generation, attempt, lease, progress FROM @tasks WHERE state = 3 AND session = %s"
             " ORDER BY run, number FOR UPDATE",
             (n,),
         )
@@ -224,8 +236,10 @@ class PostgresStore(PostgresReader):
     def _enter_lost(self, session: str, leased: Sequence[Record]) -> None:
         if leased:
             bodies = [
-                encode_input(Lost(number=number, generation=generation, attempt=attempt, session=session))
-                for _, number, generation, attempt, _ in leased
+                encode_input(
+                    Lost(number=number, generation=generation, attempt=attempt, session=session, progress=progress)
+                )
+                for _, number, generation, attempt, _, progress in leased
             ]
             self._link.run(
                 "INSERT INTO @inbox (run, id, body) SELECT * FROM unnest(%s::bigint[], %s::text[], %s::bytea[])"
