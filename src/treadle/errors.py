@@ -21,6 +21,7 @@
     │   └─ ChecksumError · DocumentVersionError
     ├─ SigningError           a key or a signer that does not work
     ├─ MissingExtraError      what was asked needs a package that is not installed
+    ├─ PluginError            an entry point that is not there, or cannot be loaded
     ├─ UnregisteredStepError  this process has no function of that name
     └─ InternalError          a broken invariant of ours: the run is held, never guessed on
 
@@ -436,6 +437,12 @@ class MissingExtraError(TreadleError, ImportError):
     code = "extra_missing"
 
 
+class PluginError(TreadleError, ImportError):
+    """An entry point is not installed, or cannot be loaded; the message names it and its distribution."""
+
+    code = "plugin"
+
+
 class UnregisteredStepError(TreadleError):
     """This process has no function of that name; start a worker with the module that defines it."""
 
@@ -479,6 +486,7 @@ EXIT_CODES: dict[str, int] = {
     "usage": 2,
     "store_url": 2,
     "extra_missing": 2,
+    "plugin": 2,
     "definition_invalid": 3,
     "cycle": 3,
     "duplicate_step": 3,

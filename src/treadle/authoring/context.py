@@ -155,6 +155,11 @@ class StepContext(Protocol):
         ...
 
     @property
+    def settings(self) -> Mapping[str, Any]:
+        """The settings of the application's packages, by package; in a package's own code, `package.settings`."""
+        ...
+
+    @property
     def lease(self) -> int:
         """The number that fences this attempt: no other attempt ever has it, and only its holder may report."""
         ...

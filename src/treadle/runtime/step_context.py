@@ -43,6 +43,11 @@ class Surroundings(Protocol):
         """The event loop that must not be blocked by waiting for an answer."""
         ...
 
+    @property
+    def package_settings(self) -> Mapping[str, Any]:
+        """The settings of the application's packages, by package."""
+        ...
+
     def now(self) -> float:
         """Seconds since the epoch, by the worker's clock."""
         ...
@@ -202,6 +207,11 @@ class RunningStep(msgspec.Struct, eq=False):
     def queue(self) -> str:
         """The queue that the attempt waited in."""
         return self._task.queue
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The settings of the application's packages, by package."""
+        return self._worker.package_settings
 
     @property
     def lease(self) -> int:

@@ -12,8 +12,9 @@ import concurrent.futures
 import contextlib
 import contextvars
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, cast
 
 import msgspec
@@ -86,6 +87,7 @@ class Worker:
         on_free: Callable[[], None],
         steps: Steps,
         middleware: Sequence[Middleware] = (),
+        package_settings: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.session = session
         self.name = name
@@ -97,6 +99,7 @@ class Worker:
         self.errors = errors
         self.steps = steps
         self.middleware = middleware
+        self.package_settings = package_settings
         self._finish = finish
         self._postpone = postpone
         self._on_free = on_free

@@ -98,6 +98,8 @@ COMMIT = Function(
     new_created double precision[]
     new_time double precision[]
     new_parent text[]
+    new_name text[]
+    new_metadata text[]
     new_head text[]
     plan_hash text[]
     plan_body bytea[]
@@ -190,12 +192,13 @@ COMMIT = Function(
             INSERT INTO @plans (hash, body) SELECT * FROM unnest(plan_hash, plan_body) ON CONFLICT (hash) DO NOTHING;
         END IF;
         INSERT INTO @runs (n, key, id, workflow, plan, status, unwound, hold, version, owner, labels, created_at,
-            updated_at, parent)
+            updated_at, parent, name, metadata)
         SELECT u.n, u.key, u.id, u.workflow, p.n, u.status, '', u.hold, u.version, u.owner, u.labels,
-            u.created_at, u.time, u.parent
+            u.created_at, u.time, u.parent, u.name, u.metadata
         FROM unnest(new_n, new_key, new_id, new_workflow, new_plan, new_status, new_hold, new_version, new_owner,
-            new_labels, new_created, new_time, new_parent)
-            AS u (n, key, id, workflow, plan, status, hold, version, owner, labels, created_at, time, parent)
+            new_labels, new_created, new_time, new_parent, new_name, new_metadata)
+            AS u (n, key, id, workflow, plan, status, hold, version, owner, labels, created_at, time, parent, name,
+                metadata)
         JOIN @plans p ON p.hash = u.plan
         ON CONFLICT DO NOTHING;
         GET DIAGNOSTICS changed = ROW_COUNT;

@@ -63,6 +63,8 @@ _NEW: tuple[tuple[str, Pack], ...] = (
     ("new_created", floats),
     ("new_time", floats),
     ("new_parent", texts),
+    ("new_name", texts),
+    ("new_metadata", texts),
     ("new_head", texts),
 )
 _JOURNAL: tuple[tuple[str, Pack], ...] = (
@@ -243,6 +245,8 @@ class Group:
                     head.created_at,
                     run.time,
                     head.parent,
+                    storable(head.name),
+                    _encode(head.metadata).decode() if head.metadata else "",
                     _encode(head).decode(),
                 )
             )

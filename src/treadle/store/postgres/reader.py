@@ -33,7 +33,8 @@ _LAST = "\U0010ffff" * 130
 _OWNER = "coalesce((SELECT s.id FROM @sessions s WHERE s.n = r.owner AND NOT s.ended), '')"
 _RUN_COLUMNS = (
     f"r.key, r.id, r.workflow, r.status, r.hold, r.version, {_OWNER}, r.labels, r.created_at, r.updated_at,"
-    " (SELECT count(*) FROM @tasks t WHERE t.run = r.n AND t.state = 3), r.unwound, r.parent"
+    " (SELECT count(*) FROM @tasks t WHERE t.run = r.n AND t.state = 3), r.unwound, r.parent, r.name,"
+    " r.metadata"
 )
 _RUN_WIDTH = len(RunRow.__struct_fields__)
 TASK_COLUMNS = (
@@ -43,6 +44,13 @@ TASK_COLUMNS = (
 _HOLDER = "LEFT JOIN @sessions s ON s.n = t.session AND t.state = 3"
 STEP_FIELDS = StepRow.__struct_fields__
 _STEP_COLUMNS = ", ".join(f"s.{name}" for name in STEP_FIELDS)
+# A null character is legal in JSON, and PostgreSQL refuses to read it.
+_METADATA = "replace(r.metadata, '\\u0000', '\\ufffd')::json"
+_SPEAKS_OF = (
+    "(strpos(lower(r.id), {0}) > 0 OR strpos(lower(r.name), {0}) > 0 OR strpos(lower(r.workflow), {0}) > 0"
+    f" OR (r.metadata <> '' AND EXISTS (SELECT 1 FROM json_each_text({_METADATA}) m WHERE strpos(lower("
+    'm.value COLLATE "C"), {0}) > 0)))'
+)
 _LABEL_HASH = "hashtextextended({value}, hashtextextended({name}, 0))"
 
 _decode_call = msgspec.json.Decoder(Call).decode
@@ -74,9 +82,42 @@ def _task_row(record: Record) -> TaskRow:
 
 
 def _run_row(record: Record) -> RunRow:
-    key, id, workflow, status, hold, version, owner, text, created_at, updated_at, leased, *rest = record
-    labels = _decode_labels(text) if text else {}
-    return RunRow(key, id, workflow, status, hold, version, owner, labels, created_at, updated_at, leased, *rest)
+    facts: list[Any] = list(record)
+    # Labels and metadata: a JSON object, or empty text for none.
+    for at in (7, -1):
+        facts[at] = _decode_labels(facts[at]) if facts[at] else {}
+    return RunRow(*facts)
+
+
+def _condition(query: RunQuery) -> tuple[list[str], list[Any]]:
+    """What the rows of a query must fulfil, and the values for it."""
+    where: list[str] = []
+    values: list[Any] = []
+
+    def want(sql: str, *given: str) -> None:
+        where.append(sql)
+        values.extend(given)
+
+    speaks = _SPEAKS_OF.replace("{0}", 'lower(%s::text COLLATE "C")')
+    for given, sql, found in (
+        (query.status, "r.status = %s", (query.status,)),
+        (query.workflow, "r.workflow = %s", (query.workflow,)),
+        (query.id_prefix, "r.id BETWEEN %s AND %s", (query.id_prefix, query.id_prefix + _LAST)),
+        (query.parent, "r.parent <> '' AND split_part(r.parent, '/', 1) = %s", (query.parent,)),
+        # All that begins with the text and a slash; a zero is what follows the slash.
+        (query.package, "r.workflow > %s AND r.workflow < %s", (query.package + "/", query.package + "0")),
+        (query.text, speaks, (query.text,) * 4),
+        (query.after, "r.key < %s", (query.after,)),
+    ):
+        if given:
+            want(sql, *found)
+    for name, value in query.labels.items():
+        hashes = f"{_LABEL_HASH.format(name='l.name', value='l.value')} = {_LABEL_HASH.format(name='%s', value='%s')}"
+        labels = f"SELECT l.run FROM @labels l WHERE {hashes} AND l.name = %s AND l.value = %s"
+        want(f"r.n IN ({labels})", value, name, name, value)
+    for name, value in query.metadata.items():
+        want(f"r.metadata <> '' AND ({_METADATA} ->> %s) = %s", name, value)
+    return where, values
 
 
 class PostgresReader:
@@ -169,33 +210,10 @@ class PostgresReader:
 
     def runs(self, query: RunQuery) -> list[RunRow]:
         """Runs by key, newest first."""
-        where: list[str] = []
-        values: list[Any] = []
-        if query.status:
-            where.append("r.status = %s")
-            values.append(query.status)
-        if query.workflow:
-            where.append("r.workflow = %s")
-            values.append(query.workflow)
-        if query.id_prefix:
-            where.append("r.id BETWEEN %s AND %s")
-            values += (query.id_prefix, query.id_prefix + _LAST)
-        for name, value in query.labels.items():
-            hashes = (
-                f"{_LABEL_HASH.format(name='l.name', value='l.value')} = {_LABEL_HASH.format(name='%s', value='%s')}"
-            )
-            where.append(f"r.n IN (SELECT l.run FROM @labels l WHERE {hashes} AND l.name = %s AND l.value = %s)")
-            values += (value, name, name, value)
-        if query.parent:
-            where.append("r.parent <> '' AND split_part(r.parent, '/', 1) = %s")
-            values.append(query.parent)
-        if query.after:
-            where.append("r.key < %s")
-            values.append(query.after)
-        values.append(query.limit)
+        where, values = _condition(query)
         condition = f"WHERE {' AND '.join(where)}" if where else ""
         sql = f"SELECT {_RUN_COLUMNS} FROM @runs r {condition} ORDER BY r.key DESC LIMIT %s"
-        return [_run_row(record) for record in self._all(sql, tuple(values))]
+        return [_run_row(record) for record in self._all(sql, (*values, query.limit))]
 
     # -- steps, tasks, payloads ------------------------------------------------------------------------
 

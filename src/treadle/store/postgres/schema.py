@@ -67,7 +67,10 @@ CREATE TABLE @runs (
     created_at double precision NOT NULL,
     updated_at double precision NOT NULL,
     -- The run whose step called this one, and the step's address (KEY/ADDRESS); empty for most.
-    parent text COLLATE "C" NOT NULL
+    parent text COLLATE "C" NOT NULL,
+    -- As in the head: what people call the run, and a JSON object of what else they are to see (empty for nothing).
+    name text COLLATE "C" NOT NULL,
+    metadata text COLLATE "C" NOT NULL
 ) WITH (fillfactor = 60);
 CREATE INDEX runs_status ON @runs (status, key);
 CREATE INDEX runs_plan ON @runs (plan);
@@ -242,7 +245,8 @@ VIEWS = {
 SELECT r.key, r.id, r.workflow, r.status, r.unwound, r.hold, r.version,
     coalesce((SELECT s.id FROM @sessions s WHERE s.n = r.owner AND NOT s.ended), '') AS owner,
     CASE r.labels WHEN '' THEN '{}' ELSE r.labels END AS labels,
-    r.created_at, r.updated_at, r.parent,
+    r.created_at, r.updated_at, r.parent, r.name,
+    CASE r.metadata WHEN '' THEN '{}' ELSE r.metadata END AS metadata,
     (SELECT count(*) FROM @tasks t WHERE t.run = r.n AND t.state = 3) AS leased,
     (SELECT count(*) FROM @tasks t WHERE t.run = r.n AND t.state < 3) AS waiting,
     (SELECT count(*) FROM @inbox i WHERE i.run = r.n) AS inputs
