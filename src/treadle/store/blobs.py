@@ -16,7 +16,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
@@ -44,10 +44,10 @@ def now() -> float:
     return time.time()  # noqa: TID251 - compared with the times of files, which no Clock gives
 
 
-class MemoryWriter:
-    """A blob of `MemoryBlobs` that is being written."""
+class HeldWriter:
+    """A blob that is being written; its bytes are held until they are whole."""
 
-    def __init__(self, blobs: MemoryBlobs) -> None:
+    def __init__(self, blobs: WholeBlobs) -> None:
         self._blobs = blobs
         self._parts = io.BytesIO()
 
@@ -64,7 +64,45 @@ class MemoryWriter:
         self._parts = io.BytesIO()
 
 
-class MemoryBlobs:
+class WholeBlobs:
+    """What blobs have in common that are written and read whole, and are never removed unless a class says how."""
+
+    __slots__ = ()
+
+    def put(self, data: bytes) -> str:
+        """Store and return the digest."""
+        raise NotImplementedError
+
+    def get(self, digest: str) -> bytes:
+        """The bytes.
+
+        Raises:
+            KeyError: no such blob.
+        """
+        raise NotImplementedError
+
+    def writer(self) -> HeldWriter:
+        """Begin a blob."""
+        return HeldWriter(self)
+
+    def open(self, digest: str) -> BinaryIO:
+        """The bytes as a stream.
+
+        Raises:
+            KeyError: no such blob.
+        """
+        return io.BytesIO(self.get(digest))
+
+    def old(self, before: float) -> Iterable[tuple[str, int]]:
+        """None: none of them is ever removed."""
+        return ()
+
+    def remove(self, digest: str, before: float) -> bool:
+        """None is ever removed."""
+        return False
+
+
+class MemoryBlobs(WholeBlobs):
     """Blobs that live as long as the process."""
 
     __slots__ = ("_blobs", "_written", "now")
@@ -88,18 +126,6 @@ class MemoryBlobs:
             KeyError: no such blob.
         """
         return self._blobs[digest]
-
-    def writer(self) -> MemoryWriter:
-        """Begin a blob."""
-        return MemoryWriter(self)
-
-    def open(self, digest: str) -> BinaryIO:
-        """The bytes as a stream.
-
-        Raises:
-            KeyError: no such blob.
-        """
-        return io.BytesIO(self._blobs[digest])
 
     def uri(self, digest: str) -> str:
         """Where the blob is: in the memory of this process."""

@@ -2,37 +2,13 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable
-from typing import BinaryIO
-
 from treadle.errors import StoreCorruptError
-from treadle.store.blobs import digest_of
+from treadle.store.blobs import WholeBlobs, digest_of
 from treadle.store.nats.link import Loop
 from treadle.store.nats.reader import Rooms
 
 
-class NatsWriter:
-    """A blob on its way to the stream; its bytes are held until they are whole."""
-
-    def __init__(self, blobs: NatsBlobs) -> None:
-        self._blobs = blobs
-        self._parts = io.BytesIO()
-
-    def write(self, data: bytes) -> None:
-        """Add bytes at the end."""
-        self._parts.write(data)
-
-    def finish(self) -> str:
-        """Store, and return the digest."""
-        return self._blobs.put(self._parts.getvalue())
-
-    def abort(self) -> None:
-        """Forget what was written."""
-        self._parts = io.BytesIO()
-
-
-class NatsBlobs:
+class NatsBlobs(WholeBlobs):
     """Blobs of a store, for any thread. They are in parts; the one that names the others is stored last.
 
     They are written and read whole, and never removed: for large artifacts a directory or a bucket is the place.
@@ -73,18 +49,6 @@ class NatsBlobs:
             raise StoreCorruptError(f"{self._rooms.location.shown}: the blob {digest} is damaged")
         return data
 
-    def writer(self) -> NatsWriter:
-        """Begin a blob."""
-        return NatsWriter(self)
-
-    def open(self, digest: str) -> BinaryIO:
-        """The bytes as a stream.
-
-        Raises:
-            KeyError: no such blob.
-        """
-        return io.BytesIO(self.get(digest))
-
     def uri(self, digest: str) -> str:
         """The store, and the subject of the blob there."""
         return f"{self._rooms.location.shown}#{self._rooms.location.blob(digest)}"
@@ -92,11 +56,3 @@ class NatsBlobs:
     def renew(self, digest: str) -> bool:
         """Whether the blob is there; it does not grow old."""
         return self._loop.call(self._rooms.values.get_head(self._rooms.location.blob(digest))) is not None
-
-    def old(self, before: float) -> Iterable[tuple[str, int]]:
-        """None: none of them is ever removed."""
-        return ()
-
-    def remove(self, digest: str, before: float) -> bool:
-        """None is ever removed."""
-        return False
