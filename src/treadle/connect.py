@@ -93,8 +93,9 @@ def connect(
 ) -> Opening:
     """Open an application on a store.
 
-    `url` is `memory://`, `sqlite:///relative.db`, `sqlite:////absolute.db` or `nats://host:4222/NAME`. With
-    `worker=False` it executes no steps: it starts, reads and operates runs, and decides those that nobody else decides.
+    `url` is `memory://`, `sqlite:///relative.db`, `sqlite:////absolute.db`, `postgresql://user@host/database` or
+    `nats://host:4222/NAME`. With `worker=False` it executes no steps: it starts, reads and operates runs, and decides
+    those that nobody else decides.
     `slots` is how many async steps run at a time, `threads` how many sync ones; `lease` seconds without a sign of life
     end a session; `retry` is the policy of steps that have none, nor their workflow. `hooks` are told of what begins
     and ends here; `middleware` is around each attempt that is executed here, the first one outermost. `packages` are
@@ -207,6 +208,11 @@ def _parts(url: str, clock: Clock, ids: Ids, renew_seconds: float) -> StoreParts
         sqlite, reader = SqliteStore.from_url(url), _ReaderThread()
         blobs = DirectoryBlobs(Path(f"{sqlite.path}-blobs"))
         return StoreParts(sqlite, blobs, threaded, DatagramWakeups(ids.key()), reader.run, reader.close)
+    if scheme in ("postgresql", "postgres"):
+        from treadle.store.postgres import PostgresStore
+
+        postgres, reader = PostgresStore.from_url(url), _ReaderThread()
+        return StoreParts(postgres, postgres.blobs(), threaded, postgres.wakeups(ids.key()), reader.run, reader.close)
     if scheme in ("nats", "tls"):
         from treadle.store.nats import NatsStore
 
@@ -216,7 +222,10 @@ def _parts(url: str, clock: Clock, ids: Ids, renew_seconds: float) -> StoreParts
         store, found = _plugins().plugin("stores", scheme)(url)
         reader = _ReaderThread()
         return StoreParts(store, found, threaded, DatagramWakeups(ids.key()), reader.run, reader.close)
-    raise StoreUrlError(f"{url!r} names no store; use memory://, sqlite:///file.db or nats://host:4222/NAME")
+    raise StoreUrlError(
+        f"{url!r} names no store; use memory://, sqlite:///file.db, postgresql://user@host/database"
+        " or nats://host:4222/NAME"
+    )
 
 
 __all__ = ["Opening", "connect"]
