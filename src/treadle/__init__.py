@@ -22,6 +22,7 @@ from treadle.authoring.options import Poll, Retry
 from treadle.authoring.outcomes import LaneRun, PhasesCancelled, PhasesResult, RowRun, Ticket
 from treadle.authoring.packages import Package
 from treadle.authoring.phases import LanePlan, Phase, Phases, Rule
+from treadle.authoring.projections import Projection
 from treadle.authoring.registry import Registry
 from treadle.authoring.sleep import sleep
 from treadle.connect import connect
@@ -49,6 +50,7 @@ from treadle.errors import (
     Permanent,
     PhasesFailedError,
     PluginError,
+    ProjectionError,
     Retryable,
     RetryLater,
     RunCancelledError,
@@ -148,6 +150,8 @@ __all__ = [
     "PluginError",
     "Poll",
     "PredicateFunction",
+    "Projection",
+    "ProjectionError",
     "Registry",
     "Retry",
     "RetryLater",

@@ -8,11 +8,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 from treadle.authoring.options import Retry, policy_of
 from treadle.authoring.packages import JoinedRegistry, Package, check_packages
+from treadle.authoring.projections import Projection, check_projections
 from treadle.authoring.registry import Registry, default_registry
 from treadle.errors import StoreUrlError
 from treadle.ports import Clock, Elector, Environment, Ids, Wakeups
@@ -23,10 +24,12 @@ from treadle.runtime.clock import RandomIds, SystemClock
 from treadle.runtime.hooks import Hooks, check_hooks
 from treadle.runtime.middleware import Middleware, check_middleware
 from treadle.runtime.node import Node, Settings
+from treadle.runtime.projections import Live
 from treadle.runtime.threads import ThreadPool
 from treadle.runtime.wakeups import DatagramWakeups, NoWakeups
 from treadle.store.base import Blobs, Store
 from treadle.store.committer import Driver, InlineDriver, ThreadDriver
+from treadle.store.projection import ProjectionDatabase
 
 # Where artifacts are kept: a path, a URL, or an object that keeps them.
 Place = str | os.PathLike[str] | Blobs
@@ -36,13 +39,23 @@ class Opening:
     """What `connect` returns: `async with` gives an `App`, `with` a `BlockingApp`."""
 
     def __init__(
-        self, url: str, registry: Registry, settings: Settings, *, create: bool, artifacts: Place | None
+        self,
+        url: str,
+        registry: Registry,
+        settings: Settings,
+        *,
+        create: bool,
+        artifacts: Place | None = None,
+        projections: Mapping[str, Projection] = MappingProxyType({}),
+        rebuild: bool = False,
     ) -> None:
         self._url = url
         self._registry = registry
         self._settings = settings
         self._create = create
         self._artifacts = artifacts
+        self._projections = projections
+        self._rebuild = rebuild
         self._app: App | None = None
         self._blocking: BlockingApp | None = None
 
@@ -52,7 +65,15 @@ class Opening:
         Raises:
             StoreError: of the kind that says what to do.
         """
-        return await _open(self._url, self._registry, self._settings, create=self._create, artifacts=self._artifacts)
+        return await _open(
+            self._url,
+            self._registry,
+            self._settings,
+            create=self._create,
+            artifacts=self._artifacts,
+            projections=self._projections,
+            rebuild=self._rebuild,
+        )
 
     async def __aenter__(self) -> App:
         self._app = await self.open()
@@ -96,6 +117,8 @@ def connect(
     actions: str | Sequence[str] = (),
     elector: Elector | None = None,
     artifacts: Place | None = None,
+    projections: Sequence[Projection | str] = (),
+    rebuild: bool = False,
     settings: Settings | None = None,
 ) -> Opening:
     """Open an application on a store.
@@ -110,7 +133,8 @@ def connect(
     package may be given by the name of its entry point, and "installed" is all of those. `actions` names entry points
     with steps. `elector` says which session sweeps, instead of the store. `artifacts` is where artifacts and large
     values are kept: a directory, or a URL (`s3://bucket/prefix`, `gs://`, `az://`) with the extra `objects`; by default
-    beside the store's file. Use the result with `async with`, or with `with`.
+    beside the store's file. `projections` are read models, besides those of the packages; `rebuild` makes
+    their tables anew, also where a migration was changed. Use the result with `async with`, or with `with`.
 
     Raises:
         UsageError: a hook is no `Hooks`, or a middleware is no coroutine function.
@@ -136,8 +160,10 @@ def connect(
         package_settings=check_packages(brought, package_settings or {}),
         elector=elector,
     )
+    named = [_plugins().plugin("projections", one) if isinstance(one, str) else one for one in projections]
+    found = check_projections([*named, *(one for package in brought for one in package.projections)])
     joined = JoinedRegistry(known, brought) if brought else known
-    return Opening(url, joined, chosen, create=create, artifacts=artifacts)
+    return Opening(url, joined, chosen, create=create, artifacts=artifacts, projections=found, rebuild=rebuild)
 
 
 def _plugins() -> Any:
@@ -208,12 +234,32 @@ async def _direct(function: Callable[[], Any]) -> Any:
     return function()
 
 
-async def _open(url: str, registry: Registry, settings: Settings, *, create: bool, artifacts: Place | None) -> App:
+async def _open(
+    url: str,
+    registry: Registry,
+    settings: Settings,
+    *,
+    create: bool,
+    artifacts: Place | None,
+    projections: Mapping[str, Projection],
+    rebuild: bool,
+) -> App:
     clock, ids = SystemClock(), RandomIds()
     parts = _parts(url, clock, ids, settings.lease_seconds / 3)
     blobs = parts.blobs if artifacts is None else blobs_of(artifacts)
     parts.store.open(create=create)
     beside = _Beside()
+
+    def closed() -> None:
+        parts.store.close()
+        parts.close()
+        beside.close()
+
+    try:
+        live = _live(projections, parts.store, rebuild=rebuild) if projections else {}
+    except BaseException:
+        closed()
+        raise
     environment = Environment(
         clock=clock, ids=ids, threads=ThreadPool(settings.threads), wakeups=parts.wakeups, store=parts.store
     )
@@ -225,15 +271,40 @@ async def _open(url: str, registry: Registry, settings: Settings, *, create: boo
         settings=settings,
         in_reader=parts.read,
         beside=beside.run,
+        projections=live,
     )
     await node.open()
-
-    def closed() -> None:
-        parts.store.close()
-        parts.close()
-        beside.close()
-
     return App(node, closed)
+
+
+def _live(projections: Mapping[str, Projection], store: Store, *, rebuild: bool) -> dict[str, Live]:
+    """Open the databases of projections, and bring them to their last migrations.
+
+    Raises:
+        ProjectionError: a migration fails, or was changed.
+    """
+    from treadle.store.sqlite import SqliteProjections, SqliteStore, parse_url
+
+    databases: dict[str, ProjectionDatabase] = {}
+    live: dict[str, Live] = {}
+    for name, projection in projections.items():
+        url = projection.url
+        hosted = not url and isinstance(store, SqliteStore)
+        if url not in databases:
+            if hosted:
+                assert isinstance(store, SqliteStore)
+                databases[url] = store.projections()
+            elif url.startswith("sqlite:"):
+                databases[url] = SqliteProjections(parse_url(url)[0], hosted=False)
+            elif url or store.durability != "process":
+                raise StoreUrlError(
+                    f"projection {name!r} cannot live at {url or 'this store'!r}; give it a sqlite:/// URL"
+                )
+            else:
+                databases[url] = SqliteProjections(":memory:", hosted=False)
+        (databases[url].rebuild if rebuild else databases[url].define)(projection.spec)
+        live[name] = Live(projection, databases[url], hosted=hosted)
+    return live
 
 
 def _parts(url: str, clock: Clock, ids: Ids, renew_seconds: float) -> StoreParts:

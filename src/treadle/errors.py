@@ -16,6 +16,7 @@
     │   ├─ StoreUnavailableError · ConflictError · LeaseLostError · SchemaVersionError
     │   └─ StoreCorruptError · StoreReadOnlyError · StoreFullError · StaleVersionError
     ├─ ExpressionError        an expression has no value; `code` says why
+    ├─ ProjectionError        a read model: a migration, a statement, a record that it does not take
     ├─ EncodeError · DecodeError               a value that JSON, or the declared type, cannot hold
     ├─ DocumentError          a plan or receipt that cannot be used as it is
     │   └─ ChecksumError · DocumentVersionError
@@ -155,6 +156,12 @@ class ArtifactNotFoundError(RunError):
     """No step whose success counts has made an artifact of this id; see `treadle artifacts`."""
 
     code = "artifact_not_found"
+
+
+class ProjectionError(TreadleError):
+    """A projection cannot be used as it is written, or does not take what it is given; the message says which part."""
+
+    code = "projection_invalid"
 
 
 class RunExistsError(RunError):
@@ -500,6 +507,7 @@ EXIT_CODES: dict[str, int] = {
     "slot_invalid": 3,
     "name_invalid": 3,
     "expression_syntax": 3,
+    "projection_invalid": 3,
     "document_invalid": 3,
     "document_version": 3,
     "unregistered_step": 3,

@@ -22,6 +22,7 @@ from treadle.ports import Environment
 from treadle.runtime.builtins import with_builtins
 from treadle.runtime.client import App
 from treadle.runtime.node import Node, Settings
+from treadle.runtime.projections import Live
 from treadle.runtime.wakeups import NoWakeups
 from treadle.store.base import Store
 from treadle.store.blobs import MemoryBlobs
@@ -185,6 +186,7 @@ def drive(
     before: bool,
     act: Callable[[App], Awaitable[None]] = scenario,
     check: Callable[[App], Awaitable[None]] = checked,
+    projections: Callable[[], dict[str, Live]] = dict,
 ) -> bool:
     """Run a scenario with the Nth store call failing; False if no call was the Nth."""
     loop = SimLoop(lambda: None)
@@ -209,6 +211,7 @@ def drive(
             registry=registry,
             settings=Settings(),
             in_reader=read,
+            projections=projections(),
         )
         await insistently(node.open)
         app = App(node, lambda: None)

@@ -127,6 +127,22 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     dry_run: bool = False
 
 
+class StepProjection(Protocol):
+    """A projection as a step sees it."""
+
+    def query(self, sql: str, *values: Any) -> Reading[list[dict[str, Any]]]:
+        """The rows of a statement by column name."""
+        ...
+
+    def execute(self, sql: str, *values: Any) -> Reading[int]:
+        """Carry out a statement now, whatever becomes of the step; how many rows it changed."""
+        ...
+
+    def write(self, sql: str, *values: bool | int | float | str | None) -> None:
+        """Carry out a statement in the transaction that commits this step's success: both or neither."""
+        ...
+
+
 class StepContext(Protocol):
     """The attempt that is being executed, as its code sees it."""
 
@@ -298,6 +314,14 @@ class StepContext(Protocol):
         step succeeds. Without `id` it is `<step>:artifact:001` and so on; `kind` and `content_type` are told by the
         name.
         """
+        ...
+
+    def record(self, collection: str, key: str, data: Any) -> None:
+        """Give a record to the projections that take the collection, exactly once, if this step succeeds."""
+        ...
+
+    def projection(self, name: str) -> StepProjection:
+        """A projection of the application, by name: to query, to change at once, or together with this success."""
         ...
 
     def open(self, artifact: Artifact) -> Stream:

@@ -16,7 +16,7 @@ from treadle.authoring.packages import Package
 from treadle.authoring.registry import Definition, Registry
 from treadle.errors import DefinitionError, PluginError
 
-Group = Literal["packages", "actions", "stores", "signers", "artifacts", "secrets"]
+Group = Literal["packages", "actions", "stores", "signers", "artifacts", "projections", "secrets"]
 # All that are installed.
 INSTALLED = "installed"
 

@@ -169,3 +169,16 @@ def raw_publishes(store: str, amount: int, group: int) -> float:
             await link.close()
 
     return asyncio.run(main())
+
+
+def raw_inserts(table: str, statement: str, rows: list[tuple[str, str]]) -> float:
+    """Seconds to carry out a statement for each (key, data), in memory and in one transaction."""
+    con = apsw.Connection(":memory:")
+    con.execute(table)
+    began = time.perf_counter()
+    with con:
+        for key, data in rows:
+            con.execute(statement, {"key": key, "data": data})
+    spent = time.perf_counter() - began
+    con.close()
+    return spent

@@ -16,6 +16,7 @@ import msgspec
 from treadle.bench import ceilings, graphs
 from treadle.bench.artifact import artifact
 from treadle.bench.grow import grow
+from treadle.bench.records import records
 from treadle.bench.recover import recover
 from treadle.bench.unwind import unwind
 from treadle.connect import connect
@@ -33,6 +34,7 @@ DEFAULT_SIZES = {
     "recover": 1000,
     "grow": 10_000,
     "artifact": 1024,
+    "records": 10_000,
     "unwind": 10_000,
     "unwind-fan": 10_000,
 }
@@ -69,6 +71,8 @@ def run_bench(workload: str, size: int | None, store: str) -> Line:
         return _line(workload, amount, store, *recover(store, amount))
     if workload == "grow":
         return _line(workload, amount, store, *asyncio.run(grow(store, amount)))
+    if workload == "records":
+        return _line(workload, amount, store, *asyncio.run(records(store, amount)))
     if workload == "artifact":
         return _line(workload, amount, store, *asyncio.run(artifact(store, amount)))
     if workload.startswith("unwind"):

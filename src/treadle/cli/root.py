@@ -39,6 +39,7 @@ VERBS: Final[dict[str, str]] = {
     "dead": "dead",
     "receipt": "receipts",
     "gc": "artifacts",
+    "projection": "projection",
     "store": "store",
     "doctor": "tools",
     "bench": "tools",

@@ -12,6 +12,7 @@ from treadle.core.additions import added_events
 from treadle.core.advance import dispatch, reach
 from treadle.core.commands import Refusal
 from treadle.core.decision import Decision
+from treadle.core.effects import Given
 from treadle.core.events import Failure
 from treadle.core.progress import PhasesProgress
 from treadle.core.resolve import phases_around, truth_of
@@ -82,6 +83,10 @@ def _succeeded(run: RunState, decision: Decision, step: StepState, value: inp.Ou
     if value.patch and (refused := _patch_refused(run, step)) is not None:
         _fail(run, decision, step, value, refused, cause)
         return
+    effects = value.effects
+    if value.writes or (effects is not None and effects.records):
+        records = effects.records if effects is not None else ()
+        decision.given.append(Given(value.lease, step.node.address, records, value.writes))
     decision.settle(
         run,
         step,
@@ -95,7 +100,7 @@ def _succeeded(run: RunState, decision: Decision, step: StepState, value: inp.Ou
             cause=cause,
             patch=value.patch,
             items=value.items,
-            effects=value.effects,
+            effects=effects,
         ),
     )
     if step.holding:

@@ -6,6 +6,7 @@ import msgspec
 
 from treadle.core.apply import apply
 from treadle.core.commands import Refusal, Task
+from treadle.core.effects import Given
 from treadle.core.events import AnyEvent, StepsReopened
 from treadle.core.inputs import AnyInput
 from treadle.core.state import RunState, StepState
@@ -39,6 +40,8 @@ class Decision(msgspec.Struct, eq=False):
     interrupts: list[int] = []
     # Inputs for the inboxes of other runs, by their keys.
     posts: list[tuple[str, AnyInput]] = []
+    # What successes bring to projections.
+    given: list[Given] = []
     # The run's new hold, if it changes; whether all waiting tasks of the run are to be taken back.
     hold: int | None = None
     revoke: bool = False

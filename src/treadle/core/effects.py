@@ -26,9 +26,36 @@ class Artifact(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 class Effects(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """What a step has made."""
+    """What a step has made: artifacts, and handles of lists of records, each `[collection, key, data]`."""
 
     artifacts: tuple[Artifact, ...] = ()
+    records: tuple[str, ...] = ()
 
 
-__all__ = ["Artifact", "Effects"]
+class Write(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """A statement that takes effect with the step's outcome, in the same transaction or not at all."""
+
+    sql: str
+    values: list[bool | int | float | str | None] = []
+
+
+class Given(msgspec.Struct, frozen=True, gc=False):
+    """What a step's success, by the attempt with this lease, brings to the projections of the store."""
+
+    lease: int
+    at: str
+    records: tuple[str, ...]
+    writes: tuple[Write, ...] = ()
+
+
+class ProjectionSpec(msgspec.Struct, frozen=True):
+    """What a database is told of a projection. Its tables are called like it, or begin with its name and `_`."""
+
+    name: str
+    # Scripts, in order; one that was applied is never changed.
+    migrations: tuple[str, ...]
+    # Collection -> the statement that applies a record, with parameters :key :data :collection :run :step :at.
+    statements: dict[str, str]
+
+
+__all__ = ["Artifact", "Effects", "Given", "ProjectionSpec", "Write"]

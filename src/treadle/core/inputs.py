@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from treadle.core.effects import Effects
+from treadle.core.effects import Effects, Write
 from treadle.core.events import NULL, Failure, Handle, Items
 from treadle.core.plan import Fragment
 
@@ -41,6 +41,8 @@ class Outcome(Input, frozen=True, tag="outcome"):
     items: Items | None = None
     # What it has made beside its value.
     effects: Effects | None = None
+    # Statements that take effect with it.
+    writes: tuple[Write, ...] = ()
     # What an attempt that did not succeed reported last, for the next one.
     progress: str = ""
 

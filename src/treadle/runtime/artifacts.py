@@ -246,6 +246,23 @@ class Making:
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
+class ArtifactRoom:
+    """Where a worker's steps make and open artifacts."""
+
+    def __init__(self, blobs: Blobs, beside: Beside, clock: Callable[[], float]) -> None:
+        self._blobs = blobs
+        self._beside = beside
+        self._clock = clock
+
+    def making(self, address: str) -> Making:
+        """What an attempt of a step makes."""
+        return Making(address, self._blobs, self._beside, self._clock)
+
+    def open(self, artifact: Artifact) -> ArtifactStream:
+        """The bytes of an artifact."""
+        return ArtifactStream(artifact, self._blobs, self._beside)
+
+
 class ArtifactStream:
     """The bytes of an artifact, in order: `read` and iteration for threads, `async for` on the event loop.
 

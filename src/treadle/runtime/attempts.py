@@ -12,6 +12,7 @@ from treadle.core.commands import Call, Task
 from treadle.core.inputs import Outcome
 from treadle.core.plan import Fragment
 from treadle.runtime.payloads import Row
+from treadle.runtime.projections import ProjectionRoom
 from treadle.runtime.questions import Questions
 from treadle.runtime.slots import ASYNC
 from treadle.runtime.step_context import RunningStep
@@ -31,6 +32,11 @@ class Steps(Protocol):
 
     def progress(self, task: Task, text: str) -> None:
         """Store a progress text."""
+        ...
+
+    @property
+    def projections(self) -> ProjectionRoom:
+        """The application's projections."""
         ...
 
     @property

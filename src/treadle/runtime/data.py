@@ -5,12 +5,21 @@ from __future__ import annotations
 from treadle.authoring.durations import Duration
 from treadle.runtime.collecting import DEFAULT_AGE, Collected, collect
 from treadle.runtime.node import Node
+from treadle.runtime.projections import AppProjection
 
 
 class DataOperations:
     """The part of an application that is about data beside the runs."""
 
     _node: Node
+
+    def projection(self, name: str) -> AppProjection:
+        """A projection that `connect` was given, by name, to query and to rebuild.
+
+        Raises:
+            UsageError: there is none of this name.
+        """
+        return self._node.projections.for_app(name)
 
     async def collect(self, older_than: Duration = DEFAULT_AGE, *, dry_run: bool = False) -> Collected:
         """Remove artifacts and large values that no run names, such as those of deleted runs, once they are so old.

@@ -24,11 +24,12 @@ from treadle.core.state import RunState
 from treadle.core.tables import LIVE
 from treadle.errors import InternalError, LeaseLostError, SchemaVersionError, StoreError, TreadleError
 from treadle.ports import Clock, Ids
-from treadle.runtime.folding import Graphs, fold_run, started_of, state_of, step_row, undo_rows
+from treadle.runtime.appending import append_of, refused
+from treadle.runtime.folding import Graphs, fold_run, started_of, state_of
 from treadle.runtime.hub import Hub
 from treadle.runtime.owned import Owned, Pending, Waiter
 from treadle.runtime.payloads import Row
-from treadle.runtime.posts import posts_of, tell
+from treadle.runtime.posts import tell
 from treadle.store.base import FORMAT, Acquired, Answer, Append, InboxInput, Loaded, Report, RunHead, Store
 from treadle.store.committer import Committer
 
@@ -61,6 +62,7 @@ class Engine:
         on_lease_lost: Callable[[], None],
         is_executing: Callable[[Task], bool],
         on_committed: Callable[[Owned, Append], None] | None = None,
+        on_given: Callable[[str], None] | None = None,
     ) -> None:
         self.session = session
         self.committer = committer
@@ -75,6 +77,7 @@ class Engine:
         self.on_lease_lost = on_lease_lost
         self.is_executing = is_executing
         self.on_committed = on_committed
+        self.on_given = on_given
         self.runs: dict[str, Owned] = {}
         self.graphs = Graphs()
         # Runs being acquired, with the inputs to decide then.
@@ -82,6 +85,8 @@ class Engine:
         # Leases whose outcome was handed over and is not durable yet: their attempts have ended, whatever the
         # store says. A store gives no lease's number twice.
         self._undelivered: set[int] = set()
+        # Leases whose outcome a projection does not take, and why: their attempts have failed.
+        self._unfit: dict[int, str] = {}
         self._loop = asyncio.get_running_loop()
         self.closed = False
         # Commit ids count up from a random number: unique among all sessions, and cheap.
@@ -370,9 +375,8 @@ class Engine:
         owned.pending = []
         owned.more = False
         try:
-            decision = decide(
-                state, [(item.value, item.cause) for item in items], now=self.clock.now(), limits=self.limits
-            )
+            values = [(refused(item.value, self._unfit) if self._unfit else item.value, item.cause) for item in items]
+            decision = decide(state, values, now=self.clock.now(), limits=self.limits)
         except Exception as caught:  # noqa: BLE001 - a fault of the kernel holds its run; nothing else may suffer
             error = caught if isinstance(caught, InternalError) else InternalError(f"{type(caught).__name__}: {caught}")
             _log.critical("run %r is held, please report this: %s", state.run_id, error, exc_info=caught)
@@ -414,38 +418,8 @@ class Engine:
         self.committer.submit(lambda store: store.load(key), got)
 
     def _append(self, owned: Owned, decision: Decision, items: list[Pending]) -> Append:
-        state = owned.state
-        expect = state.version
-        state.version = expect + 1
-        owned.more = decision.more
-        release = not state.tasks and not decision.more and not owned.pending
-        owned.closing = release
         self._commit_id += 1
-        append = Append(
-            key=state.key,
-            expect=expect,
-            commit_id=self._commit_id,
-            time=state.now,
-            events=decision.events,
-            status=state.status,
-            tasks=decision.tasks,
-            ended=decision.ended,
-            release=release,
-            was=decision.was,
-            posts=posts_of(state.key, expect + 1, decision) if decision.posts else (),
-        )
-        if decision.settled:
-            append.steps = list(map(step_row, decision.settled))
-        if decision.undone:
-            append.undos = undo_rows(decision.undone)
-        append.consumed = [item.cause for item in items if item.cause]
-        append.payloads = [row for item in items if item.rows for row in item.rows]
-        if decision.steers:
-            append.unsettled = decision.unsettled
-            append.interrupts = decision.interrupts
-            append.hold, append.unwound = decision.hold, decision.unwound
-            append.revoke = decision.revoke
-        return append
+        return append_of(owned, decision, items, self._commit_id)
 
     def _answered(
         self, owned: Owned, append: Append, decision: Decision, answer: Answer, error: BaseException | None
@@ -471,6 +445,8 @@ class Engine:
                         self._undelivered.discard(item.value.lease)
                     self._tell(item, Refusal("run_not_found", f"run {owned.state.run_id!r} was deleted"), None)
             else:
+                if status == "unfit":
+                    self._unfit[answer.unfit[0]] = answer.unfit[1]
                 self.drop(owned, items)
 
     def _committed(self, owned: Owned, append: Append, decision: Decision, answer: Answer) -> None:
@@ -511,6 +487,8 @@ class Engine:
             self.on_interrupt(key, number)
         if items:
             self._perform(key, items, decision)
+        if append.given and self.on_given is not None:
+            self.on_given(key)
         if append.posts:
             tell(self, [post.key for post in append.posts])
         self.hub.changed(key)

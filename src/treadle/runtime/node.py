@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import msgspec
@@ -38,6 +39,7 @@ from treadle.runtime.observers import Observers
 from treadle.runtime.owned import Pending
 from treadle.runtime.payloads import Payloads, Row
 from treadle.runtime.probes import Postponer
+from treadle.runtime.projections import Live, ProjectionRoom
 from treadle.runtime.questions import Questions
 from treadle.runtime.requests import request
 from treadle.runtime.slots import ASYNC, THREAD, TIMER, Slots
@@ -94,6 +96,7 @@ class Node:
         settings: Settings,
         in_reader: Callable[[Callable[[], Any]], Awaitable[Any]],
         beside: Callable[[Callable[[], Any]], Awaitable[Any]] | None = None,
+        projections: Mapping[str, Live] = MappingProxyType({}),
     ) -> None:
         self.environment = environment
         self.settings = settings
@@ -104,6 +107,7 @@ class Node:
         self._in_reader = in_reader
         # Runs what reads and writes blobs; slow, so that reads of the store need not wait for it.
         self._beside = beside or in_reader
+        self._live = projections
         self.name = settings.worker_id or f"{socket.gethostname()}-{os.getpid()}"
         self.questions = Questions(self)
         # What the runs of a package's entrypoints are called, if nothing else is said.
@@ -137,8 +141,10 @@ class Node:
                 self.settings.hooks, payloads=self.payloads, registry=self.registry, clock=clock, worker=self.name
             )
             self.spawn(self.observers.run())
+        self.projections = ProjectionRoom(self, self._live, self._beside)
         await self.environment.wakeups.open(self._woken)
         await self._begin()
+        self.projections.follower.start()
 
     async def _begin(self) -> None:
         """Enter a new session; also after one was lost."""
@@ -168,6 +174,7 @@ class Node:
             on_lease_lost=self._lease_lost,
             is_executing=self._knows,
             on_committed=None if self.observers is None else self.observers.committed,
+            on_given=self.projections.follower.ring,
         )
         self.postponer = Postponer(
             session=self.session,
@@ -256,6 +263,7 @@ class Node:
             await self.observers.finish()
         for task in list(self._tasks):
             task.cancel()
+        await self.projections.close()
         self.environment.wakeups.close()
         self.environment.threads.close(wait=False)
         await self._in_reader(self.reader.close)

@@ -35,6 +35,8 @@ class StepOutcome(msgspec.Struct, frozen=True, kw_only=True):
     # None as well for a step that returned None, or did not succeed.
     value: Any = None
     artifacts: tuple[Artifact, ...] = ()
+    # Collection, key and data of each.
+    records: tuple[tuple[str, str, Any], ...] = ()
     # Addresses of the steps that it added.
     added: tuple[str, ...] = ()
     failure: Failure | None = None
@@ -113,9 +115,15 @@ class EffectOperations:
             status=row.status,
             value=await self._value(row.result, codec.adapter(type)) if row.status == SUCCEEDED else None,
             artifacts=tuple(self._placed(artifact) for artifact in effects.artifacts),
+            records=await self._records(effects),
             added=tuple(found.added.get(step, ())),
             failure=Failure(code=row.code, message=row.message, detail=row.detail) if failed else None,
         )
+
+    async def _records(self, effects: Effects) -> tuple[tuple[str, str, Any], ...]:
+        texts = await self._node.payloads.load(await self.key(), effects.records)
+        lists = [msgspec.json.decode(texts[handle], type=list[tuple[str, str, Any]]) for handle in effects.records]
+        return tuple(record for one in lists for record in one)
 
     async def artifacts(self, step: str = "") -> list[Artifact]:
         """The artifacts of the run, or of one step, in the order of their steps' success."""

@@ -17,13 +17,16 @@ from treadle.authoring.bound import kind_of
 from treadle.authoring.builder import Additions
 from treadle.authoring.cells import Patch
 from treadle.authoring.context import Content, Dependency, RunRecord
+from treadle.authoring.projections import lists_of, record_text
 from treadle.core.commands import Task
-from treadle.core.effects import Artifact, Effects
+from treadle.core.effects import Artifact, Effects, Write
 from treadle.core.plan import Fragment, Plan
 from treadle.errors import StepInterrupt, UsageError
-from treadle.runtime.artifacts import ArtifactStream, Making
+from treadle.runtime.artifacts import ArtifactRoom, ArtifactStream, Making
 from treadle.runtime.builtins import Listed
 from treadle.runtime.output import LineOutput
+from treadle.runtime.payloads import Payloads, Row
+from treadle.runtime.projections import ProjectionRoom, StepProjection, step_hop
 from treadle.runtime.readings import OnLoop, Ready
 
 T = TypeVar("T")
@@ -59,12 +62,14 @@ class Surroundings(Protocol):
         """Ask one of `questions.Questions`, by its name."""
         ...
 
-    def making(self, task: Task) -> Making:
-        """What the attempt makes."""
+    @property
+    def artifacts(self) -> ArtifactRoom:
+        """Where artifacts are made and opened."""
         ...
 
-    def open(self, artifact: Artifact) -> ArtifactStream:
-        """The bytes of an artifact."""
+    @property
+    def projections(self) -> ProjectionRoom:
+        """The application's projections."""
         ...
 
     def to_loop(self, function: Callable[[], None]) -> None:
@@ -170,11 +175,13 @@ class RunningStep(msgspec.Struct, eq=False):
     items: list[Any] | None = None
     # What it makes beside its value.
     making: Making | None = None
+    records: list[str] = []
+    writes: list[Write] = []
 
     @property
     def brings_more(self) -> bool:
         """Whether the step has more to give than its result."""
-        return bool(self.fragments) or self.patch is not None or self.items is not None or self.making is not None
+        return bool(self.fragments) or self.patch is not None or self.items is not None or self._gives
 
     def take(self, value: Any) -> Any:
         """The value of what the step returned; what else it brings is kept here."""
@@ -430,7 +437,7 @@ class RunningStep(msgspec.Struct, eq=False):
         """
         self._check_effects("make artifacts")
         if self.making is None:
-            self.making = self._worker.making(self._task)
+            self.making = self._worker.artifacts.making(self._task.address)
         making = self.making
         draft = making.named(name, content, id, kind, content_type, metadata)
         loop = self._worker.loop
@@ -440,13 +447,39 @@ class RunningStep(msgspec.Struct, eq=False):
 
     def open(self, artifact: Artifact) -> ArtifactStream:
         """The bytes of an artifact that this step was given: `with` and `read` in a thread, `async for` on the loop."""
-        return self._worker.open(artifact)
+        return self._worker.artifacts.open(artifact)
 
-    async def effects(self) -> Effects | None:
-        """What the step has made, once all of it is stored."""
-        if self.making is None:
+    def record(self, collection: str, key: str, data: Any) -> None:
+        """Give a record to the projections that take the collection, once, if the step succeeds.
+
+        Raises:
+            EncodeError: it cannot be one, or is of another type than a projection takes.
+        """
+        self._check_effects("give records")
+        self.records.append(record_text(self._worker.projections.projections, collection, key, data))
+
+    def projection(self, name: str) -> StepProjection:
+        """A projection of the application, by name: `query`, `execute`, and `write` with the step's success.
+
+        Raises:
+            UsageError: there is none of this name.
+        """
+        room, loop = self._worker.projections, self._worker.loop
+        self._check_effects("use projections")
+        hop = step_hop(loop, room.beside, blocks=loop is None or self._may_block(loop))
+        return StepProjection(room.find(name), hop, self.writes)
+
+    @property
+    def _gives(self) -> bool:
+        return self.making is not None or bool(self.records or self.writes)
+
+    async def effects(self, payloads: Payloads, rows: list[Row]) -> Effects | None:
+        """What the step has made, once all of it is stored, or has its place in `rows`."""
+        if self.making is None and not self.records:
             return None
-        return Effects(artifacts=await self.making.settled())
+        artifacts = await self.making.settled() if self.making is not None else ()
+        records = [await payloads.place(text, rows) for text in lists_of(self.records)]
+        return Effects(artifacts=artifacts, records=tuple(records))
 
     def _check_effects(self, what: str) -> None:
         self.check_cancelled()

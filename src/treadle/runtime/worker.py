@@ -26,7 +26,6 @@ from treadle.authoring.durations import seconds_of
 from treadle.authoring.registry import Registry
 from treadle.authoring.turns import Turns, begin, rest
 from treadle.core.commands import Task
-from treadle.core.effects import Artifact
 from treadle.core.events import Handle
 from treadle.core.inputs import Outcome
 from treadle.core.plan import Fragment
@@ -46,7 +45,7 @@ from treadle.errors import (
     UnregisteredStepError,
 )
 from treadle.ports import Clock, Threads
-from treadle.runtime.artifacts import ArtifactStream, Making
+from treadle.runtime.artifacts import ArtifactRoom
 from treadle.runtime.attempts import Attempt, Finish, Postpone, Steps
 from treadle.runtime.builtins import Listed
 from treadle.runtime.callee import Callee
@@ -102,6 +101,8 @@ class Worker:
         self.payloads = payloads
         self.errors = errors
         self.steps = steps
+        self.artifacts = ArtifactRoom(payloads.blobs, payloads.beside, clock.monotonic)
+        self.projections = steps.projections
         self.middleware = middleware
         self.package_settings = package_settings
         self._finish = finish
@@ -407,14 +408,6 @@ class Worker:
         """Ask one of the store's `Questions`; from any thread."""
         return asyncio.run_coroutine_threadsafe(getattr(self.steps.questions, question)(task, *details), self._loop)
 
-    def making(self, task: Task) -> Making:
-        """What an attempt makes."""
-        return Making(task.address, self.payloads.blobs, self.payloads.beside, self.clock.monotonic)
-
-    def open(self, artifact: Artifact) -> ArtifactStream:
-        """The bytes of an artifact."""
-        return ArtifactStream(artifact, self.payloads.blobs, self.payloads.beside)
-
     def send_progress(self, task: Task, text: str) -> None:
         """Store a progress text, while the attempt is live."""
         if task.lease in self.active:
@@ -460,13 +453,19 @@ class Worker:
             added = await place_fragments(self.payloads, context.fragments, rows)
             patch = await place_patch(self.payloads, context.patch, rows)
             items = await place_items(self.payloads, context.items, rows)
-            effects = await context.effects()
+            effects = await context.effects(self.payloads, rows)
         except Exception as error:  # noqa: BLE001 - a stream that the step gave for an artifact may raise anything
             await self._raised(attempt, error, verdict="retry" if isinstance(error, (StoreError, OSError)) else "")
             return
         if not attempt.settled:
             outcome = Outcome(
-                **self._base(attempt), result=result, added=tuple(added), patch=patch, items=items, effects=effects
+                **self._base(attempt),
+                result=result,
+                added=tuple(added),
+                patch=patch,
+                items=items,
+                effects=effects,
+                writes=tuple(context.writes),
             )
             self._settle(attempt, outcome, rows)
 

@@ -52,6 +52,7 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 from treadle.core.commands import Call, Task
+from treadle.core.effects import Given
 from treadle.core.events import AnyEvent
 from treadle.core.tables import NONE, RUNNING
 
@@ -174,6 +175,8 @@ class Append(msgspec.Struct, kw_only=True, gc=False):
     # A leased task of another run that this append ends, as `Store.report` does; if its token is not live, or it is to
     # be interrupted or its run's waiting tasks were taken back, the append is "fenced".
     report: Report | None = None
+    # What goes to projections that live in the store, in this transaction; other stores leave it to their followers.
+    given: Sequence[Given] = ()
     # Inputs for the inboxes of other runs; one for a run that is not there is dropped.
     posts: Sequence[InboxInput] = ()
 
@@ -212,10 +215,12 @@ class Offer(Protocol):
 class Answer(msgspec.Struct, gc=False):
     """What became of an append. `leased` are its tasks that the session got, with their tokens."""
 
-    status: Literal["committed", "conflict", "exists", "refused", "fenced", "doubt"]
+    status: Literal["committed", "conflict", "exists", "refused", "fenced", "unfit", "doubt"]
     leased: list[Task] = []
     # Tasks of this append that wait in the store (for wake-ups and `not_before` timers).
     queued: int = 0
+    # Of "unfit": the lease whose outcome a projection does not take, and why. Nothing of the append took effect.
+    unfit: tuple[int, str] = (0, "")
 
 
 class Postponement(msgspec.Struct, frozen=True):

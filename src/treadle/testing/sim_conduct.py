@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 from zlib import crc32
 
@@ -50,8 +50,22 @@ def artifacts_of(conduct: Conduct) -> list[tuple[str, bytes]]:
     return [(f"a{number % 2}", f"{conduct['name']} {number}".encode()) for number in range(count)]
 
 
+def records_of(conduct: Conduct) -> list[list[Any]]:
+    """The records that a step gives, in whichever attempt."""
+    count = int(60 * fraction("records", conduct["name"])) - 40
+    size = 4000 if fraction("long", conduct["name"]) < 0.2 else 5
+    return [["things", f"{conduct['name']} {number}", {"pad": "x" * size}] for number in range(count)]
+
+
+def give_records(conduct: Conduct, step: StepContext) -> None:
+    """Give them."""
+    for collection, key, data in records_of(conduct):
+        step.record(collection, key, data)
+
+
 async def make_artifacts(conduct: Conduct, step: StepContext) -> None:
     """Make them. A failure of the store is said in the step's own words: as the result of a step it is a finding."""
+    give_records(conduct, step)
     try:
         for name, data in artifacts_of(conduct):
             await step.artifact(name, data)
@@ -61,6 +75,7 @@ async def make_artifacts(conduct: Conduct, step: StepContext) -> None:
 
 def make_artifacts_in_thread(conduct: Conduct, step: StepContext) -> None:
     """Make them in a thread."""
+    give_records(conduct, step)
     try:
         for name, data in artifacts_of(conduct):
             step.artifact(name, data)
@@ -68,8 +83,11 @@ def make_artifacts_in_thread(conduct: Conduct, step: StepContext) -> None:
         raise Retryable("an artifact could not be stored") from None
 
 
-def effects_fault(conduct: Conduct, effects: Effects | None, at: str) -> str:
+def effects_fault(conduct: Conduct, effects: Effects | None, at: str, value: Callable[[str], Any]) -> str:
     """What is wrong with the effects that a step's success names, if anything."""
+    given = [record for handle in (effects.records if effects is not None else ()) for record in value(handle)]
+    if given != records_of(conduct):
+        return f"its records are {given}, not {records_of(conduct)}"
     found = [] if effects is None else [_facts(artifact) for artifact in effects.artifacts]
     expected = [
         (f"{at}:artifact:{number:03d}", name, len(data), digest_of(data), at)

@@ -119,7 +119,7 @@ class Oracle:
                 text = f"{state.run_id} {event.at}: {_cut(found)} for {_cut(arguments)}"
                 self.fail(RESULTS, text)
             if arguments is not None and "conduct" in arguments and step.spec.action in EFFECTIVE:
-                fault = effects_fault(arguments["conduct"], event.effects, event.at)
+                fault = effects_fault(arguments["conduct"], event.effects, event.at, self.value)
                 if fault:
                     self.fail(EFFECTS, f"{state.run_id} {event.at}: {fault}")
         elif isinstance(event, ev.ConditionEvaluated):

@@ -12,6 +12,7 @@ from treadle.core.events import encode_events
 from treadle.core.inputs import Revoked, encode_input
 from treadle.store.base import Answer, Append, Offer, Report
 from treadle.store.sqlite.connection import Database
+from treadle.store.sqlite.projections import give
 from treadle.store.sqlite.reader import STEP_FIELDS
 from treadle.store.sqlite.schema import DELAYED, LEASED, WAITING
 from treadle.store.sqlite.tokens import OwnSession
@@ -109,8 +110,15 @@ class Group:
                 self._dispatch(append, runs[append.key], answer)
             if append.posts or append.report is not None:
                 self._tell(append)
+            if append.given:
+                self._give(append)
         self._flush()
         return answers
+
+    def _give(self, append: Append) -> None:
+        n = self.runs[append.key].n
+        ((run,),) = self.con.execute("SELECT id FROM runs WHERE n = ?", (n,)).fetchall()
+        give(self.con, n, append.key, append.expect, run, append.time, append.given)
 
     def _flush(self) -> None:
         con = self.con

@@ -37,6 +37,7 @@ from treadle.store.sqlite.deletion import family_of, forget_run
 from treadle.store.sqlite.group import INSERT_INPUT, INSERT_PAYLOAD
 from treadle.store.sqlite.location import Sync, parse_url, refuse_network
 from treadle.store.sqlite.process_locks import ProcessLocks, host_name
+from treadle.store.sqlite.projections import SqliteProjections, UnfitError
 from treadle.store.sqlite.reader import TASK_COLUMNS, SqliteReader, task_of
 from treadle.store.sqlite.schema import behind, migrate
 from treadle.store.sqlite.tokens import OwnSession, count_up
@@ -313,6 +314,25 @@ class SqliteStore(SqliteReader):
 
     def commit(self, session: str, appends: Sequence[Append], offer: Offer | None) -> list[Answer]:
         """Commit appends; one answer each, in order. If it raises, the caller resets the offer."""
+        mark = offer.mark() if offer is not None else None
+        unfit: dict[tuple[str, int], tuple[int, str]] = {}
+        while True:
+            # Without those that a projection has refused; what is stacked on one of them conflicts.
+            taken = [append for append in appends if (append.key, append.expect) not in unfit] if unfit else appends
+            try:
+                answers = self._commit(session, taken, offer)
+            except UnfitError as error:
+                unfit[error.key, error.expect] = (error.lease, error.message)
+                if offer is not None:
+                    offer.reset(mark)
+                continue
+            if not unfit:
+                return answers
+            found = iter(answers)
+            refused = (unfit.get((append.key, append.expect)) for append in appends)
+            return [next(found) if one is None else Answer("unfit", unfit=one) for one in refused]
+
+    def _commit(self, session: str, appends: Sequence[Append], offer: Offer | None) -> list[Answer]:
         with self._writing() as con:
             own = self._living(con, session)
 
@@ -324,6 +344,11 @@ class SqliteStore(SqliteReader):
             answers = self._appends.write(own, appends, offer, restart) if appends else []
         self._appends.settled()
         return answers
+
+    def projections(self) -> SqliteProjections:
+        """A handle for projections in this file, for any thread."""
+        self._connected()
+        return SqliteProjections(self.path, hosted=True, sync=self._sync)
 
     def claim(self, session: str, offer: Offer, now: float) -> tuple[list[Task], float | None]:
         """Lease due tasks, over all queues by priority, then age."""

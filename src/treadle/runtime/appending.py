@@ -1,0 +1,66 @@
+"""Appends: a decision as the store is asked to commit it, and outcomes that a projection did not take."""
+
+from __future__ import annotations
+
+from treadle.core import inputs as inp
+from treadle.core.decide import Decision
+from treadle.core.events import Failure
+from treadle.core.inputs import AnyInput
+from treadle.runtime.folding import step_row, undo_rows
+from treadle.runtime.owned import Owned, Pending
+from treadle.runtime.posts import posts_of
+from treadle.store.base import Append
+
+
+def append_of(owned: Owned, decision: Decision, items: list[Pending], commit_id: int) -> Append:
+    """The append of a decision; the run's state is at its version from now on."""
+    state = owned.state
+    expect = state.version
+    state.version = expect + 1
+    owned.more = decision.more
+    release = not state.tasks and not decision.more and not owned.pending
+    owned.closing = release
+    append = Append(
+        key=state.key,
+        expect=expect,
+        commit_id=commit_id,
+        time=state.now,
+        events=decision.events,
+        status=state.status,
+        tasks=decision.tasks,
+        ended=decision.ended,
+        release=release,
+        was=decision.was,
+        posts=posts_of(state.key, expect + 1, decision) if decision.posts else (),
+    )
+    if decision.settled:
+        append.steps = list(map(step_row, decision.settled))
+    if decision.undone:
+        append.undos = undo_rows(decision.undone)
+    append.given = decision.given
+    append.consumed = [item.cause for item in items if item.cause]
+    append.payloads = [row for item in items if item.rows for row in item.rows]
+    if decision.steers:
+        append.unsettled = decision.unsettled
+        append.interrupts = decision.interrupts
+        append.hold, append.unwound = decision.hold, decision.unwound
+        append.revoke = decision.revoke
+    return append
+
+
+def refused(value: AnyInput, unfit: dict[int, str]) -> AnyInput:
+    """An input, or in the place of an outcome that a projection does not take the failure of its attempt."""
+    if not isinstance(value, inp.Outcome) or value.lease not in unfit or value.status != "succeeded":
+        return value
+    failure = Failure(code="projection_refused", message=unfit[value.lease], type="ProjectionError")
+    return inp.Outcome(
+        number=value.number,
+        generation=value.generation,
+        attempt=value.attempt,
+        lease=value.lease,
+        session=value.session,
+        worker=value.worker,
+        started_at=value.started_at,
+        status="failed",
+        failure=failure,
+    )
