@@ -26,7 +26,7 @@ from treadle.errors import DefinitionError, NotCompensable, Permanent, Retryable
 Conduct = dict[str, Any]
 registry = Registry()
 # Names of the functions below.
-OWN = frozenset({"sim:work", "sim:toil", "sim:make", "sim:build", "sim:probe", "sim:truth", "sim:heavy-truth"})
+OWN = frozenset({f"sim:{n}" for n in ("work", "toil", "make", "build", "probe", "sip", "truth", "heavy-truth")})
 
 
 class Observer(Protocol):
