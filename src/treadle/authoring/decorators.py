@@ -405,8 +405,8 @@ def step(
             kept = choose(chosen, {})
             kept.fields["undo"] = stored
         definition = Definition(function, name=name, aliases=names, options=kept, namespace=namespace)
-        for one in (definition, *helpers):
-            (registry or default_registry).add(one)
+        definition.helpers = tuple(helpers)
+        (registry or default_registry).add(definition)
         if does_yield(function):
             kind = AsyncGeneratorStep[..., Any] if definition.is_async else GeneratorStep[..., Any]
             return kind(definition, kept)

@@ -13,6 +13,7 @@ from treadle.core.commands import Task
 from treadle.core.events import ArgList, Handle, Items, Pick
 from treadle.core.plan import Fragment
 from treadle.errors import DecodeError, StoreUnavailableError
+from treadle.runtime.artifacts import RENEW_SECONDS
 from treadle.runtime.callee import Callee
 from treadle.runtime.payloads import Payloads, Row, assemble, chunks_of, handles_of
 from treadle.runtime.step_context import RunningStep
@@ -163,8 +164,13 @@ async def place_patch(payloads: Payloads, patch: dict[str, Any] | None, rows: li
     return placed
 
 
-async def place_items(payloads: Payloads, items: list[Any] | None, rows: list[Row]) -> Items | None:
+async def place_items(payloads: Payloads, context: RunningStep, rows: list[Row]) -> Items | None:
     """The items of a gather, stored as lists of equal length that a worker reads in one piece."""
+    items = context.items
+    if context.chunks is not None:
+        if context.now().timestamp() - context.started_at > RENEW_SECONDS:
+            await _renew(payloads, context.chunks)
+        return context.chunks
     if items is None:
         return None
     texts = [codec.encode(item) for item in items]
@@ -175,6 +181,17 @@ async def place_items(payloads: Payloads, items: list[Any] | None, rows: list[Ro
         text = f"[{','.join(texts[start : start + size])}]"
         chunks.append(await patiently(partial(payloads.place, text, rows)))
     return Items(len(texts), size, tuple(chunks))
+
+
+async def _renew(payloads: Payloads, items: Items) -> None:
+    """Keep chunks from being collected that were stored long before the outcome that names them."""
+    for chunk in items.chunks:
+        if chunk.startswith("#") and not await patiently(
+            partial(payloads.beside, partial(payloads.blobs.renew, chunk[1:]))
+        ):
+            raise StoreUnavailableError(
+                "some of what the step has yielded was removed before its outcome could name it"
+            )
 
 
 async def place_fragments(payloads: Payloads, fragments: Sequence[Fragment], rows: list[Row] | None) -> list[Fragment]:

@@ -12,8 +12,9 @@ import concurrent.futures
 import contextlib
 import contextvars
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, cast
 
 import msgspec
@@ -25,6 +26,7 @@ from treadle.authoring.durations import seconds_of
 from treadle.authoring.registry import Registry
 from treadle.authoring.turns import Turns, begin, rest
 from treadle.core.commands import Task
+from treadle.core.effects import Artifact
 from treadle.core.events import Handle
 from treadle.core.inputs import Outcome
 from treadle.core.plan import Fragment
@@ -38,10 +40,13 @@ from treadle.errors import (
     RetryLater,
     StepInterrupt,
     StoreError,
+    StoreFullError,
+    StoreUnavailableError,
     TreadleError,
     UnregisteredStepError,
 )
 from treadle.ports import Clock, Threads
+from treadle.runtime.artifacts import ArtifactStream, Making
 from treadle.runtime.attempts import Attempt, Finish, Postpone, Steps
 from treadle.runtime.builtins import Listed
 from treadle.runtime.callee import Callee
@@ -87,6 +92,7 @@ class Worker:
         on_free: Callable[[], None],
         steps: Steps,
         middleware: Sequence[Middleware] = (),
+        package_settings: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.session = session
         self.name = name
@@ -98,6 +104,7 @@ class Worker:
         self.errors = errors
         self.steps = steps
         self.middleware = middleware
+        self.package_settings = package_settings
         self._finish = finish
         self._postpone = postpone
         self._on_free = on_free
@@ -253,7 +260,7 @@ class Worker:
         try:
             callee = self._callee(task)
             values = inline(self.payloads, callee, task)
-            context = attempt.context = RunningStep(self, task, attempt.started_at)
+            context = attempt.context = RunningStep(self, task, attempt.started_at, True)
             values = await read(self.payloads, callee, task, values, context)
         except BaseException as error:  # noqa: BLE001 - as in _run_async
             self._slot_free(attempt)
@@ -401,6 +408,14 @@ class Worker:
         """Ask one of the store's `Questions`; from any thread."""
         return asyncio.run_coroutine_threadsafe(getattr(self.steps.questions, question)(task, *details), self._loop)
 
+    def making(self, task: Task) -> Making:
+        """What an attempt makes."""
+        return Making(task.address, self.payloads.blobs, self.payloads.beside, self.clock.monotonic)
+
+    def open(self, artifact: Artifact) -> ArtifactStream:
+        """The bytes of an artifact."""
+        return ArtifactStream(artifact, self.payloads.blobs, self.payloads.beside)
+
     def send_progress(self, task: Task, text: str) -> None:
         """Store a progress text, while the attempt is live."""
         if task.lease in self.active:
@@ -445,12 +460,15 @@ class Worker:
             result = await patiently(lambda: self.payloads.place(text, rows))
             added = await place_fragments(self.payloads, context.fragments, rows)
             patch = await place_patch(self.payloads, context.patch, rows)
-            items = context.chunks or await place_items(self.payloads, context.items, rows)
-        except (StoreError, EncodeError, OSError) as error:
+            items = await place_items(self.payloads, context, rows)
+            effects = await context.effects()
+        except Exception as error:  # noqa: BLE001 - a stream that the step gave for an artifact may raise anything
             await self._raised(attempt, error, verdict="retry" if isinstance(error, (StoreError, OSError)) else "")
             return
         if not attempt.settled:
-            outcome = Outcome(**self._base(attempt), result=result, added=tuple(added), patch=patch, items=items)
+            outcome = Outcome(
+                **self._base(attempt), result=result, added=tuple(added), patch=patch, items=items, effects=effects
+            )
             self._settle(attempt, outcome, rows)
 
     async def _raised(self, attempt: Attempt, error: BaseException, *, verdict: str = "") -> None:
@@ -461,7 +479,8 @@ class Worker:
         elif isinstance(error, RetryLater):
             verdict = "retry"
             delay = self.errors.seconds(error.delay)
-        elif isinstance(error, Retryable):
+        elif isinstance(error, (Retryable, StoreUnavailableError, StoreFullError)):
+            # What the step does not store now it may store later.
             verdict = "retry"
         elif isinstance(error, (EncodeError, DecodeError, StepInterrupt, NotCompensable)):
             # The same value would fail again.
