@@ -204,11 +204,11 @@ async def test_records_without_names_or_too_large_are_refused() -> None:
         run = await app.start(alone(bad))
         said = await run.result()
 
-    assert [text[:30] for text in said] == [
-        "the collection of a record is ",
-        "the key of a record is a text ",
-        "the key of a record is a text ",
-        "record 'k' of 'c' has more tha",
+    assert [text[:31] for text in said] == [
+        "the collection of a record is a",
+        "the key of a record is a text t",
+        "the key of a record is a text t",
+        "record 'k' of 'c' has more than",
     ]
 
 

