@@ -24,7 +24,7 @@ from treadle.authoring.packages import Package
 from treadle.authoring.phases import LanePlan, Phase, Phases, Rule
 from treadle.authoring.registry import Registry
 from treadle.authoring.sleep import sleep
-from treadle.connect import connect
+from treadle.connect import connect, lifespan
 from treadle.core.documents import Document
 from treadle.core.graph_analysis import Analysis, Schedule
 from treadle.errors import (
@@ -85,9 +85,11 @@ from treadle.errors import (
 )
 from treadle.runtime.blocking import BlockingApp, BlockingRun
 from treadle.runtime.client import App
+from treadle.runtime.cycles import Cycle
 from treadle.runtime.documents import load_document, plan_document, save_document
 from treadle.runtime.hooks import Boundary, Hooks
 from treadle.runtime.middleware import Next, StepCall
+from treadle.runtime.retention import Retention
 from treadle.runtime.run import Run
 from treadle.runtime.run_analysis import Forecast, RunAnalysis
 from treadle.runtime.signing.verification import Verification, sign_document, verify_document
@@ -104,6 +106,7 @@ __all__ = [
     "Cell",
     "ChecksumError",
     "ConflictError",
+    "Cycle",
     "CycleError",
     "DecodeError",
     "DefinitionError",
@@ -140,6 +143,7 @@ __all__ = [
     "Poll",
     "PredicateFunction",
     "Registry",
+    "Retention",
     "Retry",
     "RetryLater",
     "Retryable",
@@ -199,6 +203,7 @@ __all__ = [
     "group",
     "holds",
     "lane_value",
+    "lifespan",
     "load_document",
     "or_default",
     "plan_document",

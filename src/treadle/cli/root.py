@@ -38,6 +38,8 @@ VERBS: Final[dict[str, str]] = {
     "receipt": "receipts",
     "store": "store",
     "doctor": "tools",
+    "gc": "keeping",
+    "backup": "keeping",
     "bench": "tools",
     "nats": "servers",
     "schema": "tools",

@@ -8,15 +8,20 @@ threads, and in notebooks whose own loop is running.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from treadle.authoring.durations import Duration
 from treadle.core.documents import Document
 from treadle.core.events import AnyEvent
 from treadle.runtime.client import App
+from treadle.runtime.cycles import Cycle
 from treadle.runtime.dead_letters import Letter, LetterAnswer
 from treadle.runtime.inspection import Snapshot
+from treadle.runtime.retention import Collected
 from treadle.runtime.run import Run
 from treadle.runtime.run_analysis import RunAnalysis
 from treadle.runtime.undo import UndoEntry
@@ -105,6 +110,24 @@ class BlockingApp:
         """Integrity and configuration of the store."""
         return self._thread.call(self._app.check())
 
+    def run_once(self, limit: int | None = None) -> Cycle:
+        """One cycle; see `App.run_once`."""
+        return self._thread.call(self._app.run_once(limit))
+
+    def work(
+        self, *, max_cycles: int | None = None, until_idle: bool | Duration = False, limit: int | None = None
+    ) -> Cycle:
+        """Cycles whenever there is something to do; see `App.work`."""
+        return self._thread.call(self._app.work(max_cycles=max_cycles, until_idle=until_idle, limit=limit))
+
+    def gc(self, **rule: Any) -> Collected:
+        """Delete closed runs; see `App.gc`."""
+        return self._thread.call(self._app.gc(**rule))
+
+    def backup(self, path: str | os.PathLike[str]) -> Path:
+        """Copy the store; see `App.backup`."""
+        return self._thread.call(self._app.backup(path))
+
     def drain(self, grace_seconds: float | None = None) -> bool:
         """Take no new attempts and wait for those that run."""
         return self._thread.call(self._app.drain(grace_seconds))
@@ -126,6 +149,10 @@ class BlockingRun(Generic[R]):
 
     def __repr__(self) -> str:
         return repr(self._run)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the run as it is now."""
+        return self.inspect()._repr_html_()
 
     @property
     def id(self) -> str:

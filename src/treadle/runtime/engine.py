@@ -264,6 +264,13 @@ class Engine:
             else:
                 self._tell(item, Refusal("conflict", "another session decides the run now; ask again"), None)
 
+    @property
+    def busy(self) -> bool:
+        """Whether something is to be decided, or waits for its commit."""
+        if self._acquiring:
+            return True
+        return any(owned.in_flight is not None or owned.pending or owned.more for owned in self.runs.values())
+
     def will_tell(self, key: str) -> bool:
         """Whether this engine decides the run and will tell the hub of its end."""
         owned = self.runs.get(key)

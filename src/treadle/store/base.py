@@ -47,7 +47,7 @@ Promises
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import msgspec
 
@@ -329,6 +329,8 @@ class RunQuery(msgspec.Struct, frozen=True):
     package: str = ""
     # All of this metadata, exactly.
     metadata: dict[str, str] = {}
+    # Nothing was decided of them since (seconds since the epoch); 0 is any time.
+    before: float = 0.0
     # A part of their id, name, workflow or of a value of their metadata; ASCII letters in either case.
     text: str = ""
 
@@ -511,6 +513,28 @@ class Store(Reader, Protocol):
 
     def delete(self, key: str) -> Literal["deleted", "missing", "open"]:
         """Remove a closed run; "open" if it has tasks or is not settled: nothing was removed."""
+        ...
+
+
+@runtime_checkable
+class BackupReader(Protocol):
+    """What the reader of a store has besides, if the store can be copied while it is in use."""
+
+    def backup(self, path: str) -> None:
+        """Copy all of it, as it is at one moment, to a new file; durable and checked when this returns.
+
+        Raises:
+            StoreError: it could not be done; nothing is at the path.
+        """
+        ...
+
+
+@runtime_checkable
+class CopiedBlobs(Protocol):
+    """What blobs have besides, if they can be copied as files."""
+
+    def copy_to(self, path: str) -> None:
+        """Copy all blobs to a folder; durable when this returns."""
         ...
 
 

@@ -105,6 +105,15 @@ class DirectoryBlobs:
             raise StoreCorruptError(f"blob {target} does not have the content that its name says; restore a backup")
         return data
 
+    def copy_to(self, path: str) -> None:
+        """Copy all blobs to another directory; durable when this returns. See `store.base.CopiedBlobs`."""
+        other = DirectoryBlobs(path)
+        with self._errors():
+            for shard in sorted(os.listdir(self.path)) if os.path.isdir(self.path) else ():
+                for name in sorted(os.listdir(os.path.join(self.path, shard))):
+                    if not name.startswith(_TEMPORARY):
+                        other.put(self.get(_PREFIX + shard + name))
+
     def _place(self, digest: str) -> tuple[str, str]:
         name = digest.removeprefix(_PREFIX)
         shard = os.path.join(self.path, name[:2])
