@@ -23,6 +23,8 @@ VERBS: Final[dict[str, str]] = {
     "watch": "watching",
     "result": "reading",
     "events": "watching",
+    "artifacts": "artifacts",
+    "artifact": "artifacts",
     "why": "reading",
     "cancel": "operating",
     "pause": "operating",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from treadle.errors import UsageError
-from treadle.store.base import BackupReader, CopiedBlobs
+from treadle.store.copied import BackupReader, CopiedBlobs
 
 if TYPE_CHECKING:
     from treadle.runtime.node import Node
@@ -25,12 +25,14 @@ async def backup(node: Node, path: str | os.PathLike[str]) -> Path:
     """
     target = Path(path)
     reader, blobs = node.reader, node.blobs
-    if not isinstance(reader, BackupReader) or not isinstance(blobs, CopiedBlobs):
+    if not isinstance(reader, BackupReader):
         raise UsageError("this store has no backup by Treadle; use what its server brings, or copy to another store")
     for existing in (target, Path(f"{target}-blobs")):
         if existing.exists():
             raise UsageError(f"{existing} exists; a backup replaces nothing: give another name")
     target.parent.mkdir(parents=True, exist_ok=True)
     await node.read(lambda: reader.backup(str(target)))
-    await asyncio.get_running_loop().run_in_executor(None, blobs.copy_to, f"{target}-blobs")
+    # Blobs that are kept elsewhere, in an object store, are as safe there as they were.
+    if isinstance(blobs, CopiedBlobs):
+        await asyncio.get_running_loop().run_in_executor(None, blobs.copy_to, f"{target}-blobs")
     return target

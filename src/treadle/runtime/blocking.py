@@ -16,12 +16,17 @@ from typing import Any, Generic, TypeVar
 
 from treadle.authoring.durations import Duration
 from treadle.core.documents import Document
+from treadle.core.effects import Artifact
 from treadle.core.events import AnyEvent
+from treadle.runtime.artifacts import ArtifactStream
 from treadle.runtime.client import App
+from treadle.runtime.collecting import DEFAULT_AGE, Collected
 from treadle.runtime.cycles import Cycle
 from treadle.runtime.dead_letters import Letter, LetterAnswer
+from treadle.runtime.html import snapshot_html
 from treadle.runtime.inspection import Snapshot
-from treadle.runtime.retention import Collected
+from treadle.runtime.outcomes import StepOutcome
+from treadle.runtime.retention import Removal
 from treadle.runtime.run import Run
 from treadle.runtime.run_analysis import RunAnalysis
 from treadle.runtime.undo import UndoEntry
@@ -120,13 +125,17 @@ class BlockingApp:
         """Cycles whenever there is something to do; see `App.work`."""
         return self._thread.call(self._app.work(max_cycles=max_cycles, until_idle=until_idle, limit=limit))
 
-    def gc(self, **rule: Any) -> Collected:
+    def gc(self, **rule: Any) -> Removal:
         """Delete closed runs; see `App.gc`."""
         return self._thread.call(self._app.gc(**rule))
 
     def backup(self, path: str | os.PathLike[str]) -> Path:
         """Copy the store; see `App.backup`."""
         return self._thread.call(self._app.backup(path))
+
+    def collect(self, older_than: Duration = DEFAULT_AGE, *, dry_run: bool = False) -> Collected:
+        """Remove artifacts and large values that no run names; see `App.collect`."""
+        return self._thread.call(self._app.collect(older_than, dry_run=dry_run))
 
     def drain(self, grace_seconds: float | None = None) -> bool:
         """Take no new attempts and wait for those that run."""
@@ -174,6 +183,18 @@ class BlockingRun(Generic[R]):
     def step(self, id: str, *, type: Any = Any, timeout: float | None = None) -> Any:
         """Wait for one step's value; see `Run.step`."""
         return self._thread.call(self._run.step(id, type=type, timeout=timeout))
+
+    def outcome(self, step: str, *, type: Any = Any) -> StepOutcome:
+        """What a step gave; see `Run.outcome`."""
+        return self._thread.call(self._run.outcome(step, type=type))
+
+    def artifacts(self, step: str = "") -> list[Artifact]:
+        """The artifacts of the run, or of one step."""
+        return self._thread.call(self._run.artifacts(step))
+
+    def open(self, id: str, *, step: str = "") -> ArtifactStream:
+        """The bytes of one of the run's artifacts; see `Run.open`."""
+        return self._thread.call(self._run.open(id, step=step))
 
     def inspect(self) -> Snapshot:
         """Everything about the run, in one consistent read."""

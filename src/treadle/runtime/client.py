@@ -32,9 +32,10 @@ from treadle.errors import (
 from treadle.runtime.backup import backup
 from treadle.runtime.copying import CopyReport, copy_store
 from treadle.runtime.cycles import Cycle, Cycles
+from treadle.runtime.data import DataOperations
 from treadle.runtime.dead_letters import DeadLetters
 from treadle.runtime.node import Node
-from treadle.runtime.retention import CLOSED, Collected, Retention, collect, rule_of
+from treadle.runtime.retention import CLOSED, Removal, Retention, remove, rule_of
 from treadle.runtime.run import Run
 from treadle.runtime.serving import serve
 from treadle.runtime.starting import Deadline, Start, begin, closing_time, data_text, is_same, opening_time, trace_of
@@ -44,7 +45,7 @@ R = TypeVar("R")
 OnConflict = Literal["reuse", "reject", "replace"]
 
 
-class App(DeadLetters):
+class App(DeadLetters, DataOperations):
     """An open application: starts runs and, unless it was opened with `worker=False`, executes their steps.
 
     Made by `treadle.connect`. Use it as an async context manager; leaving it ends its session, and what it held
@@ -400,7 +401,7 @@ class App(DeadLetters):
         keep: int = 0,
         status: Sequence[str] = CLOSED,
         dry_run: bool = False,
-    ) -> Collected:
+    ) -> Removal:
         """Delete closed runs that have not changed for so long, but for the newest `keep` of each workflow.
 
         `status` says which outcomes go. A run goes with the runs that its steps called and waited for, and these are
@@ -410,7 +411,7 @@ class App(DeadLetters):
             DefinitionError: something of this makes no sense; all mistakes at once.
         """
         rule = rule_of(Retention(older_than=older_than, keep=keep, status=status))
-        return await collect(self._node, rule, dry_run=dry_run)
+        return await remove(self._node, rule, dry_run=dry_run)
 
     async def backup(self, path: str | os.PathLike[str]) -> Path:
         """Copy the store while it is in use, as it is at one moment; its blobs go to a folder beside the file.

@@ -267,9 +267,7 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether something is to be decided, or waits for its commit."""
-        if self._acquiring:
-            return True
-        return any(owned.in_flight is not None or owned.pending or owned.more for owned in self.runs.values())
+        return bool(self._acquiring) or any(o.in_flight is not None or o.pending or o.more for o in self.runs.values())
 
     def will_tell(self, key: str) -> bool:
         """Whether this engine decides the run and will tell the hub of its end."""

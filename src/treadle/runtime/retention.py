@@ -43,8 +43,8 @@ class Retention:
     status: Sequence[str] = CLOSED
 
 
-class Collected(msgspec.Struct, frozen=True):
-    """What a collection deleted, or would delete, and what it had to leave since something of it is still open."""
+class Removal(msgspec.Struct, frozen=True):
+    """What was deleted, or would delete, and what it had to leave since something of it is still open."""
 
     deleted: list[RunRow]
     left: list[RunRow] = []
@@ -80,7 +80,7 @@ def rule_of(retention: Retention) -> Rule:
     return Rule(seconds, retention.keep, frozenset(status))
 
 
-async def collect(node: Node, rule: Rule, *, dry_run: bool) -> Collected:
+async def remove(node: Node, rule: Rule, *, dry_run: bool) -> Removal:
     """Delete what the rule lets go. A run goes with the runs that its steps called; those are never deleted alone."""
     deleted: list[RunRow] = []
     left: list[RunRow] = []
@@ -91,7 +91,7 @@ async def collect(node: Node, rule: Rule, *, dry_run: bool) -> Collected:
         answer = await node.committer.call(partial(_delete, row.key))
         if answer != "missing":
             (deleted if answer == "deleted" else left).append(row)
-    return Collected(deleted, left)
+    return Removal(deleted, left)
 
 
 def _elect(session: str, store: Store) -> bool:
@@ -129,11 +129,11 @@ async def _is_detached(node: Node, key: str) -> bool:
 
 
 async def retain(node: Node, rule: Rule) -> None:
-    """Collect again and again, for the session that is elected to it."""
+    """Delete again and again, for the session that is elected to it."""
     while True:
         try:
             if await node.committer.call(partial(_elect, node.session)):
-                done = await collect(node, rule, dry_run=False)
+                done = await remove(node, rule, dry_run=False)
                 if done.deleted:
                     _log.info("deleted %d closed runs", len(done.deleted))
         except LeaseLostError:

@@ -47,7 +47,7 @@ Promises
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -516,30 +516,40 @@ class Store(Reader, Protocol):
         ...
 
 
-@runtime_checkable
-class BackupReader(Protocol):
-    """What the reader of a store has besides, if the store can be copied while it is in use."""
+class BlobWriter(Protocol):
+    """A blob that is being written; nobody sees it before `finish`."""
 
-    def backup(self, path: str) -> None:
-        """Copy all of it, as it is at one moment, to a new file; durable and checked when this returns.
+    def write(self, data: bytes, /) -> None:
+        """Add bytes at the end."""
+        ...
 
-        Raises:
-            StoreError: it could not be done; nothing is at the path.
-        """
+    def finish(self) -> str:
+        """Store, and return the digest. On return the blob is durable; if it raises, nothing was stored."""
+        ...
+
+    def abort(self) -> None:
+        """Forget what was written; also after an error."""
         ...
 
 
-@runtime_checkable
-class CopiedBlobs(Protocol):
-    """What blobs have besides, if they can be copied as files."""
+class BlobFile(Protocol):
+    """A blob that is being read."""
 
-    def copy_to(self, path: str) -> None:
-        """Copy all blobs to a folder; durable when this returns."""
+    def read(self, size: int = -1, /) -> bytes:
+        """Up to so many of the next bytes, all that are left without a size; nothing at the end."""
+        ...
+
+    def close(self) -> None:
+        """Free what the stream holds."""
         ...
 
 
 class Blobs(Protocol):
-    """Large payloads by content. Writes are atomic; writing the same content twice is one blob."""
+    """Large payloads and artifacts by content. Writes are atomic; writing the same content twice is one blob.
+
+    Nobody counts who names a blob: one that no run names is removed once it is old. So `put`, `finish` and `renew`
+    make a blob young, and whoever is about to name one has done one of them not long ago. Usable from any thread.
+    """
 
     def put(self, data: bytes) -> str:
         """Store and return the digest (`sha256:...`)."""
@@ -551,4 +561,32 @@ class Blobs(Protocol):
         Raises:
             KeyError: no such blob.
         """
+        ...
+
+    def writer(self) -> BlobWriter:
+        """Begin a blob of any size, in constant memory."""
+        ...
+
+    def open(self, digest: str) -> BlobFile:
+        """The bytes as a stream, which whoever reads it checks.
+
+        Raises:
+            KeyError: no such blob.
+        """
+        ...
+
+    def uri(self, digest: str) -> str:
+        """Where people and other programs find the blob."""
+        ...
+
+    def renew(self, digest: str) -> bool:
+        """Make the blob as young as a new one; False if it is gone."""
+        ...
+
+    def old(self, before: float) -> Iterable[tuple[str, int]]:
+        """Digest and size of the blobs that were neither written nor renewed since that time."""
+        ...
+
+    def remove(self, digest: str, before: float) -> bool:
+        """Remove the blob, unless it was renewed since that time; whether it did."""
         ...

@@ -48,8 +48,9 @@ def copy_database(con: Database, path: str) -> None:
             with target.backup("main", cast(apsw.Connection, con), "main") as copying:
                 copying.step(-1)
             # One file, that can be moved: the copy has the WAL mode of its source.
-            target.pragma("journal_mode", "delete")
-            found = target.pragma("quick_check")
+            copy = cast(Database, target)
+            copy.pragma("journal_mode", "delete")
+            found = copy.pragma("quick_check")
             if found != "ok":
                 raise StoreCorruptError(f"the copy in {path} is not sound: {found}; see `treadle doctor`")
         finally:

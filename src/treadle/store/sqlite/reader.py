@@ -142,7 +142,7 @@ class SqliteReader:
                 con.close()
 
     def backup(self, path: str) -> None:
-        """Copy the whole file, as it is at one moment, to a new one. See `store.base.BackupReader`."""
+        """Copy the whole file, as it is at one moment, to a new one. See `store.copied.BackupReader`."""
         con = self._connected()
         with map_exceptions(path):
             copy_database(con, path)

@@ -4,7 +4,7 @@ from treadle import Permanent, Retry, Retryable, connect, context, step, workflo
 from treadle.testing import ManualClock
 
 
-@step(retry=Retry(attempts=3, initial="1h", backoff="fixed"))
+@step(retry=Retry(attempts=3, initial="1h", backoff="fixed", cap="1h"))
 def fetch(page: int) -> str:
     if page == 2 and context().attempt == 1:
         raise Retryable("the server is busy", code="busy")
