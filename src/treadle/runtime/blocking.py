@@ -161,7 +161,7 @@ class BlockingRun(Generic[R]):
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the run as it is now."""
-        return self.inspect()._repr_html_()
+        return snapshot_html(self.inspect())
 
     @property
     def id(self) -> str:
