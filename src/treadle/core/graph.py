@@ -186,13 +186,17 @@ class Graph:
             if segment in children:
                 raise DuplicateStepError(f"step id {block.id!r} is used twice: {address!r} is there already")
             number = index[address] = len(nodes)
-            node = children[segment] = Node(number, address, scope, block, False, block.optional)
-            nodes.append(node)
             if isinstance(block, Step):
-                node.is_step = True
-                node.step = block
-                node.undoable = block.undo is not None
-            elif isinstance(block, Group):
+                # All at once: a struct's field costs more to set than to give.
+                undoable = block.undo is not None
+                node = Node(
+                    number, address, scope, block, True, block.optional, (), (), _NO_REFS, (), None, None, block, undoable
+                )
+            else:
+                node = Node(number, address, scope, block, False, block.optional)
+            children[segment] = node
+            nodes.append(node)
+            if isinstance(block, Group):
                 self._place(block.blocks, node)
 
     def _link(self) -> None:
@@ -210,29 +214,31 @@ class Graph:
                 refs = names[scope.number] = {
                     segment: other.number for segment, other in siblings if other.is_step or has_value(other.spec)
                 }
-            link(node, self, refs)
-            node.needs = shared.setdefault(node.needs, node.needs)
+            needs = link(node, self, refs)
+            if needs:
+                node.needs = shared.setdefault(needs, needs)
             key = node.step.dedup
             if key is not None and self.dedup.setdefault(key, node.number) != node.number:
                 raise DuplicateStepError(f"two steps have the dedup key {key!r}")
 
     def _enter_dependents(self) -> None:
-        """Set what waits for each node. Equal ones are one tuple: a join's steps have the same."""
-        shared: dict[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]] = {}
-        dependents: dict[int, list[tuple[int, int]]] = {}
-        for node in self.nodes:
-            edge = (node.number, 0)
+        """Set what waits for each node. A join's steps, for which nothing else waits, have one tuple in common."""
+        nodes = self.nodes
+        several: dict[int, list[tuple[int, int]]] = {}
+        for node in nodes:
+            only: tuple[tuple[int, int]] = ((node.number, 0),)
             for number, flags in node.needs:
-                if flags != edge[1]:
-                    edge = (node.number, flags)
-                found = dependents.get(number)
-                if found is None:
-                    dependents[number] = [edge]
+                if flags != only[0][1]:
+                    only = ((node.number, flags),)
+                upstream = nodes[number]
+                if not upstream.dependents:
+                    upstream.dependents = only
+                elif (found := several.get(number)) is not None:
+                    found += only
                 else:
-                    found.append(edge)
-        for number, found in dependents.items():
-            made = tuple(found)
-            self.nodes[number].dependents = shared.setdefault(made, made)
+                    several[number] = [*upstream.dependents, *only]
+        for number, found in several.items():
+            nodes[number].dependents = tuple(found)
 
     def find(self, scope: Node, segment: str) -> Node | None:
         """The child of a scope, or None."""
@@ -270,27 +276,26 @@ def place(blocks: list[Block], scope: Node, constants: list[str] | None, space: 
     return nodes
 
 
-def link(node: Node, names: Names, refs: dict[str, int]) -> None:
-    """Resolve the names that a node of a block uses and set its needs.
+def link(node: Node, names: Names, refs: dict[str, int]) -> tuple[tuple[int, int], ...]:
+    """Resolve the names that a node of a block uses; gives its needs.
 
     `refs` keeps the numbers of what Refs name; nodes of one scope that are linked together share it.
     """
     spec = node.spec
-    assert spec is not None
-    assert not isinstance(spec, (Body, Branch, Phase))
     needs: dict[int, int] = {}
     if isinstance(spec, Step):
         _link_step(node, spec, names, needs, refs)
     elif isinstance(spec, Group):
         link_output(node, spec.output, names)
     else:
+        assert spec is not None
+        assert not isinstance(spec, (Body, Branch, Phase))
         _link_opening(node, spec, names, needs, refs)
     if spec.after or spec.after_any:
         for upstreams, flag in ((spec.after, AFTER), (spec.after_any, ANY)):
             for name in upstreams:
                 _order(node, name, flag, names, needs)
-    # Set even if there are none: a step that a rewind took back may have had some.
-    node.needs = tuple(needs.items())
+    return tuple(needs.items())
 
 
 def _link_step(node: Node, spec: Step, names: Names, needs: dict[int, int], refs: dict[str, int]) -> None:
