@@ -82,10 +82,11 @@ from treadle.errors import (
     UsageError,
 )
 from treadle.runtime.blocking import BlockingApp, BlockingRun
-from treadle.runtime.client import App, Run
+from treadle.runtime.client import App
 from treadle.runtime.documents import load_document, plan_document, save_document
 from treadle.runtime.hooks import Boundary, Hooks
 from treadle.runtime.middleware import Next, StepCall
+from treadle.runtime.run import Run
 from treadle.runtime.run_analysis import Forecast, RunAnalysis
 from treadle.runtime.signing.verification import Verification, sign_document, verify_document
 

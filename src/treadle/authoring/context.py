@@ -61,6 +61,11 @@ class StepContext(Protocol):
         ...
 
     @property
+    def trace(self) -> str:
+        """The trace that the run is a part of, as a W3C `traceparent`, to pass on; empty if it was given none."""
+        ...
+
+    @property
     def data(self) -> Mapping[str, Any]:
         """The data that the run was started with, by name; read-only."""
         ...

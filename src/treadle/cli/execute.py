@@ -36,7 +36,8 @@ from treadle.runtime.report import clean, duration
 
 if TYPE_CHECKING:
     from treadle.authoring.builder import Planned
-    from treadle.runtime.client import App, Run
+    from treadle.runtime.client import App
+    from treadle.runtime.run import Run
 
 DEFAULT_SLOTS = 1000
 DEFAULT_THREADS = 16

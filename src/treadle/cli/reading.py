@@ -1,4 +1,4 @@
-"""Verbs that read: runs, show, result, why, breakpoints, dead. They make no store and change nothing."""
+"""Verbs that read: runs, show, result, why, breakpoints. They make no store and change nothing."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import click
 
 from treadle.cli.analysing import run_critical_path
 from treadle.cli.complaints import NotFinishedError
-from treadle.cli.desk import Desk, complete_run, pairs, run_argument, with_desk
+from treadle.cli.desk import Desk, pairs, run_argument, with_desk
 from treadle.cli.output import emit, paint, plainly, say, table, write, write_value
 from treadle.core.tables import LIVE
 from treadle.errors import StepNotFoundError, UsageError
 from treadle.runtime.inspection import UNWOUND
-from treadle.runtime.report import clean, cut, duration, names, preview, render_report, render_tree, scope_text
+from treadle.runtime.report import clean, duration, names, preview, render_report, render_tree, scope_text
 
 if TYPE_CHECKING:
-    from treadle.runtime.client import App, Run
+    from treadle.runtime.client import App
     from treadle.runtime.inspection import StepView
+    from treadle.runtime.run import Run
     from treadle.runtime.why import Reason
     from treadle.store.base import RunRow
 
@@ -268,49 +269,3 @@ async def breakpoints(desk: Desk, run_id: str) -> None:
     ]
     headers = ("STEP", "POSITION", "LABELS", "ARMED", "STATE", "SINCE", "HOLDING")
     emit(snapshot.breakpoints, desk.output, table(headers, rows, empty="no breakpoints declared"))
-
-
-@click.command()
-@with_desk()
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="At most so many.")
-@click.option("--full", is_flag=True, help="Print the whole error texts, with tracebacks.")
-@click.argument("run_id", metavar="[RUN]", required=False, shell_complete=complete_run)
-async def dead(desk: Desk, run_id: str | None, limit: int, full: bool) -> None:
-    """List steps that failed for good, newest first; with RUN: those of that run."""
-    async with desk.connect() as app:
-        rows = await app.dead(limit)
-        if run_id is not None:
-            key = (await desk.row(app, run_id)).key
-            rows = [pair for pair in await app.dead(1_000_000) if pair[0].key == key][:limit]
-        wanted = [row.detail if full or desk.output != "table" else "" for _, row in rows]
-        details = [
-            str(await app.run(run.key).detail(detail)) if detail else ""
-            for (run, _), detail in zip(rows, wanted, strict=True)
-        ]
-    facts = [
-        {**plainly(step), "detail": detail, "run": run.id, "key": run.key}
-        for (run, step), detail in zip(rows, details, strict=True)
-    ]
-    at = now()
-    cells = [
-        [
-            run.id,
-            step.address,
-            cut(f"{step.code}: {step.message}", 60),
-            str(step.attempt),
-            duration(max(at - step.finished_at, 0.0)),
-        ]
-        for run, step in rows
-    ]
-    text = table(("RUN", "STEP", "ERROR", "ATTEMPTS", "AGE"), cells, empty="no step has failed for good")
-    if full:
-        blocks = [
-            f"{clean(run.id)}  {clean(step.address)}\n{_indented(d)}"
-            for (run, step), d in zip(rows, details, strict=True)
-        ]
-        text = "\n".join(blocks) or text
-    emit(facts, desk.output, text)
-
-
-def _indented(text: str) -> str:
-    return "".join(f"  {clean(line)}\n" for line in text.splitlines())

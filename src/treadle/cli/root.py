@@ -34,7 +34,7 @@ VERBS: Final[dict[str, str]] = {
     "release": "operating",
     "breakpoints": "reading",
     "delete": "operating",
-    "dead": "reading",
+    "dead": "dead",
     "receipt": "receipts",
     "doctor": "tools",
     "bench": "tools",

@@ -193,6 +193,10 @@ def dispatch(run: RunState, decision: Decision, step: StepState, not_before: flo
     """Ask for the step's next attempt (or its first half), at `not_before` at the earliest (0: at once)."""
     node = step.node
     poll = node.step.poll
+    if run.deadline and max(run.now, not_before) >= run.deadline:
+        failure = Failure(code="deadline", message="the run's deadline passes before this attempt may begin")
+        decision.settle(run, step, ev.StepFailed(at=node.address, attempt=0, failure=failure))
+        return
     try:
         args = resolve_args(run, node, node.step.slots)
     except UnresolvedError as error:
@@ -218,7 +222,9 @@ def task_of(run: RunState, step: StepState, args: dict[str, Arg]) -> Task:
     """The task of a dispatched step's present attempt."""
     node = step.node
     spec = node.step
-    call = Call(args, spec.timeout, "step", spec.placement, run.data, run.dry_run)
+    call = Call(
+        args, spec.timeout, "step", spec.placement, run.data, run.dry_run, deadline=run.deadline, trace=run.trace
+    )
     if spec.poll is not None:
         call = replace(call, poll=Polling(spec.poll.interval, run.deadlines.get(node.number, 0.0)))
     if spec.child is not None:

@@ -63,12 +63,16 @@ def new_state(
     data: Handle = "",
     data_names: Sequence[str] = (),
     dry_run: bool = False,
+    deadline: float = 0.0,
+    trace: str = "",
 ) -> RunState:
     """The state of a run before its first event."""
     run = RunState(key, run_id, graph, constants, breakpoints)
     run.data = data
     run.data_names = frozenset(data_names)
     run.dry_run = dry_run
+    run.deadline = deadline
+    run.trace = trace
     return run
 
 

@@ -179,6 +179,7 @@ class RunState:
         "constants",
         "data",
         "data_names",
+        "deadline",
         "deadlines",
         "dedup",
         "depth",
@@ -206,6 +207,7 @@ class RunState:
         "states",
         "status",
         "tasks",
+        "trace",
         "undoes",
         "unwind",
         "unwindings",
@@ -222,6 +224,9 @@ class RunState:
         self.data = ""
         self.data_names: frozenset[str] = frozenset()
         self.dry_run = False
+        # When no attempt may begin or go on any more (0: never), and the trace that the run belongs to.
+        self.deadline = 0.0
+        self.trace = ""
         self.version = 0
         self.now = 0.0
         self.started_at = 0.0

@@ -133,6 +133,11 @@ class RunningStep(msgspec.Struct, eq=False):
         return self._task.call.dry_run
 
     @property
+    def trace(self) -> str:
+        """The trace that the run is a part of, as a W3C `traceparent`; empty for none."""
+        return self._task.call.trace
+
+    @property
     def data(self) -> Mapping[str, Any]:
         """The run's data by name, read-only."""
         if self._data is None:

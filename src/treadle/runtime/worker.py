@@ -179,9 +179,8 @@ class Worker:
         if kind == TIMER:
             self._ring_timer(attempt)
             return
-        timeout = task.call.timeout
-        if timeout is not None:
-            attempt.timer = self._loop.call_later(timeout, self._time_out, attempt, timeout)
+        if (task.call.timeout is not None or task.call.deadline) and not self._arm(attempt):
+            return
         if task.call.child is not None:
             attempt.handle = self._loop.create_task(self._run_child(attempt))
         elif kind == ASYNC:
@@ -554,7 +553,25 @@ class Worker:
         self._leave(attempt)
         self._postpone(task, *found)
 
-    def _time_out(self, attempt: Attempt, timeout: float) -> None:
+    def _arm(self, attempt: Attempt) -> bool:
+        """Set the alarm for its timeout or the run's deadline, whichever comes first; False if that has passed."""
+        call = attempt.task.call
+        left = call.deadline - attempt.started_at
+        if not call.deadline or (call.timeout is not None and call.timeout < left):
+            attempt.timer = self._loop.call_later(call.timeout or 0.0, self._time_out, attempt, call.timeout)
+            return True
+        if left > 0:
+            attempt.timer = self._loop.call_later(left, lambda: self._stop(attempt, self._late(attempt)))
+            return True
+        self._settle(attempt, self._late(attempt), [])
+        self._slot_free(attempt)
+        return False
+
+    def _late(self, attempt: Attempt) -> Outcome:
+        failure = self.errors.failure("deadline", "the run's deadline has passed", "TimeoutError")
+        return Outcome(**self._base(attempt), status="failed", failure=failure, verdict="final")
+
+    def _time_out(self, attempt: Attempt, timeout: float | None) -> None:
         failure = self.errors.failure("timeout", f"the attempt took longer than {timeout:g} s", "TimeoutError")
         self._stop(attempt, Outcome(**self._base(attempt), status="failed", failure=failure))
 
