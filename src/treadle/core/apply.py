@@ -2,12 +2,13 @@
 
 It checks every status change against `tables`, before anything has changed, and is total over the event kinds of
 `events`. Folding a journal with it gives the live state; nothing is ever un-applied. Its parts are here (attempts,
-steps, signals, breakpoints, scopes, the run), in `reshaping` (steps added and reopened) and in `counts`.
+steps, signals, breakpoints, scopes, the run), in `reshaping` (steps added and reopened) and in `counts`. For the most
+frequent kinds `decide`, which has the steps at hand, calls what an event does to them, and no name is looked up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from heapq import heappush
 from typing import Any
 
@@ -171,8 +172,13 @@ def _nothing(run: RunState, event: Event) -> None:
 
 def _steps_ready(run: RunState, event: ev.StepsReady) -> None:
     # Each once, by whatever name.
-    steps = dict.fromkeys([step_of(run, at) for at in event.at])
-    for step in steps:
+    steps_ready(run, dict.fromkeys([step_of(run, at) for at in event.at]))
+
+
+def steps_ready(run: RunState, steps: Collection[StepState]) -> None:
+    """Apply `StepsReady` to the steps that it names."""
+    # One for each status that there is among them.
+    for step in {step.status: step for step in steps}.values():
         allowed_status(step, "steps_ready")
     now, ready = run.now, run.ready
     for step in steps:
@@ -183,7 +189,11 @@ def _steps_ready(run: RunState, event: ev.StepsReady) -> None:
 
 
 def _step_dispatched(run: RunState, event: ev.StepDispatched) -> None:
-    step = step_of(run, event.at)
+    step_dispatched(run, step_of(run, event.at), event)
+
+
+def step_dispatched(run: RunState, step: StepState, event: ev.StepDispatched) -> None:
+    """Apply `StepDispatched` to the step that it names."""
     before = step.status
     # Looked up here, not by `allowed_status`: this and `step_succeeded` are the hot path.
     status = STEP.get((before, "step_dispatched"))
@@ -197,7 +207,8 @@ def _step_dispatched(run: RunState, event: ev.StepDispatched) -> None:
     elif before == READY:
         run.readied -= 1
     step.dispatched_at = now
-    step.not_before = event.not_before
+    if event.not_before or step.not_before:
+        step.not_before = event.not_before
     step.attempt = step.tasked = event.attempt
     run.tasks += 1
     if step.node.undoable and step.undo is None:
@@ -221,7 +232,11 @@ def _child_started(run: RunState, event: ev.ChildStarted) -> None:
 
 
 def _step_succeeded(run: RunState, event: ev.StepSucceeded) -> None:
-    step = step_of(run, event.at)
+    step_succeeded(run, step_of(run, event.at), event)
+
+
+def step_succeeded(run: RunState, step: StepState, event: ev.StepSucceeded) -> None:
+    """Apply `StepSucceeded` to the step that it names."""
     status = STEP.get((step.status, "step_succeeded"))
     if status is None or (step.tasked != event.attempt and step.node.number not in run.calls):
         allowed_status(step, "step_succeeded")

@@ -10,6 +10,7 @@ from treadle.core import events as ev
 from treadle.core import inputs as inp
 from treadle.core.additions import added_events
 from treadle.core.advance import dispatch, reach
+from treadle.core.apply import step_succeeded
 from treadle.core.commands import Refusal
 from treadle.core.decision import Decision
 from treadle.core.events import Failure
@@ -37,7 +38,10 @@ def outcome(run: RunState, decision: Decision, value: inp.Outcome, cause: str) -
     if step is None:
         return None
     decision.ended.append(value.number)
-    if undo_runs(step):
+    if value.attempt > 0 and value.status == SUCCEEDED and step.status == DISPATCHED:
+        # What is asked for the sake of a condition or an undo has a number below zero.
+        _succeeded(run, decision, step, value, cause)
+    elif undo_runs(step):
         undo_outcome(run, decision, step, value, cause)
     elif step.status in OUTCOMES:
         _ended(run, decision, step, value.status, value.session, cause)
@@ -47,8 +51,6 @@ def outcome(run: RunState, decision: Decision, value: inp.Outcome, cause: str) -
         _evaluated(run, decision, step, value, cause)
     elif value.status == SUCCEEDED and value.attempt < 0:
         _prepared(run, decision, step, value, cause)
-    elif value.status == SUCCEEDED:
-        _succeeded(run, decision, step, value, cause)
     else:
         _failed(run, decision, step, value, cause)
     return None
@@ -76,21 +78,20 @@ def _succeeded(run: RunState, decision: Decision, step: StepState, value: inp.Ou
     if value.patch and (refused := _patch_refused(run, step)) is not None:
         _fail(run, decision, step, value, refused, cause)
         return
-    decision.settle(
-        run,
-        step,
-        ev.StepSucceeded(
-            at=step.node.address,
-            attempt=value.attempt,
-            result=value.result,
-            session=value.session,
-            token=value.lease,
-            started_at=value.started_at,
-            cause=cause,
-            patch=value.patch,
-            items=value.items,
-        ),
+    succeeded = ev.StepSucceeded(
+        at=step.node.address,
+        attempt=value.attempt,
+        result=value.result,
+        session=value.session,
+        token=value.lease,
+        started_at=value.started_at,
+        cause=cause,
+        patch=value.patch,
+        items=value.items,
     )
+    decision.events.append(succeeded)
+    step_succeeded(run, step, succeeded)
+    decision.settled.append(step)
     if step.holding:
         reach(run, decision, step, "after", step.spec.break_after)
 

@@ -222,8 +222,9 @@ class Graph:
                 raise DuplicateStepError(f"two steps have the dedup key {key!r}")
 
     def _enter_dependents(self) -> None:
-        """Set what waits for each node. A join's steps, for which nothing else waits, have one tuple in common."""
+        """Set what waits for each node. Equal ones are one tuple: a join's steps have the same."""
         nodes = self.nodes
+        shared: dict[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]] = {}
         several: dict[int, list[tuple[int, int]]] = {}
         for node in nodes:
             only: tuple[tuple[int, int]] = ((node.number, 0),)
@@ -238,7 +239,8 @@ class Graph:
                 else:
                     several[number] = [*upstream.dependents, *only]
         for number, found in several.items():
-            nodes[number].dependents = tuple(found)
+            made = tuple(found)
+            nodes[number].dependents = shared.setdefault(made, made)
 
     def find(self, scope: Node, segment: str) -> Node | None:
         """The child of a scope, or None."""
