@@ -81,14 +81,11 @@ class RunningStep(msgspec.Struct, eq=False):
     # The run's data as JSON text, read before the step's code starts; "" for none.
     data_text: str = ""
     # What the step adds when it succeeds, the variables that it sets, the items that it found for a gather.
-    fragments: list[Fragment] = []
+    fragments: tuple[Fragment, ...] = ()
     patch: dict[str, Any] | None = None
     items: list[Any] | None = None
-
-    @property
-    def brings_more(self) -> bool:
-        """Whether the step has more to give than its result."""
-        return bool(self.fragments) or self.patch is not None or self.items is not None
+    # Whether it has any of these to give.
+    brings_more: bool = False
 
     def take(self, value: Any) -> Any:
         """The value of what the step returned; what else it brings is kept here."""
@@ -96,9 +93,11 @@ class RunningStep(msgspec.Struct, eq=False):
         if kind is Patch:
             patch: Patch[Any] = value
             self.patch = patch.state
+            self.brings_more = True
             return patch.value
         if kind is Listed:
             self.items = value.items
+            self.brings_more = True
             return None
         return value
 
@@ -246,7 +245,8 @@ class RunningStep(msgspec.Struct, eq=False):
         fragments = [Fragment(blocks=item.blocks, constants=item.constants, into=item.into) for item in found]
         if now:
             return self._worker.add_now(self._task, fragments)
-        self.fragments += fragments
+        self.fragments += tuple(fragments)
+        self.brings_more = True
         return _DONE
 
     def cancel(self) -> None:

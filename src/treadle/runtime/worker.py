@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import contextvars
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Protocol, cast
 
@@ -22,7 +22,7 @@ from treadle.authoring.cells import Patch
 from treadle.authoring.context import step_context
 from treadle.authoring.durations import seconds_of
 from treadle.authoring.registry import Registry
-from treadle.authoring.turns import Turns, begin, rest
+from treadle.authoring.turns import RETURNED, Turns, rest
 from treadle.core.commands import Call, Task
 from treadle.core.events import Handle
 from treadle.core.inputs import Outcome
@@ -66,6 +66,8 @@ UNUSUAL = frozenset({Patch, Listed})
 Postpone = Callable[[Task, Call, float], None]
 # Shared by the outcomes without payload rows; never changed.
 _NO_ROWS: list[Row] = []
+# Likewise of those that set no variables.
+_NO_PATCH: dict[str, Handle] = {}
 
 
 class Steps(Protocol):
@@ -242,7 +244,8 @@ class Worker:
 
     # -- execution ---------------------------------------------------------------------------------------------
 
-    async def _run_async(self, attempt: Attempt) -> None:
+    def _run_async(self, attempt: Attempt) -> Coroutine[Any, Any, None] | None:
+        """Run an async step until it waits; gives the rest, None if it is over."""
         task = attempt.task
         try:
             callee = self._callees.get(task.action)
@@ -251,31 +254,44 @@ class Worker:
             values = inline(self.payloads, callee, task)
             context = attempt.context = RunningStep(self, task)
             if values is None or task.call.data:
-                self._turns.keep(attempt)
-                values = await read(self.payloads, callee, task, values, context)
+                return self._go_on(attempt, callee, context, self._read_and_run(task, callee, values, context))
             scope = contextvars.copy_context()
-            try:
-                scope.run(step_context.set, context)
-                coroutine, awaited = scope.run(begin, callee.invoke, values)
-            except StopIteration as end:
-                value = end.value
-            else:
-                self._turns.keep(attempt)
-                value = await rest(scope, coroutine, awaited)
+            carrier = self._turns.carrier
+            awaited = scope.run(carrier.send, (context, callee.invoke, (values,)))
+            if awaited is not RETURNED:
+                return self._go_on(attempt, callee, context, rest(scope, carrier, awaited))
+            value = carrier.take()
             text = callee.encode(context.take(value) if kind_of(value) in UNUSUAL else value)
         except BaseException as error:  # noqa: BLE001 - whatever user code raises becomes the attempt's outcome
-            self._slot_free(attempt)
-            self._turns.keep(attempt)
-            if not attempt.settled:
-                if isinstance(error, asyncio.CancelledError):
-                    # Cancelled by something else than the worker: the step cancelled itself.
-                    error = RuntimeError("the step was cancelled from inside the program")
-                await self._raised(attempt, error)
+            return self._caught(attempt, error)
+        return self._ended(attempt, context, text)
+
+    async def _read_and_run(
+        self, task: Task, callee: Callee, values: dict[str, Any] | None, context: RunningStep
+    ) -> Any:
+        """An async step whose arguments have to be read first."""
+        values = await read(self.payloads, callee, task, values, context)
+        step_context.set(context)
+        return await callee.invoke(values)
+
+    async def _go_on(self, attempt: Attempt, callee: Callee, context: RunningStep, ending: Awaitable[Any]) -> None:
+        """Await the end of a step that has begun."""
+        try:
+            value = await ending
+            text = callee.encode(context.take(value) if kind_of(value) in UNUSUAL else value)
+        except BaseException as error:  # noqa: BLE001 - as in _run_async
+            await self._caught(attempt, error)
             return
+        if (more := self._ended(attempt, context, text)) is not None:
+            await more
+
+    def _ended(self, attempt: Attempt, context: RunningStep, text: str) -> Coroutine[Any, Any, None] | None:
+        """An async step has returned: hand in its outcome, or give what there is to do for that."""
         self.slots.put_back(ASYNC)
         if attempt.settled:
             self._on_free()
         elif text and len(text) <= 1024 and not context.brings_more:
+            task = attempt.task
             outcome = Outcome(
                 number=task.number,
                 generation=task.generation,
@@ -285,11 +301,21 @@ class Worker:
                 worker=self.name,
                 started_at=attempt.started_at,
                 result="=" + text,
+                patch=_NO_PATCH,
             )
             self._settle(attempt, outcome, _NO_ROWS)
         else:
-            self._turns.keep(attempt)
-            await self._returned(attempt, text)
+            return self._returned(attempt, text)
+        return None
+
+    async def _caught(self, attempt: Attempt, error: BaseException) -> None:
+        """An async step has raised, or could not begin."""
+        self._slot_free(attempt)
+        if not attempt.settled:
+            if isinstance(error, asyncio.CancelledError):
+                # Cancelled by something else than the worker: the step cancelled itself.
+                error = RuntimeError("the step was cancelled from inside the program")
+            await self._raised(attempt, error)
 
     async def _run_in_thread(self, attempt: Attempt) -> None:
         task = attempt.task
