@@ -100,7 +100,9 @@ class Turns(Generic[A]):
     `execute` does all that there is to do without waiting, by the present `carrier`, and gives the rest, if any.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, execute: Callable[[A], Coroutine[Any, Any, None] | None]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, execute: Callable[[A], Coroutine[Any, Any, None] | None]
+    ) -> None:
         self._loop = loop
         self._execute = execute
         self._waiting: deque[A] = deque()

@@ -34,11 +34,12 @@ def _live(run: RunState, number: int, generation: int, attempt: int) -> StepStat
 
 def outcome(run: RunState, decision: Decision, value: inp.Outcome, cause: str) -> Refusal | None:
     """A worker reported the end of an attempt."""
-    step = _live(run, value.number, value.generation, value.attempt)
+    number, attempt = value.number, value.attempt
+    step = _live(run, number, value.generation, attempt)
     if step is None:
         return None
-    decision.ended.append(value.number)
-    if value.attempt > 0 and value.status == SUCCEEDED and step.status == DISPATCHED:
+    decision.ended.append(number)
+    if attempt > 0 and value.status == SUCCEEDED and step.status == DISPATCHED:
         # What is asked for the sake of a condition or an undo has a number below zero.
         _succeeded(run, decision, step, value, cause)
     elif undo_runs(step):

@@ -166,19 +166,22 @@ class Graph:
         self.index: dict[str, int] = {"": 0}
         self.children: dict[int, dict[str, Node]] = {}
         self.dedup: dict[str, int] = {}
-        self._place(plan.blocks, root)
-        self._link()
-        self._enter_dependents()
         # Whether any step can be undone.
-        self.undoable = any(node.undoable for node in self.nodes)
+        self.undoable = False
+        names: dict[int, dict[str, int]] = {}
+        self._place(plan.blocks, root, names)
+        self._link(names)
+        self._enter_dependents()
         # Filled by `run_data.needs_of` when it is first asked for.
         self.data_needs: tuple[Need, ...] | None = None
         root.refs = {ref.step: _step_named(root, ref.step, self, None).number for ref in refs_of(plan.output)}
 
-    def _place(self, blocks: list[Block], scope: Node) -> None:
-        """Make the nodes of blocks, groups before their content."""
+    def _place(self, blocks: list[Block], scope: Node, names: dict[int, dict[str, int]]) -> None:
+        """Make the nodes of blocks, groups before their content; `names` gets what Refs mean in each scope."""
         nodes, index = self.nodes, self.index
         children = self.children[scope.number] = {}
+        # What a Ref names is a sibling first of all.
+        refs = names[scope.number] = {}
         prefix = f"{scope.address}/" if scope.address else ""
         for block in blocks:
             segment = encode_id(block.id)
@@ -187,39 +190,35 @@ class Graph:
                 raise DuplicateStepError(f"step id {block.id!r} is used twice: {address!r} is there already")
             number = index[address] = len(nodes)
             if isinstance(block, Step):
-                # All at once: a struct's field costs more to set than to give.
-                undoable = block.undo is not None
-                node = Node(
-                    number, address, scope, block, True, block.optional, (), (), _NO_REFS, (), None, None, block, undoable
-                )
+                # Nearly all at once: a struct's field costs more to set than to give.
+                node = Node(number, address, scope, block, True, block.optional, (), (), refs, (), None, None, block)
+                refs[segment] = number
+                if block.undo is not None:
+                    node.undoable = self.undoable = True
+                if block.dedup is not None and self.dedup.setdefault(block.dedup, number) != number:
+                    raise DuplicateStepError(f"two steps have the dedup key {block.dedup!r}")
             else:
                 node = Node(number, address, scope, block, False, block.optional)
+                if has_value(block):
+                    refs[segment] = number
             children[segment] = node
             nodes.append(node)
             if isinstance(block, Group):
-                self._place(block.blocks, node)
+                self._place(block.blocks, node, names)
 
-    def _link(self) -> None:
+    def _link(self, names: dict[int, dict[str, int]]) -> None:
         """Set the needs of all nodes. Equal ones are one tuple: the steps of a fan have the same."""
         shared: dict[Sequence[tuple[int, int]], Sequence[tuple[int, int]]] = {}
-        names: dict[int, dict[str, int]] = {}
+        within: Node | None = None
+        refs: dict[str, int] = {}
         # Links may make scopes of what steps add, and those have nothing to link.
         for node in self.nodes[1:]:
-            scope = node.scope
-            assert scope is not None
-            refs = names.get(scope.number)
-            if refs is None:
-                # What a Ref names is a sibling first of all.
-                siblings = self.children[scope.number].items()
-                refs = names[scope.number] = {
-                    segment: other.number for segment, other in siblings if other.is_step or has_value(other.spec)
-                }
-            needs = link(node, self, refs)
-            if needs:
+            if node.scope is not within:
+                within = node.scope
+                assert within is not None
+                refs = names[within.number]
+            if needs := link(node, self, refs):
                 node.needs = shared.setdefault(needs, needs)
-            key = node.step.dedup
-            if key is not None and self.dedup.setdefault(key, node.number) != node.number:
-                raise DuplicateStepError(f"two steps have the dedup key {key!r}")
 
     def _enter_dependents(self) -> None:
         """Set what waits for each node. Equal ones are one tuple: a join's steps have the same."""
@@ -316,7 +315,8 @@ def _link_step(node: Node, spec: Step, names: Names, needs: dict[int, int], refs
         number = refs[placed.step] = _number_named(node, node.scope, placed.step, names)
         if number >= 0:
             needs[number] = needs.get(number, 0) | AFTER
-    node.refs = refs
+    if node.refs is not refs:
+        node.refs = refs
     if signals or node.signals:
         node.signals = tuple(signals)
 
@@ -334,7 +334,11 @@ def _link_slot(
             needs[number] = needs.get(number, 0) | (REF if slot.default < 0 else DEFAULT)
     elif isinstance(slot, ListOf):
         for item in slot.items:
-            _link_slot(node, item, names, needs, refs, signals)
+            # The plain case, as in `_link_step`: a join has as many items as there are steps before it.
+            if type(item) is Ref and item.default < 0 and (known := refs.get(item.step, -1)) >= 0:
+                needs[known] = needs.get(known, 0) | REF
+            else:
+                _link_slot(node, item, names, needs, refs, signals)
     elif isinstance(slot, (MapOf, Predicate, Holds)):
         # A condition holds slots, and is walked like a map.
         for item in (slot.items if isinstance(slot, MapOf) else slot.slots).values():

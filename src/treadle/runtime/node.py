@@ -301,22 +301,23 @@ class Node:
             return None
         return ASYNC if definition.is_async else THREAD
 
-    def _leased(self, task: Task) -> None:
+    def _leased(self, tasks: Sequence[Task]) -> None:
         if not self.engine.closed:
-            self._execute(task)
+            self._execute(tasks)
 
     def _adopted(self, task: Task) -> None:
         """Start a task whose lease came with an answer that was lost, and with it the slot that it had taken."""
         if self.slots.kind(task.action) is None or self.engine.closed:
             return
         self.slots.adopt(task.action)
-        self._execute(task)
+        self._execute([task])
 
-    def _execute_observed(self, task: Task) -> None:
+    def _execute_observed(self, tasks: Sequence[Task]) -> None:
         assert self.observers is not None
-        if self.slots.kind(task.action) is not None:
-            self.observers.attempt_started(task)
-            self.worker.start(task)
+        for task in tasks:
+            if self.slots.kind(task.action) is not None:
+                self.observers.attempt_started(task)
+                self.worker.start([task])
 
     def _knows(self, task: Task) -> bool:
         """Whether a lease is at work here: executed, or on its way back to wait."""
@@ -355,8 +356,8 @@ class Node:
                 self.loop.call_later(0.2, self.look_for_tasks)
             return
         tasks, due, left = found
-        for task in tasks:
-            self._leased(task)
+        if tasks:
+            self._leased(tasks)
         if due is not None:
             self._due_at(due)
         if left:

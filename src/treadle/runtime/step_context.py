@@ -7,7 +7,7 @@ import concurrent.futures
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import msgspec
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+# Results that bring more than their value.
+UNUSUAL: Final = frozenset({Patch, Listed})
 _NO_DATA: Mapping[str, Any] = MappingProxyType({})
 _data_of = codec.adapter(dict[str, Any]).decode
 
@@ -77,9 +79,10 @@ class RunningStep(msgspec.Struct, eq=False):
     _additions: Additions | None = None
     _logger: logging.LoggerAdapter[logging.Logger] | None = None
     _data: Mapping[str, Any] | None = None
-    _out: LineOutput | None = None
     # The run's data as JSON text, read before the step's code starts; "" for none.
     data_text: str = ""
+    # What it writes, once it has begun to.
+    lines: LineOutput | None = None
     # What the step adds when it succeeds, the variables that it sets, the items that it found for a gather.
     fragments: tuple[Fragment, ...] = ()
     patch: dict[str, Any] | None = None
@@ -146,19 +149,14 @@ class RunningStep(msgspec.Struct, eq=False):
     @property
     def out(self) -> LineOutput:
         """Where the step writes lines for people to read."""
-        if self._out is None:
-            self._out = LineOutput(self)
-        return self._out
+        if self.lines is None:
+            self.lines = LineOutput(self)
+        return self.lines
 
     def plan(self) -> OnLoop[Plan]:
         """The plan that the run was started with; await it, or in a thread ask its `result`."""
         worker = self._worker
         return OnLoop(worker.steps.plan(self._task), worker.loop)
-
-    def close(self) -> None:
-        """The attempt has its outcome: a line that was begun counts as one."""
-        if self._out is not None:
-            self._out.flush()
 
     @property
     def attempt(self) -> int:

@@ -13,20 +13,19 @@ import contextvars
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import msgspec
 
 from treadle.authoring.bound import kind_of
-from treadle.authoring.cells import Patch
 from treadle.authoring.context import step_context
 from treadle.authoring.durations import seconds_of
 from treadle.authoring.registry import Registry
 from treadle.authoring.turns import RETURNED, Turns, rest
-from treadle.core.commands import Call, Task
+from treadle.core.commands import Task
 from treadle.core.events import Handle
 from treadle.core.inputs import Outcome
-from treadle.core.plan import Fragment, Plan
+from treadle.core.plan import Fragment
 from treadle.errors import (
     DecodeError,
     DefinitionError,
@@ -41,7 +40,7 @@ from treadle.errors import (
     UnregisteredStepError,
 )
 from treadle.ports import Clock, Threads
-from treadle.runtime.builtins import Listed
+from treadle.runtime.attempts import Attempt, Finish, Postpone, Steps
 from treadle.runtime.callee import Callee
 from treadle.runtime.exchange import (
     fetch,
@@ -57,60 +56,12 @@ from treadle.runtime.middleware import Middleware, around
 from treadle.runtime.payloads import Payloads, Row
 from treadle.runtime.probes import next_probe
 from treadle.runtime.slots import ASYNC, THREAD, TIMER, Slots
-from treadle.runtime.step_context import RunningStep
+from treadle.runtime.step_context import UNUSUAL, RunningStep
 
-Finish = Callable[[Task, Outcome, list[Row]], None]
-# Results that bring more than their value.
-UNUSUAL = frozenset({Patch, Listed})
-# A task is to wait until a time, with another call.
-Postpone = Callable[[Task, Call, float], None]
 # Shared by the outcomes without payload rows; never changed.
 _NO_ROWS: list[Row] = []
 # Likewise of those that set no variables.
 _NO_PATCH: dict[str, Handle] = {}
-
-
-class Steps(Protocol):
-    """What a running step asks of the engine while it runs."""
-
-    async def add_now(self, task: Task, fragments: list[Fragment]) -> None:
-        """Add steps at once."""
-        ...
-
-    def progress(self, task: Task, text: str) -> None:
-        """Store a progress text."""
-        ...
-
-    async def plan(self, task: Task) -> Plan:
-        """The plan of the task's run."""
-        ...
-
-    async def call(self, task: Task, values: dict[str, Any], started_at: float) -> str | None:
-        """Make the run that a step calls, or find it: its result, or None while it goes on."""
-        ...
-
-
-class Attempt(msgspec.Struct, eq=False):
-    """One live attempt."""
-
-    task: Task
-    kind: int
-    started_at: float
-    # Its outcome went to the engine; nothing that comes later counts.
-    settled: bool = False
-    # The task that it runs in; None while an async one has not begun.
-    handle: asyncio.Task[None] | None = None
-    timer: asyncio.TimerHandle | None = None
-    context: RunningStep | None = None
-    # Its coroutine is in a middleware around a thread.
-    around_thread: bool = False
-    # The task of a call has begun: one that is cancelled before that never runs at all.
-    calling: bool = False
-
-    @property
-    def cancellable(self) -> bool:
-        """Whether its coroutine runs code that has to be told when the attempt is over."""
-        return self.kind == ASYNC or self.around_thread
 
 
 class Worker:
@@ -160,8 +111,9 @@ class Worker:
         self.stuck = 0
         self._done: deque[Callable[[], None]] = deque()
         self._ringing = False
-        self._idle: asyncio.Event = asyncio.Event()
-        self._idle.set()
+        self._abandoned = False
+        # Where somebody waits until no attempt is live.
+        self._idle: asyncio.Event | None = None
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -170,22 +122,36 @@ class Worker:
 
     # -- life ------------------------------------------------------------------------------------------------
 
-    def start(self, task: Task) -> None:
-        """Execute a leased task; its slot is taken already."""
-        kind = self.slots.kind(task.action)
-        if kind is None:
-            # It was leased for a session that executes more than this process knows now.
-            return
-        attempt = Attempt(task, kind, self._now())
-        self.active[task.lease] = attempt
-        if kind == TIMER:
+    def start(self, tasks: Sequence[Task]) -> None:
+        """Execute leased tasks; their slots are taken already."""
+        active, kind_of_action, now = self.active, self.slots.kind, self._now()
+        for task in tasks:
+            kind = kind_of_action(task.action)
+            if kind is None:
+                # It was leased for a session that executes more than this process knows now.
+                continue
+            call = task.call
+            if kind == ASYNC and call.timeout is None and not call.deadline and call.child is None:
+                attempt = active[task.lease] = Attempt(task, kind, now, RunningStep(self, task))
+                self._turns.add(attempt)
+            else:
+                active[task.lease] = attempt = Attempt(task, kind, now)
+                self._start(attempt)
+                if self._abandoned:
+                    # It has ended at once, and in telling that the session was found to be lost.
+                    return
+
+    def _start(self, attempt: Attempt) -> None:
+        task = attempt.task
+        if attempt.kind == TIMER:
             self._ring_timer(attempt)
             return
         if (task.call.timeout is not None or task.call.deadline) and not self._arm(attempt):
             return
         if task.call.child is not None:
             attempt.handle = self._loop.create_task(self._run_child(attempt))
-        elif kind == ASYNC:
+        elif attempt.kind == ASYNC:
+            attempt.context = RunningStep(self, task)
             self._turns.add(attempt)
         else:
             attempt.handle = self._loop.create_task(self._run_in_thread(attempt))
@@ -202,6 +168,7 @@ class Worker:
 
     def abandon(self) -> None:
         """The session is lost: end everything and report nothing."""
+        self._abandoned = True
         for attempt in list(self.active.values()):
             attempt.settled = True
             if attempt.context is not None:
@@ -210,12 +177,12 @@ class Worker:
                 attempt.handle.cancel()
         self.active.clear()
         self._turns.clear()
-        self._idle.set()
+        self._tell_idle()
 
     async def drained(self) -> None:
         """Wait until no attempt is live."""
         while self.active:
-            self._idle.clear()
+            self._idle = asyncio.Event()
             await self._idle.wait()
 
     def _ring_timer(self, attempt: Attempt) -> None:
@@ -246,13 +213,13 @@ class Worker:
 
     def _run_async(self, attempt: Attempt) -> Coroutine[Any, Any, None] | None:
         """Run an async step until it waits; gives the rest, None if it is over."""
-        task = attempt.task
+        task, context = attempt.task, attempt.context
+        assert context is not None
         try:
             callee = self._callees.get(task.action)
             if callee is None or self._changes != self.registry.changes or task.call.poll is not None:
                 callee = self._callee(task)
             values = inline(self.payloads, callee, task)
-            context = attempt.context = RunningStep(self, task)
             if values is None or task.call.data:
                 return self._go_on(attempt, callee, context, self._read_and_run(task, callee, values, context))
             scope = contextvars.copy_context()
@@ -303,7 +270,8 @@ class Worker:
                 result="=" + text,
                 patch=_NO_PATCH,
             )
-            self._settle(attempt, outcome, _NO_ROWS)
+            self._leave(attempt)
+            self._finish(task, outcome, _NO_ROWS)
         else:
             return self._returned(attempt, text)
         return None
@@ -559,11 +527,15 @@ class Worker:
         attempt.settled = True
         if attempt.timer is not None:
             attempt.timer.cancel()
-        if attempt.context is not None:
-            attempt.context.close()
-        task = attempt.task
-        self.active.pop(task.lease, None)
-        if not self.active:
+        context = attempt.context
+        if context is not None and context.lines is not None:
+            # The attempt has its outcome: a line that was begun counts as one.
+            context.lines.flush()
+        self.active.pop(attempt.task.lease, None)
+        self._tell_idle()
+
+    def _tell_idle(self) -> None:
+        if self._idle is not None and not self.active:
             self._idle.set()
 
     def _not_yet(self, attempt: Attempt) -> None:
