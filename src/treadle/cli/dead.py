@@ -67,7 +67,7 @@ async def list_(desk: Desk, limit: int, full: bool, **query: Any) -> None:
         rows = await _letters(desk, app, limit, **query)
         wanted = [row.detail if full or desk.output != "table" else "" for _, row in rows]
         details = [
-            str(await app.run(run.key).detail(detail)) if detail else ""
+            (await app.run(run.key).account(detail)).text if detail else ""
             for (run, _), detail in zip(rows, wanted, strict=True)
         ]
     facts = [

@@ -36,8 +36,10 @@ VERBS: Final[dict[str, str]] = {
     "delete": "operating",
     "dead": "dead",
     "receipt": "receipts",
+    "store": "store",
     "doctor": "tools",
     "bench": "tools",
+    "nats": "servers",
     "schema": "tools",
     "version": "tools",
 }

@@ -1,4 +1,4 @@
-"""A live attempt of a worker, and what its code asks of the engine while it runs."""
+"""Attempts as a worker has them, and what a worker asks of what is around it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import msgspec
 
 from treadle.core.commands import Call, Task
 from treadle.core.inputs import Outcome
-from treadle.core.plan import Fragment, Plan
+from treadle.core.plan import Fragment
 from treadle.runtime.payloads import Row
+from treadle.runtime.questions import Questions
 from treadle.runtime.slots import ASYNC
 from treadle.runtime.step_context import RunningStep
 
-# An attempt has ended, with rows to be stored beside its outcome.
+# An attempt has its outcome.
 Finish = Callable[[Task, Outcome, list[Row]], None]
 # A task is to wait until a time, with another call.
 Postpone = Callable[[Task, Call, float], None]
@@ -32,8 +33,9 @@ class Steps(Protocol):
         """Store a progress text."""
         ...
 
-    async def plan(self, task: Task) -> Plan:
-        """The plan of the task's run."""
+    @property
+    def questions(self) -> Questions:
+        """What a step may ask about its run."""
         ...
 
     async def call(self, task: Task, values: dict[str, Any], started_at: float) -> str | None:

@@ -1,6 +1,7 @@
 """The synchronous client: the same application on an event loop in a thread of its own.
 
-Every method of `App` and `Run` is there under its name and blocks until it is done. Works in plain programs, in
+Every method of `App` and `Run` is there under its name and blocks until it is done; only `App.copy_to`, which needs two
+applications on one loop, is not: the shell has `treadle store copy`. Works in plain programs, in
 threads, and in notebooks whose own loop is running.
 """
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextvars
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import aclosing
 from datetime import datetime
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, TypeVar, overload
 
 import msgspec
 
 from treadle.authoring import codec
-from treadle.authoring.builder import Planned, plan_value
+from treadle.authoring.builder import Planned, check_about, plan_value
 from treadle.authoring.decorators import WorkflowFunction
 from treadle.authoring.durations import Duration
 from treadle.authoring.options import OnFailure, on_failure_of
+from treadle.authoring.packages import named_workflow, planning_settings
 from treadle.authoring.registry import Registry
 from treadle.core.addresses import check_id
 from treadle.errors import (
@@ -22,6 +25,7 @@ from treadle.errors import (
     RunExistsError,
     StoreUnavailableError,
 )
+from treadle.runtime.copying import CopyReport, copy_store
 from treadle.runtime.dead_letters import DeadLetters
 from treadle.runtime.node import Node
 from treadle.runtime.run import Run
@@ -72,7 +76,9 @@ class App(DeadLetters):
         workflow: WorkflowFunction[..., R],
         *args: Any,
         id: str | None = ...,
+        name: str | None = ...,
         labels: Mapping[str, str] | None = ...,
+        metadata: Mapping[str, str] | None = ...,
         breakpoints: Iterable[str] = ...,
         data: Mapping[str, Any] | None = ...,
         dry_run: bool = ...,
@@ -87,10 +93,32 @@ class App(DeadLetters):
     @overload
     async def start(
         self,
+        workflow: str,
+        *args: Any,
+        id: str | None = ...,
+        name: str | None = ...,
+        labels: Mapping[str, str] | None = ...,
+        metadata: Mapping[str, str] | None = ...,
+        breakpoints: Iterable[str] = ...,
+        data: Mapping[str, Any] | None = ...,
+        dry_run: bool = ...,
+        on_conflict: OnConflict = ...,
+        on_failure: OnFailure | None = ...,
+        delay: Duration | None = ...,
+        run_at: datetime | None = ...,
+        deadline: Deadline | None = ...,
+        trace: str | None = ...,
+        **kwargs: Any,
+    ) -> Run[Any]: ...
+    @overload
+    async def start(
+        self,
         workflow: Planned,
         *,
         id: str | None = ...,
+        name: str | None = ...,
         labels: Mapping[str, str] | None = ...,
+        metadata: Mapping[str, str] | None = ...,
         breakpoints: Iterable[str] = ...,
         data: Mapping[str, Any] | None = ...,
         dry_run: bool = ...,
@@ -106,7 +134,9 @@ class App(DeadLetters):
         workflow: Any,
         *args: Any,
         id: str | None = None,
+        name: str | None = None,
         labels: Mapping[str, str] | None = None,
+        metadata: Mapping[str, str] | None = None,
         breakpoints: Iterable[str] = (),
         data: Mapping[str, Any] | None = None,
         dry_run: bool = False,
@@ -119,6 +149,10 @@ class App(DeadLetters):
         **kwargs: Any,
     ) -> Run[Any]:
         """Start a run; durable when this returns.
+
+        `workflow` is a workflow function, a plan, or a text: the stored name of a workflow, or the name of a package
+        with one entrypoint. `name`, `labels` and `metadata` are for people and listings, and go before what the
+        workflow says of itself by `describe_run`.
 
         `id` is an idempotency key (a new key where it is left out). If a run of that id exists, `on_conflict`
         decides: `reuse` attaches to it if workflow and input are the same, `reject` raises, `replace` cancels
@@ -133,7 +167,7 @@ class App(DeadLetters):
             DefinitionError: the workflow as written is wrong, or data that it needs is missing; all mistakes at once.
             RunExistsError: the id is taken by a run that does something else.
         """
-        planned = workflow if isinstance(workflow, Planned) else workflow.plan(*args, **kwargs)
+        planned = self._plan(workflow, args, kwargs)
         if id is not None:
             check_id(id, "run id")
         failing = "" if on_failure is None else on_failure_of(on_failure)
@@ -147,19 +181,24 @@ class App(DeadLetters):
             not_before=opening_time(now, delay, run_at),
             deadline=closing_time(now, deadline),
             trace=trace_of(trace),
-            labels=dict(labels or {}),
+            name=check_about({"name": name or ""}, "name=")["name"],
+            labels=check_about(labels or {}, "labels="),
+            metadata=check_about(metadata or {}, "metadata="),
             breakpoints=armed,
             data=data_text(given),
             names=list(given),
             dry_run=dry_run,
             on_failure=failing,
         )
+        return await self._start_or_find(planned, start, on_conflict)
+
+    async def _start_or_find(self, planned: Planned, start: Start, on_conflict: OnConflict) -> Run[Any]:
         while True:
             run = await self._start(planned, start)
             if run is not None:
                 return run
-            assert id is not None
-            existing = Run[Any](self._node, id, planned.result)
+            assert start.id
+            existing = Run[Any](self._node, start.id, planned.result)
             if on_conflict == "replace":
                 await self._clear(existing)
                 continue
@@ -199,6 +238,16 @@ class App(DeadLetters):
             deadline=deadline,
             trace=trace,
         )
+
+    def _plan(self, workflow: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Planned:
+        if isinstance(workflow, Planned):
+            return workflow
+        settings = self._node.settings
+        function = named_workflow(workflow, self.registry, settings.packages) if isinstance(workflow, str) else workflow
+        scope = contextvars.copy_context()
+        scope.run(planning_settings.set, settings.package_settings)
+        planned: Planned = scope.run(partial(function.plan, *args, **kwargs))
+        return planned
 
     async def _start(self, planned: Planned, start: Start) -> Run[Any] | None:
         node = self._node
@@ -252,8 +301,15 @@ class App(DeadLetters):
         after: str = "",
         limit: int = 100,
         parent: str = "",
+        package: str = "",
+        metadata: Mapping[str, str] | None = None,
+        text: str = "",
     ) -> list[RunRow]:
-        """Runs, newest first; `after` is the key of the last row of the page before, `parent` that of the caller."""
+        """Runs, newest first; `after` is the key of the last row of the page before, `parent` that of the caller.
+
+        `package` names the package whose entrypoints they are runs of; `text` is a part of their id, name, workflow or
+        metadata. All that is given must hold.
+        """
         query = RunQuery(
             status=status,
             workflow=workflow,
@@ -262,6 +318,9 @@ class App(DeadLetters):
             after=after,
             limit=limit,
             parent=parent,
+            package=package,
+            metadata=dict(metadata or {}),
+            text=text,
         )
         return await self._node.read(lambda: self._node.reader.runs(query))
 
@@ -272,6 +331,18 @@ class App(DeadLetters):
     async def check(self) -> Health:
         """Integrity and configuration of the store."""
         return await self._node.read(self._node.reader.check)
+
+    async def copy_to(self, other: App, progress: Callable[[str], None] | None = None) -> CopyReport:
+        """Copy all runs, those in flight included, into another store of any kind, and compare both.
+
+        Both applications must be alone on their stores, and opened with `worker=False`. What is in the target already
+        is brought up to date, so a copy that was cut off is made whole by another one. `progress` is told the id of
+        each run that was copied. Deleted runs leave no trace in the copy.
+
+        Raises:
+            ConflictError: somebody works on one of the stores, or the target has another run of an id.
+        """
+        return await copy_store(self._node, other._node, progress)
 
     async def drain(self, grace_seconds: float | None = None) -> bool:
         """Take no new attempts and wait for those that run; False if some still ran after the grace."""

@@ -48,7 +48,7 @@ class DeadLetters:
         """Steps that failed for good, newest first, with their runs.
 
         `run` (an id or a key), `workflow` and the failure's `code` must match where they are given; `older_than` leaves
-        out what failed in that time. The whole text of an error is at `Run.detail(step.detail)`.
+        out what failed in that time. The whole text of an error is at `Run.account(step.detail)`.
         """
         reader = self._node.reader
         latest = None

@@ -8,11 +8,13 @@ its thread returns later is dropped; its slot stays taken until the thread has e
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import contextvars
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, cast
 
 import msgspec
@@ -37,11 +39,10 @@ from treadle.errors import (
     StepInterrupt,
     StoreError,
     TreadleError,
-    UnregisteredStepError,
 )
 from treadle.ports import Clock, Threads
 from treadle.runtime.attempts import Attempt, Finish, Postpone, Steps
-from treadle.runtime.callee import Callee
+from treadle.runtime.callee import Callee, Callees
 from treadle.runtime.exchange import (
     fetch,
     inline,
@@ -83,6 +84,7 @@ class Worker:
         on_free: Callable[[], None],
         steps: Steps,
         middleware: Sequence[Middleware] = (),
+        package_settings: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.session = session
         self.name = name
@@ -94,16 +96,13 @@ class Worker:
         self.errors = errors
         self.steps = steps
         self.middleware = middleware
+        self.package_settings = package_settings
         self._finish = finish
         self._postpone = postpone
         self._on_free = on_free
         self._loop = asyncio.get_running_loop()
-        self._now = clock.now
-        # By action's name, as of so many changes of the registry.
-        self._callees: dict[str, Callee] = {}
-        # Workflows that steps call.
-        self._callers: dict[str, Callee] = {}
-        self._changes = registry.changes
+        self._now: Callable[[], float] = clock.now
+        self._callees = Callees(registry, middleware)
         # By lease: a store gives no number twice.
         self.active: dict[int, Attempt] = {}
         self._turns = Turns(self._loop, self._run_async)
@@ -132,7 +131,7 @@ class Worker:
                 continue
             call = task.call
             if kind == ASYNC and call.timeout is None and not call.deadline and call.child is None:
-                attempt = active[task.lease] = Attempt(task, kind, now, RunningStep(self, task))
+                attempt = active[task.lease] = Attempt(task, kind, now, RunningStep(self, task, now))
                 self._turns.add(attempt)
             else:
                 active[task.lease] = attempt = Attempt(task, kind, now)
@@ -151,7 +150,7 @@ class Worker:
         if task.call.child is not None:
             attempt.handle = self._loop.create_task(self._run_child(attempt))
         elif attempt.kind == ASYNC:
-            attempt.context = RunningStep(self, task)
+            attempt.context = RunningStep(self, task, attempt.started_at)
             self._turns.add(attempt)
         else:
             attempt.handle = self._loop.create_task(self._run_in_thread(attempt))
@@ -164,7 +163,7 @@ class Worker:
         """End the live attempt of a step; its outcome is `cancelled`."""
         for token, attempt in list(self.active.items()):
             if attempt.task.run == run and attempt.task.number == number and lease in (None, token):
-                self._stop(attempt, Outcome(**self._base(attempt), status="cancelled"))
+                self._stop(attempt, Outcome(**self._failed(attempt, "cancelled")))
 
     def abandon(self) -> None:
         """The session is lost: end everything and report nothing."""
@@ -196,7 +195,7 @@ class Worker:
     async def _fall_asleep(self, attempt: Attempt) -> None:
         task = attempt.task
         try:
-            callee = self._callee(task)
+            callee = self._callees.of(task)
             values = inline(self.payloads, callee, task)
             if values is None:
                 values = await fetch(self.payloads, callee, task)
@@ -216,9 +215,7 @@ class Worker:
         task, context = attempt.task, attempt.context
         assert context is not None
         try:
-            callee = self._callees.get(task.action)
-            if callee is None or self._changes != self.registry.changes or task.call.poll is not None:
-                callee = self._callee(task)
+            callee = self._callees.of(task)
             values = inline(self.payloads, callee, task)
             if values is None or task.call.data:
                 return self._go_on(attempt, callee, context, self._read_and_run(task, callee, values, context))
@@ -288,9 +285,9 @@ class Worker:
     async def _run_in_thread(self, attempt: Attempt) -> None:
         task = attempt.task
         try:
-            callee = self._callee(task)
+            callee = self._callees.of(task)
             values = inline(self.payloads, callee, task)
-            context = attempt.context = RunningStep(self, task)
+            context = attempt.context = RunningStep(self, task, attempt.started_at)
             values = await read(self.payloads, callee, task, values, context)
         except BaseException as error:  # noqa: BLE001 - as in _run_async
             self._slot_free(attempt)
@@ -380,7 +377,7 @@ class Worker:
         rows: list[Row] = []
         result: Handle | None = None
         try:
-            callee = self._callee(task)
+            callee = self._callees.of(task)
             values = inline(self.payloads, callee, task)
             if values is None:
                 values = await fetch(self.payloads, callee, task)
@@ -428,33 +425,22 @@ class Worker:
         while self._done:
             self._done.popleft()()
 
+    # -- step_context.Surroundings ---------------------------------------------------------------------------------
+
+    def now(self) -> float:
+        """Seconds since the epoch."""
+        return self._now()
+
+    def ask(self, question: str, task: Task, *details: str) -> concurrent.futures.Future[Any]:
+        """Ask one of the store's `Questions`; from any thread."""
+        return asyncio.run_coroutine_threadsafe(getattr(self.steps.questions, question)(task, *details), self._loop)
+
+    def send_progress(self, task: Task, text: str) -> None:
+        """Store a progress text, while the attempt is live."""
+        if task.lease in self.active:
+            self.steps.progress(task, text)
+
     # -- arguments and results -----------------------------------------------------------------------------------
-
-    def _callee(self, task: Task) -> Callee:
-        """What a task calls."""
-        if self._changes != self.registry.changes:
-            # In a notebook a function is defined again under its name.
-            self._callees.clear()
-            self._callers.clear()
-            self._changes = self.registry.changes
-        action = task.action
-        if task.call.child is not None:
-            return self._caller(action)
-        found = self._callees.get(action)
-        if found is None:
-            found = self._callees[action] = Callee(action, self.registry.get(action), self.middleware)
-        return found if task.call.poll is None else found.probing()
-
-    def _caller(self, action: str) -> Callee:
-        found = self._callers.get(action)
-        if found is None:
-            definition = self.registry.workflow(action)
-            if definition is None:
-                raise UnregisteredStepError(
-                    f"no workflow {action!r} is registered here; import the module that defines it"
-                )
-            found = self._callers[action] = Callee(action, definition, ())
-        return found
 
     async def _returned(self, attempt: Attempt, text: str) -> None:
         if not text:
@@ -496,12 +482,12 @@ class Worker:
                     code=failure.code,
                     message=failure.message,
                     type=failure.type,
-                    detail=await self.payloads.place(self.errors.encode(full), rows),
+                    detail=await self.payloads.place(self.errors.encode(full, error), rows),
                 )
             except (TreadleError, OSError):
                 rows = []
         if not attempt.settled:
-            outcome = Outcome(**self._base(attempt), status="failed", failure=failure, verdict=verdict, delay=delay)
+            outcome = Outcome(**self._failed(attempt), failure=failure, verdict=verdict, delay=delay)
             self._settle(attempt, outcome, rows)
 
     # -- ends ------------------------------------------------------------------------------------------------------
@@ -517,6 +503,12 @@ class Worker:
             "worker": self.name,
             "started_at": attempt.started_at,
         }
+
+    def _failed(self, attempt: Attempt, status: str = "failed") -> dict[str, Any]:
+        """What the outcome of an attempt that did not succeed says: what it reported is for the next one."""
+        context = attempt.context
+        progress = context.reported if context is not None else ""
+        return {**self._base(attempt), "status": status, "progress": progress}
 
     def _settle(self, attempt: Attempt, outcome: Outcome, rows: list[Row]) -> None:
         self._leave(attempt)
@@ -567,11 +559,11 @@ class Worker:
 
     def _late(self, attempt: Attempt) -> Outcome:
         failure = self.errors.failure("deadline", "the run's deadline has passed", "TimeoutError")
-        return Outcome(**self._base(attempt), status="failed", failure=failure, verdict="final")
+        return Outcome(**self._failed(attempt), failure=failure, verdict="final")
 
     def _time_out(self, attempt: Attempt, timeout: float | None) -> None:
         failure = self.errors.failure("timeout", f"the attempt took longer than {timeout:g} s", "TimeoutError")
-        self._stop(attempt, Outcome(**self._base(attempt), status="failed", failure=failure))
+        self._stop(attempt, Outcome(**self._failed(attempt), failure=failure))
 
     def _stop(self, attempt: Attempt, outcome: Outcome) -> None:
         """Settle a live attempt from outside and tell its code to end."""

@@ -72,6 +72,9 @@ class RunHead(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     # Breakpoint labels that are armed for this run.
     breakpoints: list[str] = []
     labels: dict[str, str] = {}
+    # What people call the run, and what else they are to see of it; neither means anything to Treadle.
+    name: str = ""
+    metadata: dict[str, str] = {}
     # The run whose step called this one, and the step's address: `KEY/ADDRESS`.
     parent: str = ""
     input_hash: str = ""
@@ -267,8 +270,10 @@ class RunRow(msgspec.Struct):
     leased: int = 0
     # How much of what it did is undone: "", "fully" or "partly".
     unwound: str = ""
-    # As `RunHead.parent`.
+    # As in the head.
     parent: str = ""
+    name: str = ""
+    metadata: dict[str, str] = {}
 
 
 class SessionRow(msgspec.Struct):
@@ -320,6 +325,12 @@ class RunQuery(msgspec.Struct, frozen=True):
     limit: int = 100
     # The key of the run whose steps called them.
     parent: str = ""
+    # The package whose entrypoints they are runs of.
+    package: str = ""
+    # All of this metadata, exactly.
+    metadata: dict[str, str] = {}
+    # A part of their id, name, workflow or of a value of their metadata; ASCII letters in either case.
+    text: str = ""
 
 
 class StepAnswer(msgspec.Struct):
