@@ -17,6 +17,7 @@ from treadle.authoring.sleep import SLEEP
 from treadle.core import inputs as inp
 from treadle.core.commands import Call, Refusal, Task
 from treadle.core.decide import Limits
+from treadle.core.events import decode_events
 from treadle.core.plan import Fragment, Plan, RetryPolicy
 from treadle.errors import (
     DefinitionError,
@@ -125,6 +126,8 @@ class Node:
     async def open(self) -> None:
         """Open the store's session and begin to work."""
         self.loop = asyncio.get_running_loop()
+        # What reads journals is made at its first use, and that must not hold up steps that are under way.
+        decode_events("[]")
         self.reader: Reader = await self._in_reader(self.store.reader)
         self.payloads = Payloads(self.reader, self.blobs, self._in_reader)
         self.observers: Observers | None = None
