@@ -65,3 +65,19 @@ class Attempt(msgspec.Struct, eq=False):
     def cancellable(self) -> bool:
         """Whether its coroutine runs code that has to be told when the attempt is over."""
         return self.kind == ASYNC or self.around_thread
+
+    @property
+    def is_unborn_call(self) -> bool:
+        """Whether it is to make a run, and its task has not begun."""
+        return self.task.call.child is not None and not self.calling
+
+    def facts(self) -> dict[str, Any]:
+        """What its outcome says of it, whatever that is."""
+        task = self.task
+        return {
+            "number": task.number,
+            "generation": task.generation,
+            "attempt": task.attempt,
+            "lease": task.lease,
+            "started_at": self.started_at,
+        }

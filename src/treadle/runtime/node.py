@@ -94,6 +94,7 @@ class Node:
         registry: Registry,
         settings: Settings,
         in_reader: Callable[[Callable[[], Any]], Awaitable[Any]],
+        beside: Callable[[Callable[[], Any]], Awaitable[Any]] | None = None,
     ) -> None:
         self.environment = environment
         self.settings = settings
@@ -102,6 +103,8 @@ class Node:
         self.store: Store = environment.store
         self._driver = driver
         self._in_reader = in_reader
+        # Runs what reads and writes blobs; slow, so that reads of the store need not wait for it.
+        self._beside = beside or in_reader
         self.name = settings.worker_id or f"{socket.gethostname()}-{os.getpid()}"
         self.questions = Questions(self)
         # What the runs of a package's entrypoints are called, if nothing else is said.
@@ -129,7 +132,7 @@ class Node:
         # What reads journals is made at its first use, and that must not hold up steps that are under way.
         decode_events("[]")
         self.reader: Reader = await self._in_reader(self.store.reader)
-        self.payloads = Payloads(self.reader, self.blobs, self._in_reader)
+        self.payloads = Payloads(self.reader, self.blobs, self._in_reader, self._beside)
         self.observers: Observers | None = None
         if self.settings.hooks:
             clock = self.environment.clock

@@ -25,6 +25,7 @@ from treadle.authoring.durations import seconds_of
 from treadle.authoring.registry import Registry
 from treadle.authoring.turns import RETURNED, Turns, rest
 from treadle.core.commands import Task
+from treadle.core.effects import Artifact
 from treadle.core.events import Handle
 from treadle.core.inputs import Outcome
 from treadle.core.plan import Fragment
@@ -38,9 +39,12 @@ from treadle.errors import (
     RetryLater,
     StepInterrupt,
     StoreError,
+    StoreFullError,
+    StoreUnavailableError,
     TreadleError,
 )
 from treadle.ports import Clock, Threads
+from treadle.runtime.artifacts import ArtifactStream, Making
 from treadle.runtime.attempts import Attempt, Finish, Postpone, Steps
 from treadle.runtime.callee import Callee, Callees
 from treadle.runtime.exchange import (
@@ -287,7 +291,7 @@ class Worker:
         try:
             callee = self._callees.of(task)
             values = inline(self.payloads, callee, task)
-            context = attempt.context = RunningStep(self, task, attempt.started_at)
+            context = attempt.context = RunningStep(self, task, attempt.started_at, True)
             values = await read(self.payloads, callee, task, values, context)
         except BaseException as error:  # noqa: BLE001 - as in _run_async
             self._slot_free(attempt)
@@ -435,6 +439,14 @@ class Worker:
         """Ask one of the store's `Questions`; from any thread."""
         return asyncio.run_coroutine_threadsafe(getattr(self.steps.questions, question)(task, *details), self._loop)
 
+    def making(self, task: Task) -> Making:
+        """What an attempt makes."""
+        return Making(task.address, self.payloads.blobs, self.payloads.beside, self.clock.monotonic)
+
+    def open(self, artifact: Artifact) -> ArtifactStream:
+        """The bytes of an artifact."""
+        return ArtifactStream(artifact, self.payloads.blobs, self.payloads.beside)
+
     def send_progress(self, task: Task, text: str) -> None:
         """Store a progress text, while the attempt is live."""
         if task.lease in self.active:
@@ -454,11 +466,14 @@ class Worker:
             added = await place_fragments(self.payloads, context.fragments, rows)
             patch = await place_patch(self.payloads, context.patch, rows)
             items = await place_items(self.payloads, context.items, rows)
-        except (StoreError, EncodeError, OSError) as error:
+            effects = await context.effects()
+        except Exception as error:  # noqa: BLE001 - a stream that the step gave for an artifact may raise anything
             await self._raised(attempt, error, verdict="retry" if isinstance(error, (StoreError, OSError)) else "")
             return
         if not attempt.settled:
-            outcome = Outcome(**self._base(attempt), result=result, added=tuple(added), patch=patch, items=items)
+            outcome = Outcome(
+                **self._base(attempt), result=result, added=tuple(added), patch=patch, items=items, effects=effects
+            )
             self._settle(attempt, outcome, rows)
 
     async def _raised(self, attempt: Attempt, error: BaseException, *, verdict: str = "") -> None:
@@ -469,7 +484,8 @@ class Worker:
         elif isinstance(error, RetryLater):
             verdict = "retry"
             delay = self.errors.seconds(error.delay)
-        elif isinstance(error, Retryable):
+        elif isinstance(error, (Retryable, StoreUnavailableError, StoreFullError)):
+            # What the step does not store now it may store later.
             verdict = "retry"
         elif isinstance(error, (EncodeError, DecodeError, StepInterrupt, NotCompensable)):
             # The same value would fail again.
@@ -493,16 +509,7 @@ class Worker:
     # -- ends ------------------------------------------------------------------------------------------------------
 
     def _base(self, attempt: Attempt) -> dict[str, Any]:
-        task = attempt.task
-        return {
-            "number": task.number,
-            "generation": task.generation,
-            "attempt": task.attempt,
-            "lease": task.lease,
-            "session": self.session,
-            "worker": self.name,
-            "started_at": attempt.started_at,
-        }
+        return {**attempt.facts(), "session": self.session, "worker": self.name}
 
     def _failed(self, attempt: Attempt, status: str = "failed") -> dict[str, Any]:
         """What the outcome of an attempt that did not succeed says: what it reported is for the next one."""
@@ -574,14 +581,11 @@ class Worker:
         if attempt.kind == THREAD:
             self.stuck += 1
         self._settle(attempt, outcome, [])
-        if attempt.kind == ASYNC and (attempt.handle is None or self._is_unborn_call(attempt)):
+        if attempt.kind == ASYNC and (attempt.handle is None or attempt.is_unborn_call):
             # It never begins, so nothing in it frees the slot.
             self._slot_free(attempt)
         if attempt.handle is not None and attempt.cancellable:
             attempt.handle.cancel()
-
-    def _is_unborn_call(self, attempt: Attempt) -> bool:
-        return attempt.task.call.child is not None and not attempt.calling
 
     def _slot_free(self, attempt: Attempt) -> None:
         self.slots.put_back(attempt.kind)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from treadle.errors import StoreCorruptError
-from treadle.store.blobs import digest_of
+from treadle.store.blobs import WholeBlobs, digest_of
 from treadle.store.nats.link import Loop
 from treadle.store.nats.reader import Rooms
 
 
-class NatsBlobs:
-    """Blobs of a store, for any thread. They are in parts; the one that names the others is stored last."""
+class NatsBlobs(WholeBlobs):
+    """Blobs of a store, for any thread. They are in parts; the message that names the others is stored last.
+
+    They are written and read whole: for large artifacts a directory or a bucket is the place. How old one is goes by
+    the server's time of that message, which is stored again when the blob is renewed.
+    """
 
     def __init__(self, loop: Loop, rooms: Rooms) -> None:
         self._loop = loop
@@ -26,8 +32,8 @@ class NatsBlobs:
         subject = self._rooms.location.blob(digest)
 
         async def work() -> None:
-            if await self._rooms.values.get_head(subject) is None:
-                await self._rooms.values.put([(subject, data)])
+            if not await self._rooms.values.renew(subject):
+                await self._rooms.values.put([(subject, data)], label=digest)
 
         self._loop.call(work())
         return digest
@@ -45,3 +51,26 @@ class NatsBlobs:
         if digest_of(data) != digest:
             raise StoreCorruptError(f"{self._rooms.location.shown}: the blob {digest} is damaged")
         return data
+
+    def uri(self, digest: str) -> str:
+        """The store, and the subject of the blob there."""
+        return f"{self._rooms.location.shown}#{self._rooms.location.blob(digest)}"
+
+    def renew(self, digest: str) -> bool:
+        """Make the blob as young as a new one; False if it is gone."""
+        return self._loop.call(self._rooms.values.renew(self._rooms.location.blob(digest)))
+
+    def old(self, before: float) -> Iterable[tuple[str, int]]:
+        """Digest and size of the blobs that were neither written nor renewed since that time."""
+        heads = self._loop.call(self._rooms.values.heads(self._rooms.location.blobs))
+        return [(head.label, head.size) for head in heads if head.time < before]
+
+    def remove(self, digest: str, before: float) -> bool:
+        """Remove the blob, unless it was renewed since that time; whether it did."""
+
+        async def work() -> bool:
+            values = self._rooms.values
+            heads = await values.heads(self._rooms.location.blob(digest))
+            return bool(heads) and heads[-1].time < before and await values.remove(heads[-1])
+
+        return self._loop.call(work())

@@ -14,11 +14,12 @@ from heapq import heappop, heappush
 from typing import Any, cast
 
 from treadle.core.tables import FAILED
-from treadle.errors import LeaseLostError
+from treadle.errors import InternalError, LeaseLostError
 from treadle.store.base import Acquired, Answer, Append, Loaded, Offer, Postponement
 from treadle.store.memory import MemoryData, MemoryStore
 from treadle.store.memory_data import Heap, StoredRun
 from treadle.store.nats import wire
+from treadle.store.nats.foresight import waiting_ended_by, without
 from treadle.store.nats.wire import Takes
 
 
@@ -89,13 +90,21 @@ class Machine:
         }
 
     def apply(self, op: wire.Operation, number: int) -> Any:
-        """Apply the operation that is message `number` of the log."""
+        """Apply the operation that is message `number` of the log. It never raises: the log goes on."""
         try:
             return self._apply[type(op)](op, number)
         except LeaseLostError as error:
-            if isinstance(op, wire.AppendOp):
-                self._void(op.key, number)
+            self._no_effect(op, number)
             return error
+        except Exception as error:  # noqa: BLE001 - what one process cannot apply no other can, and none may stop at it
+            self._no_effect(op, number)
+            return InternalError(f"message {number} of the log, {type(op).__name__}: {type(error).__name__}: {error}")
+
+    def _no_effect(self, op: wire.Operation, number: int) -> None:
+        if isinstance(op, wire.AppendOp):
+            run = self.data.runs.get(op.key)
+            if run is None or run.version != op.expect + 1:
+                self._void(op.key, number)
 
     def living(self, session: str) -> None:
         """Raise LeaseLostError for a session that has ended or never was."""
@@ -151,10 +160,10 @@ class Machine:
         data = self.data
         own = data.sessions[session]
         run = data.runs.get(append.key)
-        if append.head is None and run is not None and run.version == append.expect and run.owner is own:
-            return ""
         if append.report is not None and not self._may_report(session, append):
             return "fenced"
+        if append.head is None and run is not None and run.version == append.expect and run.owner is own:
+            return ""
         if append.key in data.tombstones:
             return "refused"
         if append.head is None:
@@ -191,18 +200,19 @@ class Machine:
         run = self.data.runs.get(append.key)
         held = append.hold if append.hold is not None else run.hold if run is not None else 0
         counts: dict[tuple[str, str], int] = {}
-        for task in sorted(append.tasks, key=lambda task: -task.priority):
-            if held or task.not_before > append.time:
-                continue
-            ahead = any(
-                priority >= task.priority and (action == task.action or action in offer.actions())
-                for priority, action in queued.get(task.queue, ())
-            )
-            kind = (task.action, task.queue)
-            if not ahead and not self.data.is_behind(task, append.time, offer) and offer.take(*kind):
-                counts[kind] = counts.get(kind, 0) + 1
-            else:
-                queued.setdefault(task.queue, []).append((task.priority, task.action))
+        with without(self.data, [] if run is None else waiting_ended_by(append, run), append.time):
+            for task in sorted(append.tasks, key=lambda task: -task.priority):
+                if held or task.not_before > append.time:
+                    continue
+                ahead = any(
+                    priority >= task.priority and (action == task.action or action in offer.actions())
+                    for priority, action in queued.get(task.queue, ())
+                )
+                kind = (task.action, task.queue)
+                if not ahead and not self.data.is_behind(task, append.time, offer) and offer.take(*kind):
+                    counts[kind] = counts.get(kind, 0) + 1
+                else:
+                    queued.setdefault(task.queue, []).append((task.priority, task.action))
         if not counts:
             return None
         actions = list(offer.actions())
