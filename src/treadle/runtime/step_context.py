@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import logging
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Final, Generic, Protocol, TypeVar, cast
@@ -19,16 +19,18 @@ from treadle.authoring.cells import Patch
 from treadle.authoring.context import Content, Dependency, RunRecord
 from treadle.core.commands import Task
 from treadle.core.effects import Artifact, Effects
+from treadle.core.events import Handle, Items
 from treadle.core.plan import Fragment, Plan
 from treadle.errors import StepInterrupt, UsageError
 from treadle.runtime.artifacts import ArtifactStream, Making
 from treadle.runtime.builtins import Listed
 from treadle.runtime.output import LineOutput
 from treadle.runtime.readings import OnLoop, Ready
+from treadle.runtime.streams import Stream, Yielded
 
 T = TypeVar("T")
 # Results that bring more than their value.
-UNUSUAL: Final = frozenset({Patch, Listed})
+UNUSUAL: Final = frozenset({Patch, Listed, Yielded})
 _NO_DATA: Mapping[str, Any] = MappingProxyType({})
 _data_of = codec.adapter(dict[str, Any]).decode
 # A report is journaled when its attempt does not succeed, so it has to be small.
@@ -171,6 +173,8 @@ class RunningStep(msgspec.Struct, eq=False):
     fragments: tuple[Fragment, ...] = ()
     patch: dict[str, Any] | None = None
     items: list[Any] | None = None
+    # Where the items lie, if they are stored already.
+    chunks: Items | None = None
     # What it makes beside its value.
     making: Making | None = None
     # Whether it has any of these to give.
@@ -188,6 +192,10 @@ class RunningStep(msgspec.Struct, eq=False):
             self.items = value.items
             self.brings_more = True
             return None
+        if kind is Yielded:
+            self.chunks = value.items
+            self.brings_more = self.brings_more or value.items is not None
+            return value.text
         return value
 
     @property
@@ -379,6 +387,19 @@ class RunningStep(msgspec.Struct, eq=False):
     def _ask(self, question: str, read: Callable[[Any], T], *details: str) -> Answer[T]:
         worker = self._worker
         return Answer(worker.ask(question, self._task, *details), worker.loop, read)
+
+    # -- lists that are stored and read piece by piece ---------------------------------------------------------------
+
+    def store_chunk(self, text: str) -> concurrent.futures.Future[Handle]:
+        """Store some items of what the step yields."""
+        self.check_cancelled()
+        return self._worker.ask("store_chunk", self._task, text)
+
+    def stream(self, pieces: Sequence[Any], convert: Callable[[object], T], stored: Items | None = None) -> Stream[T]:
+        """A list that is read while the step goes through it."""
+        return Stream(
+            pieces, convert, lambda handles: self._worker.ask("texts", self._task, *handles), self._worker.loop, stored
+        )
 
     # -- adding steps ----------------------------------------------------------------------------------------------
 

@@ -465,7 +465,7 @@ class Worker:
             result = await patiently(lambda: self.payloads.place(text, rows))
             added = await place_fragments(self.payloads, context.fragments, rows)
             patch = await place_patch(self.payloads, context.patch, rows)
-            items = await place_items(self.payloads, context.items, rows)
+            items = await place_items(self.payloads, context, rows)
             effects = await context.effects()
         except Exception as error:  # noqa: BLE001 - a stream that the step gave for an artifact may raise anything
             await self._raised(attempt, error, verdict="retry" if isinstance(error, (StoreError, OSError)) else "")
