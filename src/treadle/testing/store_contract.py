@@ -23,6 +23,14 @@ from __future__ import annotations
 from treadle.testing.contract_calls import CallsContract
 from treadle.testing.contract_holds import HoldsContract
 from treadle.testing.contract_kit import MakeStore
+from treadle.testing.contract_limits import (
+    ConcurrencyContract,
+    DefinitionsContract,
+    KeysContract,
+    RateContract,
+    TargetsContract,
+    TurnsContract,
+)
 from treadle.testing.contract_postponing import PostponingContract
 from treadle.testing.contract_reads import FindContract, ListsContract, LoadContract
 from treadle.testing.contract_runs import (
@@ -55,6 +63,12 @@ class StoreContract(
     PostponingContract,
     CallsContract,
     HoldsContract,
+    ConcurrencyContract,
+    RateContract,
+    KeysContract,
+    TurnsContract,
+    DefinitionsContract,
+    TargetsContract,
     SessionsContract,
     ElectionsContract,
     InboxContract,
