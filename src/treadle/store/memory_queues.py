@@ -335,7 +335,8 @@ class Waiting:
         queue = self.limited[task.queue]
         was_open = queue.is_open()
         queue.running -= 1
-        queue.opened = queue.opened or (not was_open and queue.is_open())
+        # What fell due since the last claim has met no limit yet, so nothing is known of it.
+        queue.opened = queue.opened or bool(self.timed) or (not was_open and queue.is_open())
         key = queue.keys.get(task.key)
         if key is not None and task.key:
             key.running -= 1
@@ -400,7 +401,8 @@ class Waiting:
     def has_work(self, queue: Queue, now: float | None) -> bool:
         """Whether a task waits in a queue with limits that may be leased now."""
         if now is None:
-            return queue.is_open() and any(line.ready for line in queue.lines.values())
+            return queue.is_open() and (bool(self.timed) or any(line.ready for line in queue.lines.values()))
+        self.promote(now)
         return queue.has_room(now) and any(self.head(queue, line, now) for line in queue.lines.values())
 
     def set_limits(self, changes: Iterable[QueueChange], leased: Iterable[Entry], now: float) -> list[bool]:

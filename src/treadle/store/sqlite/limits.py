@@ -332,14 +332,22 @@ class Limits:
             left[n] = left.get(n, 0) + fewer
             if key and gate.limits.by_key and self.settle_key(gate, key, now):
                 self.opened = self.opened or self.has_room(gate, now)
-        for n, fewer in left.items():
-            gate = self._numbers[n]
+        for gate, fewer in ((self._numbers[n], fewer) for n, fewer in left.items() if fewer > 0):
             most = gate.limits.concurrency
             # It was full before, if so many fewer are leased now.
-            if fewer > 0 and most and self.count(gate) < most <= self.count(gate) + fewer:
-                self.opened = self.opened or self.has_work(gate, now)
+            was_full = most and self.count(gate) < most <= self.count(gate) + fewer
+            self.opened = self.opened or bool(was_full and self.has_work(gate, now)) or self._anything_late(now)
         # What was touched by settling is settled.
         self._touched.clear()
+
+    def _anything_late(self, now: float | None) -> bool:
+        """Whether a task fell due that no claim has met yet, so that nothing is known of its limits."""
+        latest = float("inf") if now is None else now
+        return bool(
+            self.con.execute(
+                f"SELECT 1 FROM tasks WHERE state = {DELAYED} AND not_before <= ? LIMIT 1", (latest,)
+            ).fetchall()
+        )
 
     def has_work(self, gate: Gate, now: float | None) -> bool:
         """Whether a task waits in a queue that may be leased now."""

@@ -155,7 +155,6 @@ class Claim:
         self.due: float | None = None
         self.left_room = False
         self._leases: list[tuple[int, int, float, int, int]] = []
-        self._limited: list[Gate] = []
 
     def take(self, served: dict[str, int]) -> list[Task]:
         """Lease due tasks, over all queues by priority, then age.
@@ -184,7 +183,10 @@ class Claim:
             if queue.go_on():
                 heappush(firsts, queue.rank(served, by_turns))
         self.write()
-        self.left_room = any(self.limits.has_work(gate, self.now) for gate in self._limited)
+        if self.limits.gates:
+            names = list(_names(self.con, _NEXT_QUEUE))
+            gates = [gate for name in names if (gate := self.limits.gates.get(name)) is not None]
+            self.left_room = any(self.limits.has_work(gate, self.now) for gate in gates)
         return claimed
 
     def _queues(self) -> list[_Queue]:
@@ -192,10 +194,7 @@ class Claim:
         targets = ("", *self.offer.targets())
         found: list[_Queue] = []
         for name in list(_names(self.con, _NEXT_QUEUE)):
-            gate = self.limits.gates.get(name)
-            if gate is not None:
-                self._limited.append(gate)
-            queue = _Queue(self, name, gate)
+            queue = _Queue(self, name, self.limits.gates.get(name))
             lines = [
                 (action, target)
                 for action in list(_actions(self.con, name))
