@@ -20,7 +20,8 @@ PYTHON = [*SOURCES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "ex
 TEXT_SUFFIXES = {".py", ".pyi", ".md", ".toml", ".yaml", ".yml", ".json", ".sql", ".sh", ".txt", ""}
 TEXT = [
     *PYTHON,
-    *(path for path in sorted(ROOT.iterdir()) if path.is_file() and path.suffix in TEXT_SUFFIXES),
+    # `.git` is a file in a further work tree.
+    *(p for p in sorted(ROOT.iterdir()) if p.is_file() and p.suffix in TEXT_SUFFIXES and p.name != ".git"),
     *(path for path in sorted((ROOT / "docs").rglob("*")) if path.is_file() and path.suffix in TEXT_SUFFIXES),
     *(path for path in sorted((ROOT / ".ci").rglob("*")) if path.is_file()),
     *(path for path in sorted(PACKAGE.rglob("*.sql"))),

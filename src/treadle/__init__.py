@@ -5,9 +5,9 @@ every decision is committed before anything is done about it.
 """
 
 from treadle.authoring.bound import FROM_DATA, lane_value, or_default, ref, scope, signal_value, state_value
-from treadle.authoring.builder import PlanBuilder, Planned, group
+from treadle.authoring.builder import PlanBuilder, Planned, describe_run, group
 from treadle.authoring.cells import Cell, Patch, Row
-from treadle.authoring.context import StepContext, context
+from treadle.authoring.context import Dependency, RunRecord, StepContext, context
 from treadle.authoring.decorators import (
     PredicateFunction,
     StepFunction,
@@ -20,6 +20,7 @@ from treadle.authoring.documents import dump_document, planned_of
 from treadle.authoring.openings import Case, case, choose, gather, holds
 from treadle.authoring.options import Poll, Retry
 from treadle.authoring.outcomes import LaneRun, PhasesCancelled, PhasesResult, RowRun, Ticket
+from treadle.authoring.packages import Package
 from treadle.authoring.phases import LanePlan, Phase, Phases, Rule
 from treadle.authoring.registry import Registry
 from treadle.authoring.sleep import sleep
@@ -45,6 +46,7 @@ from treadle.errors import (
     NotCompensable,
     Permanent,
     PhasesFailedError,
+    PluginError,
     Retryable,
     RetryLater,
     RunCancelledError,
@@ -82,10 +84,11 @@ from treadle.errors import (
     UsageError,
 )
 from treadle.runtime.blocking import BlockingApp, BlockingRun
-from treadle.runtime.client import App, Run
+from treadle.runtime.client import App
 from treadle.runtime.documents import load_document, plan_document, save_document
 from treadle.runtime.hooks import Boundary, Hooks
 from treadle.runtime.middleware import Next, StepCall
+from treadle.runtime.run import Run
 from treadle.runtime.run_analysis import Forecast, RunAnalysis
 from treadle.runtime.signing.verification import Verification, sign_document, verify_document
 
@@ -105,6 +108,7 @@ __all__ = [
     "DecodeError",
     "DefinitionError",
     "DefinitionErrors",
+    "Dependency",
     "Document",
     "DocumentError",
     "DocumentVersionError",
@@ -122,6 +126,7 @@ __all__ = [
     "MissingExtraError",
     "Next",
     "NotCompensable",
+    "Package",
     "Patch",
     "Permanent",
     "Phase",
@@ -131,6 +136,7 @@ __all__ = [
     "PhasesResult",
     "PlanBuilder",
     "Planned",
+    "PluginError",
     "Poll",
     "PredicateFunction",
     "Registry",
@@ -151,6 +157,7 @@ __all__ = [
     "RunNotPausedError",
     "RunNotRunningError",
     "RunNotSettledError",
+    "RunRecord",
     "Schedule",
     "SchemaVersionError",
     "SigningError",
@@ -186,6 +193,7 @@ __all__ = [
     "choose",
     "connect",
     "context",
+    "describe_run",
     "dump_document",
     "gather",
     "group",

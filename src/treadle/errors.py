@@ -21,6 +21,7 @@
     │   └─ ChecksumError · DocumentVersionError
     ├─ SigningError           a key or a signer that does not work
     ├─ MissingExtraError      what was asked needs a package that is not installed
+    ├─ PluginError            an entry point that is not there, or cannot be loaded
     ├─ UnregisteredStepError  this process has no function of that name
     └─ InternalError          a broken invariant of ours: the run is held, never guessed on
 
@@ -265,14 +266,19 @@ class StepBusyError(RunError):
 
 
 class Permanent(TreadleError):  # noqa: N818 - read at the raise site as a verdict, not as an error class
-    """Raise it in a step: the step fails now, whatever its retry policy says."""
+    """Raise it in a step: the step fails now, whatever its retry policy says.
+
+    `code` labels the failure wherever it is shown, instead of the class's own; `details` is any JSON value that is
+    kept with it. `Retryable` and `RetryLater` take both too.
+    """
 
     code = "permanent"
 
-    def __init__(self, message: str = "", *, code: str | None = None) -> None:
+    def __init__(self, message: str = "", *, code: str | None = None, details: object = None) -> None:
         super().__init__(message)
         if code is not None:
             self.code = code
+        self.details = details
 
 
 class Retryable(TreadleError):  # noqa: N818 - as Permanent
@@ -280,10 +286,11 @@ class Retryable(TreadleError):  # noqa: N818 - as Permanent
 
     code = "retryable"
 
-    def __init__(self, message: str = "", *, code: str | None = None) -> None:
+    def __init__(self, message: str = "", *, code: str | None = None, details: object = None) -> None:
         super().__init__(message)
         if code is not None:
             self.code = code
+        self.details = details
 
 
 class RetryLater(TreadleError):  # noqa: N818 - as Permanent
@@ -291,11 +298,14 @@ class RetryLater(TreadleError):  # noqa: N818 - as Permanent
 
     code = "retry_later"
 
-    def __init__(self, delay: float | str, message: str = "", *, code: str | None = None) -> None:
+    def __init__(
+        self, delay: float | str, message: str = "", *, code: str | None = None, details: object = None
+    ) -> None:
         self.delay = delay
         super().__init__(message or f"again in {delay}")
         if code is not None:
             self.code = code
+        self.details = details
 
 
 class NotCompensable(TreadleError):  # noqa: N818 - as Permanent
@@ -427,6 +437,12 @@ class MissingExtraError(TreadleError, ImportError):
     code = "extra_missing"
 
 
+class PluginError(TreadleError, ImportError):
+    """An entry point is not installed, or cannot be loaded; the message names it and its distribution."""
+
+    code = "plugin"
+
+
 class UnregisteredStepError(TreadleError):
     """This process has no function of that name; start a worker with the module that defines it."""
 
@@ -470,6 +486,7 @@ EXIT_CODES: dict[str, int] = {
     "usage": 2,
     "store_url": 2,
     "extra_missing": 2,
+    "plugin": 2,
     "definition_invalid": 3,
     "cycle": 3,
     "duplicate_step": 3,

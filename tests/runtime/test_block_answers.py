@@ -29,7 +29,7 @@ from treadle.core.plan import (
     SignalValue,
     Step,
 )
-from treadle.runtime.client import Run
+from treadle.runtime.run import Run
 
 registry = Registry()
 

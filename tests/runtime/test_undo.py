@@ -25,8 +25,9 @@ from treadle import (
     step,
     workflow,
 )
-from treadle.runtime.client import App, Run
+from treadle.runtime.client import App
 from treadle.runtime.report import render_report
+from treadle.runtime.run import Run
 
 # What the world is like: the steps of these tests write here.
 world: dict[str, Any] = {}

@@ -16,7 +16,8 @@ from treadle.errors import RunNotFoundError, TreadleError, UsageError
 
 if TYPE_CHECKING:
     from treadle.connect import Opening
-    from treadle.runtime.client import App, Run
+    from treadle.runtime.client import App
+    from treadle.runtime.run import Run
     from treadle.store.base import RunRow
 
 # So many runs are offered by completion, and named by an error about an ambiguous id.

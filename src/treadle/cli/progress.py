@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.live import Live
 
-    from treadle.runtime.client import Run
+    from treadle.runtime.run import Run
 
 # Seconds between two looks at the run: on a terminal, and for plain lines.
 LIVE_SECONDS: Final = 0.2

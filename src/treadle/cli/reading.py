@@ -1,4 +1,4 @@
-"""Verbs that read: runs, show, result, why, breakpoints, dead. They make no store and change nothing."""
+"""Verbs that read: runs, show, result, why, breakpoints. They make no store and change nothing."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ import click
 
 from treadle.cli.analysing import run_critical_path
 from treadle.cli.complaints import NotFinishedError
-from treadle.cli.desk import Desk, complete_run, pairs, run_argument, with_desk
+from treadle.cli.desk import Desk, pairs, run_argument, with_desk
 from treadle.cli.output import emit, paint, plainly, say, table, write, write_value
 from treadle.core.tables import LIVE
 from treadle.errors import StepNotFoundError, UsageError
+from treadle.runtime.failures import Account
 from treadle.runtime.inspection import UNWOUND
 from treadle.runtime.report import clean, cut, duration, names, preview, render_report, render_tree, scope_text
 
 if TYPE_CHECKING:
-    from treadle.runtime.client import App, Run
+    from treadle.runtime.client import App
     from treadle.runtime.inspection import StepView
+    from treadle.runtime.run import Run
     from treadle.runtime.why import Reason
     from treadle.store.base import RunRow
 
@@ -49,22 +51,34 @@ def run_facts(row: RunRow) -> dict[str, Any]:
 @click.option("--status", type=click.Choice(STATUSES), help="Only runs with this status.")
 @click.option("--workflow", default="", metavar="NAME", help="Only runs of this workflow.")
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="Only runs with this label; may be repeated.")
+@click.option("--meta", "metadata", multiple=True, metavar="K=V", help="Only runs with this metadata.")
+@click.option("--package", default="", metavar="NAME", help="Only runs of this package's entrypoints.")
+@click.option("--search", "text", default="", metavar="TEXT", help="Only runs with this in id, name or metadata.")
 @click.option("--id-prefix", default="", metavar="TEXT", help="Only runs whose id starts with this.")
 @click.option("--parent", default="", metavar="RUN", help="Only runs that steps of this run have called.")
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="At most so many.")
 @click.option("--after", default="", metavar="KEY", help="Go on after the run with this key.")
-async def runs(desk: Desk, status: str | None, labels: tuple[str, ...], parent: str, limit: int, **query: str) -> None:
-    """List runs, newest first."""
+async def runs(
+    desk: Desk,
+    status: str | None,
+    labels: tuple[str, ...],
+    metadata: tuple[str, ...],
+    parent: str,
+    limit: int,
+    **given: str,
+) -> None:
+    """List runs, newest first. All that is asked for must hold."""
+    query: dict[str, Any] = {**given, "labels": pairs(labels, "--label"), "metadata": pairs(metadata, "--meta")}
     async with desk.connect() as app:
         if parent:
             query["parent"] = await (await desk.find(app, parent)).key()
-        rows = await _listed(app, status or "", limit, {"labels": pairs(labels, "--label"), **query})
+        rows = await _listed(app, status or "", limit, query)
     at = now()
     cells = [
         [
             row.id,
             f"{shown(row)}, {UNWOUND[row.unwound]}" if row.unwound else shown(row),
-            row.workflow,
+            f"{row.workflow}  {cut(row.name, 40)}" if row.name else row.workflow,
             str(row.leased or ""),
             duration(max(at - row.created_at, 0.0)),
             " ".join(f"{key}={value}" for key, value in row.labels.items()),
@@ -130,15 +144,16 @@ async def show(desk: Desk, run_id: str, step: str | None, tree: bool, critical_p
             return
         if view is None:
             raise StepNotFoundError(f"run {run.id!r} has no step {step!r}", run_id=run.id)
-        detail = await full_text(run, view)
-    emit({**plainly(view), "detail": detail}, desk.output, step_text(view, detail))
+        account = await account_of_step(run, view)
+    facts = {**plainly(view), "detail": account.text, "details": account.details, "chain": account.causes}
+    emit(facts, desk.output, step_text(view, account.text))
 
 
-async def full_text(run: Run[Any], view: StepView) -> str:
-    """The whole text of a step's failure, with its traceback where one was kept."""
+async def account_of_step(run: Run[Any], view: StepView) -> Account:
+    """The whole account of a step's failure, with its traceback where one was kept."""
     if view.failure is None or not view.failure.detail:
-        return ""
-    return str(await run.detail(view.failure.detail))
+        return Account("")
+    return await run.account(view.failure.detail)
 
 
 def step_text(view: StepView, detail: str) -> str:
@@ -268,49 +283,3 @@ async def breakpoints(desk: Desk, run_id: str) -> None:
     ]
     headers = ("STEP", "POSITION", "LABELS", "ARMED", "STATE", "SINCE", "HOLDING")
     emit(snapshot.breakpoints, desk.output, table(headers, rows, empty="no breakpoints declared"))
-
-
-@click.command()
-@with_desk()
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="At most so many.")
-@click.option("--full", is_flag=True, help="Print the whole error texts, with tracebacks.")
-@click.argument("run_id", metavar="[RUN]", required=False, shell_complete=complete_run)
-async def dead(desk: Desk, run_id: str | None, limit: int, full: bool) -> None:
-    """List steps that failed for good, newest first; with RUN: those of that run."""
-    async with desk.connect() as app:
-        rows = await app.dead(limit)
-        if run_id is not None:
-            key = (await desk.row(app, run_id)).key
-            rows = [pair for pair in await app.dead(1_000_000) if pair[0].key == key][:limit]
-        wanted = [row.detail if full or desk.output != "table" else "" for _, row in rows]
-        details = [
-            str(await app.run(run.key).detail(detail)) if detail else ""
-            for (run, _), detail in zip(rows, wanted, strict=True)
-        ]
-    facts = [
-        {**plainly(step), "detail": detail, "run": run.id, "key": run.key}
-        for (run, step), detail in zip(rows, details, strict=True)
-    ]
-    at = now()
-    cells = [
-        [
-            run.id,
-            step.address,
-            cut(f"{step.code}: {step.message}", 60),
-            str(step.attempt),
-            duration(max(at - step.finished_at, 0.0)),
-        ]
-        for run, step in rows
-    ]
-    text = table(("RUN", "STEP", "ERROR", "ATTEMPTS", "AGE"), cells, empty="no step has failed for good")
-    if full:
-        blocks = [
-            f"{clean(run.id)}  {clean(step.address)}\n{_indented(d)}"
-            for (run, step), d in zip(rows, details, strict=True)
-        ]
-        text = "\n".join(blocks) or text
-    emit(facts, desk.output, text)
-
-
-def _indented(text: str) -> str:
-    return "".join(f"  {clean(line)}\n" for line in text.splitlines())

@@ -13,7 +13,7 @@ from treadle.runtime.inspection import UNWOUND
 from treadle.runtime.report import clean
 
 if TYPE_CHECKING:
-    from treadle.runtime.client import Run
+    from treadle.runtime.run import Run
 
 
 @click.command()

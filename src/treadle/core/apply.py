@@ -63,12 +63,16 @@ def new_state(
     data: Handle = "",
     data_names: Sequence[str] = (),
     dry_run: bool = False,
+    deadline: float = 0.0,
+    trace: str = "",
 ) -> RunState:
     """The state of a run before its first event."""
     run = RunState(key, run_id, graph, constants, breakpoints)
     run.data = data
     run.data_names = frozenset(data_names)
     run.dry_run = dry_run
+    run.deadline = deadline
+    run.trace = trace
     return run
 
 
@@ -261,6 +265,13 @@ def _attempt_failed(run: RunState, event: ev.AttemptFailed) -> None:
     step.failure = event.failure
     step.worker = event.session
     step.started_at = event.started_at
+    _keep_report(run, step, event.progress)
+
+
+def _keep_report(run: RunState, step: StepState, progress: str) -> None:
+    """Keep what an attempt reported last, for the attempts after it."""
+    if progress:
+        run.reports[step.node.number] = progress
 
 
 def _attempt_lost(run: RunState, event: ev.AttemptLost) -> None:
@@ -272,6 +283,7 @@ def _attempt_lost(run: RunState, event: ev.AttemptLost) -> None:
     untask(run, step)
     step.lost += 1
     step.worker = event.session
+    _keep_report(run, step, event.progress)
     _look_again(run, step)
 
 
@@ -308,6 +320,7 @@ def _step_failed(run: RunState, event: ev.StepFailed) -> None:
         untask(run, step)
         step.worker = event.session
         step.started_at = event.started_at
+    _keep_report(run, step, event.progress)
     settle(run, step)
 
 
@@ -328,6 +341,7 @@ def _step_cancelled(run: RunState, event: ev.StepCancelled) -> None:
     if not event.live:
         untask(run, step)
         run.calls.pop(step.node.number, None)
+    _keep_report(run, step, event.progress)
     settle(run, step)
 
 
@@ -450,6 +464,7 @@ _APPLY: dict[type, Callable[[RunState, Any], None]] = {
     ev.RowOpened: opened.row_opened,
     ev.DecisionMade: opened.decision_made,
     ev.IterationsOpened: opened.iterations_opened,
+    ev.IterationsSettled: opened.iterations_settled,
     ev.BranchChosen: opened.branch_chosen,
     ev.RunSettled: _run_settled,
     ev.UnwindingStarted: undoing.unwinding_started,

@@ -192,7 +192,7 @@ def _unsettle_inside(scope: ScopeState) -> None:
     block = scope.around
     progress = block.block
     if isinstance(scope.node.spec, Body) and isinstance(progress, GatherProgress):
-        progress.live += 1
+        progress.open[scope.index] = scope
         progress.results[scope.index] = NULL
     elif isinstance(progress, PhasesProgress) and progress.row is scope:
         progress.attempts = 0
@@ -238,6 +238,7 @@ def reset(run: RunState, step: StepState, status: str, reopened: dict[int, NodeS
     step.ready_at = step.dispatched_at = step.started_at = step.finished_at = step.not_before = 0.0
     if rewind:
         step.generation += 1
+        run.reports.pop(step.node.number, None)
         # A condition and a release hold for all of a generation.
         step.condition = None
         step.released = step.reached = ""

@@ -12,49 +12,14 @@ from typing import Literal
 import msgspec
 
 from treadle.core.plan import Block, Move
-
-Handle = str
-NULL: Handle = "=null"
-
-
-class Pick(msgspec.Struct, frozen=True, gc=False, tag="pick", tag_field="arg"):
-    """A part of a stored value. The first part of the path leads into the value of the handle."""
-
-    value: Handle
-    path: tuple[str | int, ...]
-
-
-class ArgList(msgspec.Struct, frozen=True, gc=False, tag="list", tag_field="arg"):
-    """A list made of arguments."""
-
-    items: list[Arg]
-
-
-class ArgMap(msgspec.Struct, frozen=True, gc=False, tag="map", tag_field="arg"):
-    """An object made of arguments."""
-
-    items: dict[str, Arg]
-
-
-# A slot with its constants, Refs and signals replaced by handles.
-Arg = str | Pick | ArgList | ArgMap
-
-
-class Items(msgspec.Struct, frozen=True, gc=False):
-    """The items of a gather: stored lists of `size` items each, the last may be shorter."""
-
-    count: int
-    size: int
-    chunks: tuple[Handle, ...]
-
-
-class Failure(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """What went wrong, as data. `message` is capped; `detail` is the handle of the full text with the traceback."""
-
-    code: str
-    message: str = ""
-    type: str = ""
-    detail: Handle = ""
+from treadle.core.values import NULL as NULL
+from treadle.core.values import Arg as Arg
+from treadle.core.values import ArgList as ArgList
+from treadle.core.values import ArgMap as ArgMap
+from treadle.core.values import Failure as Failure
+from treadle.core.values import Handle as Handle
+from treadle.core.values import Items as Items
+from treadle.core.values import Pick as Pick
 
 
 class Event(msgspec.Struct, frozen=True, tag_field="kind", omit_defaults=True, kw_only=True, gc=False):
@@ -156,7 +121,10 @@ class StepSucceeded(Event, frozen=True, tag="step_succeeded"):
 
 
 class AttemptFailed(Event, frozen=True, tag="attempt_failed"):
-    """An attempt failed and the step goes on: another attempt follows, or its run is being cancelled."""
+    """An attempt failed and the step goes on: another attempt follows, or its run is being cancelled.
+
+    `progress` is what it reported last, here and in the events of other attempts that did not succeed.
+    """
 
     at: str
     attempt: int
@@ -164,6 +132,7 @@ class AttemptFailed(Event, frozen=True, tag="attempt_failed"):
     session: str = ""
     token: int = 0
     started_at: float = 0.0
+    progress: str = ""
 
 
 class AttemptLost(Event, frozen=True, tag="attempt_lost"):
@@ -172,6 +141,7 @@ class AttemptLost(Event, frozen=True, tag="attempt_lost"):
     at: str
     attempt: int
     session: str = ""
+    progress: str = ""
 
 
 class AttemptEnded(Event, frozen=True, tag="attempt_ended"):
@@ -192,6 +162,7 @@ class StepFailed(Event, frozen=True, tag="step_failed"):
     session: str = ""
     token: int = 0
     started_at: float = 0.0
+    progress: str = ""
 
 
 class StepSkipped(Event, frozen=True, tag="step_skipped"):
@@ -215,6 +186,7 @@ class StepCancelled(Event, frozen=True, tag="step_cancelled"):
 
     at: str
     live: bool = False
+    progress: str = ""
 
 
 class EvaluationAsked(Event, frozen=True, tag="evaluation_asked"):
@@ -357,6 +329,19 @@ class IterationsOpened(Event, frozen=True, tag="iterations_opened"):
     at: str
     start: int
     count: int
+
+
+class IterationsSettled(Event, frozen=True, tag="iterations_settled"):
+    """Iterations of a gather's n-th entry succeeded, each with the value that its body makes; one event for many."""
+
+    at: str
+    indexes: list[int]
+    entry: int = 1
+
+    def addresses(self) -> list[str]:
+        """The addresses of the iterations."""
+        base = self.at if self.entry == 1 else f"{self.at}#{self.entry}"
+        return [f"{base}[{index}]" for index in self.indexes]
 
 
 class BranchChosen(Event, frozen=True, tag="branch_chosen"):
@@ -534,6 +519,7 @@ AnyEvent = (
     | RowOpened
     | DecisionMade
     | IterationsOpened
+    | IterationsSettled
     | BranchChosen
     | RunSettled
     | UnwindingStarted

@@ -137,6 +137,8 @@ def steps_reopened(run: RunState, event: ev.StepsReopened) -> None:
         raise InternalError(f"run {run.run_id!r}: {busy[0]!r} was reopened while it is being executed")
     run.status = status
     run.cancelling = ""
+    # Who has it run again wants it to.
+    run.deadline = 0.0
     run.unwind = False
     run.root.unwound = ""
     run.result = ev.NULL

@@ -176,13 +176,17 @@ class RunState:
         "cancel_at",
         "cancelling",
         "children",
+        "closed",
         "constants",
         "data",
         "data_names",
+        "deadline",
         "deadlines",
         "dedup",
         "depth",
         "dry_run",
+        "forgets",
+        "forgotten",
         "frontier",
         "graph",
         "hold",
@@ -198,6 +202,7 @@ class RunState:
         "position",
         "readied",
         "ready",
+        "reports",
         "result",
         "run_id",
         "signal_waiters",
@@ -206,6 +211,7 @@ class RunState:
         "states",
         "status",
         "tasks",
+        "trace",
         "undoes",
         "unwind",
         "unwindings",
@@ -222,6 +228,9 @@ class RunState:
         self.data = ""
         self.data_names: frozenset[str] = frozenset()
         self.dry_run = False
+        # When no attempt may begin or go on any more (0: never), and the trace that the run belongs to.
+        self.deadline = 0.0
+        self.trace = ""
         self.version = 0
         self.now = 0.0
         self.started_at = 0.0
@@ -251,6 +260,8 @@ class RunState:
         self.calls: dict[int, str] = {}
         # Step number -> when it stops being polled; fixed by the first dispatch after it was opened.
         self.deadlines: dict[int, float] = {}
+        # Step number -> what an attempt that did not succeed reported last, for the attempts after it.
+        self.reports: dict[int, str] = {}
         self.states: list[StepState | ScopeState] = []
         # What steps added, on top of the graph: names, children of scopes, dedup keys, and who added what.
         self.index: dict[str, int] = {}
@@ -260,6 +271,10 @@ class RunState:
         self.added_by: dict[int, list[int]] = {}
         # Step number -> the scope of all that the step adds, where something asked for it.
         self.own: dict[int, ScopeState] = {}
+        # Whether iterations that have succeeded are noted, to be forgotten (see `forgetting`); how many were.
+        self.forgets = False
+        self.closed: list[ScopeState] = []
+        self.forgotten = 0
         # Whether any step can be undone; then `position` counts the beginnings of such steps and the ends of all.
         self.undoes = graph.undoable
         self.position = 0

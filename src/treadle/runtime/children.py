@@ -8,6 +8,7 @@ operator has retried the step.
 
 from __future__ import annotations
 
+import contextvars
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import msgspec
 
 from treadle.authoring import codec
 from treadle.authoring.decorators import plan_from
+from treadle.authoring.packages import planning_settings
 from treadle.authoring.registry import WorkflowDefinition
 from treadle.core import inputs as inp
 from treadle.core.children import child_id
@@ -59,6 +61,8 @@ async def call_child(node: Node, task: Task, values: dict[str, Any], started_at:
         parent=f"{task.run}/{task.address}",
         detached=child.detached,
         depth=child.depth,
+        deadline=task.call.deadline,
+        trace=task.call.trace,
     )
     return await _make(node, task, definition, values, wanted, started_at)
 
@@ -73,7 +77,9 @@ async def _make(
 ) -> str | None:
     child = task.call.child
     assert child is not None
-    planned = plan_from(definition, values)
+    scope = contextvars.copy_context()
+    scope.run(planning_settings.set, node.settings.package_settings)
+    planned = scope.run(plan_from, definition, values)
     while True:
         status = await begin(node, planned, wanted, report=_started(node, task, wanted.id or wanted.key, started_at))
         match status:

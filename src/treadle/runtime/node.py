@@ -6,27 +6,27 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
 
+from treadle.authoring.packages import Package
 from treadle.authoring.registry import Registry
 from treadle.authoring.sleep import SLEEP
 from treadle.core import inputs as inp
 from treadle.core.commands import Call, Refusal, Task
 from treadle.core.decide import Limits
-from treadle.core.plan import Fragment, Plan, RetryPolicy, decode_plan
+from treadle.core.plan import Fragment, Plan, RetryPolicy
 from treadle.errors import (
     DefinitionError,
     DuplicateStepError,
     LeaseLostError,
-    RunNotFoundError,
     StoreError,
     StoreUnavailableError,
     TreadleError,
 )
-from treadle.ports import Environment
+from treadle.ports import Elector, Environment
 from treadle.runtime.children import call_child
 from treadle.runtime.engine import Engine
 from treadle.runtime.exchange import RETRY_SECONDS, place_fragments
@@ -38,6 +38,7 @@ from treadle.runtime.observers import Observers
 from treadle.runtime.owned import Pending
 from treadle.runtime.payloads import Payloads, Row
 from treadle.runtime.probes import Postponer
+from treadle.runtime.questions import Questions
 from treadle.runtime.requests import request
 from treadle.runtime.slots import ASYNC, THREAD, TIMER, Slots
 from treadle.runtime.sweeper import Sweeper
@@ -67,12 +68,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     # How often an elected sweeper looks around.
     sweep_seconds: float = 1.0
     limits: Limits = Limits()
+    # Who says which session sweeps; the store does where there is none.
+    elector: Elector | None = None
     error_bytes: int = DEFAULT_CAP
     # The policy of steps for which neither they nor their workflow have one; fixed in a run when it is started.
     retry: RetryPolicy | None = None
     # Who is told of boundaries, and what is around each attempt; both in their order.
     hooks: tuple[Hooks, ...] = ()
     middleware: tuple[Middleware, ...] = ()
+    # The domains that it serves, and their settings by package.
+    packages: tuple[Package, ...] = ()
+    package_settings: Mapping[str, Any] = {}
 
 
 class Node:
@@ -96,6 +102,14 @@ class Node:
         self._driver = driver
         self._in_reader = in_reader
         self.name = settings.worker_id or f"{socket.gethostname()}-{os.getpid()}"
+        self.questions = Questions(self)
+        # What the runs of a package's entrypoints are called, if nothing else is said.
+        self.titles = {
+            workflow.name: package.title
+            for package in settings.packages
+            for workflow in package.entrypoints.values()
+            if package.title
+        }
         self.closing = False
         # The hungry worker has reason to believe that tasks wait in the store.
         self._hungry = False
@@ -173,6 +187,7 @@ class Node:
             on_free=self.look_for_tasks,
             steps=self,
             middleware=settings.middleware,
+            package_settings=settings.package_settings,
         )
         self._execute = self.worker.start if self.observers is None else self._execute_observed
         self.sweeper = Sweeper(
@@ -183,6 +198,7 @@ class Node:
             lease_seconds=settings.lease_seconds,
             sweep_seconds=settings.sweep_seconds,
             on_due=self._due_at,
+            elector=settings.elector,
         )
         self.sweeper.start()
         self.look_for_tasks()
@@ -429,18 +445,6 @@ class Node:
         """Store a progress text; a hint, lost without harm."""
         item = (task.run, task.number, task.lease, text)
         self.committer.submit(lambda store: store.progress(self.session, [item]), lambda _value, _error: None)
-
-    async def plan(self, task: Task) -> Plan:
-        """The plan of a live attempt's run, as it was started."""
-        while True:
-            try:
-                found = await self.read(lambda: self.reader.head(task.run))
-            except StoreUnavailableError:
-                await asyncio.sleep(RETRY_SECONDS)
-                continue
-            if found is None:
-                raise RunNotFoundError(f"run {task.run_id!r} was deleted", run_id=task.run_id)
-            return decode_plan(found[1])
 
     async def call(self, task: Task, values: dict[str, Any], started_at: float) -> str | None:
         """Make the run that a step calls."""

@@ -52,7 +52,9 @@ _TOLD: Final = frozenset(
         "undo_confirmed",
     }
 )
-_ENTRIES: Final = frozenset({"scope_opened", "scope_settled", "scope_stopped", "row_opened", "iterations_opened"})
+_ENTRIES: Final = frozenset(
+    {"scope_opened", "scope_settled", "scope_stopped", "row_opened", "iterations_opened", "iterations_settled"}
+)
 _DECISIONS: Final = frozenset({"condition_evaluated", "decision_made", "branch_chosen"})
 _UNDO: Final = frozenset({"step_prepared", "step_undone", "unwound"})
 _UNDO_PREFIXES: Final = ("undo_", "unwinding_")

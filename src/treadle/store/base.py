@@ -49,11 +49,12 @@ Promises
    counted are leases: whatever ends one (a report, an append, a postponement, a burial) makes room, and nothing else
    has to. Each lease, of any attempt, evaluation or undo, takes 1 of its buckets' allowance. A bucket is full at its
    first use; it is refilled by the time of the append or the `now` of the claim, never above the burst, never
-   backwards, and it outlives the process. In a `fair` queue the keys with waiting tasks of one priority take turns:
-   each gets its weight's share of the leases, none is passed over for ever, and a key's own tasks go by age. One that
-   waited for nothing has saved up nothing. A task that must wait holds no other back: not one of another key, not one
-   of another queue, and it takes no slot; a claim's price does not grow with the number of those that wait so. Free
-   slots and a task that may start mean that a claim leases one, and no queue waits for another for ever.
+   backwards (one that is more than a minute ahead of that time begins anew), and it outlives the process. In a `fair`
+   queue the keys with waiting tasks of one priority take turns: each gets its weight's share of the leases, none is
+   passed over for ever, and a key's own tasks go by age. One that waited for nothing has saved up nothing. A task
+   that must wait holds no other back: not one of another key, not one of another queue, and it takes no slot; a
+   claim's price does not grow with the number of those that wait so. Free slots and a task that may start mean that a
+   claim leases one, and no queue waits for another for ever.
 11. `claim` also gives the time when a rate allows the next start for a task that waits for it now, if that is earlier
    than the next one that falls due. `made_room` tells of the last `commit`, `report`, `postpone`, `bury` and
    `set_queues` whether a waiting task may start now that could not before, because its queue or key was full or
@@ -92,6 +93,9 @@ class RunHead(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     # Breakpoint labels that are armed for this run.
     breakpoints: list[str] = []
     labels: dict[str, str] = {}
+    # What people call the run, and what else they are to see of it; neither means anything to Treadle.
+    name: str = ""
+    metadata: dict[str, str] = {}
     # The run whose step called this one, and the step's address: `KEY/ADDRESS`.
     parent: str = ""
     input_hash: str = ""
@@ -100,8 +104,11 @@ class RunHead(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     data: str = ""
     data_names: list[str] = []
     dry_run: bool = False
-    # No step starts before it.
+    # No step starts before it, and no attempt begins or goes on after that (0: never).
     not_before: float = 0.0
+    deadline: float = 0.0
+    # The trace that the run is a part of, as a W3C `traceparent`; "" for none.
+    trace: str = ""
     # The parent does not wait for this run, and does not stop it.
     detached: bool = False
     # How many runs called each other down to this one.
@@ -290,8 +297,10 @@ class RunRow(msgspec.Struct):
     leased: int = 0
     # How much of what it did is undone: "", "fully" or "partly".
     unwound: str = ""
-    # As `RunHead.parent`.
+    # As in the head.
     parent: str = ""
+    name: str = ""
+    metadata: dict[str, str] = {}
 
 
 class SessionRow(msgspec.Struct):
@@ -345,6 +354,12 @@ class RunQuery(msgspec.Struct, frozen=True):
     limit: int = 100
     # The key of the run whose steps called them.
     parent: str = ""
+    # The package whose entrypoints they are runs of.
+    package: str = ""
+    # All of this metadata, exactly.
+    metadata: dict[str, str] = {}
+    # A part of their id, name, workflow or of a value of their metadata; ASCII letters in either case.
+    text: str = ""
 
 
 class StepAnswer(msgspec.Struct):

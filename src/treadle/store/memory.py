@@ -113,7 +113,13 @@ class MemoryStore(MemoryReader):
                 run = data.runs[task.run]
                 del run.tasks[task.number]
                 data.unlease(entry)
-                lost = Lost(number=task.number, generation=task.generation, attempt=task.attempt, session=session)
+                lost = Lost(
+                    number=task.number,
+                    generation=task.generation,
+                    attempt=task.attempt,
+                    session=session,
+                    progress=entry.progress,
+                )
                 data.put_input(run, InboxInput(f"lost:{token}", run.key, encode_input(lost)))
                 touched[run.key] = None
             own.leases.clear()

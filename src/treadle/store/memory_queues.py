@@ -139,8 +139,8 @@ class Queue:
         limits = self.limits
         if not limits.rate:
             return True
-        self.bucket = refill(self.bucket, limits.rate, limits.burst, now)
-        return allows(self.bucket, limits.rate)
+        # A look at the bucket leaves it as it is: where states are replicated, not all look at the same time.
+        return allows(refill(self.bucket, limits.rate, limits.burst, now), limits.rate)
 
     def turn_of(self, task: Task) -> float:
         """The turn of a task that comes in, which moves its key's next one back."""
@@ -291,7 +291,7 @@ class Waiting:
             return False
         if not limits.key_rate:
             return True
-        bucket = found.bucket = refill(found.bucket, limits.key_rate, limits.key_burst, now)
+        bucket = refill(found.bucket, limits.key_rate, limits.key_burst, now)
         if allows(bucket, limits.key_rate):
             return True
         if not found.closed:
@@ -307,9 +307,14 @@ class Waiting:
         )
 
     def started(self, entry: Entry, now: float) -> None:
-        """An entry of a queue with limits was leased."""
+        """An entry was leased, and some queue has limits."""
         task = entry.task
-        queue = self.limited[task.queue]
+        if self.by_turns():
+            self.turn += 1
+            self.served[task.queue] = self.turn
+        queue = self.limited.get(task.queue)
+        if queue is None:
+            return
         queue.running += 1
         limits = queue.limits
         if limits.rate:
@@ -319,15 +324,27 @@ class Waiting:
             queue.turns[task.priority] = entry.turn
         if not task.key or not limits.by_key:
             return
-        key = queue.keys.get(task.key)
-        if key is None:
-            key = queue.keys[task.key] = Key()
+        key = queue.keys.setdefault(task.key, Key())
         key.running += 1
         if limits.key_rate:
-            if key.bucket is None:
-                heappush(self.fading, (now, queue.name, task.key))
-            key.bucket = refill(key.bucket, limits.key_rate, limits.key_burst, now)
-            spend(key.bucket)
+            bucket = refill(key.bucket, limits.key_rate, limits.key_burst, now)
+            spend(bucket)
+            self.keep_bucket(queue, task.key, bucket)
+
+    def keep_bucket(self, queue: Queue, name: str, bucket: Bucket) -> None:
+        """Keep the bucket of a key until it is full again."""
+        key = queue.keys.setdefault(name, Key())
+        if key.bucket is None:
+            heappush(self.fading, (bucket.at, queue.name, name))
+        key.bucket = bucket
+
+    def adopt(self, entry: Entry) -> None:
+        """Count an entry that is leased already."""
+        queue = self.limited.get(entry.task.queue)
+        if queue is not None:
+            queue.running += 1
+            if entry.task.key and queue.limits.by_key:
+                queue.keys.setdefault(entry.task.key, Key()).running += 1
 
     def ended(self, entry: Entry) -> None:
         """A leased entry of a queue with limits is leased no more."""
@@ -360,8 +377,7 @@ class Waiting:
         key = queue.keys.get(name)
         if key is None or key.bucket is None or not limits.key_rate:
             return
-        key.bucket = refill(key.bucket, limits.key_rate, limits.key_burst, now)
-        if key.bucket.allowance < limits.key_burst:
+        if refill(key.bucket, limits.key_rate, limits.key_burst, now).allowance < limits.key_burst:
             at = full_at(key.bucket, limits.key_rate, limits.key_burst)
             heappush(self.fading, (max(at, now + 1.0), queue.name, name))
             return
@@ -439,7 +455,7 @@ class Waiting:
         actions = frozenset(offer.actions())
         targets = frozenset(("", *offer.targets()))
         firsts: list[tuple[float, int, int, str, _Heads]] = []
-        by_turns = any(queue.limits.fair for queue in self.limited.values())
+        by_turns = self.by_turns()
         for queue in self.queues.values():
             heads = _Heads(self, queue, now, dues)
             for (action, target), line in queue.lines.items():
@@ -455,13 +471,14 @@ class Waiting:
             # The answer depends on action and queue alone: if it is no, the rest of this line waits.
             if offer.take(entry.task.action, entry.task.queue):
                 line.pop()
-                self.turn += 1
-                if by_turns:
-                    self.served[heads.queue.name] = self.turn
                 yield entry
                 heads.look(line)
             if heads.go_on():
                 heappush(firsts, self._rank(heads, by_turns))
+
+    def by_turns(self) -> bool:
+        """Whether queues take turns, since one of them is fair."""
+        return any(queue.limits.fair for queue in self.limited.values())
 
     def _rank(self, heads: _Heads, by_turns: bool) -> tuple[float, int, int, str, _Heads]:
         """What queues go by: priority, then age. Where a fair one serves young tasks first, they take turns instead."""
@@ -505,6 +522,7 @@ class _Heads:
         if queue.name not in self.waiting.limited or queue.has_room(self.now):
             return True
         if queue.is_open():
-            assert queue.bucket is not None
-            self.dues.append(next_start(queue.bucket, queue.limits.rate, self.now))
+            limits = queue.limits
+            bucket = refill(queue.bucket, limits.rate, limits.burst, self.now)
+            self.dues.append(next_start(bucket, limits.rate, self.now))
         return False

@@ -19,7 +19,7 @@ from treadle.store.base import (
     StepRow,
     TaskRow,
 )
-from treadle.store.memory_data import MemoryData, StoredRun, TextRow, problems_of, run_row
+from treadle.store.memory_data import MemoryData, StoredRun, TextRow, matches, problems_of, run_row
 from treadle.store.memory_lines import Entry
 from treadle.store.memory_queues import Queue
 from treadle.store.queues import Bucket, KeyRow, QueueRow
@@ -115,7 +115,7 @@ class MemoryReader:
             for key in sorted(self.data.runs, reverse=True):
                 if len(found) >= query.limit:
                     break
-                if (not query.after or key < query.after) and _matches(run := self.data.runs[key], query):
+                if (not query.after or key < query.after) and matches(run := self.data.runs[key], query):
                     found.append(run_row(run))
             return found
 
@@ -219,14 +219,3 @@ class MemoryReader:
 def _bucket_of(queue: Queue | None, name: str) -> Bucket | None:
     key = None if queue is None else queue.keys.get(name)
     return None if key is None or key.bucket is None else msgspec.structs.replace(key.bucket)
-
-
-def _matches(run: StoredRun, query: RunQuery) -> bool:
-    head = run.head
-    return (
-        (not query.status or run.status == query.status)
-        and (not query.workflow or head.workflow == query.workflow)
-        and head.id.startswith(query.id_prefix)
-        and (not query.parent or head.parent.startswith(query.parent + "/"))
-        and all(head.labels.get(name) == value for name, value in query.labels.items())
-    )

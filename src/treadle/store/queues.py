@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import UNSET, UnsetType
 
-# A bucket whose time is further ahead than this was filled by a clock that has been set back since.
+# A bucket whose time is further ahead than this is of a clock that has been set back since: one begins with a full one.
 MOST_AHEAD_SECONDS = 60.0
 # Clocks tell a time of day to a quarter of a microsecond; what is missing for less than this is there.
 _TOLERANCE_SECONDS = 1e-6
@@ -97,7 +97,7 @@ def refill(bucket: Bucket | None, rate: float, burst: int, now: float) -> Bucket
         return Bucket(float(burst), now)
     at = bucket.at
     if at - now > MOST_AHEAD_SECONDS:
-        return Bucket(min(bucket.allowance, float(burst)), now)
+        return Bucket(float(burst), now)
     allowance = min(float(burst), bucket.allowance + max(0.0, now - at) * rate)
     return Bucket(allowance, max(at, now))
 

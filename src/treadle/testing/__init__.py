@@ -7,6 +7,6 @@ anomaly loops. `treadle.testing.store_model.StoreModel`, which needs Hypothesis,
 from __future__ import annotations
 
 from treadle.testing.faulty_store import FaultyStore, fail_nth
-from treadle.testing.store_contract import StoreContract
+from treadle.testing.store_contract import LimitsContract, StoreContract
 
-__all__ = ["FaultyStore", "StoreContract", "fail_nth"]
+__all__ = ["FaultyStore", "LimitsContract", "StoreContract", "fail_nth"]

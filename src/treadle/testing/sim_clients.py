@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from treadle.errors import TreadleError
-from treadle.runtime.client import Run
+from treadle.runtime.run import Run
 from treadle.testing.invariants import ANSWERS, DELETED, Fail, Watch
 from treadle.testing.sim_oracle import Told
 from treadle.testing.sim_workload import LABELS, SIGNALS, Act, RunSpec

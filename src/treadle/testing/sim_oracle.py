@@ -166,8 +166,11 @@ class Oracle:
 
     def _note_value(self, event: ev.AnyEvent) -> None:
         """Values of blocks are answers too."""
+        ended: list[str] = event.addresses() if isinstance(event, ev.IterationsSettled) else []
         if isinstance(event, ev.ScopeSettled) and event.outcome == SUCCEEDED:
-            self.results.setdefault(event.at, []).append(self.blocks.values.get(event.at))
+            ended = [event.at]
+        for at in ended:
+            self.results.setdefault(at, []).append(self.blocks.values.get(at))
 
     # -- values --------------------------------------------------------------------------------------------------
 

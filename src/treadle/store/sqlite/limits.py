@@ -235,11 +235,7 @@ class Limits:
             found = self.con.execute("SELECT allowance, at FROM buckets WHERE queue = ? AND key = ?", place).fetchall()
             bucket = Bucket(*found[0]) if found else None
         if now is not None:
-            before = now if bucket is None else bucket.at
             bucket = refill(bucket, rate, burst, now)
-            if bucket.at < before:
-                # The clock was set back: from now on the bucket goes by it.
-                self._spent[place] = None
         elif bucket is None:
             # Of no time yet: whoever has a time makes it a bucket of its own.
             return Bucket(float(burst), 0.0)
