@@ -51,8 +51,10 @@ _LINES = (
     f"SELECT action, target {_GATED} AND state = -1 AND key = ? AND (action, target) > (?, ?)"
     " ORDER BY action, target LIMIT 1"
 )
-_FIRST = f"SELECT run, number, -priority, turn, age {_GATED} AND state = ? AND key = ? AND action = ? AND target = ?"
-_FIRST += f" {_IN_ORDER}"
+_FIRST = (
+    f"SELECT run, number, -priority, turn, age {_GATED} AND state = ? AND key = ? AND action = ? AND target = ?"
+    f" {_IN_ORDER}"
+)
 _STATE = "UPDATE tasks SET state = ? WHERE run = ? AND number = ?"
 _CLOSE = "UPDATE tasks INDEXED BY tasks_gated SET state = -1 WHERE gate = ? AND gate != 0 AND state = 0 AND key = ?"
 _PUT_BUCKET = "INSERT OR REPLACE INTO buckets (queue, key, allowance, at, full_at, opens_at) VALUES (?, ?, ?, ?, ?, ?)"
