@@ -47,7 +47,8 @@ from treadle.runtime.retention import Rule, retain
 from treadle.runtime.slots import ASYNC, THREAD, TIMER, Slots
 from treadle.runtime.sweeper import Sweeper
 from treadle.runtime.worker import Worker
-from treadle.store.base import WAITS_CHANGES, WAITS_TASKS, Append, Blobs, Reader, Renewal, SessionRow, Store
+from treadle.store.base import WAITS_CHANGES, WAITS_TASKS, Append, Reader, Renewal, SessionRow, Store
+from treadle.store.blob_port import Blobs
 from treadle.store.committer import Committer, Driver
 
 _log = logging.getLogger("treadle.node")

@@ -21,7 +21,7 @@ TIMERS: Final = 16
 class Slots:
     """Slots for attempts on the event loop and in threads (`sizes`), and for timers."""
 
-    __slots__ = ("_allowed", "_closed", "_freed", "_kind_of", "_kinds", "_names", "_sizes", "_taken")
+    __slots__ = ("_allowed", "_closed", "_freed", "_kind_of", "_kinds", "_names", "_sizes", "_taken", "_targets")
 
     def __init__(self, sizes: tuple[int, int], names: Sequence[str], kind_of: Callable[[str], int | None]) -> None:
         self._sizes = (*sizes, TIMERS)
@@ -30,6 +30,7 @@ class Slots:
         self._kinds: dict[str, int | None] = {}
         self._taken: list[int] = [0, 0, 0]
         self._freed = [0, 0, 0]
+        self._targets: Sequence[str] = ()
         self._closed = False
         # How many may be taken in all; None is without limit.
         self._allowed: int | None = None
@@ -96,6 +97,10 @@ class Slots:
     def actions(self) -> Sequence[str]:
         """The names that can be executed."""
         return [] if self._closed else self._names
+
+    def targets(self) -> Sequence[str]:
+        """The targets whose tasks are taken, besides those that have none."""
+        return self._targets
 
     def close(self) -> None:
         """Take nothing more."""
