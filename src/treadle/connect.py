@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType, TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from treadle.authoring.options import Retry, policy_of
 from treadle.authoring.packages import JoinedRegistry, Package, check_packages
@@ -25,9 +25,12 @@ from treadle.runtime.hooks import Hooks, check_hooks
 from treadle.runtime.middleware import Middleware, check_middleware
 from treadle.runtime.node import Node, Settings
 from treadle.runtime.projections import Live
+from treadle.runtime.retention import Retention, rule_of
+from treadle.runtime.serving import Lifespan, lifespan_of
 from treadle.runtime.threads import ThreadPool
 from treadle.runtime.wakeups import DatagramWakeups, NoWakeups
-from treadle.store.base import Blobs, Store
+from treadle.store.base import Store
+from treadle.store.blob_port import Blobs
 from treadle.store.committer import Driver, InlineDriver, ThreadDriver
 from treadle.store.projection import ProjectionDatabase
 
@@ -45,7 +48,8 @@ class Opening:
         settings: Settings,
         *,
         create: bool,
-        artifacts: Place | None = None,
+        artifacts: Place | None,
+        clock: Clock | None = None,
         projections: Mapping[str, Projection] = MappingProxyType({}),
         rebuild: bool = False,
     ) -> None:
@@ -53,6 +57,7 @@ class Opening:
         self._registry = registry
         self._settings = settings
         self._create = create
+        self._clock = clock
         self._artifacts = artifacts
         self._projections = projections
         self._rebuild = rebuild
@@ -65,10 +70,12 @@ class Opening:
         Raises:
             StoreError: of the kind that says what to do.
         """
+        clock = self._clock or SystemClock()
         return await _open(
             self._url,
             self._registry,
             self._settings,
+            clock,
             create=self._create,
             artifacts=self._artifacts,
             projections=self._projections,
@@ -102,7 +109,7 @@ class Opening:
 def connect(
     url: str = "sqlite:///.treadle/treadle.db",
     *,
-    worker: bool = True,
+    worker: bool | Literal["cycles"] = True,
     slots: int = 1000,
     threads: int = 16,
     worker_id: str = "",
@@ -119,13 +126,15 @@ def connect(
     artifacts: Place | None = None,
     projections: Sequence[Projection | str] = (),
     rebuild: bool = False,
+    retention: Retention | None = None,
+    clock: Clock | None = None,
     settings: Settings | None = None,
 ) -> Opening:
     """Open an application on a store.
 
     `url` is `memory://`, `sqlite:///relative.db`, `sqlite:////absolute.db`, `postgresql://user@host/database` or
     `nats://host:4222/NAME`. With `worker=False` it executes no steps: it starts, reads and operates runs, and decides
-    those that nobody else decides.
+    those that nobody else decides; with `worker="cycles"` it executes when `run_once` and `work` ask for it.
     `slots` is how many async steps run at a time, `threads` how many sync ones; `lease` seconds without a sign of life
     end a session; `retry` is the policy of steps that have none, nor their workflow. `hooks` are told of what begins
     and ends here; `middleware` is around each attempt that is executed here, the first one outermost. `packages` are
@@ -133,8 +142,9 @@ def connect(
     package may be given by the name of its entry point, and "installed" is all of those. `actions` names entry points
     with steps. `elector` says which session sweeps, instead of the store. `artifacts` is where artifacts and large
     values are kept: a directory, or a URL (`s3://bucket/prefix`, `gs://`, `az://`) with the extra `objects`; by default
-    beside the store's file. `projections` are read models, besides those of the packages; `rebuild` makes
-    their tables anew, also where a migration was changed. Use the result with `async with`, or with `with`.
+    beside the store's file. `projections` are read models, besides those of the packages; `rebuild` makes their tables
+    anew, also where a migration was changed. `retention` deletes closed runs by and by; `clock` is another clock than
+    the machine's. Use the result with `async with`, or with `with`.
 
     Raises:
         UsageError: a hook is no `Hooks`, or a middleware is no coroutine function.
@@ -148,7 +158,8 @@ def connect(
     check_hooks(hooks)
     check_middleware(middleware)
     chosen = settings or Settings(
-        worker=worker,
+        worker=bool(worker),
+        cycles=worker == "cycles",
         slots=slots,
         threads=threads,
         worker_id=worker_id,
@@ -159,11 +170,32 @@ def connect(
         packages=tuple(brought),
         package_settings=check_packages(brought, package_settings or {}),
         elector=elector,
+        retention=None if retention is None else rule_of(retention),
     )
     named = [_plugins().plugin("projections", one) if isinstance(one, str) else one for one in projections]
     found = check_projections([*named, *(one for package in brought for one in package.projections)])
     joined = JoinedRegistry(known, brought) if brought else known
-    return Opening(url, joined, chosen, create=create, artifacts=artifacts, projections=found, rebuild=rebuild)
+    return Opening(
+        url, joined, chosen, create=create, artifacts=artifacts, clock=clock, projections=found, rebuild=rebuild
+    )
+
+
+def lifespan(
+    url: str = "sqlite:///.treadle/treadle.db",
+    *,
+    state: str = "treadle",
+    grace: float | None = 30.0,
+    around: Lifespan | None = None,
+    **options: Any,
+) -> Lifespan:
+    """The lifespan of a Starlette or FastAPI application that has an open `App` as long as it lives.
+
+    It is at `request.state.treadle` and `app.state.treadle` (by another name with `state`). At the end running steps
+    have `grace` seconds; what still runs then is executed again elsewhere, or at the next start. `around` is a lifespan
+    of the web application's own, which lives inside. `options` are those of `connect`, checked at once.
+    """
+    connect(url, **options)
+    return lifespan_of(lambda: connect(url, **options), state=state, grace=grace, around=around)
 
 
 def _plugins() -> Any:
@@ -238,13 +270,14 @@ async def _open(
     url: str,
     registry: Registry,
     settings: Settings,
+    clock: Clock,
     *,
     create: bool,
     artifacts: Place | None,
     projections: Mapping[str, Projection],
     rebuild: bool,
 ) -> App:
-    clock, ids = SystemClock(), RandomIds()
+    ids = RandomIds()
     parts = _parts(url, clock, ids, settings.lease_seconds / 3)
     blobs = parts.blobs if artifacts is None else blobs_of(artifacts)
     parts.store.open(create=create)
@@ -344,4 +377,4 @@ def _parts(url: str, clock: Clock, ids: Ids, renew_seconds: float) -> StoreParts
     )
 
 
-__all__ = ["Opening", "connect"]
+__all__ = ["Opening", "connect", "lifespan"]

@@ -125,8 +125,7 @@ def test_an_attempt_that_starts_before_its_commit_is_found(monkeypatch: pytest.M
 
     def hasty(self: Engine, owned: Owned, decision: Any, items: list[Pending]) -> Any:
         made = append(self, owned, decision, items)
-        for task in made.tasks:
-            self.on_leased(task)
+        self.on_leased(list(made.tasks))
         return made
 
     monkeypatch.setattr(Engine, "_append", hasty)
@@ -164,8 +163,8 @@ def test_a_lost_attempt_that_is_not_dispatched_again_is_found(monkeypatch: pytes
 def test_a_sweeper_that_leaves_the_dead_to_the_elected_one_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     bury = Sweeper._bury
 
-    def elected_only(self: Sweeper, store: Any) -> list[str]:
-        return bury(self, store) if store.elect("sweeper", self.session) else []
+    def elected_only(self: Sweeper, store: Any) -> tuple[list[str], list[str]]:
+        return bury(self, store) if store.elect("sweeper", self.session) else ([], [])
 
     monkeypatch.setattr(Sweeper, "_bury", elected_only)
 

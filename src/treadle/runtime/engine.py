@@ -55,7 +55,7 @@ class Engine:
         ids: Ids,
         hub: Hub,
         limits: Limits,
-        on_leased: Callable[[Task], None],
+        on_leased: Callable[[list[Task]], None],
         on_adopted: Callable[[Task], None],
         on_queued: Callable[[], None],
         on_interrupt: Callable[[str, int], None],
@@ -269,6 +269,11 @@ class Engine:
             else:
                 self._tell(item, Refusal("conflict", "another session decides the run now; ask again"), None)
 
+    @property
+    def busy(self) -> bool:
+        """Whether something is to be decided, or waits for its commit."""
+        return bool(self._acquiring) or any(o.in_flight is not None or o.pending or o.more for o in self.runs.values())
+
     def will_tell(self, key: str) -> bool:
         """Whether this engine decides the run and will tell the hub of its end."""
         owned = self.runs.get(key)
@@ -476,8 +481,8 @@ class Engine:
 
     def _announce(self, key: str, append: Append, decision: Decision, answer: Answer, items: list[Pending]) -> None:
         """What is durable leaves the engine: attempts start, callers and watchers are told."""
-        for task in answer.leased:
-            self.on_leased(task)
+        if answer.leased:
+            self.on_leased(answer.leased)
         if append.hold == 0:
             # What waited under the hold may be claimed now, here and elsewhere.
             self.committer.submit(lambda _store: self.committer.notify(tasks=True, keys=()), _ignore)

@@ -18,6 +18,7 @@ from treadle.authoring.sleep import SLEEP
 from treadle.core import inputs as inp
 from treadle.core.commands import Call, Refusal, Task
 from treadle.core.decide import Limits
+from treadle.core.events import decode_events
 from treadle.core.plan import Fragment, Plan, RetryPolicy
 from treadle.errors import (
     DefinitionError,
@@ -28,7 +29,9 @@ from treadle.errors import (
     TreadleError,
 )
 from treadle.ports import Elector, Environment
+from treadle.runtime.attempts import Finish
 from treadle.runtime.children import call_child
+from treadle.runtime.cycles import Cycles
 from treadle.runtime.engine import Engine
 from treadle.runtime.exchange import RETRY_SECONDS, place_fragments
 from treadle.runtime.failures import DEFAULT_CAP, ErrorText
@@ -36,16 +39,18 @@ from treadle.runtime.hooks import Hooks
 from treadle.runtime.hub import Hub
 from treadle.runtime.middleware import Middleware
 from treadle.runtime.observers import Observers
-from treadle.runtime.owned import Pending
+from treadle.runtime.owned import Owned, Pending
 from treadle.runtime.payloads import Payloads, Row
 from treadle.runtime.probes import Postponer
 from treadle.runtime.projections import Live, ProjectionRoom
 from treadle.runtime.questions import Questions
 from treadle.runtime.requests import request
+from treadle.runtime.retention import Rule, retain
 from treadle.runtime.slots import ASYNC, THREAD, TIMER, Slots
 from treadle.runtime.sweeper import Sweeper
 from treadle.runtime.worker import Worker
-from treadle.store.base import WAITS_CHANGES, WAITS_TASKS, Blobs, Reader, Renewal, SessionRow, Store
+from treadle.store.base import WAITS_CHANGES, WAITS_TASKS, Append, Reader, Renewal, SessionRow, Store
+from treadle.store.blob_port import Blobs
 from treadle.store.committer import Committer, Driver
 
 _log = logging.getLogger("treadle.node")
@@ -78,6 +83,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     # Who is told of boundaries, and what is around each attempt; both in their order.
     hooks: tuple[Hooks, ...] = ()
     middleware: tuple[Middleware, ...] = ()
+    # It executes only in the cycles that it is asked for.
+    cycles: bool = False
+    # Which closed runs are kept; None: all.
+    retention: Rule | None = None
     # The domains that it serves, and their settings by package.
     packages: tuple[Package, ...] = ()
     package_settings: Mapping[str, Any] = {}
@@ -110,6 +119,7 @@ class Node:
         self._live = projections
         self.name = settings.worker_id or f"{socket.gethostname()}-{os.getpid()}"
         self.questions = Questions(self)
+        self.cycles = Cycles(self) if settings.worker and settings.cycles else None
         # What the runs of a package's entrypoints are called, if nothing else is said.
         self.titles = {
             workflow.name: package.title
@@ -132,6 +142,8 @@ class Node:
     async def open(self) -> None:
         """Open the store's session and begin to work."""
         self.loop = asyncio.get_running_loop()
+        # What reads journals is made at its first use, and that must not hold up steps that are under way.
+        decode_events("[]")
         self.reader: Reader = await self._in_reader(self.store.reader)
         self.payloads = Payloads(self.reader, self.blobs, self._in_reader, self._beside)
         self.observers: Observers | None = None
@@ -145,6 +157,8 @@ class Node:
         await self.environment.wakeups.open(self._woken)
         await self._begin()
         self.projections.follower.start()
+        if self.settings.retention is not None:
+            self.spawn(retain(self, self.settings.retention))
 
     async def _begin(self) -> None:
         """Enter a new session; also after one was lost."""
@@ -153,6 +167,8 @@ class Node:
         # A workflow is executed by making a run of it, where a step calls it.
         actions = [*self.registry.names(), *self.registry.workflows()]
         self.slots = Slots((settings.slots, settings.threads), actions, self._kind_of)
+        if self.cycles is not None:
+            self.slots.close()
         waits = WAITS_TASKS if settings.worker else 0
         self.store.open_session(self._session_row(waits, actions if settings.worker else []))
         offer = self.slots if settings.worker else None
@@ -173,7 +189,7 @@ class Node:
             on_interrupt=self._interrupt,
             on_lease_lost=self._lease_lost,
             is_executing=self._knows,
-            on_committed=None if self.observers is None else self.observers.committed,
+            on_committed=self._told_of_commits(),
             on_given=self.projections.follower.ring,
         )
         self.postponer = Postponer(
@@ -192,7 +208,7 @@ class Node:
             threads=environment.threads,
             payloads=self.payloads,
             errors=ErrorText(settings.error_bytes),
-            finish=self._finished if self.observers is None else self._observed,
+            finish=self._told_of_ends(),
             postpone=self._postponed,
             on_free=self.look_for_tasks,
             steps=self,
@@ -212,6 +228,31 @@ class Node:
         )
         self.sweeper.start()
         self.look_for_tasks()
+
+    def _told_of_commits(self) -> Callable[[Owned, Append], None] | None:
+        """Who is told of each commit of a run; nobody, as a rule."""
+        observers, cycles = self.observers, self.cycles
+        if cycles is None:
+            return None if observers is None else observers.committed
+
+        def committed(owned: Owned, append: Append) -> None:
+            cycles.committed(append.key, append.events)
+            if observers is not None:
+                observers.committed(owned, append)
+
+        return committed
+
+    def _told_of_ends(self) -> Finish:
+        """Where an attempt's outcome goes."""
+        finish, cycles = (self._finished if self.observers is None else self._observed), self.cycles
+        if cycles is None:
+            return finish
+
+        def ended(task: Task, outcome: inp.Outcome, rows: list[Row]) -> None:
+            cycles.ended(task, outcome)
+            finish(task, outcome, rows)
+
+        return ended
 
     def _session_row(self, waits: int, actions: list[str]) -> SessionRow:
         slots = self.settings.slots if self.settings.worker else 0
@@ -328,22 +369,23 @@ class Node:
             return None
         return ASYNC if definition.is_async else THREAD
 
-    def _leased(self, task: Task) -> None:
+    def _leased(self, tasks: Sequence[Task]) -> None:
         if not self.engine.closed:
-            self._execute(task)
+            self._execute(tasks)
 
     def _adopted(self, task: Task) -> None:
         """Start a task whose lease came with an answer that was lost, and with it the slot that it had taken."""
         if self.slots.kind(task.action) is None or self.engine.closed:
             return
         self.slots.adopt(task.action)
-        self._execute(task)
+        self._execute([task])
 
-    def _execute_observed(self, task: Task) -> None:
+    def _execute_observed(self, tasks: Sequence[Task]) -> None:
         assert self.observers is not None
-        if self.slots.kind(task.action) is not None:
-            self.observers.attempt_started(task)
-            self.worker.start(task)
+        for task in tasks:
+            if self.slots.kind(task.action) is not None:
+                self.observers.attempt_started(task)
+                self.worker.start([task])
 
     def _knows(self, task: Task) -> bool:
         """Whether a lease is at work here: executed, or on its way back to wait."""
@@ -360,8 +402,15 @@ class Node:
 
     def look_for_tasks(self) -> None:
         """Claim waiting tasks if there is room for them."""
+        if self.cycles is not None:
+            self.cycles.stirred.set()
         self._hungry = True
         self._claim()
+
+    @property
+    def claiming(self) -> bool:
+        """Whether a claim is on its way."""
+        return self._claiming
 
     def _claim(self) -> None:
         if self._claiming or not self.settings.worker or self.engine.closed or self.slots.free() <= 0:
@@ -382,8 +431,8 @@ class Node:
                 self.loop.call_later(0.2, self.look_for_tasks)
             return
         tasks, due, left = found
-        for task in tasks:
-            self._leased(task)
+        if tasks:
+            self._leased(tasks)
         if due is not None:
             self._due_at(due)
         if left:
@@ -392,6 +441,23 @@ class Node:
         # While a kind is full an attempt of it is live, and its end asks again.
         if self._hungry and (tasks or not left or not self.slots.full()):
             self._claim()
+
+    async def claim_at_once(self) -> float | None:
+        """Claim what is due, and start it; gives when the next task falls due.
+
+        Raises:
+            StoreError: nothing is known; what was claimed all the same is found later.
+        """
+        committer, clock = self.committer, self.environment.clock
+        self._claiming = True
+        self._hungry = False
+        try:
+            found = await committer.call(lambda store: committer.claim(store, clock.now()))
+        except StoreError as error:
+            self._claimed(None, error)
+            raise
+        self._claimed(found, None)
+        return found[1]
 
     def _due_at(self, at: float) -> None:
         """A waiting task falls due then: look again."""

@@ -21,7 +21,7 @@ TIMERS: Final = 16
 class Slots:
     """Slots for attempts on the event loop and in threads (`sizes`), and for timers."""
 
-    __slots__ = ("_closed", "_freed", "_kind_of", "_kinds", "_names", "_sizes", "_taken")
+    __slots__ = ("_allowed", "_closed", "_freed", "_kind_of", "_kinds", "_names", "_sizes", "_taken", "_targets")
 
     def __init__(self, sizes: tuple[int, int], names: Sequence[str], kind_of: Callable[[str], int | None]) -> None:
         self._sizes = (*sizes, TIMERS)
@@ -30,7 +30,10 @@ class Slots:
         self._kinds: dict[str, int | None] = {}
         self._taken: list[int] = [0, 0, 0]
         self._freed = [0, 0, 0]
+        self._targets: Sequence[str] = ()
         self._closed = False
+        # How many may be taken in all; None is without limit.
+        self._allowed: int | None = None
 
     def kind(self, action: str) -> int | None:
         """ASYNC, THREAD or TIMER, None for a name that this process does not execute."""
@@ -47,9 +50,13 @@ class Slots:
             kind = self.kind(action)
         if kind is None or self._closed:
             return False
-        if self._taken[kind] - self._freed[kind] >= self._sizes[kind]:
+        taken = self._taken
+        before = taken[kind]
+        if before - self._freed[kind] >= self._sizes[kind]:
             return False
-        self._taken[kind] += 1
+        if self._allowed is not None and sum(taken) >= self._allowed:
+            return False
+        taken[kind] = before + 1
         return True
 
     def mark(self) -> object:
@@ -79,7 +86,9 @@ class Slots:
         """How many slots are free, of all kinds."""
         if self._closed:
             return 0
-        return sum(self._sizes) - sum(self._taken) + sum(self._freed)
+        taken = sum(self._taken)
+        free = sum(self._sizes) - taken + sum(self._freed)
+        return free if self._allowed is None else min(free, self._allowed - taken)
 
     def full(self) -> bool:
         """Whether a kind has no free slot, so that tasks of it may be left waiting."""
@@ -89,6 +98,15 @@ class Slots:
         """The names that can be executed."""
         return [] if self._closed else self._names
 
+    def targets(self) -> Sequence[str]:
+        """The targets whose tasks are taken, besides those that have none."""
+        return self._targets
+
     def close(self) -> None:
         """Take nothing more."""
         self._closed = True
+
+    def open(self, limit: int | None) -> None:
+        """Take again, at most `limit` from now on; for slots that were closed when nothing was under way."""
+        self._allowed = None if limit is None else sum(self._taken) + limit
+        self._closed = False
