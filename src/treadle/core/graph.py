@@ -22,6 +22,7 @@ from treadle.core.blocks import (
     Spec,
     free_names,
     has_value,
+    is_undoable,
     refs_of,
     slots_of,
 )
@@ -92,7 +93,7 @@ class Node(msgspec.Struct, gc=False, eq=False):
         self.optional = spec.optional
         self.is_step = type(spec) is Step
         self.step = spec if isinstance(spec, Step) else _NO_STEP
-        self.undoable = self.step.undo is not None
+        self.undoable = is_undoable(self.step)
 
 
 def node_of(number: int, address: str, scope: Node, spec: Spec | None) -> Node:
@@ -191,7 +192,7 @@ class Graph:
             if isinstance(block, Step):
                 node.is_step = True
                 node.step = block
-                node.undoable = block.undo is not None
+                node.undoable = is_undoable(block)
             elif isinstance(block, Group):
                 self._place(block.blocks, node)
 

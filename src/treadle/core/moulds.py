@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from heapq import heappush
 from typing import NamedTuple
 
-from treadle.core.blocks import Spec
+from treadle.core.blocks import Spec, is_undoable
 from treadle.core.graph import Node
 from treadle.core.plan import Step
 from treadle.core.state import RunState, ScopeState, StepState
@@ -99,13 +99,14 @@ def cast(run: RunState, scope: ScopeState, mould: Mould) -> None:
             node = Node(
                 number, address, around.node, spec, True, spec.optional, (), (), refs, signals, constants, None, spec
             )
-            node.undoable = spec.undo is not None
+            node.undoable = is_undoable(spec) and scope.compensates is None
             state = StepState(node, around, now, waiting)
         else:
             node = Node(
                 number, address, around.node, spec, False, spec.optional, (), (), names[named], signals, constants
             )
             state = ScopeState(node, around)
+            state.compensates = scope.compensates
             state.waiting = waiting
             state.gated = waiting > 0
             if around.stopping:

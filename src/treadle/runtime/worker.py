@@ -84,7 +84,7 @@ class Steps(Protocol):
         ...
 
     async def call(self, task: Task, values: dict[str, Any], started_at: float) -> str | None:
-        """Make the run that a step calls, or find it: its result, or None while it goes on."""
+        """Make the run that a step calls, find it, or ask it to undo what it did: its result, or None if it goes on."""
         ...
 
 
@@ -381,16 +381,16 @@ class Worker:
             self.to_loop(partial(done.set_result, value))
 
     async def _run_child(self, attempt: Attempt) -> None:
-        """Make the run that the step calls; the attempt ends with that, and the step goes on without a slot."""
+        """Make the run that the step calls, or ask it to undo what it did: with that the attempt ends.
+
+        The step, or its undo, goes on without a slot.
+        """
         attempt.calling = True
         task = attempt.task
         rows: list[Row] = []
         result: Handle | None = None
         try:
-            callee = self._callee(task)
-            values = inline(self.payloads, callee, task)
-            if values is None:
-                values = await fetch(self.payloads, callee, task)
+            values = await self._call_values(task)
             text = await patiently(partial(self.steps.call, task, values, attempt.started_at))
             if text is not None:
                 result = await patiently(partial(self.payloads.place, text, rows))
@@ -407,6 +407,14 @@ class Worker:
             self._leave(attempt)
         else:
             self._settle(attempt, Outcome(**self._base(attempt), result=result), rows)
+
+    async def _call_values(self, task: Task) -> dict[str, Any]:
+        """The arguments of the workflow that a task calls; to undo a call none are needed, nor the workflow."""
+        if task.call.child is not None and task.call.child.unwind:
+            return {}
+        callee = self._callee(task)
+        values = inline(self.payloads, callee, task)
+        return await fetch(self.payloads, callee, task) if values is None else values
 
     def add_now(self, task: Task, fragments: list[Fragment]) -> Awaitable[None]:
         """Add steps for a live attempt: a task on the event loop; in a thread, done when this returns."""
