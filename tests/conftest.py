@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import settings
+from tests.nats_kit import new_name
+
+from treadle.errors import MissingExtraError
+from treadle.store.nats.development import Node, nodes_in, program
 
 # A deadline measures the machine, not the code; two cores shared by xdist's workers would miss it at random.
 settings.register_profile("treadle", deadline=None, print_blob=True)
@@ -15,3 +21,25 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take away what would change where a test stores its runs or how it prints."""
     for name in ("TREADLE_STORE", "NO_COLOR", "FORCE_COLOR", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """A NATS server that all tests of a process share; each has a store of its own name on it."""
+    # Both come with the development dependencies; `make venv` installs them.
+    pytest.importorskip("nats", reason="nats-py is not installed")
+    try:
+        program()
+    except MissingExtraError as error:
+        pytest.skip(str(error))
+    (node,) = nodes_in(tmp_path_factory.mktemp("nats"), 1)
+    node.start()
+    node.wait()
+    yield node
+    node.kill()
+
+
+@pytest.fixture
+def nats_url(nats_server: Node) -> str:
+    """The URL of a new store."""
+    return f"{nats_server.url}/{new_name()}"

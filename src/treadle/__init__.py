@@ -7,7 +7,7 @@ every decision is committed before anything is done about it.
 from treadle.authoring.bound import FROM_DATA, lane_value, or_default, ref, scope, signal_value, state_value
 from treadle.authoring.builder import PlanBuilder, Planned, group
 from treadle.authoring.cells import Cell, Compensation, Patch, Row
-from treadle.authoring.context import StepContext, context
+from treadle.authoring.context import Dependency, RunRecord, StepContext, context
 from treadle.authoring.decorators import (
     PredicateFunction,
     StepFunction,
@@ -100,13 +100,14 @@ __all__ = [
     "Boundary",
     "Case",
     "Cell",
-    "Compensation",
     "ChecksumError",
+    "Compensation",
     "ConflictError",
     "CycleError",
     "DecodeError",
     "DefinitionError",
     "DefinitionErrors",
+    "Dependency",
     "Document",
     "DocumentError",
     "DocumentVersionError",
@@ -153,6 +154,7 @@ __all__ = [
     "RunNotPausedError",
     "RunNotRunningError",
     "RunNotSettledError",
+    "RunRecord",
     "Schedule",
     "SchemaVersionError",
     "SigningError",

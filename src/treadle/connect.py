@@ -12,7 +12,7 @@ from typing import Any
 from treadle.authoring.options import Retry, policy_of
 from treadle.authoring.registry import Registry, default_registry
 from treadle.errors import StoreUrlError
-from treadle.ports import Environment, Wakeups
+from treadle.ports import Elector, Environment, Wakeups
 from treadle.runtime.blocking import BlockingApp
 from treadle.runtime.builtins import with_builtins
 from treadle.runtime.client import App
@@ -82,16 +82,17 @@ def connect(
     retry: Retry | int | None = None,
     hooks: Sequence[Hooks] = (),
     middleware: Sequence[Middleware] = (),
+    elector: Elector | None = None,
     settings: Settings | None = None,
 ) -> Opening:
     """Open an application on a store.
 
-    `url` is `memory://`, `sqlite:///relative.db` or `sqlite:////absolute.db`. With `worker=False` it executes no
-    steps: it starts, reads and operates runs, and decides those that nobody else decides. `slots` is how many
-    async steps run at a time, `threads` how many sync ones; `lease` seconds without a sign of life end a session;
-    `retry` is the policy of steps that have none, nor their workflow. `hooks` are told of what begins and ends here;
-    `middleware` is around each attempt that is executed here, the first one outermost. Use the result with
-    `async with`, or with `with`.
+    `url` is `memory://`, `sqlite:///relative.db`, `sqlite:////absolute.db` or `nats://host:4222/NAME`. With
+    `worker=False` it executes no steps: it starts, reads and operates runs, and decides those that nobody else decides.
+    `slots` is how many async steps run at a time, `threads` how many sync ones; `lease` seconds without a sign of life
+    end a session; `retry` is the policy of steps that have none, nor their workflow. `hooks` are told of what begins
+    and ends here; `middleware` is around each attempt that is executed here, the first one outermost. `elector` says
+    which session sweeps, instead of the store. Use the result with `async with`, or with `with`.
 
     Raises:
         UsageError: a hook is no `Hooks`, or a middleware is no coroutine function.
@@ -107,6 +108,7 @@ def connect(
         retry=policy_of(retry),
         hooks=tuple(hooks),
         middleware=tuple(middleware),
+        elector=elector,
     )
     return Opening(url, registry if registry is not None else default_registry, chosen, create=create)
 
@@ -152,8 +154,14 @@ async def _open(url: str, registry: Registry, settings: Settings, *, create: boo
         store, wakeups, read = sqlite, DatagramWakeups(ids.key()), reader.run
         blobs = DirectoryBlobs(Path(f"{sqlite.path}-blobs"))
         driver = lambda: ThreadDriver(clock, renew_seconds=renew)  # noqa: E731 - as above
+    elif scheme in ("nats", "tls"):
+        from treadle.store.nats import NatsStore
+
+        nats = NatsStore.from_url(url)
+        store, blobs, wakeups, read = nats, nats.blobs(), nats.wakeups(ids.key()), reader.run
+        driver = lambda: ThreadDriver(clock, renew_seconds=renew)  # noqa: E731 - as above
     else:
-        raise StoreUrlError(f"{url!r} names no store; use memory:// or sqlite:///file.db")
+        raise StoreUrlError(f"{url!r} names no store; use memory://, sqlite:///file.db or nats://host:4222/NAME")
     store.open(create=create)
     environment = Environment(clock=clock, ids=ids, threads=ThreadPool(settings.threads), wakeups=wakeups, store=store)
     node = Node(

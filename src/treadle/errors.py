@@ -265,14 +265,19 @@ class StepBusyError(RunError):
 
 
 class Permanent(TreadleError):  # noqa: N818 - read at the raise site as a verdict, not as an error class
-    """Raise it in a step: the step fails now, whatever its retry policy says."""
+    """Raise it in a step: the step fails now, whatever its retry policy says.
+
+    `code` labels the failure wherever it is shown, instead of the class's own; `details` is any JSON value that is
+    kept with it. `Retryable` and `RetryLater` take both too.
+    """
 
     code = "permanent"
 
-    def __init__(self, message: str = "", *, code: str | None = None) -> None:
+    def __init__(self, message: str = "", *, code: str | None = None, details: object = None) -> None:
         super().__init__(message)
         if code is not None:
             self.code = code
+        self.details = details
 
 
 class Retryable(TreadleError):  # noqa: N818 - as Permanent
@@ -280,10 +285,11 @@ class Retryable(TreadleError):  # noqa: N818 - as Permanent
 
     code = "retryable"
 
-    def __init__(self, message: str = "", *, code: str | None = None) -> None:
+    def __init__(self, message: str = "", *, code: str | None = None, details: object = None) -> None:
         super().__init__(message)
         if code is not None:
             self.code = code
+        self.details = details
 
 
 class RetryLater(TreadleError):  # noqa: N818 - as Permanent
@@ -291,11 +297,14 @@ class RetryLater(TreadleError):  # noqa: N818 - as Permanent
 
     code = "retry_later"
 
-    def __init__(self, delay: float | str, message: str = "", *, code: str | None = None) -> None:
+    def __init__(
+        self, delay: float | str, message: str = "", *, code: str | None = None, details: object = None
+    ) -> None:
         self.delay = delay
         super().__init__(message or f"again in {delay}")
         if code is not None:
             self.code = code
+        self.details = details
 
 
 class NotCompensable(TreadleError):  # noqa: N818 - as Permanent

@@ -67,6 +67,17 @@ class Wakeups(Protocol):
         ...
 
 
+class Elector(Protocol):
+    """Who does the work that one session does for all. The store's own election is used where none is given."""
+
+    async def elected(self, role: str, session: str) -> bool:
+        """Whether `session` holds `role` now; asked about once a second, by every session.
+
+        Two that believe it at once do no harm. Where nobody does, work that was stranded waits.
+        """
+        ...
+
+
 class Environment:
     """All ports of one node."""
 

@@ -104,6 +104,46 @@ def test_dead_lists_what_failed_for_good(project: Project) -> None:
     assert len(project.json("dead", "r1")) == 1
 
 
+def test_dead_letters_are_chosen_by_workflow_code_age_and_step(project: Project) -> None:
+    project.run("fails", code=1)
+
+    (run,) = project.json("runs")
+
+    assert len(project.json("dead", "list", "r1", "fail")) == 1
+    assert len(project.json("dead", "--workflow", run["workflow"])) == 1
+    assert project.json("dead", "--workflow", "other") == []
+    assert len(project.json("dead", "--code", "error")) == 1
+    assert project.json("dead", "--code", "timeout") == []
+    assert project.json("dead", "--older-than", "1d") == []
+    assert project.json("dead", "list", "r1", "other") == []
+
+
+def test_dead_requeue_lets_a_step_run_again(project: Project) -> None:
+    project.run("fails", code=1)
+
+    planned = project.json("dead", "requeue", "r1", "--dry-run")
+    assert [(one["run"], one["step"], one["status"]) for one in planned] == [("r1", "fail", "failed")]
+    assert project.json("runs", "--status", "failed")
+
+    (answer,) = project.json("dead", "requeue", "r1", "fail")
+    assert (answer["run"], answer["step"], answer["refused"]) == ("r1", "fail", "")
+    assert "fail" in answer["reopened"]
+    assert project.json("dead") == []
+    assert project.json("dead", "requeue", "--all") == []
+
+
+def test_dead_purge_deletes_failed_runs_only(project: Project) -> None:
+    project.run("fails", code=1)
+    project.run("fails", id="r2", code=1)
+
+    assert "say which dead letters" in project.treadle("dead", "purge", code=2).stderr
+    assert "confirm by --yes" in project.treadle("dead", "purge", "--all", code=2).stderr
+    answers = project.json("dead", "purge", "--all", "--yes")
+
+    assert sorted((one["run"], one["deleted"]) for one in answers) == [("r1", True), ("r2", True)]
+    assert project.json("runs") == []
+
+
 def test_result_of_a_run_and_of_a_step(project: Project) -> None:
     project.run("sums", "--input", "n=1")
     project.run("fails", id="bad", code=1)

@@ -79,6 +79,7 @@ class Driver:
         on_failure: Literal["stop", "unwind", ""] = "",
         undo_limit: int = 0,
         started: ev.RunStarted | None = None,
+        deadline: float = 0.0,
     ) -> None:
         made = Plan(workflow="w", blocks=list(blocks), output=output, on_failure=on_failure, undo_limit=undo_limit)
         plan = decode_plan(encode_plan(made))
@@ -86,6 +87,7 @@ class Driver:
         self.constants = [handle(value) for value in constants]
         self.breakpoints = list(breakpoints)
         self.key = key
+        self.deadline = deadline
         self.limits = limits
         self.now = 1000.0
         # (version, time, journal text), as a store keeps it.
@@ -103,7 +105,9 @@ class Driver:
             self.commit(start(self.run, now=self.now, limits=limits, started=started or ev.RunStarted()))
 
     def empty(self) -> RunState:
-        return new_state(self.key, "run-1", self.graph, self.constants, self.breakpoints)
+        return new_state(
+            self.key, "run-1", self.graph, self.constants, self.breakpoints, deadline=self.deadline, trace="t"
+        )
 
     def folded(self) -> RunState:
         """The state that another process would load."""

@@ -77,7 +77,8 @@ def plan(lanes: int, length: int) -> Planned:
 
 async def main(url: str, lanes: int, length: int) -> None:
     """Start (or attach to) the run, and execute until it has its outcome."""
-    async with connect(url, slots=8, threads=4) as app:
+    # Where a dead process is known by its silence alone, the tests do not wait for it as long as people would.
+    async with connect(url, slots=8, threads=4, lease=float(os.environ.get("KILL_LEASE", "15"))) as app:
         run = await app.start(plan(lanes, length), id="victim")
         print(await run.result())
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.nats_kit import new_name
 
 from treadle import PlanBuilder, Registry, Retry, RunNotRunningError, context, step, workflow
 from treadle.core import events as ev
@@ -26,6 +27,7 @@ from treadle.store.base import Store
 from treadle.store.blobs import MemoryBlobs
 from treadle.store.committer import InlineDriver
 from treadle.store.memory import MemoryStore
+from treadle.store.nats import NatsStore
 from treadle.store.sqlite import SqliteStore
 from treadle.testing import fail_nth
 from treadle.testing.sim_loop import SimLoop
@@ -225,11 +227,15 @@ def drive(
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
-@pytest.mark.parametrize("kind", ["memory", "sqlite"])
-def test_any_store_call_may_fail_before_or_after_it_took_effect(kind: str, before: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["memory", "sqlite", pytest.param("nats", marks=pytest.mark.nats)])
+def test_any_store_call_may_fail_before_or_after_it_took_effect(
+    kind: str, before: bool, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     def make() -> Store:
         if kind == "memory":
             return MemoryStore()
+        if kind == "nats":
+            return NatsStore.from_url(f"{request.getfixturevalue('nats_server').url}/{new_name()}")
         return SqliteStore(str(tmp_path / f"{nth}.db"), sync="normal")
 
     nth = 1

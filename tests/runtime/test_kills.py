@@ -1,4 +1,4 @@
-"""Real processes killed with -9 at any instant, on one SQLite file: nothing lost, nothing recorded twice."""
+"""Real processes killed with -9 at any instant, on one store: nothing lost, nothing recorded twice."""
 
 from __future__ import annotations
 
@@ -20,6 +20,15 @@ from treadle.core import events as ev
 TARGET = Path(__file__).with_name("kill_target.py")
 KILLS = int(os.environ.get("TREADLE_KILLS", "10"))
 LANES = 10
+
+
+@pytest.fixture(params=["sqlite", pytest.param("nats", marks=pytest.mark.nats)])
+def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A new store."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/kill.db"
+    monkeypatch.setenv("KILL_LEASE", "1")
+    return str(request.getfixturevalue("nats_url"))
 
 
 def start(url: str, length: int, log: Path) -> subprocess.Popen[str]:
@@ -76,8 +85,7 @@ async def check(url: str, length: int, log: Path) -> None:
 
 
 @pytest.mark.soak
-def test_one_process_at_a_time_killed_again_and_again(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/kill.db"
+def test_one_process_at_a_time_killed_again_and_again(url: str, tmp_path: Path) -> None:
     log = tmp_path / "log"
     length = max(30, KILLS * 2)
     dice = random.Random(7)
@@ -123,8 +131,7 @@ def test_a_run_killed_again_and_again_while_it_acts_and_while_it_unwinds_restore
 
 
 @pytest.mark.soak
-def test_three_processes_share_the_work_while_one_after_the_other_is_killed(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/kill.db"
+def test_three_processes_share_the_work_while_one_after_the_other_is_killed(url: str, tmp_path: Path) -> None:
     log = tmp_path / "log"
     length = max(40, KILLS * 4)
     dice = random.Random(8)

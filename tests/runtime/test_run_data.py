@@ -219,7 +219,7 @@ async def stand() -> str:
     while own.last_progress != "second":
         await asyncio.sleep(0)
     await gates["stand"].wait()
-    return own.last_progress
+    return str(own.last_progress)
 
 
 gates: dict[str, asyncio.Event] = {}

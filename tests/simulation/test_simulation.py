@@ -68,6 +68,7 @@ def test_every_kind_of_trouble_reaches_the_journals() -> None:
         for line in run_seed(seed).trace:
             _, _, event = line.partition("   ")
             kinds[event.partition(" ")[2].partition("(")[0]] += 1
+            kinds["a deadline"] += "code='deadline'" in event
 
     for kind in (
         "AttemptLost",
@@ -89,6 +90,7 @@ def test_every_kind_of_trouble_reaches_the_journals() -> None:
         "UnwindingParked",
         "Unwound",
         "ChildStarted",
+        "a deadline",
     ):
         assert kinds[kind] > 0, kind
 

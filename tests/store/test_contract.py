@@ -12,6 +12,7 @@ from hypothesis import settings
 
 from treadle.store.base import Store
 from treadle.store.memory import MemoryData, MemoryStore
+from treadle.store.nats import NatsStore
 from treadle.store.sqlite import SqliteStore
 from treadle.testing import StoreContract
 from treadle.testing.contract_kit import MakeStore
@@ -39,6 +40,21 @@ class TestSqliteStore(StoreContract):
 
             def make() -> Store:
                 store = open_sqlite(tmp_path / "runs.db")
+                stack.callback(store.close)
+                return store
+
+            yield make
+
+
+@pytest.mark.nats
+class TestNatsStore(StoreContract):
+    @pytest.fixture
+    def make_store(self, nats_url: str) -> Iterator[MakeStore]:
+        with ExitStack() as stack:
+
+            def make() -> Store:
+                store = NatsStore.from_url(nats_url)
+                store.open()
                 stack.callback(store.close)
                 return store
 

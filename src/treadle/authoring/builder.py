@@ -331,7 +331,7 @@ class Additions:
         Raises:
             DefinitionError: a mistake; several are raised together. Then nothing was added.
         """
-        placed = sorted(self._missing(bounds), key=_serial_of)
+        placed = _unplaced(bounds, self)
         for node in placed:
             self._scope(node, into).place(node)
         for scope in self._scopes.values():
@@ -347,25 +347,6 @@ class Additions:
                 node.scope.release(node)
         raise_all(errors, f"the steps that {self.address!r} adds")
         return found
-
-    def _missing(self, bounds: Iterable[object]) -> list[Node]:
-        """The planned steps that have no place yet, with all they refer to."""
-        todo: list[Node] = []
-        for bound in bounds:
-            node = bound.__treadle_node__ if isinstance(bound, Bound) else None
-            if not isinstance(node, Node):
-                self.errors.append(DefinitionError(f"{bound!r} is no planned step; add what .bind(...) gives"))
-            elif node.scope is not None and not node.scope.is_of(self):
-                self.errors.append(DefinitionError(f"{node} belongs to another plan; plan it anew here"))
-            else:
-                todo.append(node)
-        found: dict[int, Node] = {}
-        while todo:
-            node = todo.pop()
-            if node.serial not in found and node.scope is None:
-                found[node.serial] = node
-                todo += referred(node)
-        return list(found.values())
 
     def _scope(self, node: Node, into: object) -> Scope:
         wanted = node.chosen.into if node.chosen.into is not None else into
@@ -389,8 +370,40 @@ class Additions:
         return scope
 
 
-def _serial_of(node: Node) -> int:
-    return node.serial
+def _unplaced(bounds: Iterable[object], owner: PlanBuilder | Additions) -> list[Node]:
+    """The planned steps that have no place yet, with all they refer to, in the order in which they were planned."""
+    todo: list[Node] = []
+    for bound in bounds:
+        node = bound.__treadle_node__ if isinstance(bound, Bound) else None
+        if not isinstance(node, Node):
+            owner.errors.append(DefinitionError(f"{bound!r} is no planned step; give what .bind(...) gives"))
+        elif node.scope is not None and not node.scope.is_of(owner):
+            owner.errors.append(DefinitionError(f"{node} belongs to another plan; plan it anew here"))
+        else:
+            todo.append(node)
+    found: dict[int, Node] = {}
+    while todo:
+        node = todo.pop()
+        if node.serial not in found and node.scope is None:
+            found[node.serial] = node
+            todo += referred(node)
+    return [found[serial] for serial in sorted(found)]
+
+
+def plan_value(value: object, registry: Registry) -> Planned:
+    """The plan of a run that does what a planned value needs, and has it as its result; its workflow is named after it.
+
+    Raises:
+        DefinitionError: it is no planned value, or was planned for another run; all mistakes at once.
+    """
+    node = value.__treadle_node__ if isinstance(value, Bound) else None
+    builder = PlanBuilder(node.definition.name if isinstance(node, Node) else "", registry=registry)
+    nodes = _unplaced([value], builder)
+    raise_all(builder.errors, "the call")
+    for node in nodes:
+        builder.scope.place(node)
+    builder.output(value)
+    return builder.build()
 
 
 def _takes_signal(drafted: object) -> bool:

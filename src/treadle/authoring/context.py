@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Generator, Mapping
+from collections.abc import Awaitable, Generator, Mapping, Sequence
 from contextvars import ContextVar
+from datetime import datetime
 from typing import Any, Final, Protocol, TypeVar
+
+import msgspec
 
 from treadle.core.plan import Plan
 from treadle.errors import UsageError
@@ -37,6 +40,37 @@ class Reading(Protocol[T_co]):
         ...
 
 
+class Dependency(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a step or block that another step waited for.
+
+    `value` is there where `outcome` is `succeeded`; a failure has its `code`, its `message` and the `details` that the
+    step gave; a skip has the addresses of the steps behind it.
+    """
+
+    address: str
+    outcome: str
+    value: Any = None
+    code: str = ""
+    message: str = ""
+    details: Any = None
+    causes: Sequence[str] = ()
+
+
+class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What is fixed of a run when it is made."""
+
+    id: str
+    key: str
+    workflow: str
+    created_at: datetime
+    name: str = ""
+    labels: dict[str, str] = {}
+    metadata: dict[str, str] = {}
+    # The run whose step called this one, and the step's address: `KEY/ADDRESS`; "" for none.
+    parent: str = ""
+    dry_run: bool = False
+
+
 class StepContext(Protocol):
     """The attempt that is being executed, as its code sees it."""
 
@@ -58,6 +92,11 @@ class StepContext(Protocol):
     @property
     def dry_run(self) -> bool:
         """Whether the run was started as a dry run: say what would be done, and change nothing."""
+        ...
+
+    @property
+    def trace(self) -> str:
+        """The trace that the run is a part of, as a W3C `traceparent`, to pass on; empty if it was given none."""
         ...
 
     @property
@@ -101,8 +140,51 @@ class StepContext(Protocol):
         ...
 
     @property
-    def last_progress(self) -> str:
-        """What the step's earlier attempt reported last, or this one; empty if nothing was."""
+    def last_progress(self) -> Any:
+        """What this attempt reported last, or before that an earlier one; "" if nothing was."""
+        ...
+
+    @property
+    def annotations(self) -> Mapping[str, str]:
+        """The step's own annotations, as its plan has them."""
+        ...
+
+    @property
+    def queue(self) -> str:
+        """The queue that the attempt waited in."""
+        ...
+
+    @property
+    def lease(self) -> int:
+        """The number that fences this attempt: no other attempt ever has it, and only its holder may report."""
+        ...
+
+    @property
+    def deadline(self) -> datetime | None:
+        """When the attempt will be ended by its timeout or the run's deadline, in UTC; None without both."""
+        ...
+
+    def now(self) -> datetime:
+        """The time by the clock that the worker goes by, in UTC; in a simulation, the simulated one."""
+        ...
+
+    def run(self) -> Reading[RunRecord]:
+        """The record of the run, read from the store when it is asked for."""
+        ...
+
+    def dependency(self, step: str, type: Any = Any) -> Reading[Dependency]:
+        """What became of a step or block of this run: its value, or its error.
+
+        `step` is an address, or an id in a scope around this step, looked for from the inside out. `type` is what its
+        value is read as.
+
+        Raises:
+            UsageError: nothing of that name has its outcome yet; `after_any=` makes a step wait for it.
+        """
+        ...
+
+    def raw_input(self) -> Reading[dict[str, Any]]:
+        """The arguments as JSON trees by parameter, before anything was made of them by its type."""
         ...
 
     @property
@@ -110,8 +192,16 @@ class StepContext(Protocol):
         """A logger whose records carry the run, the step and the attempt."""
         ...
 
-    def progress(self, text: str) -> None:
-        """Report how far the step is; later attempts can read it."""
+    def progress(self, value: Any) -> None:
+        """Report how far the step is: a text, or any JSON value of up to 4 KiB.
+
+        It is shown while the attempt runs. If that does not succeed, even because its process died, the next attempt
+        finds it in `last_progress`. Of many reports in a moment, the last one counts.
+
+        Raises:
+            UsageError: it is too large; an artifact or a row of one's own is the place for it.
+            EncodeError: it cannot be stored as JSON.
+        """
         ...
 
     def check_cancelled(self) -> None:

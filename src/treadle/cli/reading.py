@@ -1,4 +1,4 @@
-"""Verbs that read: runs, show, result, why, breakpoints, dead. They make no store and change nothing."""
+"""Verbs that read: runs, show, result, why, breakpoints. They make no store and change nothing."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import click
 
 from treadle.cli.analysing import run_critical_path
 from treadle.cli.complaints import NotFinishedError
-from treadle.cli.desk import Desk, complete_run, pairs, run_argument, with_desk
+from treadle.cli.desk import Desk, pairs, run_argument, with_desk
 from treadle.cli.output import emit, paint, plainly, say, table, write, write_value
 from treadle.core.tables import LIVE
 from treadle.errors import StepNotFoundError, UsageError
+from treadle.runtime.failures import Account
 from treadle.runtime.inspection import UNWOUND
-from treadle.runtime.report import clean, cut, duration, names, preview, render_report, render_tree, scope_text
+from treadle.runtime.report import clean, duration, names, preview, render_report, render_tree, scope_text
 
 if TYPE_CHECKING:
     from treadle.runtime.client import App
@@ -131,15 +132,16 @@ async def show(desk: Desk, run_id: str, step: str | None, tree: bool, critical_p
             return
         if view is None:
             raise StepNotFoundError(f"run {run.id!r} has no step {step!r}", run_id=run.id)
-        detail = await full_text(run, view)
-    emit({**plainly(view), "detail": detail}, desk.output, step_text(view, detail))
+        account = await account_of_step(run, view)
+    facts = {**plainly(view), "detail": account.text, "details": account.details, "chain": account.causes}
+    emit(facts, desk.output, step_text(view, account.text))
 
 
-async def full_text(run: Run[Any], view: StepView) -> str:
-    """The whole text of a step's failure, with its traceback where one was kept."""
+async def account_of_step(run: Run[Any], view: StepView) -> Account:
+    """The whole account of a step's failure, with its traceback where one was kept."""
     if view.failure is None or not view.failure.detail:
-        return ""
-    return str(await run.detail(view.failure.detail))
+        return Account("")
+    return await run.account(view.failure.detail)
 
 
 def step_text(view: StepView, detail: str) -> str:
@@ -269,49 +271,3 @@ async def breakpoints(desk: Desk, run_id: str) -> None:
     ]
     headers = ("STEP", "POSITION", "LABELS", "ARMED", "STATE", "SINCE", "HOLDING")
     emit(snapshot.breakpoints, desk.output, table(headers, rows, empty="no breakpoints declared"))
-
-
-@click.command()
-@with_desk()
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="At most so many.")
-@click.option("--full", is_flag=True, help="Print the whole error texts, with tracebacks.")
-@click.argument("run_id", metavar="[RUN]", required=False, shell_complete=complete_run)
-async def dead(desk: Desk, run_id: str | None, limit: int, full: bool) -> None:
-    """List steps that failed for good, newest first; with RUN: those of that run."""
-    async with desk.connect() as app:
-        rows = await app.dead(limit)
-        if run_id is not None:
-            key = (await desk.row(app, run_id)).key
-            rows = [pair for pair in await app.dead(1_000_000) if pair[0].key == key][:limit]
-        wanted = [row.detail if full or desk.output != "table" else "" for _, row in rows]
-        details = [
-            str(await app.run(run.key).detail(detail)) if detail else ""
-            for (run, _), detail in zip(rows, wanted, strict=True)
-        ]
-    facts = [
-        {**plainly(step), "detail": detail, "run": run.id, "key": run.key}
-        for (run, step), detail in zip(rows, details, strict=True)
-    ]
-    at = now()
-    cells = [
-        [
-            run.id,
-            step.address,
-            cut(f"{step.code}: {step.message}", 60),
-            str(step.attempt),
-            duration(max(at - step.finished_at, 0.0)),
-        ]
-        for run, step in rows
-    ]
-    text = table(("RUN", "STEP", "ERROR", "ATTEMPTS", "AGE"), cells, empty="no step has failed for good")
-    if full:
-        blocks = [
-            f"{clean(run.id)}  {clean(step.address)}\n{_indented(d)}"
-            for (run, step), d in zip(rows, details, strict=True)
-        ]
-        text = "\n".join(blocks) or text
-    emit(facts, desk.output, text)
-
-
-def _indented(text: str) -> str:
-    return "".join(f"  {clean(line)}\n" for line in text.splitlines())

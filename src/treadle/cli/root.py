@@ -34,10 +34,12 @@ VERBS: Final[dict[str, str]] = {
     "release": "operating",
     "breakpoints": "reading",
     "delete": "operating",
-    "dead": "reading",
+    "dead": "dead",
     "receipt": "receipts",
+    "store": "store",
     "doctor": "tools",
     "bench": "tools",
+    "nats": "servers",
     "schema": "tools",
     "version": "tools",
 }

@@ -198,6 +198,10 @@ def dispatch(run: RunState, decision: Decision, step: StepState, not_before: flo
     """Ask for the step's next attempt (or its first half), at `not_before` at the earliest (0: at once)."""
     node = step.node
     poll = node.step.poll
+    if run.deadline and step.around.compensates is None and max(run.now, not_before) >= run.deadline:
+        failure = Failure(code="deadline", message="the run's deadline passes before this attempt may begin")
+        decision.settle(run, step, ev.StepFailed(at=node.address, attempt=0, failure=failure))
+        return
     try:
         args = resolve_args(run, node, node.step.slots)
     except UnresolvedError as error:
@@ -223,9 +227,13 @@ def task_of(run: RunState, step: StepState, args: dict[str, Arg]) -> Task:
     """The task of a dispatched step's present attempt."""
     node = step.node
     spec = node.step
-    call = Call(args, spec.timeout, "step", spec.placement, run.data, run.dry_run)
+    # What undoes a run that came too late is not late itself.
+    deadline = run.deadline if not run.deadline or step.around.compensates is None else 0.0
+    call = Call(args, spec.timeout, "step", spec.placement, run.data, run.dry_run, deadline=deadline, trace=run.trace)
     if spec.poll is not None:
         call = replace(call, poll=Polling(spec.poll.interval, run.deadlines.get(node.number, 0.0)))
+    if spec.annotations or run.reports:
+        call = replace(call, progress=run.reports.get(node.number, ""), annotations=spec.annotations)
     if spec.child is not None:
         made = ChildRun(child_key(run.key, node.address, step.generation), run.depth + 1, spec.child.detached)
         call = replace(call, child=made)

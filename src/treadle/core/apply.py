@@ -63,12 +63,16 @@ def new_state(
     data: Handle = "",
     data_names: Sequence[str] = (),
     dry_run: bool = False,
+    deadline: float = 0.0,
+    trace: str = "",
 ) -> RunState:
     """The state of a run before its first event."""
     run = RunState(key, run_id, graph, constants, breakpoints)
     run.data = data
     run.data_names = frozenset(data_names)
     run.dry_run = dry_run
+    run.deadline = deadline
+    run.trace = trace
     return run
 
 
@@ -265,6 +269,13 @@ def _attempt_failed(run: RunState, event: ev.AttemptFailed) -> None:
     step.failure = event.failure
     step.worker = event.session
     step.started_at = event.started_at
+    _keep_report(run, step, event.progress)
+
+
+def _keep_report(run: RunState, step: StepState, progress: str) -> None:
+    """Keep what an attempt reported last, for the attempts after it."""
+    if progress:
+        run.reports[step.node.number] = progress
 
 
 def _attempt_lost(run: RunState, event: ev.AttemptLost) -> None:
@@ -276,6 +287,7 @@ def _attempt_lost(run: RunState, event: ev.AttemptLost) -> None:
     untask(run, step)
     step.lost += 1
     step.worker = event.session
+    _keep_report(run, step, event.progress)
     _look_again(run, step)
 
 
@@ -312,6 +324,7 @@ def _step_failed(run: RunState, event: ev.StepFailed) -> None:
         untask(run, step)
         step.worker = event.session
         step.started_at = event.started_at
+    _keep_report(run, step, event.progress)
     settle(run, step)
 
 
@@ -332,6 +345,7 @@ def _step_cancelled(run: RunState, event: ev.StepCancelled) -> None:
     if not event.live:
         untask(run, step)
         run.calls.pop(step.node.number, None)
+    _keep_report(run, step, event.progress)
     settle(run, step)
 
 

@@ -42,7 +42,8 @@ def outcome(run: RunState, decision: Decision, value: inp.Outcome, cause: str) -
     elif step.status in OUTCOMES:
         _ended(run, decision, step, value.status, value.session, cause)
     elif value.status == CANCELLED:
-        decision.settle(run, step, ev.StepCancelled(at=step.node.address, cause=cause))
+        event = ev.StepCancelled(at=step.node.address, progress=_reported(value), cause=cause)
+        decision.settle(run, step, event)
     elif value.attempt < 0 and step.status != DISPATCHED:
         _evaluated(run, decision, step, value, cause)
     elif value.status == SUCCEEDED and value.attempt < 0:
@@ -52,6 +53,11 @@ def outcome(run: RunState, decision: Decision, value: inp.Outcome, cause: str) -
     else:
         _failed(run, decision, step, value, cause)
     return None
+
+
+def _reported(value: inp.Outcome | inp.Lost) -> str:
+    """What an attempt reported last; the questions and halves that are asked beside attempts report to nobody."""
+    return value.progress if value.attempt > 0 else ""
 
 
 def _ended(run: RunState, decision: Decision, step: StepState, how: str, session: str, cause: str) -> None:
@@ -148,6 +154,7 @@ def _failed(run: RunState, decision: Decision, step: StepState, value: inp.Outco
         session=value.session,
         token=value.lease,
         started_at=value.started_at,
+        progress=_reported(value),
         cause=cause,
     )
     decision.record(run, event)
@@ -169,6 +176,7 @@ def _fail(run: RunState, decision: Decision, step: StepState, value: inp.Outcome
         session=value.session,
         token=value.lease,
         started_at=value.started_at,
+        progress=_reported(value),
         cause=cause,
     )
     decision.settle(run, step, event)
@@ -202,7 +210,9 @@ def lost(run: RunState, decision: Decision, value: inp.Lost, cause: str) -> Refu
         return None
     at = step.node.address
     # An evaluation that was lost is asked for again by `advance`.
-    decision.record(run, ev.AttemptLost(at=at, attempt=value.attempt, session=value.session, cause=cause))
+    found = _reported(value)
+    event = ev.AttemptLost(at=at, attempt=value.attempt, session=value.session, progress=found, cause=cause)
+    decision.record(run, event)
     if run.cancelling or step.around.stopping:
         decision.settle(run, step, ev.StepCancelled(at=at))
     elif step.lost >= step.spec.lost_limit:

@@ -47,6 +47,13 @@ class Call(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     dry_run: bool = False
     poll: Polling | None = None
     child: ChildRun | None = None
+    # What an earlier attempt of this generation reported last, and what the step's plan says about it for people.
+    progress: str = ""
+    annotations: dict[str, str] = {}
+    # No attempt begins after it, or goes on; 0 is never.
+    deadline: float = 0.0
+    # The trace that the run is a part of, as a W3C `traceparent`; "" for none.
+    trace: str = ""
 
 
 class Task(msgspec.Struct, gc=False):

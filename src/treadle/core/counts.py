@@ -239,6 +239,7 @@ def reset(run: RunState, step: StepState, status: str, reopened: dict[int, NodeS
     step.ready_at = step.dispatched_at = step.started_at = step.finished_at = step.not_before = 0.0
     if rewind:
         step.generation += 1
+        run.reports.pop(step.node.number, None)
         # A condition and a release hold for all of a generation.
         step.condition = None
         step.released = step.reached = ""

@@ -49,7 +49,11 @@ class Items(msgspec.Struct, frozen=True, gc=False):
 
 
 class Failure(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """What went wrong, as data. `message` is capped; `detail` is the handle of the full text with the traceback."""
+    """What went wrong, as data. `message` is capped; `detail` is the handle of the whole account.
+
+    The account is the full text with the traceback, or an object with that `text`, and with the `details` that the
+    step gave and the chained `causes` where there are any.
+    """
 
     code: str
     message: str = ""
@@ -156,7 +160,10 @@ class StepSucceeded(Event, frozen=True, tag="step_succeeded"):
 
 
 class AttemptFailed(Event, frozen=True, tag="attempt_failed"):
-    """An attempt failed and the step goes on: another attempt follows, or its run is being cancelled."""
+    """An attempt failed and the step goes on: another attempt follows, or its run is being cancelled.
+
+    `progress` is what it reported last, here and in the events of other attempts that did not succeed.
+    """
 
     at: str
     attempt: int
@@ -164,6 +171,7 @@ class AttemptFailed(Event, frozen=True, tag="attempt_failed"):
     session: str = ""
     token: int = 0
     started_at: float = 0.0
+    progress: str = ""
 
 
 class AttemptLost(Event, frozen=True, tag="attempt_lost"):
@@ -172,6 +180,7 @@ class AttemptLost(Event, frozen=True, tag="attempt_lost"):
     at: str
     attempt: int
     session: str = ""
+    progress: str = ""
 
 
 class AttemptEnded(Event, frozen=True, tag="attempt_ended"):
@@ -192,6 +201,7 @@ class StepFailed(Event, frozen=True, tag="step_failed"):
     session: str = ""
     token: int = 0
     started_at: float = 0.0
+    progress: str = ""
 
 
 class StepSkipped(Event, frozen=True, tag="step_skipped"):
@@ -215,6 +225,7 @@ class StepCancelled(Event, frozen=True, tag="step_cancelled"):
 
     at: str
     live: bool = False
+    progress: str = ""
 
 
 class EvaluationAsked(Event, frozen=True, tag="evaluation_asked"):

@@ -38,6 +38,8 @@ class Outcome(Input, frozen=True, tag="outcome"):
     # Variables of the Phases block around that it sets; the items that an evaluation of a gather's items found.
     patch: dict[str, Handle] = {}
     items: Items | None = None
+    # What an attempt that did not succeed reported last, for the next one.
+    progress: str = ""
 
 
 class Lost(Input, frozen=True, tag="lost"):
@@ -47,6 +49,8 @@ class Lost(Input, frozen=True, tag="lost"):
     generation: int
     attempt: int
     session: str
+    # What the attempt reported last.
+    progress: str = ""
 
 
 class ChildStarted(Input, frozen=True, tag="child_started"):

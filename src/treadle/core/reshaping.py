@@ -138,6 +138,8 @@ def steps_reopened(run: RunState, event: ev.StepsReopened) -> None:
     run.status = status
     run.cancelling = ""
     run.unwind = run.cancelled = run.unwound = False
+    # Who has it run again wants it to.
+    run.deadline = 0.0
     run.root.unwound = ""
     run.result = ev.NULL
     run.missing = []

@@ -193,6 +193,7 @@ class RunState:
         "constants",
         "data",
         "data_names",
+        "deadline",
         "deadlines",
         "dedup",
         "depth",
@@ -212,6 +213,7 @@ class RunState:
         "position",
         "readied",
         "ready",
+        "reports",
         "result",
         "run_id",
         "signal_waiters",
@@ -220,6 +222,7 @@ class RunState:
         "states",
         "status",
         "tasks",
+        "trace",
         "undoes",
         "unwind",
         "unwindings",
@@ -237,6 +240,9 @@ class RunState:
         self.data = ""
         self.data_names: frozenset[str] = frozenset()
         self.dry_run = False
+        # When no attempt may begin or go on any more (0: never), and the trace that the run belongs to.
+        self.deadline = 0.0
+        self.trace = ""
         self.version = 0
         self.now = 0.0
         self.started_at = 0.0
@@ -268,6 +274,8 @@ class RunState:
         self.calls: dict[int, str] = {}
         # Step number -> when it stops being polled; fixed by the first dispatch after it was opened.
         self.deadlines: dict[int, float] = {}
+        # Step number -> what an attempt that did not succeed reported last, for the attempts after it.
+        self.reports: dict[int, str] = {}
         self.states: list[StepState | ScopeState] = []
         # What steps added, on top of the graph: names, children of scopes, dedup keys, and who added what.
         self.index: dict[str, int] = {}

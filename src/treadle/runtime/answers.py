@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -13,9 +14,11 @@ from treadle.core.state import ScopeState, settled
 from treadle.core.tables import CANCELLED, SKIPPED
 from treadle.errors import RunError, RunFailedError, StepCancelledError, StepFailedError, StepSkippedError
 from treadle.runtime.folding import CAUSE_SEPARATOR, fold_run
-from treadle.runtime.node import Node
 from treadle.runtime.scopes import planned_at
 from treadle.store.base import StepRow
+
+if TYPE_CHECKING:
+    from treadle.runtime.node import Node
 
 # An error names so many of a run's failures.
 NAMED = 20

@@ -1,6 +1,7 @@
 """The synchronous client: the same application on an event loop in a thread of its own.
 
-Every method of `App` and `Run` is there under its name and blocks until it is done. Works in plain programs, in
+Every method of `App` and `Run` is there under its name and blocks until it is done; only `App.copy_to`, which needs two
+applications on one loop, is not: the shell has `treadle store copy`. Works in plain programs, in
 threads, and in notebooks whose own loop is running.
 """
 
@@ -8,18 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from treadle.core.documents import Document
 from treadle.core.events import AnyEvent
 from treadle.runtime.client import App
+from treadle.runtime.dead_letters import Letter, LetterAnswer
 from treadle.runtime.inspection import Snapshot
 from treadle.runtime.run import Run
 from treadle.runtime.run_analysis import RunAnalysis
 from treadle.runtime.undo import UndoEntry
 from treadle.runtime.why import Reason
-from treadle.store.base import Health, RunRow, SessionRow, StepRow
+from treadle.store.base import Health, RunRow, SessionRow
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -67,6 +69,10 @@ class BlockingApp:
         """Start a run; see `App.start`."""
         return BlockingRun(self._thread, self._thread.call(self._app.start(workflow, *args, **kwargs)))
 
+    def enqueue(self, value: R, **options: Any) -> BlockingRun[R]:
+        """Run one call without a workflow; see `App.enqueue`."""
+        return BlockingRun(self._thread, self._thread.call(self._app.enqueue(value, **options)))
+
     def run(self, id: str, type: Any = Any) -> BlockingRun[Any]:
         """The handle of a run by its id."""
         return BlockingRun(self._thread, self._app.run(id, type))
@@ -79,9 +85,17 @@ class BlockingApp:
         """Runs, newest first; see `App.runs`."""
         return self._thread.call(self._app.runs(**query))
 
-    def dead(self, limit: int = 100) -> list[tuple[RunRow, StepRow]]:
-        """Steps that failed for good, newest first."""
-        return self._thread.call(self._app.dead(limit))
+    def dead(self, limit: int = 100, **query: Any) -> list[Letter]:
+        """Steps that failed for good, newest first; see `App.dead`."""
+        return self._thread.call(self._app.dead(limit, **query))
+
+    def requeue(self, letters: Iterable[Letter]) -> list[LetterAnswer]:
+        """Let dead letters run again; see `App.requeue`."""
+        return self._thread.call(self._app.requeue(letters))
+
+    def purge(self, letters: Sequence[Letter]) -> list[LetterAnswer]:
+        """Delete the failed runs of dead letters; see `App.purge`."""
+        return self._thread.call(self._app.purge(letters))
 
     def sessions(self) -> list[SessionRow]:
         """Live sessions."""

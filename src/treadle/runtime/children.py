@@ -68,6 +68,8 @@ async def call_child(node: Node, task: Task, values: dict[str, Any], started_at:
         parent=f"{task.run}/{task.address}",
         detached=child.detached,
         depth=child.depth,
+        deadline=task.call.deadline,
+        trace=task.call.trace,
     )
     return await _make(node, task, definition, values, wanted, started_at)
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, overload
 import msgspec
 
 from treadle.authoring import codec
-from treadle.authoring.builder import Planned
+from treadle.authoring.builder import Planned, plan_value
 from treadle.authoring.decorators import WorkflowFunction
 from treadle.authoring.durations import Duration
 from treadle.authoring.options import OnFailure, on_failure_of
@@ -22,16 +22,18 @@ from treadle.errors import (
     RunExistsError,
     StoreUnavailableError,
 )
+from treadle.runtime.copying import CopyReport, copy_store
+from treadle.runtime.dead_letters import DeadLetters
 from treadle.runtime.node import Node
 from treadle.runtime.run import Run
-from treadle.runtime.starting import Start, begin, data_text, is_same, opening_time
-from treadle.store.base import Health, RunQuery, RunRow, SessionRow, StepRow
+from treadle.runtime.starting import Deadline, Start, begin, closing_time, data_text, is_same, opening_time, trace_of
+from treadle.store.base import Health, RunQuery, RunRow, SessionRow
 
 R = TypeVar("R")
 OnConflict = Literal["reuse", "reject", "replace"]
 
 
-class App:
+class App(DeadLetters):
     """An open application: starts runs and, unless it was opened with `worker=False`, executes their steps.
 
     Made by `treadle.connect`. Use it as an async context manager; leaving it ends its session, and what it held
@@ -79,6 +81,8 @@ class App:
         on_failure: OnFailure | None = ...,
         delay: Duration | None = ...,
         run_at: datetime | None = ...,
+        deadline: Deadline | None = ...,
+        trace: str | None = ...,
         **kwargs: Any,
     ) -> Run[R]: ...
     @overload
@@ -95,6 +99,8 @@ class App:
         on_failure: OnFailure | None = ...,
         delay: Duration | None = ...,
         run_at: datetime | None = ...,
+        deadline: Deadline | None = ...,
+        trace: str | None = ...,
     ) -> Run[Any]: ...
     async def start(
         self,
@@ -109,6 +115,8 @@ class App:
         on_failure: OnFailure | None = None,
         delay: Duration | None = None,
         run_at: datetime | None = None,
+        deadline: Deadline | None = None,
+        trace: str | None = None,
         **kwargs: Any,
     ) -> Run[Any]:
         """Start a run; durable when this returns.
@@ -117,7 +125,10 @@ class App:
         decides: `reuse` attaches to it if workflow and input are the same, `reject` raises, `replace` cancels
         hard and deletes it first. `breakpoints` are the labels to arm. `data` is what every step can read, and what
         fills parameters declared with `FROM_DATA`. With `dry_run` every step is told to change nothing. With `delay`
-        or `run_at` no step starts before that time. `on_failure` (stop or unwind) overrides the workflow's.
+        or `run_at` no step starts before that time; after `deadline` (a time, or a duration from now) no attempt
+        begins or goes on, and what was to run fails with the code `deadline`. `trace` is a W3C `traceparent` that steps
+        can read and child runs inherit; inside a step it is the step's own if none is given. `on_failure` (stop or
+        unwind) overrides the workflow's.
 
         Raises:
             DefinitionError: the workflow as written is wrong, or data that it needs is missing; all mistakes at once.
@@ -131,9 +142,12 @@ class App:
         if any(not label for label in armed):
             raise DefinitionError("a breakpoint label is empty; give the label that the steps carry")
         given = dict(data or {})
+        now = self._node.environment.clock.now()
         start = Start(
             id=id or "",
-            not_before=opening_time(self._node.environment.clock.now(), delay, run_at),
+            not_before=opening_time(now, delay, run_at),
+            deadline=closing_time(now, deadline),
+            trace=trace_of(trace),
             labels=dict(labels or {}),
             breakpoints=armed,
             data=data_text(given),
@@ -152,6 +166,40 @@ class App:
                 continue
             await self._attach(existing, planned, start, reject=on_conflict == "reject")
             return existing
+
+    async def enqueue(
+        self,
+        value: R,
+        *,
+        id: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        data: Mapping[str, Any] | None = None,
+        on_conflict: OnConflict = "reuse",
+        delay: Duration | None = None,
+        run_at: datetime | None = None,
+        deadline: Deadline | None = None,
+        trace: str | None = None,
+    ) -> Run[R]:
+        """Run one call without a workflow: `task = await app.enqueue(fetch.bind(url))`; durable when this returns.
+
+        `value` is what `.bind` gives outside a workflow; what it takes from other such calls runs before it. The result
+        is that of the call, for who awaits it; the rest is as for `start`, of which this is the shortest form.
+
+        Raises:
+            DefinitionError: it is no planned call, or an argument does not fit; all mistakes at once.
+            RunExistsError: the id is taken by a run that does something else.
+        """
+        return await self.start(
+            plan_value(value, self.registry),
+            id=id,
+            labels=labels,
+            data=data,
+            on_conflict=on_conflict,
+            delay=delay,
+            run_at=run_at,
+            deadline=deadline,
+            trace=trace,
+        )
 
     async def _start(self, planned: Planned, start: Start) -> Run[Any] | None:
         node = self._node
@@ -218,10 +266,6 @@ class App:
         )
         return await self._node.read(lambda: self._node.reader.runs(query))
 
-    async def dead(self, limit: int = 100) -> list[tuple[RunRow, StepRow]]:
-        """Steps that failed for good, newest first."""
-        return await self._node.read(lambda: self._node.reader.dead(limit))
-
     async def sessions(self) -> list[SessionRow]:
         """Live sessions."""
         return await self._node.read(self._node.reader.sessions)
@@ -229,6 +273,18 @@ class App:
     async def check(self) -> Health:
         """Integrity and configuration of the store."""
         return await self._node.read(self._node.reader.check)
+
+    async def copy_to(self, other: App, progress: Callable[[str], None] | None = None) -> CopyReport:
+        """Copy all runs, those in flight included, into another store of any kind, and compare both.
+
+        Both applications must be alone on their stores, and opened with `worker=False`. What is in the target already
+        is brought up to date, so a copy that was cut off is made whole by another one. `progress` is told the id of
+        each run that was copied. Deleted runs leave no trace in the copy.
+
+        Raises:
+            ConflictError: somebody works on one of the stores, or the target has another run of an id.
+        """
+        return await copy_store(self._node, other._node, progress)
 
     async def drain(self, grace_seconds: float | None = None) -> bool:
         """Take no new attempts and wait for those that run; False if some still ran after the grace."""

@@ -4,16 +4,43 @@ from __future__ import annotations
 
 import traceback
 from pathlib import Path
+from typing import Any, cast
 
 import msgspec
 
+from treadle.authoring import codec
 from treadle.authoring.durations import seconds_of
 from treadle.core.events import Failure
-from treadle.errors import TreadleError
+from treadle.errors import EncodeError, TreadleError
 
 # Error text kept in events and rows; the full text is a payload of its own.
 DEFAULT_CAP = 4096
 _PACKAGE = str(Path(__file__).parent.parent)
+
+
+# So many links of a chain of causes are kept.
+CHAIN = 8
+
+
+class Account(msgspec.Struct, frozen=True):
+    """The whole account of a failure, as the handle `Failure.detail` leads to it.
+
+    `text` is the error with its traceback, `details` what the step gave, `causes` the chain of errors behind it, the
+    nearest first, as `Type: message`.
+    """
+
+    text: str
+    details: Any = None
+    causes: list[str] = []
+
+
+def account_of(stored: object) -> Account:
+    """A stored account: a text alone, or an object."""
+    if isinstance(stored, dict):
+        known = cast("dict[str, Any]", stored)
+        text, details, causes = known.get("text", ""), known.get("details"), known.get("causes", [])
+        return Account(str(text), codec.convert(details, Any), [str(cause) for cause in causes])
+    return Account(str(stored))
 
 
 class ErrorText:
@@ -42,9 +69,55 @@ class ErrorText:
         """The seconds of a delay that step code gave."""
         return seconds_of(delay)
 
-    def encode(self, text: str) -> str:
-        """The JSON text of a full error text."""
-        return msgspec.json.encode(text.encode("utf-8", "backslashreplace").decode()).decode()
+    def encode(self, text: str, error: BaseException | None = None) -> str:
+        """The JSON text of an account: the full text, with the details and the causes of the error if it has any."""
+        readable = _readable(text)
+        details = getattr(error, "details", None) if isinstance(error, TreadleError) else None
+        causes = [] if error is None else [self.cut(line) for line in _chain(error)]
+        if details is None and not causes:
+            return msgspec.json.encode(readable).decode()
+        account: dict[str, Any] = {"text": readable, "causes": causes}
+        if details is not None:
+            try:
+                codec.encode(details)
+                account["details"] = details
+            except EncodeError as fault:
+                # What cannot be stored must not hide the failure.
+                account["details"] = f"{fault}; {_shown(details)}"
+        return codec.encode(account)
+
+
+def _readable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _shown(value: object) -> str:
+    try:
+        return _readable(repr(value))
+    except Exception:  # noqa: BLE001 - a broken __repr__ must not hide the failure
+        return "(it cannot be shown)"
+
+
+def _chain(error: BaseException) -> list[str]:
+    """The errors behind an error, the nearest first, as Python would show them."""
+    lines: list[str] = []
+    seen = {id(error)}
+    while len(lines) < CHAIN:
+        behind = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        if behind is None or id(behind) in seen:
+            break
+        error = behind
+        seen.add(id(error))
+        lines.append(f"{type(error).__name__}: {message_of(error)}")
+    return lines
+
+
+def message_of(error: BaseException) -> str:
+    """An error's message; never raises."""
+    try:
+        return _readable(str(error))
+    except Exception:  # noqa: BLE001 - a broken __str__ must not hide the failure
+        return "(its text cannot be shown)"
 
 
 def describe(error: BaseException, errors: ErrorText) -> tuple[Failure, str]:
@@ -53,12 +126,7 @@ def describe(error: BaseException, errors: ErrorText) -> tuple[Failure, str]:
     if isinstance(error, (SystemExit, KeyboardInterrupt)):
         code = "exit"
     name = type(error).__name__
-    try:
-        message = str(error)
-    except Exception:  # noqa: BLE001 - a broken __str__ must not hide the failure
-        message = "(its text cannot be shown)"
-    if not message:
-        message = name
+    message = message_of(error) or name
     try:
         full = "".join(traceback.format_exception(_below_worker(error)))
     except Exception:  # noqa: BLE001 - as above

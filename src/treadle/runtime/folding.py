@@ -27,6 +27,8 @@ def state_of(head: RunHead, graph: Graph) -> RunState:
         data=head.data,
         data_names=head.data_names,
         dry_run=head.dry_run,
+        deadline=head.deadline,
+        trace=head.trace,
     )
 
 

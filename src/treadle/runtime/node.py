@@ -16,17 +16,16 @@ from treadle.authoring.sleep import SLEEP
 from treadle.core import inputs as inp
 from treadle.core.commands import Call, Refusal, Task
 from treadle.core.decide import Limits
-from treadle.core.plan import Fragment, Plan, RetryPolicy, decode_plan
+from treadle.core.plan import Fragment, Plan, RetryPolicy
 from treadle.errors import (
     DefinitionError,
     DuplicateStepError,
     LeaseLostError,
-    RunNotFoundError,
     StoreError,
     StoreUnavailableError,
     TreadleError,
 )
-from treadle.ports import Environment
+from treadle.ports import Elector, Environment
 from treadle.runtime.children import ask_child, call_child
 from treadle.runtime.engine import Engine
 from treadle.runtime.exchange import RETRY_SECONDS, place_fragments
@@ -38,6 +37,7 @@ from treadle.runtime.observers import Observers
 from treadle.runtime.owned import Pending
 from treadle.runtime.payloads import Payloads, Row
 from treadle.runtime.probes import Postponer
+from treadle.runtime.questions import Questions
 from treadle.runtime.requests import request
 from treadle.runtime.slots import ASYNC, THREAD, TIMER, Slots
 from treadle.runtime.sweeper import Sweeper
@@ -67,6 +67,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     # How often an elected sweeper looks around.
     sweep_seconds: float = 1.0
     limits: Limits = Limits()
+    # Who says which session sweeps; the store does where there is none.
+    elector: Elector | None = None
     error_bytes: int = DEFAULT_CAP
     # The policy of steps for which neither they nor their workflow have one; fixed in a run when it is started.
     retry: RetryPolicy | None = None
@@ -96,6 +98,7 @@ class Node:
         self._driver = driver
         self._in_reader = in_reader
         self.name = settings.worker_id or f"{socket.gethostname()}-{os.getpid()}"
+        self.questions = Questions(self)
         self.closing = False
         # The hungry worker has reason to believe that tasks wait in the store.
         self._hungry = False
@@ -183,6 +186,7 @@ class Node:
             lease_seconds=settings.lease_seconds,
             sweep_seconds=settings.sweep_seconds,
             on_due=self._due_at,
+            elector=settings.elector,
         )
         self.sweeper.start()
         self.look_for_tasks()
@@ -429,18 +433,6 @@ class Node:
         """Store a progress text; a hint, lost without harm."""
         item = (task.run, task.number, task.lease, text)
         self.committer.submit(lambda store: store.progress(self.session, [item]), lambda _value, _error: None)
-
-    async def plan(self, task: Task) -> Plan:
-        """The plan of a live attempt's run, as it was started."""
-        while True:
-            try:
-                found = await self.read(lambda: self.reader.head(task.run))
-            except StoreUnavailableError:
-                await asyncio.sleep(RETRY_SECONDS)
-                continue
-            if found is None:
-                raise RunNotFoundError(f"run {task.run_id!r} was deleted", run_id=task.run_id)
-            return decode_plan(found[1])
 
     async def call(self, task: Task, values: dict[str, Any], started_at: float) -> str | None:
         """Make the run that a step calls, or ask it to undo what it did."""

@@ -15,14 +15,12 @@ OUTPUT = logging.getLogger("treadle.output")
 class LineOutput:
     """Text in lines, as `print(..., file=...)` writes it. Not a file: it has nothing to seek or to close."""
 
-    __slots__ = ("_rest", "_sending", "_step")
+    __slots__ = ("_rest", "_step")
 
     def __init__(self, step: RunningStep) -> None:
         self._step = step
         # What was written since the last line.
         self._rest = ""
-        # A progress text is on its way to the loop, and takes later lines with it.
-        self._sending = False
 
     def write(self, text: str, /) -> int:
         """Write text; each line counts when it is complete."""
@@ -40,14 +38,5 @@ class LineOutput:
     def _say(self, line: str) -> None:
         step = self._step
         OUTPUT.info("%s", line, extra={"run_id": step.run_id, "step": step.step, "attempt": step.attempt})
-        if not line or step.cancelled:
-            return
-        step.note(line)
-        if not self._sending:
-            # A step that writes much stores one progress text for each turn of the loop, not one a line.
-            self._sending = True
-            step.to_loop(self._send)
-
-    def _send(self) -> None:
-        self._sending = False
-        self._step.send_progress()
+        if line and not step.cancelled:
+            step.note(line)

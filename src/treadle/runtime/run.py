@@ -35,6 +35,7 @@ from treadle.errors import (
 )
 from treadle.runtime.answers import BlockLook, failed_run, no_value
 from treadle.runtime.children import last_settlement
+from treadle.runtime.failures import Account, account_of
 from treadle.runtime.folding import CAUSE_SEPARATOR
 from treadle.runtime.inspection import Snapshot, snapshot
 from treadle.runtime.node import Node
@@ -277,9 +278,10 @@ class Run(UndoOperations, Generic[R]):
         """The plan with what happened, as a document; for open, failed and cancelled runs too."""
         return await receipt_of_run(self._node, await self.load(), context)
 
-    async def detail(self, handle: Handle) -> Any:
-        """The value behind a payload handle, such as a failure's full text."""
-        return await self._value(handle, codec.adapter(Any))
+    async def account(self, handle: Handle) -> Account:
+        """The whole account of a failure by its `detail`: the text with the traceback, the details, the causes."""
+        texts = await self._node.payloads.load(await self.key(), [handle])
+        return account_of(codec.plain(texts[handle]))
 
     async def events(self, *, after: int = 0, follow: bool = False) -> AsyncIterator[tuple[int, float, AnyEvent]]:
         """The journal as (version, time, event); with `follow`, until the run has its outcome."""

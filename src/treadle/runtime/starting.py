@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import msgspec
 from treadle.authoring import codec
 from treadle.authoring.adapters import TAG
 from treadle.authoring.builder import Planned, raise_all
+from treadle.authoring.context import step_context
 from treadle.authoring.durations import Duration, seconds_of
 from treadle.authoring.registry import Registry
 from treadle.core.addresses import check_id
@@ -27,6 +29,11 @@ if TYPE_CHECKING:
     from treadle.runtime.node import Node
 
 
+# A time, or a duration from now.
+Deadline = Duration | datetime
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
+
 class Start(msgspec.Struct, frozen=True, kw_only=True):
     """What a run is started with, beside its workflow and the workflow's arguments. An empty id is the run's key."""
 
@@ -34,6 +41,10 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     id: str = ""
     # No step starts before it; 0 is at once.
     not_before: float = 0.0
+    # No attempt begins or goes on after it; 0 is never.
+    deadline: float = 0.0
+    # A W3C `traceparent`; "" for none.
+    trace: str = ""
     # Of a run that a step calls: who calls it, whether nobody waits for it, and how deep the calls are.
     parent: str = ""
     detached: bool = False
@@ -128,6 +139,8 @@ async def begin(node: Node, planned: Planned, start: Start, report: Report | Non
         input_hash=given.digest,
         created_at=node.environment.clock.now(),
         not_before=start.not_before,
+        deadline=start.deadline,
+        trace=start.trace,
         depth=start.depth,
         data=given.data,
         data_names=start.names,
@@ -164,6 +177,36 @@ def opening_time(now: float, delay: Duration | None, run_at: datetime | None) ->
         return at if at > now else 0.0
     seconds = seconds_of(delay, "delay") if delay is not None else 0.0
     return now + seconds if seconds > 0 else 0.0
+
+
+def closing_time(now: float, deadline: Deadline | None) -> float:
+    """When the last attempt has to be over; 0 is never.
+
+    Raises:
+        UsageError: a time without a time zone.
+        DefinitionError: it is no duration.
+    """
+    if deadline is None:
+        return 0.0
+    if isinstance(deadline, datetime):
+        if deadline.tzinfo is None:
+            raise UsageError(f"deadline={deadline} has no time zone; give one, such as datetime.UTC")
+        return deadline.timestamp()
+    return now + seconds_of(deadline, "deadline")
+
+
+def trace_of(given: str | None) -> str:
+    """The trace of a new run: the given one, else that of the step which starts it.
+
+    Raises:
+        UsageError: it is no `traceparent` of the W3C's Trace Context.
+    """
+    if given is None:
+        step = step_context.get(None)
+        return step.trace if step is not None else ""
+    if given and not _TRACEPARENT.fullmatch(given):
+        raise UsageError(f"trace={given!r} is no traceparent; one looks like 00-{'ab' * 16}-{'cd' * 8}-01")
+    return given
 
 
 async def is_same(node: Node, head: RunHead, planned: Planned, start: Start) -> bool:

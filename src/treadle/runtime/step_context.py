@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar, cast
 
 import msgspec
 
@@ -15,30 +16,70 @@ from treadle.authoring import codec
 from treadle.authoring.bound import kind_of
 from treadle.authoring.builder import Additions
 from treadle.authoring.cells import Patch
+from treadle.authoring.context import Dependency, RunRecord
 from treadle.core.commands import Task
 from treadle.core.plan import Fragment, Plan
 from treadle.errors import StepInterrupt, UsageError
 from treadle.runtime.builtins import Listed
 from treadle.runtime.output import LineOutput
 
-if TYPE_CHECKING:
-    from treadle.runtime.worker import Worker
-
-
 T = TypeVar("T")
 _NO_DATA: Mapping[str, Any] = MappingProxyType({})
 _data_of = codec.adapter(dict[str, Any]).decode
+# A report is journaled when its attempt does not succeed, so it has to be small.
+PROGRESS_BYTES: Final = 4096
 
 
-class OnLoop(Generic[T]):
-    """A coroutine's value, from the event loop or from any thread."""
+class Surroundings(Protocol):
+    """What is around a running step: the worker, or in a process of its own what stands for it there."""
 
-    def __init__(self, work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> None:
+    @property
+    def name(self) -> str:
+        """The worker's name."""
+        ...
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop that must not be blocked by waiting for an answer."""
+        ...
+
+    def now(self) -> float:
+        """Seconds since the epoch, by the worker's clock."""
+        ...
+
+    def ask(self, question: str, task: Task, *details: str) -> concurrent.futures.Future[Any]:
+        """Ask one of `questions.Questions`, by its name."""
+        ...
+
+    def to_loop(self, function: Callable[[], None]) -> None:
+        """Run a function soon where the worker's own code runs; from any thread."""
+        ...
+
+    def send_progress(self, task: Task, text: str) -> None:
+        """Store a progress text; where the worker's own code runs."""
+        ...
+
+    def add_now(self, task: Task, fragments: list[Fragment]) -> Awaitable[None]:
+        """Add steps at once."""
+        ...
+
+
+class Answer(Generic[T]):
+    """The answer to a question, from the event loop or from any thread."""
+
+    def __init__(
+        self,
+        future: concurrent.futures.Future[Any],
+        loop: asyncio.AbstractEventLoop | None,
+        read: Callable[[Any], T],
+    ) -> None:
+        self._future = future
         self._loop = loop
-        self._future: concurrent.futures.Future[T] = asyncio.run_coroutine_threadsafe(work, loop)
+        self._read = read
 
     def __await__(self) -> Generator[Any, None, T]:
-        return asyncio.wrap_future(self._future).__await__()
+        found = yield from asyncio.wrap_future(self._future).__await__()
+        return self._read(found)
 
     def result(self, timeout: float | None = None) -> T:
         """Block until the value is there.
@@ -50,9 +91,9 @@ class OnLoop(Generic[T]):
             running: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
         except RuntimeError:
             running = None
-        if running is self._loop:
+        if running is not None and running is self._loop:
             raise UsageError("result() would block the event loop; await the value instead")
-        return self._future.result(timeout)
+        return self._read(self._future.result(timeout))
 
 
 class _Done:
@@ -67,13 +108,38 @@ _DONE = _Done()
 _log = logging.getLogger("treadle.step")
 
 
+def progress_text(value: Any) -> str:
+    """The stored form of a report: a text as it is, anything else as `=` and its JSON.
+
+    Raises:
+        UsageError: it is too large.
+        EncodeError: it cannot be stored as JSON.
+    """
+    text = value if isinstance(value, str) and not value.startswith("=") else "=" + codec.encode(value)
+    if len(text.encode("utf-8", "surrogatepass")) > PROGRESS_BYTES:
+        raise UsageError(
+            f"progress of {len(text)} characters: at most {PROGRESS_BYTES} bytes are kept; say where the rest is"
+        )
+    return text
+
+
+def progress_value(text: str) -> Any:
+    """What was reported, from its stored form."""
+    return codec.decode(text[1:]) if text.startswith("=") else text
+
+
 class RunningStep(msgspec.Struct, eq=False):
     """The context of one attempt. Usable from the step's own thread or task."""
 
-    _worker: Worker
+    _worker: Surroundings
     _task: Task
+    started_at: float = 0.0
     _cancelled: bool = False
     _progress: str = ""
+    # The step reports by `progress`, so its lines are no longer taken for reports.
+    _reports: bool = False
+    # A report is on its way to the loop, and takes later ones with it.
+    _sending: bool = False
     _additions: Additions | None = None
     _logger: logging.LoggerAdapter[logging.Logger] | None = None
     _data: Mapping[str, Any] | None = None
@@ -128,9 +194,29 @@ class RunningStep(msgspec.Struct, eq=False):
         return self._task.action
 
     @property
+    def annotations(self) -> Mapping[str, str]:
+        """The step's own annotations."""
+        return MappingProxyType(self._task.call.annotations)
+
+    @property
+    def queue(self) -> str:
+        """The queue that the attempt waited in."""
+        return self._task.queue
+
+    @property
+    def lease(self) -> int:
+        """The number that fences this attempt."""
+        return self._task.lease
+
+    @property
     def dry_run(self) -> bool:
         """Whether the run was started as a dry run."""
         return self._task.call.dry_run
+
+    @property
+    def trace(self) -> str:
+        """The trace that the run is a part of, as a W3C `traceparent`; empty for none."""
+        return self._task.call.trace
 
     @property
     def data(self) -> Mapping[str, Any]:
@@ -145,11 +231,6 @@ class RunningStep(msgspec.Struct, eq=False):
         if self._out is None:
             self._out = LineOutput(self)
         return self._out
-
-    def plan(self) -> OnLoop[Plan]:
-        """The plan that the run was started with; await it, or in a thread ask its `result`."""
-        worker = self._worker
-        return OnLoop(worker.steps.plan(self._task), worker.loop)
 
     def close(self) -> None:
         """The attempt has its outcome: a line that was begun counts as one."""
@@ -200,27 +281,84 @@ class RunningStep(msgspec.Struct, eq=False):
             self._logger = logging.LoggerAdapter(_log, extra)
         return self._logger
 
+    # -- time ------------------------------------------------------------------------------------------------------
+
+    def now(self) -> datetime:
+        """The time by the worker's clock, in UTC."""
+        return datetime.fromtimestamp(self._worker.now(), UTC)
+
     @property
-    def last_progress(self) -> str:
-        """What this attempt reported last."""
+    def deadline(self) -> datetime | None:
+        """When the attempt will be ended: by its timeout, or by the run's deadline."""
+        call = self._task.call
+        ends = [] if call.timeout is None else [self.started_at + call.timeout]
+        if call.deadline:
+            ends.append(call.deadline)
+        return datetime.fromtimestamp(min(ends), UTC) if ends else None
+
+    # -- progress --------------------------------------------------------------------------------------------------
+
+    @property
+    def last_progress(self) -> Any:
+        """What this attempt reported last, or before that an earlier one."""
+        return progress_value(self._progress or self._task.call.progress)
+
+    @property
+    def reported(self) -> str:
+        """What this attempt reported last, as it is stored; "" if it reported nothing."""
         return self._progress
 
-    def progress(self, text: str) -> None:
-        """Show a progress text in the task's row until the attempt ends. Not journaled."""
-        self.note(text)
-        self.to_loop(self.send_progress)
+    def progress(self, value: Any) -> None:
+        """Report how far the step is. Journaled only if the attempt does not succeed."""
+        text = progress_text(value)
+        self._reports = True
+        self._report(text)
 
-    def note(self, text: str) -> None:
-        """Keep what was reported last."""
+    def note(self, line: str) -> None:
+        """Take a line for a report, unless the step reports by itself."""
+        if not self._reports:
+            self._report(progress_text(line[: PROGRESS_BYTES // 8]))
+
+    def _report(self, text: str) -> None:
         self._progress = text
+        if not self._sending:
+            # A step that reports much stores one text for each turn of the loop, not one a report.
+            self._sending = True
+            self._worker.to_loop(self._send)
 
-    def to_loop(self, function: Callable[[], None]) -> None:
-        """Run a function on the worker's event loop soon."""
-        self._worker.to_loop(function)
+    def _send(self) -> None:
+        self._sending = False
+        self._worker.send_progress(self._task, self._progress)
 
-    def send_progress(self) -> None:
-        """Store what was reported last; on the event loop."""
-        self._worker.steps.progress(self._task, self._progress)
+    # -- questions -------------------------------------------------------------------------------------------------
+
+    def plan(self) -> Answer[Plan]:
+        """The plan that the run was started with; await it, or in a thread ask its `result`."""
+        return self._ask("plan", lambda found: found)
+
+    def run(self) -> Answer[RunRecord]:
+        """The record of the run."""
+        return self._ask("record", lambda found: found)
+
+    def dependency(self, step: str, type: Any = Any) -> Answer[Dependency]:
+        """What became of a step or block of this run."""
+        adapter = codec.adapter(type)
+
+        def read(found: tuple[Dependency, str]) -> Dependency:
+            known, text = found
+            return msgspec.structs.replace(known, value=adapter.decode(text)) if text else known
+
+        return self._ask("dependency", read, step)
+
+    def raw_input(self) -> Answer[dict[str, Any]]:
+        """The arguments as JSON trees."""
+        return self._ask("raw_input", _data_trees)
+
+    def _ask(self, question: str, read: Callable[[Any], T], *details: str) -> Answer[T]:
+        worker = self._worker
+        return Answer(worker.ask(question, self._task, *details), worker.loop, read)
+
+    # -- adding steps ----------------------------------------------------------------------------------------------
 
     def add(self, *bounds: object, into: object = None, now: bool = False) -> Awaitable[None]:
         """Add planned steps to the run: when this step succeeds (in the same commit), or at once with `now`.
@@ -247,3 +385,7 @@ class RunningStep(msgspec.Struct, eq=False):
     def cancel(self) -> None:
         """Mark the attempt as interrupted."""
         self._cancelled = True
+
+
+def _data_trees(text: str) -> dict[str, Any]:
+    return cast("dict[str, Any]", codec.plain(text))

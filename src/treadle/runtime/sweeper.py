@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable
 
 from treadle.errors import LeaseLostError, StoreError, TreadleError
-from treadle.ports import Clock
+from treadle.ports import Clock, Elector
 from treadle.runtime.engine import Engine
 from treadle.store.base import Store
 from treadle.store.committer import Committer
@@ -38,6 +38,7 @@ class Sweeper:
         lease_seconds: float,
         sweep_seconds: float,
         on_due: Callable[[float], None],
+        elector: Elector | None = None,
     ) -> None:
         self.session = session
         self.committer = committer
@@ -46,6 +47,7 @@ class Sweeper:
         self.lease_seconds = lease_seconds
         self.sweep_seconds = sweep_seconds
         self.on_due = on_due
+        self.elector = elector
         # Session -> (renewal counter, when it was first seen at that).
         self._seen: dict[str, tuple[int, float]] = {}
         self._task: asyncio.Task[None] | None = None
@@ -66,7 +68,7 @@ class Sweeper:
             try:
                 await self._bury_the_dead()
                 # The first sweep needs no election: a new process may be the only one alive.
-                if await self.committer.call(lambda store: store.elect(ROLE, self.session)) or first:
+                if await self._elected() or first:
                     await self.sweep()
                 first = False
                 self.engine.look_around()
@@ -80,6 +82,15 @@ class Sweeper:
             except StoreError as error:
                 _log.warning("the sweep failed, it is tried again: %s", error)
             await asyncio.sleep(self.sweep_seconds)
+
+    async def _elected(self) -> bool:
+        if self.elector is None:
+            return await self.committer.call(lambda store: store.elect(ROLE, self.session))
+        try:
+            return await self.elector.elected(ROLE, self.session)
+        except Exception:  # noqa: BLE001 - the code of users; it must not end the rounds
+            _log.exception("the elector failed; this session does not sweep")
+            return False
 
     async def sweep(self) -> None:
         """Decide stranded runs, once."""

@@ -8,12 +8,13 @@ its thread returns later is dropped; its slot stays taken until the thread has e
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import contextvars
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import msgspec
 
@@ -23,10 +24,10 @@ from treadle.authoring.context import step_context
 from treadle.authoring.durations import seconds_of
 from treadle.authoring.registry import Registry
 from treadle.authoring.turns import Turns, begin, rest
-from treadle.core.commands import Call, Task
+from treadle.core.commands import Task
 from treadle.core.events import Handle
 from treadle.core.inputs import Outcome
-from treadle.core.plan import Fragment, Plan
+from treadle.core.plan import Fragment
 from treadle.errors import (
     DecodeError,
     DefinitionError,
@@ -41,6 +42,7 @@ from treadle.errors import (
     UnregisteredStepError,
 )
 from treadle.ports import Clock, Threads
+from treadle.runtime.attempts import Attempt, Finish, Postpone, Steps
 from treadle.runtime.builtins import Listed
 from treadle.runtime.callee import Callee
 from treadle.runtime.exchange import (
@@ -59,56 +61,10 @@ from treadle.runtime.probes import next_probe
 from treadle.runtime.slots import ASYNC, THREAD, TIMER, Slots
 from treadle.runtime.step_context import RunningStep
 
-Finish = Callable[[Task, Outcome, list[Row]], None]
 # Results that bring more than their value.
 UNUSUAL = frozenset({Patch, Listed})
-# A task is to wait until a time, with another call.
-Postpone = Callable[[Task, Call, float], None]
 # Shared by the outcomes without payload rows; never changed.
 _NO_ROWS: list[Row] = []
-
-
-class Steps(Protocol):
-    """What a running step asks of the engine while it runs."""
-
-    async def add_now(self, task: Task, fragments: list[Fragment]) -> None:
-        """Add steps at once."""
-        ...
-
-    def progress(self, task: Task, text: str) -> None:
-        """Store a progress text."""
-        ...
-
-    async def plan(self, task: Task) -> Plan:
-        """The plan of the task's run."""
-        ...
-
-    async def call(self, task: Task, values: dict[str, Any], started_at: float) -> str | None:
-        """Make the run that a step calls, find it, or ask it to undo what it did: its result, or None if it goes on."""
-        ...
-
-
-class Attempt(msgspec.Struct, eq=False):
-    """One live attempt."""
-
-    task: Task
-    kind: int
-    started_at: float
-    # Its outcome went to the engine; nothing that comes later counts.
-    settled: bool = False
-    # The task that it runs in; None while an async one has not begun.
-    handle: asyncio.Task[None] | None = None
-    timer: asyncio.TimerHandle | None = None
-    context: RunningStep | None = None
-    # Its coroutine is in a middleware around a thread.
-    around_thread: bool = False
-    # The task of a call has begun: one that is cancelled before that never runs at all.
-    calling: bool = False
-
-    @property
-    def cancellable(self) -> bool:
-        """Whether its coroutine runs code that has to be told when the attempt is over."""
-        return self.kind == ASYNC or self.around_thread
 
 
 class Worker:
@@ -145,7 +101,7 @@ class Worker:
         self._postpone = postpone
         self._on_free = on_free
         self._loop = asyncio.get_running_loop()
-        self._now = clock.now
+        self._now: Callable[[], float] = clock.now
         # By action's name, as of so many changes of the registry.
         self._callees: dict[str, Callee] = {}
         # Workflows that steps call.
@@ -179,9 +135,8 @@ class Worker:
         if kind == TIMER:
             self._ring_timer(attempt)
             return
-        timeout = task.call.timeout
-        if timeout is not None:
-            attempt.timer = self._loop.call_later(timeout, self._time_out, attempt, timeout)
+        if (task.call.timeout is not None or task.call.deadline) and not self._arm(attempt):
+            return
         if task.call.child is not None:
             attempt.handle = self._loop.create_task(self._run_child(attempt))
         elif kind == ASYNC:
@@ -197,7 +152,7 @@ class Worker:
         """End the live attempt of a step; its outcome is `cancelled`."""
         for token, attempt in list(self.active.items()):
             if attempt.task.run == run and attempt.task.number == number and lease in (None, token):
-                self._stop(attempt, Outcome(**self._base(attempt), status="cancelled"))
+                self._stop(attempt, Outcome(**self._failed(attempt, "cancelled")))
 
     def abandon(self) -> None:
         """The session is lost: end everything and report nothing."""
@@ -250,7 +205,7 @@ class Worker:
             if callee is None or self._changes != self.registry.changes or task.call.poll is not None:
                 callee = self._callee(task)
             values = inline(self.payloads, callee, task)
-            context = attempt.context = RunningStep(self, task)
+            context = attempt.context = RunningStep(self, task, attempt.started_at)
             if values is None or task.call.data:
                 self._turns.keep(attempt)
                 values = await read(self.payloads, callee, task, values, context)
@@ -297,7 +252,7 @@ class Worker:
         try:
             callee = self._callee(task)
             values = inline(self.payloads, callee, task)
-            context = attempt.context = RunningStep(self, task)
+            context = attempt.context = RunningStep(self, task, attempt.started_at)
             values = await read(self.payloads, callee, task, values, context)
         except BaseException as error:  # noqa: BLE001 - as in _run_async
             self._slot_free(attempt)
@@ -443,6 +398,21 @@ class Worker:
         while self._done:
             self._done.popleft()()
 
+    # -- step_context.Surroundings ---------------------------------------------------------------------------------
+
+    def now(self) -> float:
+        """Seconds since the epoch."""
+        return self._now()
+
+    def ask(self, question: str, task: Task, *details: str) -> concurrent.futures.Future[Any]:
+        """Ask one of the store's `Questions`; from any thread."""
+        return asyncio.run_coroutine_threadsafe(getattr(self.steps.questions, question)(task, *details), self._loop)
+
+    def send_progress(self, task: Task, text: str) -> None:
+        """Store a progress text, while the attempt is live."""
+        if task.lease in self.active:
+            self.steps.progress(task, text)
+
     # -- arguments and results -----------------------------------------------------------------------------------
 
     def _callee(self, task: Task) -> Callee:
@@ -511,12 +481,12 @@ class Worker:
                     code=failure.code,
                     message=failure.message,
                     type=failure.type,
-                    detail=await self.payloads.place(self.errors.encode(full), rows),
+                    detail=await self.payloads.place(self.errors.encode(full, error), rows),
                 )
             except (TreadleError, OSError):
                 rows = []
         if not attempt.settled:
-            outcome = Outcome(**self._base(attempt), status="failed", failure=failure, verdict=verdict, delay=delay)
+            outcome = Outcome(**self._failed(attempt), failure=failure, verdict=verdict, delay=delay)
             self._settle(attempt, outcome, rows)
 
     # -- ends ------------------------------------------------------------------------------------------------------
@@ -532,6 +502,12 @@ class Worker:
             "worker": self.name,
             "started_at": attempt.started_at,
         }
+
+    def _failed(self, attempt: Attempt, status: str = "failed") -> dict[str, Any]:
+        """What the outcome of an attempt that did not succeed says: what it reported is for the next one."""
+        context = attempt.context
+        progress = context.reported if context is not None else ""
+        return {**self._base(attempt), "status": status, "progress": progress}
 
     def _settle(self, attempt: Attempt, outcome: Outcome, rows: list[Row]) -> None:
         self._leave(attempt)
@@ -562,9 +538,27 @@ class Worker:
         self._leave(attempt)
         self._postpone(task, *found)
 
-    def _time_out(self, attempt: Attempt, timeout: float) -> None:
+    def _arm(self, attempt: Attempt) -> bool:
+        """Set the alarm for its timeout or the run's deadline, whichever comes first; False if that has passed."""
+        call = attempt.task.call
+        left = call.deadline - attempt.started_at
+        if not call.deadline or (call.timeout is not None and call.timeout < left):
+            attempt.timer = self._loop.call_later(call.timeout or 0.0, self._time_out, attempt, call.timeout)
+            return True
+        if left > 0:
+            attempt.timer = self._loop.call_later(left, lambda: self._stop(attempt, self._late(attempt)))
+            return True
+        self._settle(attempt, self._late(attempt), [])
+        self._slot_free(attempt)
+        return False
+
+    def _late(self, attempt: Attempt) -> Outcome:
+        failure = self.errors.failure("deadline", "the run's deadline has passed", "TimeoutError")
+        return Outcome(**self._failed(attempt), failure=failure, verdict="final")
+
+    def _time_out(self, attempt: Attempt, timeout: float | None) -> None:
         failure = self.errors.failure("timeout", f"the attempt took longer than {timeout:g} s", "TimeoutError")
-        self._stop(attempt, Outcome(**self._base(attempt), status="failed", failure=failure))
+        self._stop(attempt, Outcome(**self._failed(attempt), failure=failure))
 
     def _stop(self, attempt: Attempt, outcome: Outcome) -> None:
         """Settle a live attempt from outside and tell its code to end."""

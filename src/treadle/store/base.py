@@ -80,8 +80,11 @@ class RunHead(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     data: str = ""
     data_names: list[str] = []
     dry_run: bool = False
-    # No step starts before it.
+    # No step starts before it, and no attempt begins or goes on after that (0: never).
     not_before: float = 0.0
+    deadline: float = 0.0
+    # The trace that the run is a part of, as a W3C `traceparent`; "" for none.
+    trace: str = ""
     # The parent does not wait for this run, and does not stop it.
     detached: bool = False
     # How many runs called each other down to this one.

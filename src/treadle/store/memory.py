@@ -120,7 +120,13 @@ class MemoryStore:
                 task = entry.task
                 run = data.runs[task.run]
                 del run.tasks[task.number]
-                lost = Lost(number=task.number, generation=task.generation, attempt=task.attempt, session=session)
+                lost = Lost(
+                    number=task.number,
+                    generation=task.generation,
+                    attempt=task.attempt,
+                    session=session,
+                    progress=entry.progress,
+                )
                 data.put_input(run, InboxInput(f"lost:{token}", run.key, encode_input(lost)))
                 touched[run.key] = None
             own.leases.clear()

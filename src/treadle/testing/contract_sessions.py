@@ -96,14 +96,15 @@ class SessionsContract:
         one, two = Party(make_store(), "one"), Party(make_store(), "two")
         one.start(tasks=[task_of(RUN, 1, generation=2, attempt=4), task_of(RUN, 2), task_of(RUN, 3)])
         one.start(OTHER, tasks=[task_of(OTHER, 1)])
-        two.claim(2)
+        first, _ = two.claim(2)
         assert numbers(one.claim(1)) == [3]
+        two.store.progress("two", [(RUN, 1, first.lease, "half of it")])
 
         touched = one.store.bury("two")
 
         assert touched == [RUN]
         assert [decode_input(value.body) for value in one.store.inbox(RUN)] == [
-            Lost(number=1, generation=2, attempt=4, session="two"),
+            Lost(number=1, generation=2, attempt=4, session="two", progress="half of it"),
             Lost(number=2, generation=1, attempt=1, session="two"),
         ]
         assert one.store.inbox(OTHER) == []

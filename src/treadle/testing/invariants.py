@@ -89,6 +89,9 @@ class Journal:
         self.dispatched: set[tuple[str, int, int]] = set()
         self.attempts: dict[str, int] = {}
         self.open: dict[str, int] = {}
+        # What the attempts that did not succeed reported last, and what those after them are to find.
+        self.reports: dict[str, str] = {}
+        self.handed: dict[tuple[str, int], str] = {}
         # Steps whose child runs, and the keys of all children that ever were started.
         self.calls: set[str] = set()
         self.children: list[str] = []
@@ -211,11 +214,15 @@ class Watch:
             case ev.ChildStarted():
                 self._called(journal, event, where)
             case ev.StepSkipped() | ev.StepCancelled():
+                if isinstance(event, ev.StepCancelled):
+                    self._reported(journal, event)
                 journal.open.pop(event.at, None)
                 journal.calls.discard(event.at)
                 self._settle(journal, event.at, where)
             case ev.StepsReopened():
                 self._open(journal, [*event.at, *event.removed])
+                for at in [*event.at, *event.removed] if event.rewind else ():
+                    journal.reports.pop(at, None)
             case ev.StepsAdded():
                 added = [child(event.into, encode_id(block.id)) for block in event.blocks]
                 journal.added.update(added)
@@ -252,6 +259,7 @@ class Watch:
         journal.attempts[event.at] = event.attempt
         journal.open[event.at] = event.attempt
         journal.dispatched.add((event.at, event.generation, event.attempt))
+        journal.handed[event.at, event.attempt] = journal.reports.get(event.at, "")
 
     def _called(self, journal: Journal, event: ev.ChildStarted, where: str) -> None:
         if journal.open.pop(event.at, None) != event.attempt:
@@ -272,6 +280,7 @@ class Watch:
         event: ev.StepSucceeded | ev.AttemptFailed | ev.StepFailed | ev.AttemptLost,
         where: str,
     ) -> None:
+        self._reported(journal, event)
         if not isinstance(event, ev.AttemptFailed | ev.AttemptLost):
             self._settle(journal, event.at, where)
         if isinstance(event, ev.StepFailed | ev.AttemptFailed) and event.failure.code in _STORE_CODES:
@@ -294,6 +303,14 @@ class Watch:
             if (session, key, attempt) != (event.session, journal.run.key, event.attempt):
                 self.fail(CURRENT, f"{where}: the token is of {session} {key} attempt {attempt}")
 
+    def _reported(
+        self,
+        journal: Journal,
+        event: ev.StepSucceeded | ev.AttemptFailed | ev.StepFailed | ev.AttemptLost | ev.StepCancelled,
+    ) -> None:
+        if not isinstance(event, ev.StepSucceeded) and event.progress:
+            journal.reports[event.at] = event.progress
+
     def _settle(self, journal: Journal, at: str, where: str) -> None:
         if at in journal.settled:
             self.fail(OUTCOMES, f"{where}: it has the outcome of {journal.settled[at]}")
@@ -314,6 +331,9 @@ class Watch:
         if own in self.began_keys:
             self.fail(ONCE, f"{step.run_id} {step.step} {step.generation}.{step.attempt} starts twice")
         self.began_keys.add(own)
+        if journal is not None and step.last_progress != journal.handed.get((step.step, step.attempt), ""):
+            found = step.last_progress
+            self.fail(RESULTS, f"{step.run_id} {step.step} {step.attempt} finds the report {found!r}; it was another")
         return len(self.executions) - 1
 
     def asked(self, step: StepContext, role: str, error: str) -> None:

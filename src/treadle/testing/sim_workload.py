@@ -125,7 +125,7 @@ async def _work(conduct: Conduct, values: list[Any]) -> dict[str, Any]:
     number = observer.began(own)
     await _sleep(conduct, conduct["sleep"] * fraction("sleep", conduct["name"], own.attempt))
     if conduct.get("progress"):
-        own.progress(f"half of {conduct['name']}")
+        own.progress(f"half of {conduct['name']} in {own.attempt}")
     now: list[str] = []
     for child, into, at_once in _additions(conduct):
         bound = _bound(child)

@@ -239,7 +239,7 @@ class SqliteStore(SqliteReader):
 
     def _end_session(self, con: Database, session: str, n: int) -> list[str]:
         leased = self._all(
-            "SELECT run, number, generation, attempt, lease FROM tasks WHERE state = 3 AND session = ?", (n,)
+            "SELECT run, number, generation, attempt, lease, progress FROM tasks WHERE state = 3 AND session = ?", (n,)
         )
         con.executemany(
             INSERT_INPUT,
@@ -247,9 +247,11 @@ class SqliteStore(SqliteReader):
                 (
                     run,
                     f"lost:{lease}",
-                    encode_input(Lost(number=number, generation=generation, attempt=attempt, session=session)),
+                    encode_input(
+                        Lost(number=number, generation=generation, attempt=attempt, session=session, progress=progress)
+                    ),
                 )
-                for run, number, generation, attempt, lease in leased
+                for run, number, generation, attempt, lease, progress in leased
             ],
         )
         con.executemany("DELETE FROM tasks WHERE run = ? AND number = ?", [row[:2] for row in leased])

@@ -1,0 +1,66 @@
+"""Attempts as a worker has them, and what a worker asks of what is around it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgspec
+
+from treadle.core.commands import Call, Task
+from treadle.core.inputs import Outcome
+from treadle.core.plan import Fragment
+from treadle.runtime.payloads import Row
+from treadle.runtime.questions import Questions
+from treadle.runtime.slots import ASYNC
+from treadle.runtime.step_context import RunningStep
+
+# An attempt has its outcome.
+Finish = Callable[[Task, Outcome, list[Row]], None]
+# A task is to wait until a time, with another call.
+Postpone = Callable[[Task, Call, float], None]
+
+
+class Steps(Protocol):
+    """What a running step asks of the engine while it runs."""
+
+    async def add_now(self, task: Task, fragments: list[Fragment]) -> None:
+        """Add steps at once."""
+        ...
+
+    def progress(self, task: Task, text: str) -> None:
+        """Store a progress text."""
+        ...
+
+    @property
+    def questions(self) -> Questions:
+        """What a step may ask about its run."""
+        ...
+
+    async def call(self, task: Task, values: dict[str, Any], started_at: float) -> str | None:
+        """Make the run that a step calls, find it, or ask it to undo what it did: its result, or None if it goes on."""
+        ...
+
+
+class Attempt(msgspec.Struct, eq=False):
+    """One live attempt."""
+
+    task: Task
+    kind: int
+    started_at: float
+    # Its outcome went to the engine; nothing that comes later counts.
+    settled: bool = False
+    # The task that it runs in; None while an async one has not begun.
+    handle: asyncio.Task[None] | None = None
+    timer: asyncio.TimerHandle | None = None
+    context: RunningStep | None = None
+    # Its coroutine is in a middleware around a thread.
+    around_thread: bool = False
+    # The task of a call has begun: one that is cancelled before that never runs at all.
+    calling: bool = False
+
+    @property
+    def cancellable(self) -> bool:
+        """Whether its coroutine runs code that has to be told when the attempt is over."""
+        return self.kind == ASYNC or self.around_thread

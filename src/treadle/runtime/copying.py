@@ -1,0 +1,263 @@
+"""Copies of stores: every run, those in flight included, goes from one store to another of any kind.
+
+A run is its journal. The copy appends the same rows with the same versions, commit ids and times, in one commit a run,
+and with the last row what the journal does not hold: payloads, step rows, waiting tasks, the hold. Inputs that wait
+follow. Done again, after a crash or because the source went on, it adds what is new: rows that are there are compared,
+never written twice. Nobody may work on either store meanwhile; what this process itself still decides in the source,
+such as attempts that died with their process, is caught by passes until one finds nothing new.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+
+import msgspec
+
+from treadle.core.events import StepCancelled, StepFailed, StepSkipped, StepSucceeded, decode_events
+from treadle.core.tables import LIVE, RUNNING
+from treadle.errors import ConflictError, StoreUnavailableError
+from treadle.runtime.node import Node
+from treadle.store.base import Append, Loaded, RunQuery, RunRow, SessionRow, StepRow, Store
+
+# What names a payload row or a blob, wherever it stands. A user's text that looks like one is looked up in vain.
+_HANDLE = re.compile(rb'"([@#])((?:sha256:)?[0-9a-f]{32,64})"')
+_SETTLED = (StepSucceeded, StepFailed, StepSkipped, StepCancelled)
+# Seconds between looks at sessions that may be dead, and between passes.
+_LOOK_SECONDS = 0.2
+_PASSES = 20
+_PAGE = 200
+
+
+class CopyReport(msgspec.Struct, kw_only=True):
+    """What a copy found and did. `differing` names the runs that are not the same in both stores, and how."""
+
+    runs: int = 0
+    # Of these: still open.
+    open: int = 0
+    events: int = 0
+    payloads: int = 0
+    blobs: int = 0
+    tasks: int = 0
+    inputs: int = 0
+    differing: dict[str, str] = {}
+
+
+class _Parts(msgspec.Struct):
+    """A run as it is read for the copy."""
+
+    row: RunRow
+    loaded: Loaded
+    steps: list[StepRow]
+    payloads: list[tuple[str, bytes]]
+    blobs: list[str]
+
+
+async def copy_store(source: Node, target: Node, progress: Callable[[str], None] | None = None) -> CopyReport:
+    """Copy all runs, then compare what is in both stores. `progress` is told the id of each run that was copied.
+
+    Raises:
+        ConflictError: somebody works on one of the stores, or a run of that id but another key is in the target.
+        StoreUnavailableError: the target does not take a run; do it again.
+    """
+    for node, what in ((source, "source"), (target, "target")):
+        await _alone(node, what)
+    report = CopyReport()
+    for _ in range(_PASSES):
+        report.runs = report.open = 0
+        report.differing = {}
+        news = False
+        async for row in _runs(source):
+            parts = await _read(source, row)
+            report.runs += 1
+            report.open += row.status in LIVE
+            if await _copy_run(source, target, parts, report):
+                news = True
+                if progress is not None:
+                    progress(row.id)
+            elif (difference := await _difference(target, parts)) is not None:
+                report.differing[row.id] = difference
+        if not news:
+            return report
+        await asyncio.sleep(_LOOK_SECONDS)
+    raise ConflictError("the source goes on while it is being copied; stop what works on it, then copy again")
+
+
+async def _runs(node: Node) -> AsyncIterator[RunRow]:
+    after = ""
+    while rows := await node.read(partial(node.reader.runs, RunQuery(after=after, limit=_PAGE))):
+        for row in rows:
+            yield row
+        after = rows[-1].key
+
+
+async def _alone(node: Node, what: str) -> None:
+    """Wait until the sessions that died are known to be dead; a living one is refused."""
+    clock = node.environment.clock
+    until = clock.monotonic() + 2 * node.settings.lease_seconds
+    others: list[SessionRow] = []
+    while clock.monotonic() < until:
+        sessions = await node.read(node.reader.sessions)
+        alive, others = others, [one for one in sessions if one.id != node.session]
+        if not others:
+            return
+        before = {one.id: one.beat for one in alive}
+        if any(one.beat > before.get(one.id, one.beat) for one in others):
+            break
+        await asyncio.sleep(_LOOK_SECONDS)
+    names = ", ".join(sorted({one.worker for one in others}))
+    raise ConflictError(f"{names} work on the {what}; stop them, then copy")
+
+
+async def _read(node: Node, row: RunRow) -> _Parts:
+    loaded = await node.read(partial(node.reader.load, row.key))
+    now = await node.read(partial(node.reader.run, row.key))
+    if loaded is None or now is None:
+        raise ConflictError(f"run {row.id!r} was deleted while it was being copied; copy again")
+    if busy := [task for task in loaded.tasks if task.session]:
+        raise ConflictError(
+            f"step {busy[0].task.address!r} of run {row.id!r} is being executed; stop the workers first"
+        )
+    texts = [msgspec.json.encode(loaded.head), *(item.body for item in loaded.inbox)]
+    texts += [text.encode() for _version, _commit, _time, text in loaded.rows]
+    steps: list[StepRow] = []
+    for at in _addresses(loaded):
+        found = await node.read(partial(node.reader.step, row.key, at))
+        if found.step is not None:
+            steps.append(found.step)
+            texts.append(msgspec.json.encode(found.step))
+    handles = dict.fromkeys(match for text in texts for match in _HANDLE.findall(text))
+    wanted = [digest.decode() for mark, digest in handles if mark == b"@"]
+    payloads = await node.read(partial(node.reader.payloads, row.key, wanted))
+    blobs = [digest.decode() for mark, digest in handles if mark == b"#"]
+    return _Parts(now, loaded, steps, sorted(payloads.items()), blobs)
+
+
+def _addresses(loaded: Loaded) -> list[str]:
+    """The steps that a journal gives an outcome, each once."""
+    events = (event for _version, _commit, _time, text in loaded.rows for event in decode_events(text))
+    return list(dict.fromkeys(event.at for event in events if isinstance(event, _SETTLED)))
+
+
+async def _copy_run(source: Node, target: Node, parts: _Parts, report: CopyReport) -> bool:
+    """Bring the target's run up to what was read; False if it was there already."""
+    row, loaded = parts.row, parts.loaded
+    there = await target.read(partial(target.reader.load, row.key))
+    if there is None:
+        found = await target.read(partial(target.reader.find, row.id))
+        others = [await target.read(partial(target.reader.run, key)) for key in found]
+        if any(one is not None and one.id == row.id for one in others):
+            raise ConflictError(
+                f"the target has another run of the id {row.id!r}; delete one of them, or copy elsewhere"
+            )
+    news = False
+    done = there.version if there is not None else 0
+    if done < loaded.version:
+        for digest in parts.blobs:
+            await _copy_blob(source, target, digest, report)
+        settled = await _settled(target, there)
+        await target.committer.call(lambda store: _append(store, target.session, parts, there, settled))
+        report.events += sum(len(decode_events(text)) for version, _, _, text in loaded.rows if version > done)
+        report.payloads += len(parts.payloads)
+        report.tasks += len(loaded.tasks)
+        news = True
+    known: set[str] = {item.id for item in there.inbox} if there is not None else set()
+    if inputs := [item for item in loaded.inbox if item.id not in known]:
+        # One that was decided meanwhile is in the journal; coming twice, it changes nothing.
+        await target.committer.call(lambda store: store.post(inputs))
+        report.inputs += len(inputs)
+        news = True
+    return news
+
+
+async def _settled(target: Node, there: Loaded | None) -> dict[str, StepRow]:
+    """The step rows that the target has of a run."""
+    if there is None:
+        return {}
+    found = [await target.read(partial(target.reader.step, there.head.key, at)) for at in _addresses(there)]
+    return {answer.step.address: answer.step for answer in found if answer.step is not None}
+
+
+async def _copy_blob(source: Node, target: Node, digest: str, report: CopyReport) -> None:
+    def copy() -> bool:
+        try:
+            data = source.blobs.get(digest)
+        except KeyError:
+            # A text of the user's that looks like a handle; a blob that is really lost was lost before.
+            return False
+        target.blobs.put(data)
+        return True
+
+    report.blobs += await source.read(copy)
+
+
+def _append(store: Store, session: str, parts: _Parts, there: Loaded | None, settled: dict[str, StepRow]) -> None:
+    """Write the rows that the target does not have, and with the last one what the journal does not hold."""
+    loaded = parts.loaded
+    done = there.version if there is not None else 0
+    if done:
+        store.acquire(session, loaded.head.key, steal=True)
+    appends = [
+        Append(
+            key=loaded.head.key,
+            expect=version - 1,
+            commit_id=commit,
+            time=time,
+            events=decode_events(text),
+            status=RUNNING,
+            was=there.status if there is not None and version == done + 1 else RUNNING,
+        )
+        for version, commit, time, text in loaded.rows
+        if version > done
+    ]
+    if there is None:
+        appends[0].head, appends[0].plan = loaded.head, loaded.plan
+    last = appends[-1]
+    last.status, last.release = loaded.status, True
+    last.unwound = parts.row.unwound
+    last.hold = loaded.hold
+    last.steps = [step for step in parts.steps if settled.get(step.address) != step]
+    last.payloads = parts.payloads
+    now = {step.number for step in parts.steps}
+    last.unsettled = [step.number for step in settled.values() if step.number not in now]
+    old = {found.task.number: found.task for found in there.tasks} if there is not None else {}
+    new = {found.task.number: found.task for found in loaded.tasks}
+    last.ended = [number for number, task in old.items() if new.get(number) != task]
+    last.tasks = [task for number, task in new.items() if old.get(number) != task]
+    if there is not None:
+        waiting = {item.id for item in loaded.inbox}
+        last.consumed = [item.id for item in there.inbox if item.id not in waiting]
+    answers = store.commit(session, appends, None)
+    if bad := next((answer.status for answer in answers if answer.status != "committed"), None):
+        raise StoreUnavailableError(f"the target did not take run {loaded.head.id!r} ({bad}); copy again")
+
+
+async def _difference(target: Node, parts: _Parts) -> str | None:
+    """How the run in the target differs from what was read, if it does."""
+    there = await target.read(partial(target.reader.load, parts.row.key))
+    if there is None:
+        return "is not there"
+    loaded = parts.loaded
+    if [(v, c, t, decode_events(e)) for v, c, t, e in there.rows] != [
+        (v, c, t, decode_events(e)) for v, c, t, e in loaded.rows
+    ]:
+        return "has another journal"
+    for name in ("head", "plan", "status", "hold"):
+        if getattr(there, name) != getattr(loaded, name):
+            return f"has another {name}"
+    if _waiting(there) != _waiting(loaded):
+        return "has other tasks"
+    if {item.id for item in there.inbox} != {item.id for item in loaded.inbox}:
+        return "has other inputs waiting"
+    steps = [await target.read(partial(target.reader.step, parts.row.key, step.address)) for step in parts.steps]
+    if [found.step for found in steps] != parts.steps:
+        return "has other outcomes of steps"
+    payloads = await target.read(partial(target.reader.payloads, parts.row.key, [name for name, _ in parts.payloads]))
+    return None if sorted(payloads.items()) == parts.payloads else "has other payloads"
+
+
+def _waiting(loaded: Loaded) -> list[bytes]:
+    tasks = sorted((found.task for found in loaded.tasks), key=lambda task: task.number)
+    return [msgspec.json.encode(msgspec.structs.replace(task, lease=0)) for task in tasks]

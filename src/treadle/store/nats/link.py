@@ -1,0 +1,391 @@
+"""The connection to NATS: an event loop in a thread of its own, and requests with many in flight.
+
+The store's callers are threads, and each waits for its call. All that is asked of the server goes through one
+connection; answers come by one subscription, by the last token of their subject. The connection mends itself: what got
+no answer is asked again by those who know that this changes nothing (`Link.publish` by its message id).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+
+from treadle.errors import MissingExtraError, StoreError, StoreFullError, StoreUnavailableError
+from treadle.store.nats.location import Location
+
+T = TypeVar("T")
+
+# Until an answer is given up and asked for again. A new leader is elected in 4 to 10 s.
+ANSWER_SECONDS = 2.0
+# Until a call gives up; what it wrote is in doubt then.
+PATIENCE_SECONDS = 30.0
+_CONNECT_SECONDS = 5
+# Errors of JetStream by their code: no room for a message.
+_FULL = frozenset({10023, 10047, 10077, 10122})
+
+
+class Message(NamedTuple):
+    """A message as it came."""
+
+    data: bytes
+    headers: dict[str, str]
+
+
+class _Refusal(msgspec.Struct):
+    code: int = 0
+    err_code: int = 0
+    description: str = ""
+
+
+class PubAck(msgspec.Struct):
+    """The server's word that a message is stored."""
+
+    seq: int = 0
+    duplicate: bool = False
+    error: _Refusal | None = None
+
+
+_decode_ack = msgspec.json.Decoder(PubAck).decode
+
+
+class RefusedError(Exception):
+    """The server answered with an error."""
+
+    def __init__(self, code: int, description: str) -> None:
+        self.code = code
+        self.description = description
+        super().__init__(description)
+
+
+class Loop:
+    """An event loop in a thread, for callers in other threads."""
+
+    def __init__(self, name: str) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do the work on the loop and wait for it."""
+        if self.loop.is_closed() or not self.thread.is_alive():
+            work.close()
+            raise StoreUnavailableError("the store is closed")
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+
+    def soon(self, function: Callable[..., object], *arguments: object) -> None:
+        """Call the function on the loop; never waits, never raises."""
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(function, *arguments)
+
+    def close(self) -> None:
+        """End the thread."""
+        if self.loop.is_closed():
+            return
+        self.soon(self.loop.stop)
+        self.thread.join()
+        self.loop.close()
+
+
+class Link:
+    """One connection. All methods are for its loop's thread."""
+
+    def __init__(self, location: Location) -> None:
+        self.location = location
+        self.client: Any = None
+        self.errors: list[str] = []
+        # Copies of each message on the server's side; known when the streams are.
+        self.replicas = 1
+        # Requests that were sent, of any kind: what a test counts.
+        self.requests = 0
+        self._answers: dict[str, Callable[[Message], None]] = {}
+        self._numbers = itertools.count()
+        self._inbox = ""
+        # Done when the connection was made anew: what is not answered by then was lost with the old one.
+        self._mended: asyncio.Future[None] | None = None
+        self._wanted: list[tuple[str, Callable[[], None]]] = []
+        # The first half of all message ids of this connection: none is ever made twice.
+        self._name = os.urandom(9).hex()
+
+    # -- life ------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Connect.
+
+        Raises:
+            MissingExtraError: nats-py is not installed.
+            StoreUnavailableError: nobody answers there, or it refuses the credentials.
+        """
+        try:
+            from nats.aio.client import Client
+        except ImportError:
+            raise MissingExtraError("nats: URLs need nats-py: pip install 'treadle[nats]'") from None
+        location = self.location
+        client: Any = Client()
+        self.errors.clear()
+        try:
+            # At first no server that is wrong is waited for; later each one is, for as long as it takes.
+            await client.connect(
+                servers=list(location.servers),
+                error_cb=self._on_error,
+                reconnected_cb=self._on_reconnected,
+                name=f"treadle {location.name}",
+                connect_timeout=_CONNECT_SECONDS,
+                allow_reconnect=False,
+                max_reconnect_attempts=1,
+                reconnect_time_wait=0,
+                skip_subject_validation=True,
+                pending_size=64 * 1024 * 1024,
+                **location.client_options(),
+            )
+        except Exception as error:  # the client raises whatever the sockets, TLS or itself come up with
+            with contextlib.suppress(Exception):
+                await client.close()
+            raise self._unreachable(error) from error
+        client.options.update(allow_reconnect=True, max_reconnect_attempts=-1, reconnect_time_wait=0.1)
+        self.client = client
+        self._inbox = client.new_inbox()
+        await client.subscribe(
+            f"{self._inbox}.*", cb=self._on_answer, pending_msgs_limit=10_000_000, pending_bytes_limit=0
+        )
+        for subject, heard in self._wanted:
+            await self._listen(subject, heard)
+
+    def _unreachable(self, error: Exception) -> StoreError:
+        told = [str(error) or type(error).__name__, *self.errors]
+        reason = next((text for text in told if "uthorization" in text or "ermission" in text), told[-1])
+        where = self.location.shown
+        if "uthorization" in reason:
+            return StoreUnavailableError(
+                f"{where} refuses the credentials ({reason}); see user, password, token and credentials= of the URL"
+            )
+        return StoreUnavailableError(f"no NATS server answers at {where} ({reason}); is it running, and the URL right?")
+
+    async def _on_error(self, error: Exception) -> None:
+        self.errors.append(str(error) or type(error).__name__)
+        del self.errors[:-8]
+
+    async def _on_reconnected(self) -> None:
+        mended, self._mended = self._mended, asyncio.get_running_loop().create_future()
+        if mended is not None:
+            mended.set_result(None)
+
+    async def _wait(self, done: asyncio.Future[Any]) -> bool:
+        """Wait until all answers are there, or for a while; True if the connection broke meanwhile."""
+        if self._mended is None:
+            self._mended = asyncio.get_running_loop().create_future()
+        mended = self._mended
+        await asyncio.wait([done, mended], timeout=ANSWER_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        return mended.done()
+
+    async def close(self) -> None:
+        """Disconnect."""
+        if self.client is not None:
+            await self.client.close()
+
+    async def listen(self, subject: str, heard: Callable[[], None]) -> None:
+        """Call `heard` for each message of a subject."""
+        self._wanted.append((subject, heard))
+        await self._listen(subject, heard)
+
+    async def _listen(self, subject: str, heard: Callable[[], None]) -> None:
+        async def on_message(_message: object) -> None:
+            heard()
+
+        await self.client.subscribe(subject, cb=on_message)
+
+    def tell(self, subject: str) -> None:
+        """Send a message that may be lost."""
+        if self.client is not None and self.client.is_connected:
+            task = asyncio.get_running_loop().create_task(self.client.publish(subject, b""))
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    # -- requests --------------------------------------------------------------------------------------
+
+    async def _on_answer(self, message: Any) -> None:
+        answer = self._answers.get(message.subject.rpartition(".")[2])
+        if answer is not None:
+            answer(Message(message.data, message.headers or {}))
+
+    async def _send(self, token: str, subject: str, data: bytes, headers: dict[str, str] | None) -> None:
+        """Send once; a connection that is gone for good is made anew, one that is mending itself takes it later."""
+        self.requests += 1
+        if self.client.is_closed:
+            await self.open()
+        # A full buffer, or a connection that breaks now: nobody answers, and it is asked again.
+        with contextlib.suppress(Exception):
+            await self.client.publish(subject, data, f"{self._inbox}.{token}", headers)
+
+    def new_id(self) -> str:
+        """A message id that was never used."""
+        return f"{self._name}.{next(self._numbers)}"
+
+    async def publish(
+        self,
+        messages: Sequence[tuple[str, bytes, str]],
+        stored: Callable[[int, int], None] | None = None,
+    ) -> list[int]:
+        """Store messages, as (subject, data, message id), all at once in flight; returns their numbers.
+
+        `stored` is called for each as its answer comes, with its place in `messages` and its number. What gets no
+        answer is sent again: the server knows the message by its id.
+
+        Raises:
+            StoreFullError: there is no room for one of them. Others may have been stored.
+            StoreUnavailableError: the answer to one of them did not come; nothing is known of it.
+        """
+        loop = asyncio.get_running_loop()
+        numbers = [0] * len(messages)
+        left: dict[int, None] = dict.fromkeys(range(len(messages)))
+        done: asyncio.Future[None] = loop.create_future()
+        failure: list[StoreError] = []
+        tokens: list[str] = []
+
+        def answered(place: int, message: Message) -> None:
+            if place not in left:
+                return
+            ack = self._ack_of(message)
+            if ack is None:
+                return
+            del left[place]
+            if isinstance(ack, StoreError):
+                failure.append(ack)
+            else:
+                numbers[place] = ack.seq
+                if stored is not None:
+                    stored(place, ack.seq)
+            if not left and not done.done():
+                done.set_result(None)
+
+        try:
+            for place in range(len(messages)):
+                token = str(next(self._numbers))
+                tokens.append(token)
+                self._answers[token] = partial(answered, place)
+            await self._until(done, left, tokens, messages)
+        finally:
+            for token in tokens:
+                del self._answers[token]
+        if failure:
+            raise failure[0]
+        return numbers
+
+    async def _until(
+        self,
+        done: asyncio.Future[None],
+        left: dict[int, None],
+        tokens: list[str],
+        messages: Sequence[tuple[str, bytes, str]],
+    ) -> None:
+        give_up = asyncio.get_running_loop().time() + PATIENCE_SECONDS
+        while left:
+            for place in list(left):
+                subject, data, identity = messages[place]
+                await self._send(tokens[place], subject, data, {"Nats-Msg-Id": identity})
+            await self._wait(done)
+            if left and asyncio.get_running_loop().time() > give_up:
+                raise StoreUnavailableError(
+                    f"{self.location.shown} did not confirm {len(left)} messages in {PATIENCE_SECONDS:.0f} s;"
+                    " they may be stored or not"
+                )
+
+    def _ack_of(self, message: Message) -> PubAck | StoreError | None:
+        """What an answer to a publish says; None: ask again."""
+        if message.headers.get("Status") == "503" or not message.data:
+            # Nobody listens: the stream has no leader at the moment.
+            return None
+        ack = _decode_ack(message.data)
+        if ack.error is None:
+            return ack
+        if ack.error.err_code in _FULL:
+            return StoreFullError(
+                f"{self.location.shown} has no room ({ack.error.description}); raise the limits of the streams"
+                f" {self.location.log} and {self.location.values} or the server's, or delete runs"
+            )
+        if ack.error.code == 503:
+            return None
+        return StoreError(f"{self.location.shown} refuses a message: {ack.error.description}")
+
+    async def ask(self, subject: str, data: bytes = b"") -> Message:
+        """One request with one answer, asked again until it comes; so it must be one that may be made twice.
+
+        Raises:
+            StoreUnavailableError: no answer came.
+        """
+        found = await self.gather(subject, data, lambda message: True)
+        return found[-1]
+
+    async def gather(self, subject: str, data: bytes, is_last: Callable[[Message], bool]) -> list[Message]:
+        """One request with many answers, up to the last one; asked again as a whole.
+
+        Raises:
+            StoreUnavailableError: no last answer came.
+        """
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + PATIENCE_SECONDS
+        while True:
+            answer = await self._gather_once(subject, data, is_last)
+            if answer is not None:
+                return answer
+            if loop.time() > give_up:
+                raise StoreUnavailableError(
+                    f"{self.location.shown} did not answer in {PATIENCE_SECONDS:.0f} s; is JetStream enabled there?"
+                )
+
+    async def _gather_once(self, subject: str, data: bytes, is_last: Callable[[Message], bool]) -> list[Message] | None:
+        loop = asyncio.get_running_loop()
+        token = str(next(self._numbers))
+        found: list[Message] = []
+        done: asyncio.Future[bool] = loop.create_future()
+
+        def answered(message: Message) -> None:
+            found.append(message)
+            if done.done():
+                return
+            if message.headers.get("Status") == "503":
+                done.set_result(False)
+            elif is_last(message):
+                done.set_result(True)
+
+        self._answers[token] = answered
+        try:
+            await self._send(token, subject, data, None)
+            seen, broken = -1, False
+            while not done.done() and len(found) > seen and not broken:
+                # As long as answers come, the last one is waited for.
+                seen = len(found)
+                broken = await self._wait(done)
+            if not done.done():
+                return None
+            if not done.result():
+                await asyncio.sleep(0.1)
+                return None
+            return found
+        finally:
+            del self._answers[token]
+
+    async def api(self, action: str, request: object = None) -> dict[str, Any]:
+        """A request to JetStream's API.
+
+        Raises:
+            RefusedError: it answered with an error.
+            StoreUnavailableError: no answer came.
+        """
+        data = b"" if request is None else msgspec.json.encode(request)
+        message = await self.ask(f"$JS.API.{action}", data)
+        answer: dict[str, Any] = msgspec.json.decode(message.data)
+        if "error" in answer:
+            refusal = answer["error"]
+            raise RefusedError(refusal.get("err_code", 0), refusal.get("description", "no reason given"))
+        return answer

@@ -1,0 +1,293 @@
+"""The state that a store's log leads to: what is open, and a line for each run that is kept.
+
+It is the state machine of the memory store, fed with the operations of the log in their order. Every process that
+has applied the log up to the same message holds the same state; so a lease, a conflict, a burial are what the log says,
+whoever wrote it. Nothing here reads a clock or asks an offer: what a session has room for is part of the operation.
+
+It keeps no journals, no payloads, no plans, and of step rows only those of failures, which are listed over all runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from heapq import heappop, heappush
+from typing import Any, cast
+
+from treadle.core.tables import FAILED
+from treadle.errors import LeaseLostError
+from treadle.store.base import Acquired, Answer, Append, Loaded, Offer, Postponement
+from treadle.store.memory import MemoryData, MemoryStore
+from treadle.store.memory_data import Heap, StoredRun
+from treadle.store.nats import wire
+from treadle.store.nats.wire import Takes
+
+
+class Room:
+    """An offer as an operation tells it: so many tasks of an action and queue, and no more."""
+
+    def __init__(self, takes: Takes | None, actions: Sequence[str]) -> None:
+        counts = () if takes is None else takes.counts
+        self._left = {(action, queue): count for action, queue, count in counts}
+        self._actions = actions if takes is None or takes.actions is None else takes.actions
+
+    def take(self, action: str, queue: str) -> bool:
+        """Use up one of what is left."""
+        left = self._left.get((action, queue), 0)
+        if left < 1:
+            return False
+        self._left[action, queue] = left - 1
+        return True
+
+    def free(self) -> int:
+        """How many are left."""
+        return sum(self._left.values())
+
+    def actions(self) -> Sequence[str]:
+        """All that the session executes."""
+        return self._actions
+
+    def full(self) -> bool:
+        """Whether nothing is left."""
+        return self.free() == 0
+
+    def mark(self) -> object:
+        """The present state."""
+        return dict(self._left)
+
+    def reset(self, mark: object) -> None:
+        """Be as at the mark."""
+        self._left = cast("dict[tuple[str, str], int]", mark)
+
+
+class Machine:
+    """Applies operations; each answer is a value, or the LeaseLostError of a session that has ended."""
+
+    def __init__(self) -> None:
+        self.data = MemoryData()
+        self.store = MemoryStore(self.data)
+        # Messages of a run's journal that took no effect, by the run's key: numbers of the log.
+        self.voids: dict[str, list[int]] = {}
+        # Deleted runs whose journals are not removed yet: the number of the message that deleted them.
+        self.deleted: dict[str, int] = {}
+        # Up to this message a snapshot covers the log.
+        self.cleared = 0
+        self._apply: dict[type[Any], Callable[[Any, int], Any]] = {
+            wire.OpenOp: lambda op, _: self.store.open_session(op.row),
+            wire.RenewOp: lambda op, _: self.store.renew(op.session, op.waits),
+            wire.BuryOp: lambda op, _: self.store.bury(op.dead),
+            wire.ElectOp: lambda op, _: self.store.elect(op.role, op.session),
+            wire.AppendOp: self._append,
+            wire.ClaimOp: self._claim,
+            wire.ReportOp: lambda op, _: self.store.report(op.session, op.reports),
+            wire.PostponeOp: self._postpone,
+            wire.ProgressOp: lambda op, _: self.store.progress(op.session, op.items),
+            wire.PostOp: lambda op, _: self.store.post(op.inputs),
+            wire.AcquireOp: self._acquire,
+            wire.ReleaseOp: lambda op, _: self.store.release(op.session, op.keys),
+            wire.DeleteOp: self._delete,
+            wire.ClearOp: self._clear,
+        }
+
+    def apply(self, op: wire.Operation, number: int) -> Any:
+        """Apply the operation that is message `number` of the log."""
+        try:
+            return self._apply[type(op)](op, number)
+        except LeaseLostError as error:
+            if isinstance(op, wire.AppendOp):
+                self._void(op.key, number)
+            return error
+
+    def living(self, session: str) -> None:
+        """Raise LeaseLostError for a session that has ended or never was."""
+        if session not in self.data.sessions:
+            raise LeaseLostError(f"session {session} was declared dead; its runs and tasks went to others")
+
+    # -- appends ---------------------------------------------------------------------------------------
+
+    def _append(self, op: wire.AppendOp, number: int) -> Answer:
+        run = self.data.runs.get(op.key)
+        failed = [row for row in op.steps if row.status == FAILED]
+        unsettled = op.unsettled
+        if run is not None and run.steps:
+            # A step that failed and has now another outcome is no failure any more.
+            unsettled = [*unsettled, *(row.number for row in op.steps if row.status != FAILED)]
+        append = Append(
+            key=op.key,
+            expect=op.expect,
+            commit_id=op.commit_id,
+            time=op.time,
+            events=[],
+            status=op.status,
+            unwound=op.unwound,
+            head=op.head,
+            plan=op.plan.encode(),
+            tasks=op.tasks,
+            ended=op.ended,
+            consumed=op.consumed,
+            steps=failed,
+            undos=op.undos,
+            unsettled=unsettled,
+            interrupts=op.interrupts,
+            hold=op.hold,
+            revoke=op.revoke,
+            release=op.release,
+            report=op.report,
+            posts=op.posts,
+        )
+        session = self.data.sessions.get(op.session)
+        room = Room(op.takes, session.row.actions if session is not None else ())
+        (answer,) = self.store.commit(op.session, [append], room if op.takes is not None else None)
+        if answer.status == "committed":
+            self.data.runs[op.key].rows.clear()
+        else:
+            self._void(op.key, number)
+        return answer
+
+    def _void(self, key: str, number: int) -> None:
+        self.voids.setdefault(key, []).append(number)
+
+    def refusal(self, session: str, append: Append) -> str:
+        """Why an append would not take effect now: the status of its answer, "" if it would."""
+        data = self.data
+        own = data.sessions[session]
+        run = data.runs.get(append.key)
+        if append.head is None and run is not None and run.version == append.expect and run.owner is own:
+            return ""
+        if append.report is not None and not self._may_report(session, append):
+            return "fenced"
+        if append.key in data.tombstones:
+            return "refused"
+        if append.head is None:
+            return "conflict"
+        if run is not None or append.head.id in data.ids:
+            return "exists"
+        return "" if append.expect == 0 else "conflict"
+
+    def _may_report(self, session: str, append: Append) -> bool:
+        report = append.report
+        assert report is not None
+        entry = self.data.sessions[session].leases.get(report.lease)
+        if entry is None or entry.last or entry.interrupt:
+            return False
+        return entry.task.run == report.input.key and entry.task.number == report.number
+
+    def steers(self, append: Append) -> bool:
+        """Whether an append changes which of the tasks that wait may be claimed, other than by adding some."""
+        if append.hold is not None or append.revoke or append.interrupts:
+            return True
+        run = self.data.runs.get(append.key)
+        if run is None or not run.tasks:
+            return False
+        numbers = [*append.ended, *(task.number for task in append.tasks)]
+        return any(number in run.tasks and not run.tasks[number].session for number in numbers)
+
+    def hand_over(
+        self, session: str, append: Append, offer: Offer, queued: dict[str, list[tuple[int, str]]]
+    ) -> Takes | None:
+        """Take slots of the offer for those of an append's tasks that it would be handed now.
+
+        `queued` are the tasks, by queue, that earlier appends leave waiting; those of this append are added.
+        """
+        run = self.data.runs.get(append.key)
+        held = append.hold if append.hold is not None else run.hold if run is not None else 0
+        counts: dict[tuple[str, str], int] = {}
+        for task in sorted(append.tasks, key=lambda task: -task.priority):
+            if held or task.not_before > append.time:
+                continue
+            ahead = any(
+                priority >= task.priority and (action == task.action or action in offer.actions())
+                for priority, action in queued.get(task.queue, ())
+            )
+            kind = (task.action, task.queue)
+            if not ahead and not self.data.is_behind(task, append.time, offer) and offer.take(*kind):
+                counts[kind] = counts.get(kind, 0) + 1
+            else:
+                queued.setdefault(task.queue, []).append((task.priority, task.action))
+        if not counts:
+            return None
+        actions = list(offer.actions())
+        known = actions == self.data.sessions[session].row.actions
+        return Takes([(*kind, count) for kind, count in counts.items()], None if known else actions)
+
+    # -- tasks -----------------------------------------------------------------------------------------
+
+    def claimable(self, offer: Offer, now: float) -> Takes | None:
+        """Take slots of the offer for the tasks that a claim would get now."""
+        data = self.data
+        data.promote(now)
+        actions = frozenset(offer.actions()) if offer.free() > 0 else frozenset[str]()
+        firsts: list[tuple[float, int, Heap]] = []
+        for heaps in data.ready.values():
+            for action, heap in heaps.items():
+                if heap and action in actions and (first := data.head(heap, now)) is not None:
+                    heappush(firsts, (first[0], first[1], heap))
+        counts: dict[tuple[str, str], int] = {}
+        taken: list[tuple[Heap, Any]] = []
+        while firsts:
+            heap = heappop(firsts)[2]
+            task = heap[0][2].task
+            kind = (task.action, task.queue)
+            if not offer.take(*kind):
+                continue
+            taken.append((heap, heappop(heap)))
+            counts[kind] = counts.get(kind, 0) + 1
+            if (first := data.head(heap, now)) is not None:
+                heappush(firsts, (first[0], first[1], heap))
+        for heap, item in taken:
+            heappush(heap, item)
+        return Takes([(*kind, count) for kind, count in counts.items()]) if counts else None
+
+    def _claim(self, op: wire.ClaimOp, _number: int) -> Any:
+        actions = [action for action, _queue, _count in op.takes.counts]
+        tasks, due = self.store.claim(op.session, Room(op.takes, actions), op.now)
+        return tasks, due
+
+    def _postpone(self, op: wire.PostponeOp, _number: int) -> list[bool]:
+        items = [Postponement(item.key, item.number, item.lease, item.not_before, item.call) for item in op.items]
+        return self.store.postpone(op.session, items, op.now)
+
+    # -- runs ------------------------------------------------------------------------------------------
+
+    def _acquire(self, op: wire.AcquireOp, _number: int) -> Acquired | None:
+        self.living(op.session)
+        own = self.data.sessions[op.session]
+        run = self.data.runs.get(op.key)
+        if run is None:
+            return None
+        if run.owner is not None and run.owner is not own and not op.steal:
+            return Acquired(None, run.owner.id)
+        self.data.own(run, own)
+        return Acquired(self.loaded(run), own.id)
+
+    def loaded(self, run: StoredRun) -> Loaded:
+        """A run as it is now, but for its plan and its journal."""
+        return Loaded(
+            head=run.head,
+            plan=b"",
+            version=run.version,
+            status=run.status,
+            hold=run.hold,
+            owner=run.owner.id if run.owner else "",
+            rows=[],
+            inbox=list(run.inbox.values()),
+            tasks=[self.data.task_row(entry) for entry in run.tasks.values()],
+        )
+
+    def _delete(self, op: wire.DeleteOp, number: int) -> tuple[str, list[str]]:
+        run = self.data.runs.get(op.key)
+        keys = [] if run is None else [one.key for one in self.data.family(run)]
+        answer = self.store.delete(op.key)
+        if answer != "deleted":
+            return answer, []
+        for key in keys:
+            self.voids.pop(key, None)
+            self.deleted[key] = number
+        return answer, keys
+
+    def _clear(self, op: wire.ClearOp, _number: int) -> None:
+        self.cleared = max(self.cleared, op.until)
+        self.deleted = {key: number for key, number in self.deleted.items() if number > op.until}
+
+    def run(self, key: str) -> StoredRun | None:
+        """A run that is kept."""
+        return self.data.runs.get(key)

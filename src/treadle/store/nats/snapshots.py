@@ -1,0 +1,180 @@
+"""Snapshots of the state: what a process needs that begins in the middle of a log.
+
+A snapshot is a cache: all that is in it follows from the log. What is ordered in the state is ordered here, since what
+follows from the order (which input of a burial comes first) must be the same in every process.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from treadle.core.commands import Task
+from treadle.errors import SchemaVersionError
+from treadle.store.base import InboxInput, RunHead, SessionRow, StepRow
+from treadle.store.memory_data import Entry, StoredRun, StoredSession
+from treadle.store.nats.machine import Machine
+
+FORMAT = 1
+_NEVER = float("-inf")
+
+
+class TaskState(msgspec.Struct, array_like=True):
+    """As `memory_data.Entry`."""
+
+    task: Task
+    age: int
+    session: str
+    started_at: float
+    interrupt: bool
+    progress: str
+    last: bool
+
+
+class RunState(msgspec.Struct, array_like=True):
+    """As `memory_data.StoredRun`; `steps` are its failures."""
+
+    head: RunHead
+    plan: str
+    version: int
+    status: str
+    unwound: str
+    hold: int
+    updated_at: float
+    inbox: list[InboxInput]
+    tasks: list[TaskState]
+    steps: list[StepRow]
+
+
+class SessionState(msgspec.Struct, array_like=True):
+    """A session, the keys of its runs, and its leases as run and step number."""
+
+    row: SessionRow
+    owned: list[str]
+    leases: list[tuple[str, int]]
+
+
+class Snapshot(msgspec.Struct):
+    """The state after message `seq`."""
+
+    format: int
+    seq: int
+    age: int
+    token: int
+    runs: list[RunState]
+    tombstones: list[str]
+    sessions: list[SessionState]
+    elected: dict[str, str]
+    inboxes: list[str]
+    voids: dict[str, list[int]]
+    deleted: dict[str, int]
+    cleared: int
+
+    def machine(self) -> Machine:
+        """The state, as a machine that goes on from it."""
+        machine = Machine()
+        data = machine.data
+        data.age, data.token = self.age, self.token
+        for state in self.runs:
+            run = data.runs[state.head.key] = _stored(state)
+            data.ids[run.head.id] = run.key
+            if run.head.parent:
+                data.children.setdefault(run.head.parent.partition("/")[0], {})[run.key] = None
+            for entry in run.tasks.values():
+                if not entry.session:
+                    data.enqueue(entry, _NEVER)
+        data.tombstones = dict.fromkeys(self.tombstones)
+        for session in self.sessions:
+            own = data.sessions[session.row.id] = StoredSession(session.row)
+            for key in session.owned:
+                data.own(data.runs[key], own)
+            for key, number in session.leases:
+                entry = data.runs[key].tasks[number]
+                own.leases[entry.task.lease] = entry
+        data.elected = {role: data.sessions[holder] for role, holder in self.elected.items()}
+        data.inboxes = {key: data.runs[key] for key in self.inboxes}
+        machine.voids = self.voids
+        machine.deleted = self.deleted
+        machine.cleared = self.cleared
+        return machine
+
+
+class _Format(msgspec.Struct):
+    format: int
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Snapshot).decode
+_decode_format = msgspec.msgpack.Decoder(_Format).decode
+
+
+def encode_snapshot(seq: int, machine: Machine) -> bytes:
+    """The state of a machine that has applied message `seq`."""
+    data = machine.data
+    return _encode(
+        Snapshot(
+            format=FORMAT,
+            seq=seq,
+            age=data.age,
+            token=data.token,
+            runs=[_run_state(run) for run in data.runs.values()],
+            tombstones=list(data.tombstones),
+            sessions=[_session_state(own) for own in data.sessions.values()],
+            elected={role: own.id for role, own in data.elected.items()},
+            inboxes=list(data.inboxes),
+            voids=machine.voids,
+            deleted=machine.deleted,
+            cleared=machine.cleared,
+        )
+    )
+
+
+def decode_snapshot(data: bytes) -> Snapshot:
+    """Read a snapshot.
+
+    Raises:
+        SchemaVersionError: a newer version has written it.
+    """
+    if _decode_format(data).format > FORMAT:
+        raise SchemaVersionError("the store's snapshot was written by a newer treadle: upgrade this one")
+    return _decode(data)
+
+
+def _run_state(run: StoredRun) -> RunState:
+    tasks = [
+        TaskState(e.task, e.age, e.session, e.started_at, e.interrupt, e.progress, e.last) for e in run.tasks.values()
+    ]
+    return RunState(
+        head=run.head,
+        plan=run.plan.decode(),
+        version=run.version,
+        status=run.status,
+        unwound=run.unwound,
+        hold=run.hold,
+        updated_at=run.updated_at,
+        inbox=list(run.inbox.values()),
+        tasks=tasks,
+        steps=list(run.steps.values()),
+    )
+
+
+def _session_state(own: StoredSession) -> SessionState:
+    leases = [(entry.task.run, entry.task.number) for entry in own.leases.values()]
+    return SessionState(own.row, list(own.owned), leases)
+
+
+def _stored(state: RunState) -> StoredRun:
+    run = StoredRun(state.head, state.plan.encode())
+    run.version = state.version
+    run.status = state.status
+    run.unwound = state.unwound
+    run.hold = state.hold
+    run.updated_at = state.updated_at
+    run.inbox = {value.id: value for value in state.inbox}
+    for stored in state.tasks:
+        entry = run.tasks[stored.task.number] = Entry(stored.task, stored.age)
+        entry.session, entry.started_at, entry.progress = stored.session, stored.started_at, stored.progress
+        entry.interrupt, entry.last = stored.interrupt, stored.last
+    for row in state.steps:
+        run.steps[row.number] = row
+        run.by_address[row.address] = row
+    return run

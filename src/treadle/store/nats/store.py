@@ -1,0 +1,454 @@
+"""The NATS store: the `Store` port over a log in JetStream.
+
+Each call becomes one message of the log, or one an append, all in flight at once; its answer is what that message
+comes to in the state (`machine`). So an answer is as good as the server's acknowledgement, and what two processes do at
+the same time has an order that all of them see. A refusal is answered without a message: then the log is followed to
+its end first, so that it is no refusal of yesterday.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar, cast
+
+import msgspec
+
+from treadle.core.commands import Task
+from treadle.core.events import encode_events
+from treadle.store.base import (
+    Acquired,
+    Answer,
+    Append,
+    InboxInput,
+    Offer,
+    Postponement,
+    Reader,
+    Renewal,
+    Report,
+    SessionRow,
+    Swept,
+)
+from treadle.store.nats import streams, wire
+from treadle.store.nats.blobs import NatsBlobs
+from treadle.store.nats.link import Link, Loop
+from treadle.store.nats.location import Location, parse_url
+from treadle.store.nats.reader import NatsReader, Rooms
+from treadle.store.nats.wakeups import NatsWakeups
+from treadle.store.nats.waves import Wave, split
+from treadle.store.nats.wire import Takes
+
+T = TypeVar("T")
+
+
+class NatsStore(NatsReader):
+    """A store on a NATS server or cluster; any number of processes on any machines may each have one."""
+
+    def __init__(self, location: Location) -> None:
+        self.location = location
+        self.durability = "unknown until it is open"
+        # The last call was a commit, so that the state is what the session's last transaction saw.
+        self._committed = False
+        super().__init__(Loop("treadle-nats"), Rooms(Link(location)))
+
+    @classmethod
+    def from_url(cls, url: str) -> NatsStore:
+        """The store that a `nats:` URL names.
+
+        Raises:
+            StoreUrlError: it is not one.
+        """
+        return cls(parse_url(url))
+
+    # -- life ------------------------------------------------------------------------------------------
+
+    def open(self, *, create: bool = True) -> None:
+        """Connect, make the streams if need be, and come to the present state.
+
+        Raises:
+            MissingExtraError: nats-py is not installed.
+            StoreError: of the kind that says what to do.
+        """
+
+        async def work() -> None:
+            await self._rooms.link.open()
+            config = await streams.prepare(self._rooms.link, create=create)
+            self.durability = streams.durability_of(self.location, config)
+            await self._rooms.log.load()
+
+        try:
+            self._loop.call(work())
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Disconnect and end the thread."""
+        if self._loop.thread.is_alive():
+            self._loop.call(self._rooms.link.close())
+        self._loop.close()
+
+    def reader(self) -> Reader:
+        """Reads for another thread: they share the connection and the state."""
+        return NatsReader(self._loop, self._rooms)
+
+    def blobs(self) -> NatsBlobs:
+        """Large payloads, on the same server."""
+        return NatsBlobs(self._loop, self._rooms)
+
+    def wakeups(self, name: str) -> NatsWakeups:
+        """Wake-ups for one session, by the same connection; to be opened after the store."""
+        return NatsWakeups(self._loop, self._rooms.link, name)
+
+    async def _write(self, op: wire.Operation) -> Any:
+        """One operation that is no append; what it comes to."""
+        (result,) = await self._rooms.log.write([(self.location.other, op)])
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    async def _ask(self, answer: Callable[[], T], *, final: Callable[[T], bool]) -> T:
+        """What the state says; if it is not what needs no second look, what the present state says."""
+        found = answer()
+        if not final(found):
+            await self._rooms.log.follow()
+            found = answer()
+        return found
+
+    async def _see_living(self, session: str) -> None:
+        """Raise LeaseLostError if the session has ended, or never was."""
+        log = self._rooms.log
+        if not await self._ask(lambda: session in log.machine.data.sessions, final=bool):
+            log.machine.living(session)
+
+    # -- sessions --------------------------------------------------------------------------------------
+
+    def open_session(self, session: SessionRow) -> None:
+        """Enter a session."""
+        self._loop.call(self._write(wire.OpenOp(row=msgspec.structs.replace(session))))
+
+    def renew(self, session: str, waits: int | None = None) -> Renewal:
+        """Count the beat up; interrupts are told again until their attempt has ended."""
+
+        async def work() -> Renewal:
+            await self._see_living(session)
+            return cast(Renewal, await self._write(wire.RenewOp(session=session, waits=waits)))
+
+        return self._loop.call(work())
+
+    def dead_sessions(self) -> list[str]:
+        """None: a process that has died looks like one that is slow."""
+        return []
+
+    def bury(self, session: str) -> list[str]:
+        """End a session; burying it twice changes nothing."""
+
+        async def work() -> list[str]:
+            sessions = self._rooms.log.machine.data.sessions
+            if not await self._ask(lambda: session in sessions, final=bool):
+                return []
+            return cast("list[str]", await self._write(wire.BuryOp(dead=session)))
+
+        return self._loop.call(work())
+
+    def elect(self, role: str, session: str) -> bool:
+        """Hold the role, if no living session holds it."""
+
+        async def work() -> bool:
+            await self._rooms.log.follow()
+            await self._see_living(session)
+            holder = self._rooms.log.machine.data.elected.get(role)
+            if holder is not None:
+                return holder.id == session
+            return cast(bool, await self._write(wire.ElectOp(session=session, role=role)))
+
+        return self._loop.call(work())
+
+    def wakes(self, session: str, *, tasks: bool, keys: Sequence[str]) -> list[str]:
+        """Addresses, each once, as this process has last seen the store."""
+        looks = bool(keys) or not self._committed
+        self._committed = False
+        if len(self._rooms.log.machine.data.sessions) < 2 and not looks:
+            # Asked after every commit; not worth a change of threads.
+            return []
+
+        async def work() -> list[str]:
+            if looks:
+                await self._rooms.log.follow()
+            return self._rooms.log.machine.store.wakes(session, tasks=tasks, keys=keys)
+
+        return self._loop.call(work())
+
+    # -- appends ---------------------------------------------------------------------------------------
+
+    def commit(self, session: str, appends: Sequence[Append], offer: Offer | None) -> list[Answer]:
+        """Write appends, as many at once as do not depend on each other."""
+
+        async def work() -> list[Answer]:
+            await self._see_living(session)
+            answers: list[Answer] = []
+            left = list(appends)
+            while left:
+                wave, left = split(self._rooms.log.machine, left)
+                answers += await self._commit_wave(session, wave, offer)
+            return answers
+
+        found = self._loop.call(work())
+        self._committed = bool(found)
+        return found
+
+    async def _commit_wave(self, session: str, appends: list[Append], offer: Offer | None) -> list[Answer]:
+        log = self._rooms.log
+        wave = Wave(log.machine, session, appends, offer)
+        if any(wave.refusals):
+            await log.follow()
+            log.machine.living(session)
+            wave.look_again(log.machine)
+        await self._put_values(wave.accepted)
+        operations = [
+            (self.location.journal(append.key), _append_op(session, append, takes))
+            for append, takes in zip(appends, wave.takes, strict=True)
+            if takes is not False
+        ]
+        results = iter(await log.write(operations) if operations else ())
+        answers: list[Answer] = []
+        for refusal in wave.refusals:
+            result = Answer(cast(Any, refusal)) if refusal else next(results)
+            if isinstance(result, Exception):
+                raise result
+            answers.append(result)
+        wave.settle([task for answer in answers for task in answer.leased])
+        return answers
+
+    async def _put_values(self, appends: Sequence[Append]) -> None:
+        """Store what the appends name and the log does not hold."""
+        plans: dict[str, bytes] = {}
+        values: list[tuple[str, bytes]] = []
+        for append in appends:
+            if append.head is not None:
+                plans[hashed_plan(append)] = append.plan or b""
+            values += self._payloads(append.key, append.payloads)
+            if append.report is not None:
+                values += self._payloads(append.report.input.key, append.report.payloads)
+        if plans:
+            await self._rooms.put_plans(plans)
+        if values:
+            await self._rooms.values.put(values)
+
+    def _payloads(self, key: str, payloads: Sequence[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+        return [(self.location.payload(key, digest), data) for digest, data in payloads]
+
+    # -- tasks -----------------------------------------------------------------------------------------
+
+    def claim(self, session: str, offer: Offer, now: float) -> tuple[list[Task], float | None]:
+        """Lease due tasks, over all queues by priority, then age."""
+
+        async def work() -> tuple[list[Task], float | None]:
+            await self._see_living(session)
+            log = self._rooms.log
+            claimed: list[Task] = []
+            fresh = False
+            while True:
+                mark = offer.mark()
+                takes = log.machine.claimable(offer, now)
+                if takes is None:
+                    if fresh:
+                        return claimed, log.machine.data.next_due(now)
+                    await log.follow()
+                    log.machine.living(session)
+                    fresh = True
+                    continue
+                tasks, _ = await self._write(wire.ClaimOp(session=session, now=now, takes=takes))
+                retake(offer, mark, takes, tasks)
+                claimed += tasks
+                # What came before this claim in the log is applied now, so the next look is at the present.
+                fresh = True
+
+        return self._loop.call(work())
+
+    def leased(self, session: str) -> list[Task]:
+        """All tasks leased to the session."""
+
+        async def work() -> list[Task]:
+            await self._rooms.log.follow()
+            return self._rooms.log.machine.store.leased(session)
+
+        return self._loop.call(work())
+
+    def _is_live(self, session: str, key: str, number: int, lease: int) -> bool:
+        """Whether a token is live in the session's hand, as far as this process knows."""
+        own = self._rooms.log.machine.data.sessions.get(session)
+        entry = own.leases.get(lease) if own is not None else None
+        return entry is not None and entry.task.run == key and entry.task.number == number
+
+    async def _live(self, session: str, tokens: Sequence[tuple[str, int, int]]) -> list[bool]:
+        """Which of these tokens, as (run, step number, token), may be live."""
+        await self._see_living(session)
+        live = await self._ask(lambda: [self._is_live(session, *token) for token in tokens], final=all)
+        self._rooms.log.machine.living(session)
+        return live
+
+    def report(self, session: str, reports: Sequence[Report]) -> list[bool]:
+        """End leased tasks whose token is live."""
+
+        async def work() -> list[bool]:
+            live = await self._live(session, [(report.input.key, report.number, report.lease) for report in reports])
+            if not any(live):
+                return live
+            chosen = [report for report, alive in zip(reports, live, strict=True) if alive]
+            if values := [v for report in chosen for v in self._payloads(report.input.key, report.payloads)]:
+                await self._rooms.values.put(values)
+            op = wire.ReportOp(session=session, reports=[_without_payloads(report) for report in chosen])
+            results = iter(await self._write(op))
+            return [alive and next(results) for alive in live]
+
+        return self._loop.call(work())
+
+    def postpone(self, session: str, items: Sequence[Postponement], now: float) -> list[bool]:
+        """Let tasks whose token is live wait again."""
+
+        async def work() -> list[bool]:
+            live = await self._live(session, [(item.key, item.number, item.lease) for item in items])
+            if not any(live):
+                return live
+            waits = [wire.Wait(item.key, item.number, item.lease, item.not_before, item.call) for item in items]
+            op = wire.PostponeOp(session=session, now=now, items=waits)
+            return cast("list[bool]", await self._write(op))
+
+        return self._loop.call(work())
+
+    def progress(self, session: str, items: Sequence[tuple[str, int, int, str]]) -> None:
+        """Set the progress text of tasks whose token is live."""
+
+        async def work() -> None:
+            if any(await self._live(session, [(key, number, lease) for key, number, lease, _ in items])):
+                await self._write(wire.ProgressOp(session=session, items=list(items)))
+
+        self._loop.call(work())
+
+    # -- inboxes and owners ----------------------------------------------------------------------------
+
+    def post(self, inputs: Sequence[InboxInput]) -> list[bool]:
+        """Insert inputs; one that is there already stays as it is."""
+
+        async def work() -> list[bool]:
+            runs = self._rooms.log.machine.data.runs
+            known = await self._ask(lambda: [value.key in runs for value in inputs], final=all)
+            if not any(known):
+                return known
+            return cast("list[bool]", await self._write(wire.PostOp(inputs=list(inputs))))
+
+        return self._loop.call(work())
+
+    def owned_inboxes(self, session: str) -> list[str]:
+        """Keys of runs owned by the session whose inbox waits."""
+
+        async def work() -> list[str]:
+            await self._rooms.log.follow()
+            return self._rooms.log.machine.store.owned_inboxes(session)
+
+        return self._loop.call(work())
+
+    def acquire(self, session: str, key: str, *, steal: bool = False) -> Acquired | None:
+        """Own the run if nobody does, or with `steal`."""
+
+        async def work() -> Acquired | None:
+            await self._rooms.log.follow()
+            machine = self._rooms.log.machine
+            machine.living(session)
+            run = machine.run(key)
+            if run is None:
+                return None
+            if run.owner is not None and run.owner.id != session and not steal:
+                return Acquired(None, run.owner.id)
+            acquired: Acquired | None = await self._write(wire.AcquireOp(session=session, key=key, steal=steal))
+            if acquired is None or acquired.run is None:
+                return acquired
+            await self._rooms.complete(acquired.run, run.plan.decode())
+            return acquired
+
+        return self._loop.call(work())
+
+    def release(self, session: str, keys: Sequence[str]) -> None:
+        """Give runs back; those of others are left alone."""
+
+        async def work() -> None:
+            await self._see_living(session)
+            own = self._rooms.log.machine.data.sessions[session]
+            if await self._ask(lambda: any(key in own.owned for key in keys), final=bool):
+                await self._write(wire.ReleaseOp(session=session, keys=list(keys)))
+
+        self._loop.call(work())
+
+    def sweep(self, session: str, now: float) -> Swept:
+        """Find runs that nobody decides although they have inputs, and clear the log when it is time."""
+
+        async def work() -> Swept:
+            await self._rooms.log.follow()
+            swept = self._rooms.log.machine.store.sweep(session, now)
+            await self._rooms.log.clear_up()
+            return swept
+
+        return self._loop.call(work())
+
+    def delete(self, key: str) -> Literal["deleted", "missing", "open"]:
+        """Remove a closed run, leaving the tombstone of its key."""
+
+        async def work() -> Literal["deleted", "missing", "open"]:
+            runs = self._rooms.log.machine.data.runs
+            if not await self._ask(lambda: key in runs, final=bool):
+                return "missing"
+            answer, keys = await self._write(wire.DeleteOp(key=key))
+            for gone in keys:
+                self._rooms.journal.forget(gone)
+                for below in (self.location.payloads(gone), self.location.bodies(gone)):
+                    await self._rooms.values.purge(f"{below}.>")
+            return cast(Literal["deleted", "missing", "open"], answer)
+
+        return self._loop.call(work())
+
+
+def retake(offer: Offer, mark: object, takes: Takes, tasks: Sequence[Task]) -> None:
+    """Give back the slots that were taken for more tasks than came."""
+    if len(tasks) < sum(count for _, _, count in takes.counts):
+        offer.reset(mark)
+        for task in tasks:
+            offer.take(task.action, task.queue)
+
+
+def hashed_plan(append: Append) -> str:
+    """The digest of the plan of an append that makes a run."""
+    assert append.head is not None
+    return hashlib.sha256(append.plan or b"").hexdigest()
+
+
+def _without_payloads(report: Report) -> Report:
+    return msgspec.structs.replace(report, payloads=()) if report.payloads else report
+
+
+def _append_op(session: str, append: Append, takes: Any) -> wire.AppendOp:
+    return wire.AppendOp(
+        session=session,
+        key=append.key,
+        expect=append.expect,
+        commit_id=append.commit_id,
+        time=append.time,
+        events=encode_events(append.events),
+        status=append.status,
+        unwound=append.unwound,
+        head=append.head,
+        plan=hashed_plan(append) if append.head is not None else "",
+        tasks=append.tasks,
+        takes=takes,
+        ended=append.ended,
+        consumed=append.consumed,
+        steps=append.steps,
+        undos=append.undos,
+        unsettled=append.unsettled,
+        interrupts=append.interrupts,
+        hold=append.hold,
+        revoke=append.revoke,
+        release=append.release,
+        report=_without_payloads(append.report) if append.report is not None else None,
+        posts=append.posts,
+    )

@@ -1,0 +1,77 @@
+"""What tests of the NATS store share: names of stores, and a proxy that cuts connections."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import socket
+import threading
+
+_names = itertools.count()
+
+
+class Proxy:
+    """Passes bytes on between clients and a server, until it is told to cut them off."""
+
+    def __init__(self, port: int) -> None:
+        self.server_port = port
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self.listener.getsockname()[1]
+        self.pairs: list[tuple[socket.socket, socket.socket]] = []
+        # Bytes from the server are let through only so far; None: all.
+        self.left: int | None = None
+        self.lock = threading.Lock()
+        self.open = True
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while self.open:
+            try:
+                client, _ = self.listener.accept()
+                server = socket.create_connection(("127.0.0.1", self.server_port))
+            except OSError:
+                continue
+            with self.lock:
+                self.pairs.append((client, server))
+            threading.Thread(target=self._pass, args=(client, server, False), daemon=True).start()
+            threading.Thread(target=self._pass, args=(server, client, True), daemon=True).start()
+
+    def _pass(self, source: socket.socket, target: socket.socket, from_server: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if from_server and self.left is not None:
+                    self.left -= len(data)
+                    if self.left < 0:
+                        self.left = None
+                        break
+                target.sendall(data)
+        for one in (source, target):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
+    def cut_after(self, count: int) -> None:
+        """Cut the connection that brings more than so many bytes from the server, without passing them on."""
+        self.left = count
+
+    def cut(self) -> None:
+        """End all connections now."""
+        with self.lock:
+            pairs, self.pairs = self.pairs, []
+        for pair in pairs:
+            for one in pair:
+                with contextlib.suppress(OSError):
+                    one.shutdown(socket.SHUT_RDWR)
+                one.close()
+
+    def close(self) -> None:
+        """Take no more connections."""
+        self.open = False
+        self.listener.close()
+        self.cut()
+
+
+def new_name() -> str:
+    """A name that no other store has on this machine."""
+    return f"t{os.getpid()}-{next(_names)}"

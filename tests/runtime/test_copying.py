@@ -1,0 +1,199 @@
+"""Copies of stores: nothing of any run is lost, open runs end in the copy, and a cut-off copy is made whole."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.runtime.copying_target import registry, signalled
+
+from treadle import App, ConflictError, StoreUnavailableError, connect
+from treadle.ports import Environment
+from treadle.runtime.builtins import with_builtins
+from treadle.runtime.clock import RandomIds, SystemClock
+from treadle.runtime.node import Node, Settings
+from treadle.runtime.threads import ThreadPool
+from treadle.runtime.wakeups import NoWakeups
+from treadle.store.base import Blobs, Store
+from treadle.store.blobs import MemoryBlobs
+from treadle.store.committer import InlineDriver
+from treadle.store.memory import MemoryStore
+from treadle.store.sqlite import SqliteStore
+from treadle.testing.faulty_store import FaultyStore
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store in which a process was killed while it executed a step."""
+    folder = tmp_path_factory.mktemp("source")
+    url = f"sqlite:///{folder}/source.db"
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.runtime.copying_target", url, str(folder / "marker")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == -9, done.stderr
+    return folder / "source.db"
+
+
+@pytest.fixture
+def source(killed: Path, tmp_path: Path) -> str:
+    for path in killed.parent.iterdir():
+        if path.name.startswith("source.db") and path.is_file():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(killed.parent / "source.db-blobs", tmp_path / "source.db-blobs")
+    return f"sqlite:///{tmp_path}/source.db"
+
+
+async def end_all(app: App) -> None:
+    """Let every open run have what it waits for, and see its end."""
+    assert await app.run("sizes").result() == 302_011
+    assert (await app.run("undone").row()).unwound == "fully"
+    # The signal that came before the copy was kept; the breakpoint label is armed and has no step.
+    assert await app.run("paused").result() == 3
+    await app.run("held").resume()
+    for run in ("held", "waiting"):
+        await app.run(run).signal("go")
+        assert await app.run(run).result() == 3
+    (child,) = await app.runs(parent=await app.run("parent").key())
+    await app.run(child.id).signal("go")
+    assert await app.run("parent").result() == 3
+    # The attempt that died with its process was lost, and is made again.
+    assert await app.run("dying").result() == "attempt 2"
+    assert (await app.run("later").row()).status == "running"
+
+
+async def on(store: Store, blobs: Blobs | None = None, *, worker: bool = False) -> App:
+    """An application on a store that is open."""
+    clock, ids = SystemClock(), RandomIds()
+    environment = Environment(clock=clock, ids=ids, threads=ThreadPool(1), wakeups=NoWakeups(), store=store)
+
+    async def read(function: Callable[[], Any]) -> Any:
+        return function()
+
+    node = Node(
+        environment,
+        driver=lambda: InlineDriver(renew_seconds=5.0),
+        blobs=blobs or MemoryBlobs(),
+        registry=with_builtins(registry),
+        settings=Settings(worker=worker),
+        in_reader=read,
+    )
+    await node.open()
+    return App(node, lambda: None)
+
+
+@pytest.mark.parametrize("target", ["sqlite", "memory"])
+async def test_every_run_goes_on_in_the_copy(source: str, target: str, tmp_path: Path) -> None:
+    store = MemoryStore() if target == "memory" else SqliteStore(tmp_path / "target.db")
+    store.open()
+    blobs = MemoryBlobs()
+    copied: list[str] = []
+    async with await on(store, blobs) as new, connect(source, registry=registry, worker=False) as old:
+        report = await old.copy_to(new, copied.append)
+
+        rows = await old.runs()
+        assert report.differing == {}
+        assert sorted(copied) == sorted(row.id for row in rows) == sorted(row.id for row in await new.runs())
+        assert (report.runs, report.open) == (9, sum(row.status == "running" for row in rows))
+        assert (report.blobs > 0, report.payloads > 0) == (True, True)
+        again = await old.copy_to(new)
+        assert (again.events, again.tasks, again.inputs, again.runs) == (0, 0, 0, report.runs)
+    async with await on(store, blobs, worker=True) as new:
+        await end_all(new)
+        assert (await new.check()).problems == []
+    store.close()
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+async def test_a_copy_that_is_cut_off_at_any_call_is_made_whole_by_another(before: bool) -> None:
+    source = MemoryStore()
+    async with await on(source) as old:
+        await old.start(signalled, id="open")
+        paused = await old.start(signalled, id="paused")
+        await paused.signal("go", "x" * 2000)
+        await paused.pause()
+        await (await old.start(signalled, id="over")).cancel()
+        target = MemoryStore()
+        for nth in itertools.count(1):
+            faulty = FaultyStore(target, 10**9, before=before)
+            async with await on(faulty) as new:
+                faulty._counter.nth = len(faulty.calls) + nth
+                with contextlib.suppress(StoreUnavailableError):
+                    await old.copy_to(new)
+                if not faulty.fired:
+                    break
+            async with await on(target) as new:
+                report = await old.copy_to(new)
+                assert report.differing == {}
+                assert sorted(row.id for row in await new.runs()) == ["open", "over", "paused"]
+                for run in ("open", "paused", "over"):
+                    assert (await new.run(run).load()).rows == (await old.run(run).load()).rows
+            target = MemoryStore()
+        assert nth > 5
+
+
+async def test_what_went_on_in_the_source_is_added(source: str, tmp_path: Path) -> None:
+    target = f"sqlite:///{tmp_path}/target.db"
+    async with (
+        connect(target, registry=registry, worker=False) as new,
+        connect(source, registry=registry, worker=False) as old,
+    ):
+        await old.copy_to(new)
+        await old.run("held").resume()
+        await old.run("waiting").signal("go")
+        await old.run("later").cancel()
+        await old.run("later").wait()
+        await old.run("undone").rewind("acts")
+
+        report = await old.copy_to(new)
+
+        assert (report.differing, report.events > 0) == ({}, True)
+    async with connect(target, registry=registry) as new:
+        assert await new.run("waiting").result() == 3
+        assert (await new.run("later").row()).status == "cancelled"
+        assert (await new.run("undone").wait()).status == "failed"
+        acts = (await new.run("undone").inspect()).step("acts")
+        assert acts is not None
+        assert acts.generation == 2
+
+
+async def test_a_target_that_went_on_by_itself_is_told(source: str) -> None:
+    async with (
+        connect("memory://", registry=registry, worker=False) as new,
+        connect(source, registry=registry, worker=False) as old,
+    ):
+        await old.copy_to(new)
+        await new.run("held").cancel()
+
+        report = await old.copy_to(new)
+
+        assert report.differing["held"] == "has another journal"
+
+
+async def test_nobody_may_work_on_either_store(source: str) -> None:
+    async with (
+        connect("memory://", registry=registry) as new,
+        connect(source, registry=registry, worker_id="busy"),
+        connect(source, registry=registry, worker=False) as old,
+    ):
+        with pytest.raises(ConflictError, match="busy work on the source; stop them"):
+            await old.copy_to(new)
+
+
+async def test_an_id_that_is_taken_in_the_target_is_refused(source: str) -> None:
+    async with connect("memory://", registry=registry) as new, connect(source, registry=registry, worker=False) as old:
+        await new.start(signalled, id="held")
+        with pytest.raises(ConflictError, match="another run of the id 'held'"):
+            await old.copy_to(new)
