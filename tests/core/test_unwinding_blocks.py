@@ -312,6 +312,41 @@ def test_a_run_waits_for_the_unwinding_in_a_detached_cell() -> None:
     driver.check()
 
 
+def outliving(inner: Phases) -> Driver:
+    """A run that has succeeded while a detached lane with a block goes on."""
+    lane = Group(id="bg", blocks=[inner])
+    driver = Driver(Phases(id="p", phases=[Phase(id="one", blocks=[step("a"), lane], detached=("bg",))]))
+    driver.succeed("p/one/a")
+    assert driver.status() == "succeeded"
+    return driver
+
+
+def test_a_block_that_outlives_its_run_and_fails_is_left_to_an_operator() -> None:
+    driver = outliving(rows(id="q"))
+    driver.succeed("p/one/bg/q/one/a")
+
+    driver.fail("p/one/bg/q/two/x")
+
+    assert driver.status("p/one/bg/q") == "failed"
+    assert undos(driver) == {"p/one/bg/q/one/a": "none"}
+    driver.give(inp.Undo())
+    driver.succeed("p/one/bg/q/one/a")
+    assert driver.run.root.unwound == "fully"
+    driver.check()
+
+
+def test_a_row_that_outlives_its_run_is_not_tried_again_over_what_it_did() -> None:
+    cells: list[Block] = [undoable("a"), step("b", after=("a",))]
+    driver = outliving(Phases(id="q", phases=[Phase(id="one", blocks=cells, retry=AGAIN)]))
+    driver.succeed("p/one/bg/q/one/a")
+
+    driver.fail("p/one/bg/q/one/b")
+
+    assert driver.waiting() == []
+    assert driver.status("p/one/bg/q") == "failed"
+    driver.check()
+
+
 def test_what_a_block_undid_is_rewound_with_the_block_and_can_be_unwound_anew() -> None:
     driver = Driver(rows())
     driver.succeed("p/one/a")

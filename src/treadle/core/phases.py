@@ -19,7 +19,7 @@ from treadle.core.plan import Phase, Phases, Rule
 from treadle.core.progress import PhasesProgress
 from treadle.core.resolve import UnresolvedError, resolve
 from treadle.core.state import RunState, ScopeState, settled
-from treadle.core.tables import FAILED, SUCCEEDED
+from treadle.core.tables import FAILED, RUNNING, SUCCEEDED
 from treadle.core.unwinding import begin_unwinding, unwind_block
 
 # What follows where no rule says it.
@@ -102,6 +102,8 @@ def _try_again(
         or row.status != FAILED
         or (policy.attempts and progress.attempts + 1 >= policy.attempts)
         or (policy.never and _first_code(run, row) in policy.never)
+        # In a detached cell that outlives its run nothing is undone first.
+        or (run.undoes and run.status != RUNNING)
     ):
         return _ended(run, decision, spec, progress)
     if run.is_busy(row):

@@ -169,7 +169,7 @@ def undo_lost(run: RunState, decision: Decision, step: StepState, value: inp.Los
     decision.record(run, ev.UndoAttemptLost(at=at, number=-value.attempt, session=value.session, cause=cause))
     if _is_parked(run, step):
         end_undo(run, decision, step, ev.UndoParked(at=at, reason="cancel"))
-    elif undo.lost >= step.spec.lost_limit:
+    elif step.spec.undo is not None and undo.lost >= step.spec.lost_limit:
         text = f"{undo.lost} attempts were lost: each time the process that ran the undo died"
         end_undo(run, decision, step, ev.UndoFailed(at=at, failure=Failure(code="lost", message=text)))
     else:

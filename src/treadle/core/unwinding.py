@@ -41,7 +41,11 @@ def begin_unwinding(run: RunState, decision: Decision, scope: ScopeState, *, rea
     Steps below that have no outcome are cancelled, and attempts that run are interrupted and waited for. When it is
     done, `scope.unwinding` is None, `scope.unwound` tells how much was undone (`fully` or `partly`), and the scope is
     on the frontier. What one unwinding has dealt with is not taken on by the next, but for what it parked.
+
+    Nothing is unwound in a detached cell that outlives its run: an operator may undo the run then.
     """
+    if scope is not run.root and run.status != RUNNING:
+        return False
     if not effects(run, steps_below(run, scope)) and not standing_rows(run, scope):
         return False
     decision.record(run, ev.UnwindingStarted(at=scope.node.address, reason=reason, cause=cause))
