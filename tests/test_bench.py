@@ -46,10 +46,16 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
         ("phases", 5, "memory://"),
         ("unwind", 20, "memory://"),
         ("unwind-fan", 20, "sqlite"),
+        pytest.param("chain", 20, "nats", marks=pytest.mark.nats),
+        pytest.param("many", 5, "nats", marks=pytest.mark.nats),
     ],
 )
-def test_a_workload_prints_one_line_with_its_ceiling(workload: str, size: int, store: str, tmp_path: Path) -> None:
+def test_a_workload_prints_one_line_with_its_ceiling(
+    workload: str, size: int, store: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     url = store if store.startswith("memory") else f"sqlite:///{tmp_path}/bench.db"
+    if store == "nats":
+        url = request.getfixturevalue("nats_url")
 
     done = bench(workload, "--size", str(size), "--store", url)
 

@@ -5,7 +5,7 @@ every decision is committed before anything is done about it.
 """
 
 from treadle.authoring.bound import FROM_DATA, lane_value, or_default, ref, scope, signal_value, state_value
-from treadle.authoring.builder import PlanBuilder, Planned, group
+from treadle.authoring.builder import PlanBuilder, Planned, describe_run, group
 from treadle.authoring.cells import Cell, Compensation, Patch, Row
 from treadle.authoring.context import Dependency, RunRecord, StepContext, context
 from treadle.authoring.decorators import (
@@ -20,13 +20,16 @@ from treadle.authoring.documents import dump_document, planned_of
 from treadle.authoring.openings import Case, case, choose, gather, holds
 from treadle.authoring.options import Poll, Retry
 from treadle.authoring.outcomes import LaneRun, PhasesCancelled, PhasesResult, RowRun, Ticket
+from treadle.authoring.packages import Package
 from treadle.authoring.phases import LanePlan, Phase, Phases, Rule
 from treadle.authoring.registry import Registry
 from treadle.authoring.sleep import sleep
 from treadle.connect import connect
 from treadle.core.documents import Document
+from treadle.core.effects import Artifact
 from treadle.core.graph_analysis import Analysis, Schedule
 from treadle.errors import (
+    ArtifactNotFoundError,
     ChecksumError,
     ConflictError,
     CycleError,
@@ -45,6 +48,7 @@ from treadle.errors import (
     NotCompensable,
     Permanent,
     PhasesFailedError,
+    PluginError,
     Retryable,
     RetryLater,
     RunCancelledError,
@@ -81,11 +85,14 @@ from treadle.errors import (
     UnregisteredStepError,
     UsageError,
 )
+from treadle.runtime.artifacts import ArtifactStream
 from treadle.runtime.blocking import BlockingApp, BlockingRun
 from treadle.runtime.client import App
+from treadle.runtime.collecting import Collected
 from treadle.runtime.documents import load_document, plan_document, save_document
 from treadle.runtime.hooks import Boundary, Hooks
 from treadle.runtime.middleware import Next, StepCall
+from treadle.runtime.outcomes import StepOutcome
 from treadle.runtime.run import Run
 from treadle.runtime.run_analysis import Forecast, RunAnalysis
 from treadle.runtime.signing.verification import Verification, sign_document, verify_document
@@ -95,12 +102,16 @@ __version__ = "0.1.0"
 __all__ = [
     "Analysis",
     "App",
+    "Artifact",
+    "ArtifactNotFoundError",
+    "ArtifactStream",
     "BlockingApp",
     "BlockingRun",
     "Boundary",
     "Case",
     "Cell",
     "ChecksumError",
+    "Collected",
     "Compensation",
     "ConflictError",
     "CycleError",
@@ -125,6 +136,7 @@ __all__ = [
     "MissingExtraError",
     "Next",
     "NotCompensable",
+    "Package",
     "Patch",
     "Permanent",
     "Phase",
@@ -134,6 +146,7 @@ __all__ = [
     "PhasesResult",
     "PlanBuilder",
     "Planned",
+    "PluginError",
     "Poll",
     "PredicateFunction",
     "Registry",
@@ -170,6 +183,7 @@ __all__ = [
     "StepLimitError",
     "StepNameError",
     "StepNotFoundError",
+    "StepOutcome",
     "StepSkippedError",
     "StoreCorruptError",
     "StoreError",
@@ -190,6 +204,7 @@ __all__ = [
     "choose",
     "connect",
     "context",
+    "describe_run",
     "dump_document",
     "gather",
     "group",

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import os
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any
 
 from treadle.authoring.options import Retry, policy_of
+from treadle.authoring.packages import JoinedRegistry, Package, check_packages
 from treadle.authoring.registry import Registry, default_registry
 from treadle.errors import StoreUrlError
-from treadle.ports import Elector, Environment, Wakeups
+from treadle.ports import Clock, Elector, Environment, Ids, Wakeups
 from treadle.runtime.blocking import BlockingApp
 from treadle.runtime.builtins import with_builtins
 from treadle.runtime.client import App
@@ -25,15 +28,21 @@ from treadle.runtime.wakeups import DatagramWakeups, NoWakeups
 from treadle.store.base import Blobs, Store
 from treadle.store.committer import Driver, InlineDriver, ThreadDriver
 
+# Where artifacts are kept: a path, a URL, or an object that keeps them.
+Place = str | os.PathLike[str] | Blobs
+
 
 class Opening:
     """What `connect` returns: `async with` gives an `App`, `with` a `BlockingApp`."""
 
-    def __init__(self, url: str, registry: Registry, settings: Settings, *, create: bool) -> None:
+    def __init__(
+        self, url: str, registry: Registry, settings: Settings, *, create: bool, artifacts: Place | None
+    ) -> None:
         self._url = url
         self._registry = registry
         self._settings = settings
         self._create = create
+        self._artifacts = artifacts
         self._app: App | None = None
         self._blocking: BlockingApp | None = None
 
@@ -43,7 +52,7 @@ class Opening:
         Raises:
             StoreError: of the kind that says what to do.
         """
-        return await _open(self._url, self._registry, self._settings, create=self._create)
+        return await _open(self._url, self._registry, self._settings, create=self._create, artifacts=self._artifacts)
 
     async def __aenter__(self) -> App:
         self._app = await self.open()
@@ -82,21 +91,36 @@ def connect(
     retry: Retry | int | None = None,
     hooks: Sequence[Hooks] = (),
     middleware: Sequence[Middleware] = (),
+    packages: str | Sequence[Package | str] = (),
+    package_settings: Mapping[str, Mapping[str, Any]] | None = None,
+    actions: str | Sequence[str] = (),
     elector: Elector | None = None,
+    artifacts: Place | None = None,
     settings: Settings | None = None,
 ) -> Opening:
     """Open an application on a store.
 
-    `url` is `memory://`, `sqlite:///relative.db`, `sqlite:////absolute.db` or `nats://host:4222/NAME`. With
-    `worker=False` it executes no steps: it starts, reads and operates runs, and decides those that nobody else decides.
+    `url` is `memory://`, `sqlite:///relative.db`, `sqlite:////absolute.db`, `postgresql://user@host/database` or
+    `nats://host:4222/NAME`. With `worker=False` it executes no steps: it starts, reads and operates runs, and decides
+    those that nobody else decides.
     `slots` is how many async steps run at a time, `threads` how many sync ones; `lease` seconds without a sign of life
     end a session; `retry` is the policy of steps that have none, nor their workflow. `hooks` are told of what begins
-    and ends here; `middleware` is around each attempt that is executed here, the first one outermost. `elector` says
-    which session sweeps, instead of the store. Use the result with `async with`, or with `with`.
+    and ends here; `middleware` is around each attempt that is executed here, the first one outermost. `packages` are
+    the domains that it serves beside the registry, `package_settings` what they are set to, by package and setting; a
+    package may be given by the name of its entry point, and "installed" is all of those. `actions` names entry points
+    with steps. `elector` says which session sweeps, instead of the store. `artifacts` is where artifacts and large
+    values are kept: a directory, or a URL (`s3://bucket/prefix`, `gs://`, `az://`) with the extra `objects`; by default
+    beside the store's file. Use the result with `async with`, or with `with`.
 
     Raises:
         UsageError: a hook is no `Hooks`, or a middleware is no coroutine function.
+        DefinitionError: a package or a setting is wrong; all mistakes at once.
+        PluginError: what is named is not installed, or cannot be imported.
     """
+    brought: list[Package] = _plugins().packages_of(packages) if packages else []
+    known = registry if registry is not None else default_registry
+    if actions:
+        _plugins().add_actions(known, actions)
     check_hooks(hooks)
     check_middleware(middleware)
     chosen = settings or Settings(
@@ -108,9 +132,19 @@ def connect(
         retry=policy_of(retry),
         hooks=tuple(hooks),
         middleware=tuple(middleware),
+        packages=tuple(brought),
+        package_settings=check_packages(brought, package_settings or {}),
         elector=elector,
     )
-    return Opening(url, registry if registry is not None else default_registry, chosen, create=create)
+    joined = JoinedRegistry(known, brought) if brought else known
+    return Opening(url, joined, chosen, create=create, artifacts=artifacts)
+
+
+def _plugins() -> Any:
+    # Reading what is installed is not quick; a program that names no plugin does without.
+    from treadle.authoring import plugins
+
+    return plugins
 
 
 class _ReaderThread:
@@ -126,59 +160,117 @@ class _ReaderThread:
         self._pool.shutdown(wait=False)
 
 
-async def _direct(function: Callable[[], Any]) -> Any:
-    return function()
+class _Beside(_ReaderThread):
+    """A few threads that read and write blobs."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(4, thread_name_prefix="treadle-blobs")
 
 
-async def _open(url: str, registry: Registry, settings: Settings, *, create: bool) -> App:
-    scheme = url.partition(":")[0]
-    clock, ids = SystemClock(), RandomIds()
+def blobs_of(place: Place) -> Blobs:
+    """The blobs at a place: a directory, a URL, or an object that keeps them.
+
+    Raises:
+        StoreUrlError: the URL names nothing that is known.
+        MissingExtraError: it needs the extra `objects`.
+    """
+    from treadle.store.blobs import DirectoryBlobs
+
+    if isinstance(place, os.PathLike):
+        return DirectoryBlobs(place)
+    if not isinstance(place, str):
+        return place
+    scheme, separator, _ = place.partition("://")
+    if not separator:
+        return DirectoryBlobs(place)
+    from treadle.store.objects import SCHEMES, ObjectBlobs
+
+    if scheme not in SCHEMES and scheme in _plugins().installed("artifacts"):
+        found: Blobs = _plugins().plugin("artifacts", scheme)(place)
+        return found
+    return ObjectBlobs.from_url(place)
+
+
+@dataclass(frozen=True)
+class StoreParts:
+    """A store with what a node needs around it."""
+
     store: Store
     blobs: Blobs
     driver: Callable[[], Driver]
     wakeups: Wakeups
+    # Runs a read where the store's reader lives.
     read: Callable[[Callable[[], Any]], Awaitable[Any]]
-    renew = settings.lease_seconds / 3
-    reader = _ReaderThread()
-    if scheme == "memory":
-        from treadle.store.blobs import MemoryBlobs
-        from treadle.store.memory import MemoryStore
+    close: Callable[[], None] = lambda: None
 
-        store, blobs, wakeups, read = MemoryStore(), MemoryBlobs(), NoWakeups(), _direct
-        driver = lambda: InlineDriver(renew_seconds=renew)  # noqa: E731 - a factory of one line
-    elif scheme == "sqlite":
-        from treadle.store.blobs import DirectoryBlobs
-        from treadle.store.sqlite import SqliteStore
 
-        sqlite = SqliteStore.from_url(url)
-        store, wakeups, read = sqlite, DatagramWakeups(ids.key()), reader.run
-        blobs = DirectoryBlobs(Path(f"{sqlite.path}-blobs"))
-        driver = lambda: ThreadDriver(clock, renew_seconds=renew)  # noqa: E731 - as above
-    elif scheme in ("nats", "tls"):
-        from treadle.store.nats import NatsStore
+async def _direct(function: Callable[[], Any]) -> Any:
+    return function()
 
-        nats = NatsStore.from_url(url)
-        store, blobs, wakeups, read = nats, nats.blobs(), nats.wakeups(ids.key()), reader.run
-        driver = lambda: ThreadDriver(clock, renew_seconds=renew)  # noqa: E731 - as above
-    else:
-        raise StoreUrlError(f"{url!r} names no store; use memory://, sqlite:///file.db or nats://host:4222/NAME")
-    store.open(create=create)
-    environment = Environment(clock=clock, ids=ids, threads=ThreadPool(settings.threads), wakeups=wakeups, store=store)
+
+async def _open(url: str, registry: Registry, settings: Settings, *, create: bool, artifacts: Place | None) -> App:
+    clock, ids = SystemClock(), RandomIds()
+    parts = _parts(url, clock, ids, settings.lease_seconds / 3)
+    blobs = parts.blobs if artifacts is None else blobs_of(artifacts)
+    parts.store.open(create=create)
+    beside = _Beside()
+    environment = Environment(
+        clock=clock, ids=ids, threads=ThreadPool(settings.threads), wakeups=parts.wakeups, store=parts.store
+    )
     node = Node(
         environment,
-        driver=driver,
+        driver=parts.driver,
         blobs=blobs,
         registry=with_builtins(registry),
         settings=settings,
-        in_reader=read,
+        in_reader=parts.read,
+        beside=beside.run,
     )
     await node.open()
 
     def closed() -> None:
-        store.close()
-        reader.close()
+        parts.store.close()
+        parts.close()
+        beside.close()
 
     return App(node, closed)
+
+
+def _parts(url: str, clock: Clock, ids: Ids, renew_seconds: float) -> StoreParts:
+    """What a URL stands for."""
+    scheme = url.partition(":")[0]
+    if scheme == "memory":
+        from treadle.store.blobs import MemoryBlobs
+        from treadle.store.memory import MemoryStore
+
+        inline = partial(InlineDriver, renew_seconds=renew_seconds)
+        return StoreParts(MemoryStore(), MemoryBlobs(), inline, NoWakeups(), _direct)
+    threaded = partial(ThreadDriver, clock, renew_seconds=renew_seconds)
+    if scheme == "sqlite":
+        from treadle.store.blobs import DirectoryBlobs
+        from treadle.store.sqlite import SqliteStore
+
+        sqlite, reader = SqliteStore.from_url(url), _ReaderThread()
+        blobs = DirectoryBlobs(f"{sqlite.path}-blobs")
+        return StoreParts(sqlite, blobs, threaded, DatagramWakeups(ids.key()), reader.run, reader.close)
+    if scheme in ("postgresql", "postgres"):
+        from treadle.store.postgres import PostgresStore
+
+        postgres, reader = PostgresStore.from_url(url), _ReaderThread()
+        return StoreParts(postgres, postgres.blobs(), threaded, postgres.wakeups(ids.key()), reader.run, reader.close)
+    if scheme in ("nats", "tls"):
+        from treadle.store.nats import NatsStore
+
+        nats, reader = NatsStore.from_url(url), _ReaderThread()
+        return StoreParts(nats, nats.blobs(), threaded, nats.wakeups(ids.key()), reader.run, reader.close)
+    if "://" in url and scheme in _plugins().installed("stores"):
+        store, found = _plugins().plugin("stores", scheme)(url)
+        reader = _ReaderThread()
+        return StoreParts(store, found, threaded, DatagramWakeups(ids.key()), reader.run, reader.close)
+    raise StoreUrlError(
+        f"{url!r} names no store; use memory://, sqlite:///file.db, postgresql://user@host/database"
+        " or nats://host:4222/NAME"
+    )
 
 
 __all__ = ["Opening", "connect"]

@@ -6,7 +6,7 @@
     │   ├─ ExpressionSyntaxError(source, column)
     │   └─ DefinitionErrors   several of them at once
     ├─ RunError(run_id)       what a caller learns about one run
-    │   ├─ RunNotFoundError · StepNotFoundError · RunExistsError
+    │   ├─ RunNotFoundError · StepNotFoundError · ArtifactNotFoundError · RunExistsError
     │   ├─ RunNotActiveError ─ RunNotRunningError · RunNotPausedError
     │   ├─ RunNotSettledError
     │   ├─ RunFailedError · RunCancelledError
@@ -21,6 +21,7 @@
     │   └─ ChecksumError · DocumentVersionError
     ├─ SigningError           a key or a signer that does not work
     ├─ MissingExtraError      what was asked needs a package that is not installed
+    ├─ PluginError            an entry point that is not there, or cannot be loaded
     ├─ UnregisteredStepError  this process has no function of that name
     └─ InternalError          a broken invariant of ours: the run is held, never guessed on
 
@@ -148,6 +149,12 @@ class StepNotFoundError(RunError):
     """The run closed (or its plan is fixed) and holds no step of this id."""
 
     code = "step_not_found"
+
+
+class ArtifactNotFoundError(RunError):
+    """No step whose success counts has made an artifact of this id; see `treadle artifacts`."""
+
+    code = "artifact_not_found"
 
 
 class RunExistsError(RunError):
@@ -436,6 +443,12 @@ class MissingExtraError(TreadleError, ImportError):
     code = "extra_missing"
 
 
+class PluginError(TreadleError, ImportError):
+    """An entry point is not installed, or cannot be loaded; the message names it and its distribution."""
+
+    code = "plugin"
+
+
 class UnregisteredStepError(TreadleError):
     """This process has no function of that name; start a worker with the module that defines it."""
 
@@ -479,6 +492,7 @@ EXIT_CODES: dict[str, int] = {
     "usage": 2,
     "store_url": 2,
     "extra_missing": 2,
+    "plugin": 2,
     "definition_invalid": 3,
     "cycle": 3,
     "duplicate_step": 3,
@@ -491,6 +505,7 @@ EXIT_CODES: dict[str, int] = {
     "unregistered_step": 3,
     "run_not_found": 4,
     "step_not_found": 4,
+    "artifact_not_found": 4,
     "store_not_found": 4,
     "run_exists": 5,
     "run_not_active": 5,

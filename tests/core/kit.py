@@ -12,6 +12,7 @@ from treadle.core.apply import fold, new_state
 from treadle.core.commands import Refusal, Task
 from treadle.core.decide import Decision, Limits, decide, start
 from treadle.core.events import Failure, decode_events, encode_events
+from treadle.core.forgetting import forget, needs_all
 from treadle.core.graph import Graph
 from treadle.core.inputs import decode_input, encode_input
 from treadle.core.plan import Block, Fragment, Plan, Ref, Step, Undo, decode_plan, encode_plan
@@ -61,6 +62,8 @@ def _plain(value: Any) -> Any:
         return value.node.address
     if isinstance(value, list):
         return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
     return value
 
 
@@ -101,8 +104,14 @@ class Driver:
         self.revoke = False
         self.last = Decision()
         self.run = self.empty()
+        # The same run as an engine has it, which forgets what is closed.
+        self.lean = self.empty()
+        self.lean.forgets = True
         if begin:
-            self.commit(start(self.run, now=self.now, limits=limits, started=started or ev.RunStarted()))
+            beginning = started or ev.RunStarted()
+            first = start(self.run, now=self.now, limits=limits, started=beginning)
+            self.commit(first)
+            self._same(first, start(self.lean, now=self.now, limits=limits, started=beginning))
 
     def empty(self) -> RunState:
         return new_state(
@@ -140,15 +149,34 @@ class Driver:
     def give(self, *values: inp.AnyInput, cause: str = "", more: bool = True) -> Decision:
         """Decide inputs as they come out of an inbox, and go on while there is more to do."""
         inputs = [(decode_input(encode_input(value)), cause) for value in values]
-        first = decide(self.run, inputs, now=self.now, limits=self.limits)
-        self.commit(first)
+        first = self.decide(inputs)
         if more:
             self.settle()
         return first
 
     def settle(self) -> None:
         while self.last.more:
-            self.commit(decide(self.run, [], now=self.now, limits=self.limits))
+            self.decide([])
+
+    def decide(self, inputs: list[tuple[inp.AnyInput, str]]) -> Decision:
+        """Decide twice, by the run as it is and by one that has forgotten what is closed: both find the same."""
+        if any(needs_all(self.lean, value) for value, _ in inputs):
+            self.lean = self.folded()
+        follows = self.lean.version == self.run.version
+        decision = decide(self.run, inputs, now=self.now, limits=self.limits)
+        self.commit(decision)
+        if follows:
+            self._same(decision, decide(self.lean, inputs, now=self.now, limits=self.limits))
+        return decision
+
+    def _same(self, decision: Decision, lean: Decision) -> None:
+        assert encode_events(lean.events) == encode_events(decision.events)
+        assert lean.tasks == decision.tasks
+        for name in ("ended", "posts", "interrupts", "refusals", "unsettled", "hold", "revoke"):
+            assert getattr(lean, name) == getattr(decision, name), name
+        assert [s.node.address for s in lean.settled] == [s.node.address for s in decision.settled]
+        self.lean.version = self.run.version
+        forget(self.lean)
 
     # -- what happened -----------------------------------------------------------------------------------
 

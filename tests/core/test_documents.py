@@ -83,6 +83,7 @@ EVENTS: list[ev.AnyEvent] = [
     ev.RowOpened(at="p", phase="a/b", step=3, entry=2, again=True),
     ev.DecisionMade(at="p", step=3, move="loop_back", policy="x", rule="r", target="a/b", overwritten=["k"]),
     ev.IterationsOpened(at="g", start=250, count=3),
+    ev.IterationsSettled(at="g", indexes=[3, 250]),
     ev.BranchChosen(at="c", branch="b"),
     ev.RunSettled(
         outcome="failed", result=ev.ArgList([ev.ArgMap({"k": ev.Pick("=1", ("a", 1))}), "@d"]), missing=["a"]

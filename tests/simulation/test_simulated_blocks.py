@@ -35,8 +35,8 @@ def test_blocks_reach_the_journals() -> None:
 
 
 def test_values_of_a_gather_in_the_order_of_their_ends_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def hasty(scope: ScopeState, progress: GatherProgress) -> None:
-        progress.live -= 1
+    def hasty(_run: RunState, scope: ScopeState, progress: GatherProgress) -> None:
+        progress.open.pop(scope.index)
         if scope.status == SUCCEEDED:
             progress.results.insert(0, scope.result)
             progress.results.pop()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -26,6 +27,33 @@ def open_sqlite(path: Path) -> SqliteStore:
     return store
 
 
+def open_postgres(url: str) -> Store:
+    from treadle.store.postgres import PostgresStore
+
+    store = PostgresStore.from_url(url)
+    store.open()
+    return store
+
+
+@contextmanager
+def empty_store_url() -> Iterator[str]:
+    # Imported here, since the server's package may not exist for this platform.
+    from tests.postgres_kit import empty_schema, shared_server, url_of
+
+    with empty_schema() as schema:
+        yield url_of(shared_server(), schema)
+
+
+@pytest.fixture
+def postgres_url() -> Iterator[str]:
+    with empty_store_url() as url:
+        yield url
+
+
+def _with_server(case: Any) -> Any:
+    return pytest.mark.postgres(pytest.mark.usefixtures("postgres_server")(case))
+
+
 class TestMemoryStore(StoreContract):
     @pytest.fixture
     def make_store(self) -> MakeStore:
@@ -40,6 +68,21 @@ class TestSqliteStore(StoreContract):
 
             def make() -> Store:
                 store = open_sqlite(tmp_path / "runs.db")
+                stack.callback(store.close)
+                return store
+
+            yield make
+
+
+@pytest.mark.postgres
+@pytest.mark.usefixtures("postgres_server")
+class TestPostgresStore(StoreContract):
+    @pytest.fixture
+    def make_store(self, postgres_url: str) -> Iterator[MakeStore]:
+        with ExitStack() as stack:
+
+            def make() -> Store:
+                store = open_postgres(postgres_url)
                 stack.callback(store.close)
                 return store
 
@@ -81,6 +124,20 @@ class SqliteModel(StoreModel):
                 self.directory.cleanup()
 
 
+class PostgresModel(StoreModel):
+    def make_handles(self) -> list[Store]:
+        self.stack = ExitStack()
+        url = self.stack.enter_context(empty_store_url())
+        return [open_postgres(url), open_postgres(url)]
+
+    def teardown(self) -> None:
+        try:
+            super().teardown()
+        finally:
+            if hasattr(self, "stack"):
+                self.stack.close()
+
+
 class LongMemoryModel(MemoryModel):
     pass
 
@@ -89,11 +146,19 @@ class LongSqliteModel(SqliteModel):
     pass
 
 
+class LongPostgresModel(PostgresModel):
+    pass
+
+
 TestMemoryHistories = MemoryModel.TestCase
 TestMemoryHistories.settings = settings(max_examples=100, stateful_step_count=40, report_multiple_bugs=False)
 TestSqliteHistories = SqliteModel.TestCase
 TestSqliteHistories.settings = settings(max_examples=25, stateful_step_count=30, report_multiple_bugs=False)
+TestPostgresHistories = _with_server(PostgresModel.TestCase)
+TestPostgresHistories.settings = settings(max_examples=12, stateful_step_count=25, report_multiple_bugs=False)
 TestLongMemoryHistories = pytest.mark.slow(LongMemoryModel.TestCase)
 TestLongMemoryHistories.settings = settings(max_examples=3000, stateful_step_count=60, report_multiple_bugs=False)
 TestLongSqliteHistories = pytest.mark.slow(LongSqliteModel.TestCase)
 TestLongSqliteHistories.settings = settings(max_examples=1000, stateful_step_count=60, report_multiple_bugs=False)
+TestLongPostgresHistories = pytest.mark.slow(_with_server(LongPostgresModel.TestCase))
+TestLongPostgresHistories.settings = settings(max_examples=500, stateful_step_count=60, report_multiple_bugs=False)

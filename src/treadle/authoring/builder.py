@@ -16,6 +16,8 @@ from contextvars import ContextVar, Token
 from types import FrameType
 from typing import Any, Final, Protocol, TypeVar, Unpack, cast, overload
 
+import msgspec
+
 from treadle.authoring.bound import UNSET, Action, Bound, Condition, Named, Node, Signalled, this_frame
 from treadle.authoring.codec import Adapter, adapter
 from treadle.authoring.drafts import draft, draft_arguments
@@ -72,16 +74,28 @@ class ForeignAction:
         self.signature: Signature | None = None
 
 
+class About(msgspec.Struct):
+    """What a run is called and labelled; `labels` are few and found by index, `metadata` is any text by name."""
+
+    name: str = ""
+    labels: dict[str, str] = {}
+    metadata: dict[str, str] = {}
+
+
 class Planned:
-    """A workflow's plan, ready to run: the graph, its constants (JSON texts, by number), the result's adapter."""
+    """A workflow's plan, ready to run: the graph, its constants (JSON texts, by number), the result's adapter.
 
-    __slots__ = ("constants", "plan", "result", "workflow")
+    `about` is what `describe_run` said while it was planned.
+    """
 
-    def __init__(self, plan: Plan, constants: list[str], result: Adapter) -> None:
+    __slots__ = ("about", "constants", "plan", "result", "workflow")
+
+    def __init__(self, plan: Plan, constants: list[str], result: Adapter, about: About | None = None) -> None:
         self.plan = plan
         self.constants = constants
         self.workflow = plan.workflow
         self.result = result
+        self.about = about if about is not None else About()
 
     def __repr__(self) -> str:
         return f"<plan of {self.workflow!r}: {len(self.plan.blocks)} blocks, {len(self.constants)} constants>"
@@ -138,6 +152,7 @@ class PlanBuilder:
         # All scopes but the root.
         self.inner: list[Scope] = []
         self._declared = result
+        self.about = About()
         self._output: Any = None
         self._tokens: list[Token[PlanBuilder | None]] = []
 
@@ -274,7 +289,7 @@ class PlanBuilder:
             owners = self._owners() if self.suspect else {}
             self.errors += check_plan(plan, lambda address: owners.get(address, f"step {address!r}"), ids=False)
         raise_all(self.errors, f"workflow {self.name!r}")
-        return Planned(plan, self.root.constants, self._result())
+        return Planned(plan, self.root.constants, self._result(), self.about)
 
     def _owners(self) -> dict[str, str]:
         """How errors call the blocks, by address."""
@@ -443,6 +458,46 @@ def plan_call(
 def ask(definition: Action, args: tuple[Any, ...], kwargs: dict[str, Any], frame: FrameType) -> Any:
     """A predicate with its arguments, for `when=`."""
     return Condition(_drafted(definition, NOTHING, args, kwargs, frame))
+
+
+def describe_run(
+    *, name: str | None = None, labels: Mapping[str, str] | None = None, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Say what the run is that is being planned: its name, and labels and metadata to find it by.
+
+    For workflow functions; they know their input, and no step exists yet. Called again it adds to what was said. What
+    is given where the run is started wins.
+
+    Raises:
+        UsageError: no workflow is being planned.
+        DefinitionError: a label or a text is none.
+    """
+    builder = _current.get()
+    if builder is None:
+        raise UsageError("describe_run() works while a workflow is planned; to start() give name=, labels=, metadata=")
+    about = builder.about
+    if name is not None:
+        about.name = check_about({"name": name}, "the run's name")["name"]
+    about.labels = {**about.labels, **check_about(labels or {}, "labels")}
+    about.metadata = {**about.metadata, **check_about(metadata or {}, "metadata")}
+
+
+def check_about(given: Mapping[Any, Any], what: str) -> dict[str, str]:
+    """Texts by name, checked.
+
+    Raises:
+        DefinitionError: one of them is no text, or holds what no store takes.
+    """
+    for key, text in given.items():
+        for part in (key, text):
+            if not isinstance(part, str):
+                raise DefinitionError(f"{what}: {part!r} is no text; write what people and listings are to see")
+            if not part.isascii():
+                try:
+                    part.encode()
+                except UnicodeEncodeError:
+                    raise DefinitionError(f"{what}: {part!r} has a lone surrogate, which is no text") from None
+    return dict(given)
 
 
 def group(id: str, *, after: object = None, after_any: object = None, optional: bool = False) -> GroupPlace:

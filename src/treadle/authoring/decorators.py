@@ -370,8 +370,8 @@ def step(
             kept = choose(chosen, {})
             kept.fields["undo"] = stored
         definition = Definition(function, name=name, aliases=names, options=kept, namespace=namespace)
-        for one in (definition, *helpers):
-            (registry or default_registry).add(one)
+        definition.helpers = tuple(helpers)
+        (registry or default_registry).add(definition)
         if definition.is_async:
             return AsyncStepFunction[..., Any](definition, kept)
         return SyncStepFunction[..., Any](definition, kept)

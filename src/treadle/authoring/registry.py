@@ -62,6 +62,8 @@ class Definition:
         self.short: Final = _short(function, self.name)
         self.aliases: Final = tuple(_check_name(alias) for alias in aliases)
         self.options: Final = options
+        # What its undo calls; known wherever it is.
+        self.helpers: tuple[Definition, ...] = ()
         self.is_async: Final = inspect.iscoroutinefunction(function)
         # Changes when the module is loaded again; read now, since a reload keeps the module's dict.
         self.loaded: Final[object] = getattr(function, "__globals__", {}).get("__spec__")
@@ -133,8 +135,12 @@ class Registry:
 
     def __init__(self) -> None:
         self._known: dict[str, Definition] = {}
-        # Counts up whenever a name comes to stand for something else, so that look-ups can be kept.
-        self.changes = 0
+        self._changes = 0
+
+    @property
+    def changes(self) -> int:
+        """Counts up whenever a name comes to stand for something else, so that look-ups can be kept."""
+        return self._changes
 
     def add(self, definition: Definition | Defined) -> None:
         """Add a definition, or what the decorators give, under its name and aliases.
@@ -161,18 +167,28 @@ class Registry:
         for former in replaced:
             self.remove(former)
         self._known.update(dict.fromkeys(names, definition))
-        self.changes += 1
+        self._changes += 1
+        for helper in definition.helpers:
+            self.add(helper)
 
     def remove(self, definition: Definition) -> None:
         """Forget a definition under all its names."""
         for name in (definition.name, *definition.aliases):
             if self._known.get(name) is definition:
                 del self._known[name]
-                self.changes += 1
+                self._changes += 1
+
+    def known(self, name: str) -> Definition | None:
+        """What a name or alias stands for, None for nothing."""
+        return self._known.get(name)
+
+    def definitions(self) -> dict[str, Definition]:
+        """All definitions by name and alias."""
+        return dict(self._known)
 
     def find(self, name: str) -> Definition | None:
         """The step or predicate of this name or alias, None if there is none."""
-        known = self._known.get(name)
+        known = self.known(name)
         return known if known is not None and known.kind != "workflow" else None
 
     def get(self, name: str) -> Definition:
@@ -188,16 +204,16 @@ class Registry:
 
     def workflow(self, name: str) -> WorkflowDefinition | None:
         """The workflow of this name or alias, None if there is none."""
-        known = self._known.get(name)
+        known = self.known(name)
         return known if isinstance(known, WorkflowDefinition) else None
 
     def names(self) -> list[str]:
         """All names and aliases of steps and predicates, sorted: what this process can execute."""
-        return sorted(name for name, known in self._known.items() if known.kind != "workflow")
+        return sorted(name for name, known in self.definitions().items() if known.kind != "workflow")
 
     def workflows(self) -> list[str]:
         """The names and aliases of all workflows, sorted."""
-        return sorted(name for name, known in self._known.items() if known.kind == "workflow")
+        return sorted(name for name, known in self.definitions().items() if known.kind == "workflow")
 
 
 default_registry: Final = Registry()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -127,3 +129,43 @@ def raw_commits(folder: Path, steps: int, group: int, sync: str) -> float:
                 cursor.executemany(_STATEMENTS[4], plain)
                 cursor.execute("commit")
             return (time.perf_counter() - began) * steps / (rounds * group)
+
+
+def plain_copy(source: Path, target: Path) -> float:
+    """Seconds that copying a file takes until the copy is on disk."""
+    began = time.perf_counter()
+    shutil.copyfile(source, target)
+    with target.open("rb+") as copy:
+        os.fsync(copy.fileno())
+    return time.perf_counter() - began
+
+
+# What an append of one step's end comes to in the log of a NATS store.
+_MESSAGE_BYTES = 650
+
+
+def raw_publishes(store: str, amount: int, group: int) -> float:
+    """Seconds to publish messages of an append's size by the store's client, `group` in flight, each acknowledged."""
+    from treadle.store.nats import streams
+    from treadle.store.nats.link import Link
+    from treadle.store.nats.location import parse_url
+
+    location = parse_url(store)
+    link = Link(location._replace(name=f"{location.name}-ceiling"))
+
+    async def main() -> float:
+        await link.open()
+        try:
+            await streams.prepare(link, create=True)
+            data = b"x" * _MESSAGE_BYTES
+            began = time.perf_counter()
+            for first in range(0, amount, group):
+                keys = range(first, min(first + group, amount))
+                await link.publish([(link.location.journal(str(key)), data, link.new_id()) for key in keys])
+            return time.perf_counter() - began
+        finally:
+            for stream in (link.location.log, link.location.values):
+                await link.api(f"STREAM.DELETE.{stream}")
+            await link.close()
+
+    return asyncio.run(main())

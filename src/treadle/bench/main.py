@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from treadle.bench import ceilings, graphs
+from treadle.bench.artifact import artifact
 from treadle.bench.grow import grow
 from treadle.bench.recover import recover
 from treadle.bench.unwind import unwind
@@ -31,6 +32,7 @@ DEFAULT_SIZES = {
     "phases": 1000,
     "recover": 1000,
     "grow": 10_000,
+    "artifact": 1024,
     "unwind": 10_000,
     "unwind-fan": 10_000,
 }
@@ -67,6 +69,8 @@ def run_bench(workload: str, size: int | None, store: str) -> Line:
         return _line(workload, amount, store, *recover(store, amount))
     if workload == "grow":
         return _line(workload, amount, store, *asyncio.run(grow(store, amount)))
+    if workload == "artifact":
+        return _line(workload, amount, store, *asyncio.run(artifact(store, amount)))
     if workload.startswith("unwind"):
         shape = "fan" if workload == "unwind-fan" else "chain"
         return _line(workload, amount, store, *asyncio.run(unwind(store, amount, shape)))
@@ -198,6 +202,11 @@ def _ceiling(workload: str, size: int, steps: int, store: str) -> tuple[float, s
             "many": lambda: ceilings.plain_many(size, 5),
         }
         return steps / statistics.median(plain[workload]() for _ in range(3)), "plain asyncio"
+    if store.startswith(("nats:", "tls:")):
+        group = 1 if workload == "chain" else RAW_GROUP
+        amount = min(steps, 2000) if group == 1 else max(steps, 4 * RAW_GROUP)
+        seconds = statistics.median(ceilings.raw_publishes(store, amount, group) for _ in range(3))
+        return amount / seconds, f"publishes of messages of that size by the same client, {group} in flight"
     sync = "normal" if "sync=normal" in store else "full"
     folder = Path(store.partition("?")[0].removeprefix("sqlite:///")).absolute().parent
     if not folder.is_dir():

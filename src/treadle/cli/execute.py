@@ -24,6 +24,8 @@ from treadle.cli.targets import (
     load_module,
     load_workflow,
     name_of,
+    packages_in,
+    packages_of_target,
     parse_data,
     parse_inputs,
     plan_of,
@@ -36,6 +38,7 @@ from treadle.runtime.report import clean, duration
 
 if TYPE_CHECKING:
     from treadle.authoring.builder import Planned
+    from treadle.authoring.packages import Package
     from treadle.runtime.client import App
     from treadle.runtime.run import Run
 
@@ -100,7 +103,9 @@ def stopping(say_first: Callable[[], None]) -> Generator[asyncio.Event]:
     "--input", "inputs", multiple=True, metavar="JSON|@FILE|K=V", help="Arguments of the workflow; may be repeated."
 )
 @click.option("--id", "run_id", metavar="ID", help="The run's id; the same id again attaches to that run.")
+@click.option("--name", "title", metavar="TEXT", help="What people call the run.")
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="A label of the run; may be repeated.")
+@click.option("--meta", "metadata", multiple=True, metavar="K=V", help="Something to see of the run; may be repeated.")
 @click.option("--break", "breaks", multiple=True, metavar="LABEL", help="Arm the breakpoints of this label.")
 @click.option("--on-failure", type=click.Choice(("stop", "unwind")), help="What a failure does, if not the workflow's.")
 @click.option("--data", "data", multiple=True, metavar="JSON|@FILE|K=V", help="The run's data; may be repeated.")
@@ -120,7 +125,9 @@ async def run(
     target: str,
     inputs: tuple[str, ...],
     run_id: str | None,
+    title: str | None,
     labels: tuple[str, ...],
+    metadata: tuple[str, ...],
     breaks: tuple[str, ...],
     on_failure: Literal["stop", "unwind"] | None,
     data: tuple[str, ...],
@@ -135,6 +142,8 @@ async def run(
 ) -> int | None:
     """Run TARGET (file.py:workflow or module:workflow), show its progress, print its result as JSON.
 
+    TARGET may also be an installed package, or one of its entrypoints: crawler/crawl.
+
     The name may be left out if the file holds one workflow. A second run of the same --id attaches to the run and
     finishes what is left of it. Ctrl-C lets running steps end; the same command goes on later.
     TARGET may be a saved plan (plan.json, plan.yaml); it is refused if it was changed.
@@ -143,11 +152,12 @@ async def run(
     if detach and receipt is not None:
         raise UsageError("--receipt is written at the end of the run, and --detach does not wait for it")
     workflow = _found(target, given, modules, reset=reset)
-    marks = pairs(labels, "--label")
+    marks, notes = pairs(labels, "--label"), pairs(metadata, "--meta")
     facts = parse_data(data)
     planned = _planned(workflow, given, run_id)
     make_folder(desk.url)
-    async with desk.connect(create=True, worker=not detach, **watchers(), **capacity) as app:
+    packages = [] if is_document(target) else packages_of_target(target)
+    async with desk.connect(create=True, worker=not detach, packages=packages, **watchers(), **capacity) as app:
         # A document's arguments are fixed, so an existing run of the id must be a run of just this plan.
         fresh = bool(facts) or dry_run or is_document(target)
         handle = None if fresh else await _attached(app, workflow, given, run_id)
@@ -157,7 +167,9 @@ async def run(
             handle = await app.start(
                 planned,
                 id=run_id,
+                name=title,
                 labels=marks,
+                metadata=notes,
                 breakpoints=breaks,
                 data=facts,
                 dry_run=dry_run,
@@ -269,15 +281,19 @@ async def _execute(app: App, handle: Run[Any], view: View) -> int | None:
 @click.option(
     "--grace", type=float, metavar="SECONDS", help="How long to wait for running steps at the end; else as needed."
 )
+@click.option("--package", "named", multiple=True, metavar="NAME", help="Serve an installed package; may be repeated.")
 @click.argument("targets", metavar="TARGET...", nargs=-1)
-async def worker(desk: Desk, targets: tuple[str, ...], grace: float | None, **capacity: Any) -> int | None:
+async def worker(
+    desk: Desk, targets: tuple[str, ...], named: tuple[str, ...], grace: float | None, **capacity: Any
+) -> int | None:
     """Execute the steps of all runs, until SIGTERM or SIGINT; then let running steps end.
 
-    TARGET is a file or a module; without it, `modules` of [tool.treadle] in pyproject.toml.
+    TARGET is a file or a module; without it, `modules` of [tool.treadle] in pyproject.toml. The packages that it holds
+    are served too.
     """
-    names = _import_all(targets)
+    names, packages = _import_all(targets, named)
     make_folder(desk.url)
-    async with desk.connect(create=True, worker=True, **watchers(), **capacity) as app:
+    async with desk.connect(create=True, worker=True, packages=packages, **watchers(), **capacity) as app:
         actions = app.registry.names()
         listed = ", ".join(clean(name) for name in actions[:8])
         more = f" and {len(actions) - 8} more" if len(actions) > 8 else ""
@@ -292,19 +308,22 @@ async def worker(desk: Desk, targets: tuple[str, ...], grace: float | None, **ca
     return None
 
 
-def _import_all(targets: tuple[str, ...]) -> list[str]:
-    """Import the modules of targets, or those that pyproject.toml names.
+def _import_all(targets: tuple[str, ...], named: tuple[str, ...]) -> tuple[list[str], list[Package | str]]:
+    """Import the modules of targets, or those that pyproject.toml names; also the packages to serve.
 
     Raises:
         UsageError: nothing is named.
     """
     names = [split_target(target)[0] for target in targets]
-    if not names:
+    packages: list[Package | str] = list(named)
+    if not names and not named:
         names = find_project(Path.cwd()).modules
-    if not names:
+    if not names and not named:
         raise UsageError("name a file or module with steps, or set modules = [...] under [tool.treadle]")
     for name in names:
         module = load_module(name)
         # Asked for its mistakes: a workflow that is broken is better known now than at its first run.
         workflows_of(module)
-    return names
+        packages += packages_in(module)
+    unique = list(dict.fromkeys(packages))
+    return [*names, *named], unique

@@ -14,7 +14,7 @@ from treadle.core.tables import LIVE
 from treadle.errors import StepNotFoundError, UsageError
 from treadle.runtime.failures import Account
 from treadle.runtime.inspection import UNWOUND
-from treadle.runtime.report import clean, duration, names, preview, render_report, render_tree, scope_text
+from treadle.runtime.report import clean, cut, duration, names, preview, render_report, render_tree, scope_text
 
 if TYPE_CHECKING:
     from treadle.runtime.client import App
@@ -51,22 +51,34 @@ def run_facts(row: RunRow) -> dict[str, Any]:
 @click.option("--status", type=click.Choice(STATUSES), help="Only runs with this status.")
 @click.option("--workflow", default="", metavar="NAME", help="Only runs of this workflow.")
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="Only runs with this label; may be repeated.")
+@click.option("--meta", "metadata", multiple=True, metavar="K=V", help="Only runs with this metadata.")
+@click.option("--package", default="", metavar="NAME", help="Only runs of this package's entrypoints.")
+@click.option("--search", "text", default="", metavar="TEXT", help="Only runs with this in id, name or metadata.")
 @click.option("--id-prefix", default="", metavar="TEXT", help="Only runs whose id starts with this.")
 @click.option("--parent", default="", metavar="RUN", help="Only runs that steps of this run have called.")
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="At most so many.")
 @click.option("--after", default="", metavar="KEY", help="Go on after the run with this key.")
-async def runs(desk: Desk, status: str | None, labels: tuple[str, ...], parent: str, limit: int, **query: str) -> None:
-    """List runs, newest first."""
+async def runs(
+    desk: Desk,
+    status: str | None,
+    labels: tuple[str, ...],
+    metadata: tuple[str, ...],
+    parent: str,
+    limit: int,
+    **given: str,
+) -> None:
+    """List runs, newest first. All that is asked for must hold."""
+    query: dict[str, Any] = {**given, "labels": pairs(labels, "--label"), "metadata": pairs(metadata, "--meta")}
     async with desk.connect() as app:
         if parent:
             query["parent"] = await (await desk.find(app, parent)).key()
-        rows = await _listed(app, status or "", limit, {"labels": pairs(labels, "--label"), **query})
+        rows = await _listed(app, status or "", limit, query)
     at = now()
     cells = [
         [
             row.id,
             f"{shown(row)}, {UNWOUND[row.unwound]}" if row.unwound else shown(row),
-            row.workflow,
+            f"{row.workflow}  {cut(row.name, 40)}" if row.name else row.workflow,
             str(row.leased or ""),
             duration(max(at - row.created_at, 0.0)),
             " ".join(f"{key}={value}" for key, value in row.labels.items()),

@@ -17,6 +17,7 @@ from treadle.errors import DecodeError, DefinitionError, SlotError, TreadleError
 if TYPE_CHECKING:
     from treadle.authoring.builder import Planned
     from treadle.authoring.decorators import WorkflowFunction
+    from treadle.authoring.packages import Package
     from treadle.authoring.signatures import Parameter
 
 Workflow = Any  # a WorkflowFunction, or a Planned that the module made itself
@@ -96,6 +97,10 @@ def load_workflow(target: str) -> Workflow:
         UsageError: there is no such module, or the name is missing and several would fit.
         DefinitionError: the module holds no such workflow.
     """
+    if (package := _installed_package(target)) is not None:
+        from treadle.authoring.packages import named_workflow
+
+        return named_workflow(target, package.registry, [package])
     where, name = split_target(target)
     module = load_module(where)
     known = workflows_of(module)
@@ -125,6 +130,31 @@ def workflows_of(module: ModuleType) -> dict[str, Workflow]:
 def _home(workflow: Workflow) -> str:
     definition = getattr(workflow, "definition", None)
     return str(getattr(getattr(definition, "function", None), "__module__", "")) if definition is not None else ""
+
+
+def packages_in(module: ModuleType) -> list[Package]:
+    """The packages that a module holds or imports."""
+    from treadle.authoring.packages import Package
+
+    return [value for value in vars(module).values() if isinstance(value, Package)]
+
+
+def packages_of_target(target: str) -> list[Package]:
+    """The packages that a loaded target brings: its own, or those of its module."""
+    if (package := _installed_package(target)) is not None:
+        return [package]
+    return packages_in(load_module(split_target(target)[0]))
+
+
+def _installed_package(target: str) -> Package | None:
+    """An installed package of this name, or of the name in front of an entrypoint's: `crawler`, `crawler/crawl`."""
+    from treadle.authoring.plugins import installed, plugin
+
+    name = target.partition("/")[0]
+    if target.endswith(".py") or ":" in target or Path(target).exists() or name not in installed("packages"):
+        return None
+    package: Package = plugin("packages", name)
+    return package
 
 
 def _is_workflow(value: object) -> bool:

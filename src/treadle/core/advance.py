@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sized
 from heapq import heappop, heappush
+from typing import TypeGuard
 
 from msgspec.structs import replace
 
@@ -21,9 +22,9 @@ from treadle.core.decision import Decision, Limits
 from treadle.core.events import Arg, Failure
 from treadle.core.gathers import proceed_choose, proceed_gather
 from treadle.core.inputs import Cancel
-from treadle.core.opened import CANCELLING, asking
+from treadle.core.opened import CANCELLING, asking, may_succeed, value_of_iteration
 from treadle.core.phases import proceed_phases, row_failure
-from treadle.core.plan import Choose, Gather, Phase, Phases, Poll
+from treadle.core.plan import Body, Choose, Gather, Phase, Phases, Poll
 from treadle.core.progress import GatherProgress, PhasesProgress
 from treadle.core.resolve import UnresolvedError, resolve_args, resolve_output, scope_value
 from treadle.core.retrying import due_at
@@ -82,8 +83,9 @@ def advance(run: RunState, decision: Decision, limits: Limits) -> None:
 def _look_around(run: RunState, decision: Decision, limits: Limits, bound: int) -> int:
     """Look at the frontier as far as the decision has room; gives the bound that is left for it."""
     frontier, states, events = run.frontier, run.states, decision.events
-    # Steps for which there is no room, by number; one event tells of all of them.
+    # Steps for which there is no room, by number, and iterations that have succeeded; one event tells of all of them.
     held: dict[int, StepState] = {}
+    done: dict[ScopeState, dict[int, None]] = {}
     while frontier and len(events) + len(held) < bound:
         number = heappop(frontier)
         state = states[number]
@@ -92,12 +94,31 @@ def _look_around(run: RunState, decision: Decision, limits: Limits, bound: int) 
             held.pop(number, None)
             if _look(run, decision, state, limits, held):
                 held[number] = state
+        elif type(state.node.spec) is Body and _has_succeeded(state, run):
+            done.setdefault(state.around, {})[state.index] = None
         else:
             _look_further(run, decision, state, limits)
+    for gather, indexes in done.items():
+        assert gather.block is not None
+        event = ev.IterationsSettled(at=gather.node.address, indexes=list(indexes), entry=gather.block.entry)
+        decision.record(run, event)
     if held:
         decision.record(run, ev.StepsReady(at=[step.node.address for step in held.values()]))
         return bound - len(held) + 1
     return bound
+
+
+def _has_succeeded(state: StepState | ScopeState, run: RunState) -> TypeGuard[ScopeState]:
+    """Whether it is an iteration that succeeds, like most of them."""
+    if not isinstance(state, ScopeState) or not may_succeed(state):
+        return False
+    progress = state.around.block
+    assert isinstance(progress, GatherProgress)
+    try:
+        value_of_iteration(run, state, progress)
+    except UnresolvedError:
+        return False
+    return True
 
 
 def _look_further(run: RunState, decision: Decision, state: StepState | ScopeState, limits: Limits) -> None:

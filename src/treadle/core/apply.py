@@ -468,6 +468,7 @@ _APPLY: dict[type, Callable[[RunState, Any], None]] = {
     ev.RowOpened: opened.row_opened,
     ev.DecisionMade: opened.decision_made,
     ev.IterationsOpened: opened.iterations_opened,
+    ev.IterationsSettled: opened.iterations_settled,
     ev.BranchChosen: opened.branch_chosen,
     ev.RunSettled: _run_settled,
     ev.UnwindingStarted: undoing.unwinding_started,

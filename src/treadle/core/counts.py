@@ -193,7 +193,7 @@ def _unsettle_inside(scope: ScopeState) -> None:
     block = scope.around
     progress = block.block
     if isinstance(scope.node.spec, Body) and isinstance(progress, GatherProgress):
-        progress.live += 1
+        progress.open[scope.index] = scope
         progress.results[scope.index] = NULL
     elif isinstance(progress, PhasesProgress) and progress.row is scope:
         progress.attempts = 0

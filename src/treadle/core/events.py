@@ -11,54 +11,16 @@ from typing import Literal
 
 import msgspec
 
+from treadle.core.effects import Effects
 from treadle.core.plan import Block, Move
-
-Handle = str
-NULL: Handle = "=null"
-
-
-class Pick(msgspec.Struct, frozen=True, gc=False, tag="pick", tag_field="arg"):
-    """A part of a stored value. The first part of the path leads into the value of the handle."""
-
-    value: Handle
-    path: tuple[str | int, ...]
-
-
-class ArgList(msgspec.Struct, frozen=True, gc=False, tag="list", tag_field="arg"):
-    """A list made of arguments."""
-
-    items: list[Arg]
-
-
-class ArgMap(msgspec.Struct, frozen=True, gc=False, tag="map", tag_field="arg"):
-    """An object made of arguments."""
-
-    items: dict[str, Arg]
-
-
-# A slot with its constants, Refs and signals replaced by handles.
-Arg = str | Pick | ArgList | ArgMap
-
-
-class Items(msgspec.Struct, frozen=True, gc=False):
-    """The items of a gather: stored lists of `size` items each, the last may be shorter."""
-
-    count: int
-    size: int
-    chunks: tuple[Handle, ...]
-
-
-class Failure(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """What went wrong, as data. `message` is capped; `detail` is the handle of the whole account.
-
-    The account is the full text with the traceback, or an object with that `text`, and with the `details` that the
-    step gave and the chained `causes` where there are any.
-    """
-
-    code: str
-    message: str = ""
-    type: str = ""
-    detail: Handle = ""
+from treadle.core.values import NULL as NULL
+from treadle.core.values import Arg as Arg
+from treadle.core.values import ArgList as ArgList
+from treadle.core.values import ArgMap as ArgMap
+from treadle.core.values import Failure as Failure
+from treadle.core.values import Handle as Handle
+from treadle.core.values import Items as Items
+from treadle.core.values import Pick as Pick
 
 
 class Event(msgspec.Struct, frozen=True, tag_field="kind", omit_defaults=True, kw_only=True, gc=False):
@@ -146,7 +108,7 @@ class StepSucceeded(Event, frozen=True, tag="step_succeeded"):
     """The step's last attempt succeeded with `result`.
 
     `patch` are variables of the Phases block around, set when its row has succeeded. `items` are what the evaluation
-    of a gather's items found.
+    of a gather's items found. `effects` is what it has made beside its value.
     """
 
     at: str
@@ -157,6 +119,7 @@ class StepSucceeded(Event, frozen=True, tag="step_succeeded"):
     started_at: float = 0.0
     patch: dict[str, Handle] = {}
     items: Items | None = None
+    effects: Effects | None = None
 
 
 class AttemptFailed(Event, frozen=True, tag="attempt_failed"):
@@ -373,6 +336,19 @@ class IterationsOpened(Event, frozen=True, tag="iterations_opened"):
     count: int
 
 
+class IterationsSettled(Event, frozen=True, tag="iterations_settled"):
+    """Iterations of a gather's n-th entry succeeded, each with the value that its body makes; one event for many."""
+
+    at: str
+    indexes: list[int]
+    entry: int = 1
+
+    def addresses(self) -> list[str]:
+        """The addresses of the iterations."""
+        base = self.at if self.entry == 1 else f"{self.at}#{self.entry}"
+        return [f"{base}[{index}]" for index in self.indexes]
+
+
 class BranchChosen(Event, frozen=True, tag="branch_chosen"):
     """A choose opened a branch; "": no condition held and there is no else."""
 
@@ -556,10 +532,10 @@ AnyEvent = (
     | StepSucceeded | AttemptFailed | AttemptLost | AttemptEnded | StepFailed | StepSkipped | StepCancelled
     | EvaluationAsked | ConditionEvaluated | SignalReceived | BreakpointReached | BreakpointReleased | Paused
     | Resumed | CancelRequested | StepsReopened | ScopeOpened | ScopeSettled | ScopeStopped | ScopeAsked | RowOpened
-    | DecisionMade | IterationsOpened | BranchChosen | RunSettled | UnwindingStarted | UndoDispatched | ChildAsked
-    | UndoConfirmed | UndoAttemptFailed | UndoAttemptLost | StepUndone | UndoFailed | UndoNotCompensable
-    | UndoNotNeeded | CompensationOpened | PhaseCompensated | UndoSkipped | UndoParked | UndoReopened | UnwindingAsked
-    | UnwindingParked | Unwound | InputRefused | InputAccepted
+    | DecisionMade | IterationsOpened | IterationsSettled | BranchChosen | RunSettled | UnwindingStarted
+    | UndoDispatched | ChildAsked | UndoConfirmed | UndoAttemptFailed | UndoAttemptLost | StepUndone | UndoFailed
+    | UndoNotCompensable | UndoNotNeeded | CompensationOpened | PhaseCompensated | UndoSkipped | UndoParked | UndoReopened
+    | UnwindingAsked | UnwindingParked | Unwound | InputRefused | InputAccepted
 )  # fmt: skip
 
 _encoder = msgspec.json.Encoder()

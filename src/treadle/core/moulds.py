@@ -11,8 +11,10 @@ from heapq import heappush
 from typing import NamedTuple
 
 from treadle.core.blocks import Spec, is_undoable
+from treadle.core.events import NULL
 from treadle.core.graph import Node
-from treadle.core.plan import Step
+from treadle.core.plan import Body, Gather, Ref, Step
+from treadle.core.progress import GatherProgress
 from treadle.core.state import RunState, ScopeState, StepState
 
 
@@ -52,6 +54,8 @@ class Mould(NamedTuple):
     own: int
     # Whether it uses no name of what lies outside, where a name may mean something else the next time.
     closed: bool
+    # For an iteration's body: the place of the step whose result is its value; -1 where it has to be looked up.
+    giver: int
 
 
 def mould_of(run: RunState, scope: ScopeState, nodes: Sequence[Node]) -> Mould | None:
@@ -76,7 +80,59 @@ def mould_of(run: RunState, scope: ScopeState, nodes: Sequence[Node]) -> Mould |
         path = node.address.removeprefix(scope.node.address)
         parts.append(Part(node.spec, node.signals, around, segment, path, needs, found[id(node.refs)]))
     closed = not any(each.outer for each in names) and all(place >= 0 for part in parts for place, _ in part.needs)
-    return Mould(parts, names, found[id(scope.node.refs)], closed)
+    return Mould(parts, names, found[id(scope.node.refs)], closed, _giver(scope, base))
+
+
+def _giver(scope: ScopeState, base: int) -> int:
+    """The place of the step whose result, as it is, an iteration gives."""
+    spec = scope.node.spec
+    output = spec.output if isinstance(spec, Body) else None
+    if isinstance(output, Ref) and not output.path and output.default < 0:
+        return max(scope.node.refs[output.step] - base, -1)
+    return -1
+
+
+def is_plain(mould: Mould) -> bool:
+    """Whether it is of one step that waits for nothing."""
+    return len(mould.parts) == 1 and isinstance(mould.parts[0].spec, Step) and not mould.parts[0].needs
+
+
+def cast_steps(run: RunState, block: ScopeState, mould: Mould, base: str, indexes: range) -> None:
+    """Open iterations of a gather whose body is plain: as `cast` would, for many at once."""
+    gather, progress = block.node.spec, block.block
+    assert isinstance(gather, Gather)
+    assert isinstance(progress, GatherProgress)
+    spec, signals, _, segment, path, _, named = mould.parts[0]
+    assert isinstance(spec, Step)
+    body, undoable = gather.body, is_undoable(spec) and block.compensates is None
+    names, own = mould.names[named], mould.names[mould.own]
+    states, addresses, children, frontier, now = run.states, run.index, run.children, run.frontier, run.now
+    within = block.node
+    constants, inside, number = within.constants, children.setdefault(within.number, {}), len(states)
+    for index in indexes:
+        place = f"[{index}]"
+        at = base + place
+        above = Node(number, at, within, body, False, body.optional, (), (), own.at(number + 1), (), constants)
+        scope = ScopeState(above, block)
+        scope.index, scope.unsettled = index, 1
+        scope.compensates = block.compensates
+        inner = at + path
+        refs = names.at(number + 1)
+        node = Node(
+            number + 1, inner, above, spec, True, spec.optional, (), (), refs, signals, constants, None, spec, undoable
+        )
+        states.append(scope)
+        states.append(StepState(node, scope, now, 0))
+        addresses[at] = number
+        addresses[inner] = number + 1
+        children[number] = {segment: node}
+        inside[place] = above
+        progress.open[index] = scope
+        # Its number is the highest of all, so that the heap stays one.
+        frontier.append(number + 1)
+        number += 2
+    progress.results += [NULL] * len(indexes)
+    block.unsettled += len(indexes)
 
 
 def cast(run: RunState, scope: ScopeState, mould: Mould) -> None:

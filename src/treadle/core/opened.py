@@ -8,9 +8,10 @@ from typing import TypeVar
 from treadle.core import events as ev
 from treadle.core.addresses import child, encode_id
 from treadle.core.blocks import AnyBody
-from treadle.core.counts import allowed_scope_status, retire, scope_at
+from treadle.core.counts import allowed_scope_status, release, retire, scope_at
+from treadle.core.events import Arg
 from treadle.core.graph import Names, Node, link, link_output, place
-from treadle.core.moulds import cast, mould_of
+from treadle.core.moulds import cast, cast_steps, is_plain, mould_of
 from treadle.core.plan import (
     Block,
     Body,
@@ -27,9 +28,9 @@ from treadle.core.plan import (
     Step,
 )
 from treadle.core.progress import ChooseProgress, GatherProgress, PhasesProgress, Sight
-from treadle.core.resolve import handle_of, known_items, lane_of, pending_of, resolve
+from treadle.core.resolve import handle_of, known_items, lane_of, pending_of, resolve, scope_value
 from treadle.core.state import NodeState, RunState, ScopeState, StepState, settled
-from treadle.core.tables import SUCCEEDED
+from treadle.core.tables import OPEN, SUCCEEDED
 from treadle.core.undo import StepUndo
 from treadle.errors import InternalError
 
@@ -274,10 +275,15 @@ def iterations_opened(run: RunState, event: ev.IterationsOpened) -> None:
     base = base_of(block)
     body = spec.body
     mould = progress.mould
-    for index in range(event.start, event.start + event.count):
+    indexes = range(event.start, event.start + event.count)
+    if mould is not None and is_plain(mould) and not block.stopping:
+        cast_steps(run, block, mould, base, indexes)
+        indexes = range(0)
+    for index in indexes:
         scope = _open(run, block, f"{base}[{index}]", f"[{index}]", body)
         scope.index = index
         progress.results.append(ev.NULL)
+        progress.open[index] = scope
         if mould is not None:
             cast(run, scope, mould)
             continue
@@ -287,15 +293,52 @@ def iterations_opened(run: RunState, event: ev.IterationsOpened) -> None:
         if index > 0 and (mould := mould_of(run, scope, nodes)) is not None and mould.closed:
             progress.mould = mould
     progress.opened += event.count
-    progress.live += event.count
     if progress.count == 0:
         heappush(run.frontier, block.node.number)
 
 
-def iteration_settled(scope: ScopeState, progress: GatherProgress) -> None:
+def iterations_settled(run: RunState, event: ev.IterationsSettled) -> None:
+    """Give iterations that have succeeded their outcome."""
+    block, progress = _block(run, event.at, GatherProgress, "iterations_settled")
+    scopes = [scope for index in event.indexes if (scope := progress.open.get(index)) is not None]
+    values = [value_of_iteration(run, scope, progress) for scope in scopes if may_succeed(scope)]
+    if not len(values) == len(scopes) == len(event.indexes) or event.entry != progress.entry:
+        raise InternalError(f"gather {event.at!r}: not all of {event.indexes} are iterations that may succeed now")
+    for scope, value in zip(scopes, values, strict=True):
+        scope.status, scope.result = SUCCEEDED, value
+        iteration_settled(run, scope, progress)
+        release(run, scope)
+    block.unsettled -= len(scopes)
+    heappush(run.frontier, block.node.number)
+
+
+def value_of_iteration(run: RunState, scope: ScopeState, progress: GatherProgress) -> Arg:
+    """The value of an iteration that succeeds.
+
+    Raises:
+        UnresolvedError: a step that its output requires did not succeed.
+    """
+    mould = progress.mould
+    if mould is not None and mould.giver >= 0:
+        # The plain case of `scope_value`.
+        giver = run.states[scope.node.number + 1 + mould.giver]
+        if giver.status == SUCCEEDED:
+            return giver.result
+    return scope_value(run, scope)
+
+
+def may_succeed(scope: ScopeState) -> bool:
+    """Whether an iteration is done, and nothing in it speaks against its success."""
+    done = scope.status == OPEN and not scope.unsettled
+    return done and not scope.bad and not scope.cancelled and scope.unwinding is None
+
+
+def iteration_settled(run: RunState, scope: ScopeState, progress: GatherProgress) -> None:
     """Keep an iteration's value."""
-    progress.live -= 1
+    progress.open.pop(scope.index, None)
     if scope.status == SUCCEEDED:
+        if run.forgets:
+            run.closed.append(scope)
         progress.results[scope.index] = scope.result
         if progress.first and progress.winner < 0:
             progress.winner = scope.index
@@ -324,7 +367,7 @@ def settled_inside(run: RunState, scope: ScopeState) -> None:
     elif isinstance(spec, Body):
         progress = scope.around.block
         assert isinstance(progress, GatherProgress)
-        iteration_settled(scope, progress)
+        iteration_settled(run, scope, progress)
 
 
 # -- questions -------------------------------------------------------------------------------------------------------

@@ -124,8 +124,8 @@ class GatherProgress:
         "entry",
         "first",
         "items",
-        "live",
         "mould",
+        "open",
         "opened",
         "results",
         "winner",
@@ -138,7 +138,8 @@ class GatherProgress:
         self.items: list[Arg] | Items | None = None
         self.count = 0
         self.opened = 0
-        self.live = 0
+        # Those without an outcome, by their numbers.
+        self.open: dict[int, ScopeState] = {}
         # What iterations are cast from.
         self.mould: Mould | None = None
         self.results: list[Arg] = []

@@ -59,9 +59,27 @@ def resolve_args(run: RunState, node: Node, slots: dict[str, Slot]) -> dict[str,
                 args[name] = upstream.result
             else:
                 args[name] = _resolve_ref(run, node, constants, slot)
+        elif (
+            type(slot) is Item
+            and not slot.level
+            and not slot.path
+            and (scope := node.scope) is not None
+            and type(scope.spec) is Body
+        ):
+            # The plain case of `_resolve_item`.
+            args[name] = _item_of(run, scope)
         else:
             args[name] = _resolve(run, node, constants, slot)
     return args
+
+
+def _item_of(run: RunState, body: Node) -> Arg:
+    """The item of an iteration."""
+    iteration = run.states[body.number]
+    assert isinstance(iteration, ScopeState)
+    progress = iteration.around.block
+    assert isinstance(progress, GatherProgress)
+    return progress.item(iteration.index)
 
 
 def resolve(run: RunState, node: Node, slot: Slot) -> Arg:
@@ -166,14 +184,12 @@ def _resolve_item(run: RunState, node: Node, slot: Item | Index) -> Arg:
         around = scope.scope
         if isinstance(scope.spec, Body):
             if level == 0:
+                if isinstance(slot, Item):
+                    item = _item_of(run, scope)
+                    return picked(item, slot.path) if slot.path else item
                 iteration = run.states[scope.number]
                 assert isinstance(iteration, ScopeState)
-                if isinstance(slot, Index):
-                    return handle_of(iteration.index)
-                progress = iteration.around.block
-                assert isinstance(progress, GatherProgress)
-                item = progress.item(iteration.index)
-                return picked(item, slot.path) if slot.path else item
+                return handle_of(iteration.index)
             level -= 1
         scope = around
     raise UnresolvedError("there is no gather around, so there is no item")

@@ -189,6 +189,7 @@ class RunState:
         "cancelled",
         "cancelling",
         "children",
+        "closed",
         "compensable",
         "constants",
         "data",
@@ -198,6 +199,8 @@ class RunState:
         "dedup",
         "depth",
         "dry_run",
+        "forgets",
+        "forgotten",
         "frontier",
         "graph",
         "hold",
@@ -256,10 +259,9 @@ class RunState:
         self.missing: list[str] = []
         self.hold = 0
         # "", "soft" or "hard"; the next number that a cancel has to look at. When the run is unwound it has done its
-        # work, and only the outcome is left of it.
+        # work, and only the outcome is left of it (`cancelled`).
         self.cancelling = ""
         self.cancel_at = 0
-        self.cancelled = False
         # Tasks in the store; steps whose status is ready.
         self.tasks = 0
         self.readied = 0
@@ -285,6 +287,10 @@ class RunState:
         self.added_by: dict[int, list[int]] = {}
         # Step number -> the scope of all that the step adds, where something asked for it.
         self.own: dict[int, ScopeState] = {}
+        # Whether iterations that have succeeded are noted, to be forgotten (see `forgetting`); how many were.
+        self.forgets = False
+        self.closed: list[ScopeState] = []
+        self.forgotten = 0
         # Whether any step can be undone; then `position` counts the beginnings of such steps and the ends of all.
         self.undoes = graph.undoable
         self.position = 0
@@ -294,7 +300,7 @@ class RunState:
         self.unwindings: dict[int, Unwinding] = {}
         # Rows whose phase can be compensated, in the order they succeeded; whether a block was unwound by itself.
         self.compensable: list[ScopeState] = []
-        self.unwound = False
+        self.unwound = self.cancelled = False
         # The number by which the run that called this one asked to undo it; 0: it waits for no answer.
         self.asked = 0
         # Numbers of steps whose undo goes on in the run that they have called.

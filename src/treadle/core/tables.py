@@ -118,6 +118,8 @@ SCOPE: Final[Table] = {
     (OPEN, "row_opened"): OPEN,
     (OPEN, "decision_made"): OPEN,
     (OPEN, "iterations_opened"): OPEN,
+    # Of the gather, when some of its iterations have succeeded.
+    (OPEN, "iterations_settled"): OPEN,
     (OPEN, "branch_chosen"): OPEN,
     (OPEN, "scope_stopped"): OPEN,
     (OPEN, "scope_settled:succeeded"): SUCCEEDED,

@@ -68,7 +68,12 @@ class BlockLook:
         self._key = key
         self._address = address
         self._after = 0
-        self._mark = f'"at":{msgspec.json.encode(address).decode()}'
+        self._marks = [("scope_settled", address)]
+        if address.endswith("]"):
+            # Many iterations may end in one event of their gather.
+            around, _, segment = address.rpartition("/")
+            gather = segment.rpartition("[")[0].partition("#")[0]
+            self._marks.append(("iterations_settled", f"{around}/{gather}" if around else gather))
 
     async def plan(self) -> list[Block]:
         """The blocks of the run's plan."""
@@ -85,8 +90,13 @@ class BlockLook:
         found = False
         while rows := await self._node.read(partial(self._node.reader.rows, self._key, self._after)):
             self._after = rows[-1][0]
-            found = found or any('"scope_settled"' in text and self._mark in text for _, _, _, text in rows)
+            found = found or any(self._may_tell(text) for _, _, _, text in rows)
         return found
+
+    def _may_tell(self, text: str) -> bool:
+        """Whether a row of the journal may hold the end of what is looked for."""
+        marks = ((kind, f'"at":{msgspec.json.encode(at).decode()}') for kind, at in self._marks)
+        return any(f'"{kind}"' in text and at in text for kind, at in marks)
 
     async def settled(self) -> ScopeState | None:
         """The scope at the address, None if there is none that has its outcome."""

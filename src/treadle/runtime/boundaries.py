@@ -167,6 +167,12 @@ class _Reading:
             for index in range(event.start, event.start + event.count):
                 self.scope("scope_started", iteration_address(block, index))
 
+    def succeeded(self, event: ev.IterationsSettled) -> None:
+        """The bodies of some items have succeeded."""
+        if "scope_ended" in self.wanted:
+            for address in event.addresses():
+                self.scope("scope_ended", address, outcome=SUCCEEDED, causes=[])
+
     def branch(self, event: ev.BranchChosen) -> None:
         """A branch was chosen."""
         block = self.run.at(event.at)
@@ -215,6 +221,7 @@ def _table() -> dict[type[Event], Callable[[_Reading, Any], None]]:
         ev.RowOpened: _Reading.row,
         ev.CompensationOpened: _Reading.compensation,
         ev.IterationsOpened: _Reading.iterations,
+        ev.IterationsSettled: _Reading.succeeded,
         ev.BranchChosen: _Reading.branch,
         ev.ScopeOpened: lambda r, e: r.scope("scope_started", e.at),
         ev.ScopeSettled: lambda r, e: r.scope("scope_ended", e.at, outcome=e.outcome, causes=e.causes),

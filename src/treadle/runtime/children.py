@@ -10,6 +10,7 @@ To undo such a step an attempt puts the question into the child's inbox, and end
 
 from __future__ import annotations
 
+import contextvars
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ import msgspec
 
 from treadle.authoring import codec
 from treadle.authoring.decorators import plan_from
+from treadle.authoring.packages import planning_settings
 from treadle.authoring.registry import WorkflowDefinition
 from treadle.core import inputs as inp
 from treadle.core.children import child_id
@@ -108,7 +110,9 @@ async def _make(
 ) -> str | None:
     child = task.call.child
     assert child is not None
-    planned = plan_from(definition, values)
+    scope = contextvars.copy_context()
+    scope.run(planning_settings.set, node.settings.package_settings)
+    planned = scope.run(plan_from, definition, values)
     while True:
         status = await begin(node, planned, wanted, report=_started(node, task, wanted.id or wanted.key, started_at))
         match status:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextvars
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import aclosing
 from datetime import datetime
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, TypeVar, overload
 
 import msgspec
 
 from treadle.authoring import codec
-from treadle.authoring.builder import Planned, plan_value
+from treadle.authoring.builder import Planned, check_about, plan_value
 from treadle.authoring.decorators import WorkflowFunction
 from treadle.authoring.durations import Duration
 from treadle.authoring.options import OnFailure, on_failure_of
+from treadle.authoring.packages import named_workflow, planning_settings
 from treadle.authoring.registry import Registry
 from treadle.core.addresses import check_id
 from treadle.errors import (
@@ -23,6 +26,7 @@ from treadle.errors import (
     StoreUnavailableError,
 )
 from treadle.runtime.copying import CopyReport, copy_store
+from treadle.runtime.data import DataOperations
 from treadle.runtime.dead_letters import DeadLetters
 from treadle.runtime.node import Node
 from treadle.runtime.run import Run
@@ -33,7 +37,7 @@ R = TypeVar("R")
 OnConflict = Literal["reuse", "reject", "replace"]
 
 
-class App(DeadLetters):
+class App(DeadLetters, DataOperations):
     """An open application: starts runs and, unless it was opened with `worker=False`, executes their steps.
 
     Made by `treadle.connect`. Use it as an async context manager; leaving it ends its session, and what it held
@@ -73,7 +77,9 @@ class App(DeadLetters):
         workflow: WorkflowFunction[..., R],
         *args: Any,
         id: str | None = ...,
+        name: str | None = ...,
         labels: Mapping[str, str] | None = ...,
+        metadata: Mapping[str, str] | None = ...,
         breakpoints: Iterable[str] = ...,
         data: Mapping[str, Any] | None = ...,
         dry_run: bool = ...,
@@ -88,10 +94,32 @@ class App(DeadLetters):
     @overload
     async def start(
         self,
+        workflow: str,
+        *args: Any,
+        id: str | None = ...,
+        name: str | None = ...,
+        labels: Mapping[str, str] | None = ...,
+        metadata: Mapping[str, str] | None = ...,
+        breakpoints: Iterable[str] = ...,
+        data: Mapping[str, Any] | None = ...,
+        dry_run: bool = ...,
+        on_conflict: OnConflict = ...,
+        on_failure: OnFailure | None = ...,
+        delay: Duration | None = ...,
+        run_at: datetime | None = ...,
+        deadline: Deadline | None = ...,
+        trace: str | None = ...,
+        **kwargs: Any,
+    ) -> Run[Any]: ...
+    @overload
+    async def start(
+        self,
         workflow: Planned,
         *,
         id: str | None = ...,
+        name: str | None = ...,
         labels: Mapping[str, str] | None = ...,
+        metadata: Mapping[str, str] | None = ...,
         breakpoints: Iterable[str] = ...,
         data: Mapping[str, Any] | None = ...,
         dry_run: bool = ...,
@@ -107,7 +135,9 @@ class App(DeadLetters):
         workflow: Any,
         *args: Any,
         id: str | None = None,
+        name: str | None = None,
         labels: Mapping[str, str] | None = None,
+        metadata: Mapping[str, str] | None = None,
         breakpoints: Iterable[str] = (),
         data: Mapping[str, Any] | None = None,
         dry_run: bool = False,
@@ -120,6 +150,10 @@ class App(DeadLetters):
         **kwargs: Any,
     ) -> Run[Any]:
         """Start a run; durable when this returns.
+
+        `workflow` is a workflow function, a plan, or a text: the stored name of a workflow, or the name of a package
+        with one entrypoint. `name`, `labels` and `metadata` are for people and listings, and go before what the
+        workflow says of itself by `describe_run`.
 
         `id` is an idempotency key (a new key where it is left out). If a run of that id exists, `on_conflict`
         decides: `reuse` attaches to it if workflow and input are the same, `reject` raises, `replace` cancels
@@ -134,7 +168,7 @@ class App(DeadLetters):
             DefinitionError: the workflow as written is wrong, or data that it needs is missing; all mistakes at once.
             RunExistsError: the id is taken by a run that does something else.
         """
-        planned = workflow if isinstance(workflow, Planned) else workflow.plan(*args, **kwargs)
+        planned = self._plan(workflow, args, kwargs)
         if id is not None:
             check_id(id, "run id")
         failing = on_failure_of(on_failure)
@@ -148,19 +182,24 @@ class App(DeadLetters):
             not_before=opening_time(now, delay, run_at),
             deadline=closing_time(now, deadline),
             trace=trace_of(trace),
-            labels=dict(labels or {}),
+            name=check_about({"name": name or ""}, "name=")["name"],
+            labels=check_about(labels or {}, "labels="),
+            metadata=check_about(metadata or {}, "metadata="),
             breakpoints=armed,
             data=data_text(given),
             names=list(given),
             dry_run=dry_run,
             on_failure=failing,
         )
+        return await self._start_or_find(planned, start, on_conflict)
+
+    async def _start_or_find(self, planned: Planned, start: Start, on_conflict: OnConflict) -> Run[Any]:
         while True:
             run = await self._start(planned, start)
             if run is not None:
                 return run
-            assert id is not None
-            existing = Run[Any](self._node, id, planned.result)
+            assert start.id
+            existing = Run[Any](self._node, start.id, planned.result)
             if on_conflict == "replace":
                 await self._clear(existing)
                 continue
@@ -200,6 +239,16 @@ class App(DeadLetters):
             deadline=deadline,
             trace=trace,
         )
+
+    def _plan(self, workflow: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Planned:
+        if isinstance(workflow, Planned):
+            return workflow
+        settings = self._node.settings
+        function = named_workflow(workflow, self.registry, settings.packages) if isinstance(workflow, str) else workflow
+        scope = contextvars.copy_context()
+        scope.run(planning_settings.set, settings.package_settings)
+        planned: Planned = scope.run(partial(function.plan, *args, **kwargs))
+        return planned
 
     async def _start(self, planned: Planned, start: Start) -> Run[Any] | None:
         node = self._node
@@ -253,8 +302,15 @@ class App(DeadLetters):
         after: str = "",
         limit: int = 100,
         parent: str = "",
+        package: str = "",
+        metadata: Mapping[str, str] | None = None,
+        text: str = "",
     ) -> list[RunRow]:
-        """Runs, newest first; `after` is the key of the last row of the page before, `parent` that of the caller."""
+        """Runs, newest first; `after` is the key of the last row of the page before, `parent` that of the caller.
+
+        `package` names the package whose entrypoints they are runs of; `text` is a part of their id, name, workflow or
+        metadata. All that is given must hold.
+        """
         query = RunQuery(
             status=status,
             workflow=workflow,
@@ -263,6 +319,9 @@ class App(DeadLetters):
             after=after,
             limit=limit,
             parent=parent,
+            package=package,
+            metadata=dict(metadata or {}),
+            text=text,
         )
         return await self._node.read(lambda: self._node.reader.runs(query))
 

@@ -17,14 +17,14 @@ from treadle.core import inputs as inp
 from treadle.core.commands import Refusal, Task
 from treadle.core.decide import Decision, Limits, decide, start
 from treadle.core.events import RunSettled
-from treadle.core.graph import Graph
+from treadle.core.forgetting import forget, needs_all
 from treadle.core.inputs import AnyInput, decode_input, encode_input
-from treadle.core.plan import Plan, decode_plan
+from treadle.core.plan import Plan
 from treadle.core.state import RunState
 from treadle.core.tables import LIVE
 from treadle.errors import InternalError, LeaseLostError, SchemaVersionError, StoreError, TreadleError
 from treadle.ports import Clock, Ids
-from treadle.runtime.folding import fold_run, started_of, state_of, step_row, undo_rows
+from treadle.runtime.folding import Graphs, fold_run, started_of, state_of, step_row, undo_rows
 from treadle.runtime.hub import Hub
 from treadle.runtime.owned import Owned, Pending, Waiter
 from treadle.runtime.payloads import Row
@@ -76,7 +76,7 @@ class Engine:
         self.is_executing = is_executing
         self.on_committed = on_committed
         self.runs: dict[str, Owned] = {}
-        self._graphs: dict[str, Graph] = {}
+        self.graphs = Graphs()
         # Runs being acquired, with the inputs to decide then.
         self._acquiring: dict[str, tuple[list[asyncio.Future[str | None]], list[Pending]]] = {}
         # Leases whose outcome was handed over and is not durable yet: their attempts have ended, whatever the
@@ -89,15 +89,6 @@ class Engine:
 
     # -- runs come and go --------------------------------------------------------------------------------------
 
-    def graph(self, plan_hash: str, encoded: bytes, plan: Plan | None = None) -> Graph:
-        """The compiled graph of a stored plan; `plan` is what the bytes hold, if the caller has it."""
-        graph = self._graphs.get(plan_hash)
-        if graph is None:
-            if len(self._graphs) >= 256:
-                self._graphs.pop(next(iter(self._graphs)))
-            graph = self._graphs[plan_hash] = Graph(plan if plan is not None else decode_plan(encoded))
-        return graph
-
     def start(
         self,
         head: RunHead,
@@ -108,7 +99,8 @@ class Engine:
         report: Report | None = None,
     ) -> None:
         """Make a run; `then` gets the answer's status (`committed`, `exists`, ...). For `report` see `Append`."""
-        state = state_of(head, self.graph(head.plan, encoded, plan))
+        state = state_of(head, self.graphs.of(head.plan, encoded, plan))
+        state.forgets = True
         owned = Owned(state, head)
         decision = start(state, now=self.clock.now(), limits=self.limits, started=started_of(head))
         append = self._append(owned, decision, [])
@@ -203,7 +195,7 @@ class Engine:
         owned.pending += pending
         self._decide(owned, force=True)
 
-    def load(self, loaded: Loaded) -> RunState:
+    def load(self, loaded: Loaded, *, forgets: bool = True) -> RunState:
         """The state of a stored run.
 
         Raises:
@@ -214,7 +206,7 @@ class Engine:
             raise SchemaVersionError(
                 f"run {head.id!r} has format {head.format}, this Treadle decides up to {FORMAT}; upgrade it"
             )
-        return fold_run(loaded, self.graph(head.plan, loaded.plan))
+        return fold_run(loaded, self.graphs.of(head.plan, loaded.plan), forgets=forgets)
 
     def adopt(self) -> None:
         """The answer of a commit or claim was lost: start what it leased to this session, if anything."""
@@ -371,9 +363,12 @@ class Engine:
         items = owned.pending
         if not items and not owned.more and not force:
             return
+        state = owned.state
+        if state.forgotten and any(needs_all(state, item.value) for item in items):
+            self._remember(owned)
+            return
         owned.pending = []
         owned.more = False
-        state = owned.state
         try:
             decision = decide(
                 state, [(item.value, item.cause) for item in items], now=self.clock.now(), limits=self.limits
@@ -396,6 +391,27 @@ class Engine:
         owned.in_flight = items
         then = partial(self._answered, owned, append, decision)
         self.committer.append(append, then, alone=state.tasks <= 1 and len(self.runs) == 1)
+
+    def _remember(self, owned: Owned) -> None:
+        """Load a run with all that its state has forgotten, and go on."""
+        items, owned.pending = owned.pending, []
+        owned.in_flight = items
+        key = owned.state.key
+
+        def got(loaded: Loaded | None, error: BaseException | None) -> None:
+            owned.in_flight = None
+            owned.pending = items + owned.pending
+            if error is not None and not self.closed:
+                self._loop.call_later(RETRY_SECONDS, self._decide, owned)
+            elif error is not None:
+                self._tell_lost(owned.pending)
+            elif loaded is None or loaded.version != owned.state.version:
+                self.drop(owned, [])
+            else:
+                owned.state = self.load(loaded, forgets=False)
+                self._decide(owned)
+
+        self.committer.submit(lambda store: store.load(key), got)
 
     def _append(self, owned: Owned, decision: Decision, items: list[Pending]) -> Append:
         state = owned.state
@@ -465,6 +481,8 @@ class Engine:
         if self.on_committed is not None:
             self.on_committed(owned, append)
         self._announce(owned.state.key, append, decision, answer, items)
+        if owned.state.closed:
+            forget(owned.state)
         owned.in_flight = None
         key = append.key
         if append.release:

@@ -63,12 +63,14 @@ def inline(payloads: Payloads, callee: Callee, task: Task) -> dict[str, Any] | N
 def _from_cache(payloads: Payloads, callee: Callee, task: Task, name: str, arg: Pick, values: dict[str, Any]) -> bool:
     """Decode a part of a value that was read a moment ago; False if it was not, or something is wrong with it."""
     adapter = callee.adapters.get(name)
-    tree = payloads.cached(task.run, arg.value)
-    if tree is None or adapter is None:
+    value = payloads.cached(task.run, arg.value)
+    if value is None or adapter is None:
         return False
     try:
-        values[name] = adapter.convert(assemble(arg, {arg.value: tree}))
-    except (DecodeError, LookupError):
+        for key in arg.path:
+            value = codec.part(value, key)
+        values[name] = adapter.convert(value)
+    except (DecodeError, LookupError, TypeError):
         return False
     return True
 
@@ -83,6 +85,12 @@ async def read(
     if handle:
         context.data_text = (await patiently(lambda: payloads.load(task.run, [handle])))[handle]
     return values
+
+
+async def values_of(payloads: Payloads, callee: Callee, task: Task) -> dict[str, Any]:
+    """The decoded arguments, from wherever they are."""
+    values = inline(payloads, callee, task)
+    return await fetch(payloads, callee, task) if values is None else values
 
 
 async def fetch(payloads: Payloads, callee: Callee, task: Task) -> dict[str, Any]:

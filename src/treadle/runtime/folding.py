@@ -6,7 +6,9 @@ from typing import Final
 
 from treadle.core.apply import fold, new_state
 from treadle.core.events import RunStarted, decode_events
+from treadle.core.forgetting import forget, takes_back
 from treadle.core.graph import Graph
+from treadle.core.plan import Plan, decode_plan
 from treadle.core.state import RunState, StepState
 from treadle.core.tables import FAILED, NONE
 from treadle.errors import SchemaVersionError
@@ -14,6 +16,22 @@ from treadle.store.base import Loaded, RunHead, StepRow
 
 # Between the addresses in `StepRow.causes`: an address holds no control character.
 CAUSE_SEPARATOR: Final = "\n"
+
+
+class Graphs:
+    """The compiled graphs of stored plans, those that were used last."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Graph] = {}
+
+    def of(self, plan_hash: str, encoded: bytes, plan: Plan | None = None) -> Graph:
+        """The graph of a stored plan; `plan` is what the bytes hold, if the caller has it."""
+        graph = self._known.get(plan_hash)
+        if graph is None:
+            if len(self._known) >= 256:
+                self._known.pop(next(iter(self._known)))
+            graph = self._known[plan_hash] = Graph(plan if plan is not None else decode_plan(encoded))
+        return graph
 
 
 def state_of(head: RunHead, graph: Graph) -> RunState:
@@ -32,14 +50,15 @@ def state_of(head: RunHead, graph: Graph) -> RunState:
     )
 
 
-def fold_run(loaded: Loaded, graph: Graph) -> RunState:
-    """The state of a stored run from its journal.
+def fold_run(loaded: Loaded, graph: Graph, *, forgets: bool = False) -> RunState:
+    """The state of a stored run from its journal; with `forgets`, one that forgets closed iterations if it can.
 
     Raises:
         SchemaVersionError: the journal holds an event that this version does not know.
     """
     head = loaded.head
     state = state_of(head, graph)
+    state.forgets = forgets
     for version, _commit_id, time, text in loaded.rows:
         try:
             events = decode_events(text)
@@ -47,7 +66,12 @@ def fold_run(loaded: Loaded, graph: Graph) -> RunState:
             raise SchemaVersionError(
                 f"run {head.id!r}: journal row {version} cannot be read ({error}); it was written by another version"
             ) from error
+        if state.forgotten and any(map(takes_back, events)):
+            # It may name what is forgotten.
+            return fold_run(loaded, graph)
         fold(state, events, version, time)
+        if state.closed:
+            forget(state)
     return state
 
 

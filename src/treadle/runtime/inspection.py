@@ -165,6 +165,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     # How much of what the run did is undone: fully, partly, or empty.
     unwound: str
     labels: dict[str, str]
+    name: str
+    metadata: dict[str, str]
     parent: str
     dry_run: bool
     plan: str
@@ -268,6 +270,8 @@ def snapshot_of(loaded: Loaded, told: Replay, sessions: Sequence[SessionRow], no
         ),
         unwound=run.root.unwound if run.states else "",
         labels=head.labels,
+        name=head.name,
+        metadata=head.metadata,
         parent=head.parent,
         dry_run=head.dry_run,
         plan=head.plan,

@@ -6,11 +6,12 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
 
+from treadle.authoring.packages import Package
 from treadle.authoring.registry import Registry
 from treadle.authoring.sleep import SLEEP
 from treadle.core import inputs as inp
@@ -75,6 +76,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     # Who is told of boundaries, and what is around each attempt; both in their order.
     hooks: tuple[Hooks, ...] = ()
     middleware: tuple[Middleware, ...] = ()
+    # The domains that it serves, and their settings by package.
+    packages: tuple[Package, ...] = ()
+    package_settings: Mapping[str, Any] = {}
 
 
 class Node:
@@ -89,6 +93,7 @@ class Node:
         registry: Registry,
         settings: Settings,
         in_reader: Callable[[Callable[[], Any]], Awaitable[Any]],
+        beside: Callable[[Callable[[], Any]], Awaitable[Any]] | None = None,
     ) -> None:
         self.environment = environment
         self.settings = settings
@@ -97,8 +102,17 @@ class Node:
         self.store: Store = environment.store
         self._driver = driver
         self._in_reader = in_reader
+        # Runs what reads and writes blobs; slow, so that reads of the store need not wait for it.
+        self._beside = beside or in_reader
         self.name = settings.worker_id or f"{socket.gethostname()}-{os.getpid()}"
         self.questions = Questions(self)
+        # What the runs of a package's entrypoints are called, if nothing else is said.
+        self.titles = {
+            workflow.name: package.title
+            for package in settings.packages
+            for workflow in package.entrypoints.values()
+            if package.title
+        }
         self.closing = False
         # The hungry worker has reason to believe that tasks wait in the store.
         self._hungry = False
@@ -115,7 +129,7 @@ class Node:
         """Open the store's session and begin to work."""
         self.loop = asyncio.get_running_loop()
         self.reader: Reader = await self._in_reader(self.store.reader)
-        self.payloads = Payloads(self.reader, self.blobs, self._in_reader)
+        self.payloads = Payloads(self.reader, self.blobs, self._in_reader, self._beside)
         self.observers: Observers | None = None
         if self.settings.hooks:
             clock = self.environment.clock
@@ -176,6 +190,7 @@ class Node:
             on_free=self.look_for_tasks,
             steps=self,
             middleware=settings.middleware,
+            package_settings=settings.package_settings,
         )
         self._execute = self.worker.start if self.observers is None else self._execute_observed
         self.sweeper = Sweeper(

@@ -48,7 +48,9 @@ class Questions:
             key=head.key,
             workflow=head.workflow,
             created_at=datetime.fromtimestamp(head.created_at, UTC),
+            name=head.name,
             labels=head.labels,
+            metadata=head.metadata,
             parent=head.parent,
             dry_run=head.dry_run,
         )

@@ -55,7 +55,9 @@ _TOLD: Final = frozenset(
         "child_asked",
     }
 )
-_ENTRIES: Final = frozenset({"scope_opened", "scope_settled", "scope_stopped", "row_opened", "iterations_opened"})
+_ENTRIES: Final = frozenset(
+    {"scope_opened", "scope_settled", "scope_stopped", "row_opened", "iterations_opened", "iterations_settled"}
+)
 _DECISIONS: Final = frozenset({"condition_evaluated", "decision_made", "branch_chosen"})
 _UNDO: Final = frozenset({"step_prepared", "step_undone", "unwound", "compensation_opened", "phase_compensated"})
 _UNDO_PREFIXES: Final = ("undo_", "unwinding_")

@@ -327,8 +327,11 @@ def _head_lines(snapshot: Snapshot) -> list[str]:
     if snapshot.parent:
         key, _, at = snapshot.parent.partition("/")
         lines.append(f"called by step {clean(at)} of run {key}")
-    if snapshot.labels:
-        lines.append("labels " + " ".join(f"{clean(key)}={clean(value)}" for key, value in snapshot.labels.items()))
+    if snapshot.name:
+        lines.append("name " + clean(snapshot.name))
+    for what, pairs in (("labels", snapshot.labels), ("metadata", snapshot.metadata)):
+        if pairs:
+            lines.append(f"{what} " + " ".join(f"{clean(key)}={clean(value)}" for key, value in pairs.items()))
     return lines
 
 

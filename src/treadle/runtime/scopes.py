@@ -135,6 +135,8 @@ class ScopeHistory:
                 self.opened[at] = time
             case ev.ScopeSettled(at=at):
                 self.finished[at] = time
+            case ev.IterationsSettled():
+                self.finished.update(dict.fromkeys(event.addresses(), time))
             case ev.RowOpened() | ev.IterationsOpened() | ev.BranchChosen() | ev.DecisionMade():
                 self._note_block(run, time, event)
             case ev.CompensationOpened():

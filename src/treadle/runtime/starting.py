@@ -49,7 +49,10 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     parent: str = ""
     detached: bool = False
     depth: int = 0
+    # These go before what the workflow says of its run; an empty name is the workflow's.
+    name: str = ""
     labels: dict[str, str] = {}
+    metadata: dict[str, str] = {}
     breakpoints: list[str] = []
     # The run's data as the text of one JSON object ("" for none), and the names in it.
     data: str = ""
@@ -122,7 +125,7 @@ async def begin(node: Node, planned: Planned, start: Start, report: Report | Non
     plan = node.with_defaults(planned.plan)
     encoded = encode_plan(plan)
     hash_ = plan_hash(encoded)
-    needs = needs_of(node.engine.graph(hash_, encoded, plan))
+    needs = needs_of(node.engine.graphs.of(hash_, encoded, plan))
     if needs:
         _check_data(needs, start, node.registry, plan.workflow)
     given = await input_of(node.payloads, planned, start)
@@ -133,7 +136,9 @@ async def begin(node: Node, planned: Planned, start: Start, report: Report | Non
         plan=hash_,
         constants=given.constants,
         breakpoints=start.breakpoints,
-        labels=start.labels,
+        name=start.name or planned.about.name or node.titles.get(plan.workflow, ""),
+        labels={**planned.about.labels, **start.labels},
+        metadata={**planned.about.metadata, **start.metadata},
         parent=start.parent,
         detached=start.detached,
         input_hash=given.digest,

@@ -159,12 +159,12 @@ def _progress(run: RunState, scope: ScopeState) -> Iterator[Reason]:
     at, progress = scope.node.address, scope.block
     if progress is not None and progress.asking is not None and not settled(progress.asking):
         yield _asked(scope, progress.asking)
-    if isinstance(progress, GatherProgress) and progress.opened < progress.count and progress.live:
+    if isinstance(progress, GatherProgress) and progress.opened < progress.count and progress.open:
         spec = scope.node.spec
         assert isinstance(spec, Gather)
         most = f"its limit is {spec.limit}" if spec.limit else "as many as the run may have tasks"
         text = (
-            f"opened {progress.opened} of {progress.count} items; {progress.live} are under way ({most}), and the "
+            f"opened {progress.opened} of {progress.count} items; {len(progress.open)} are under way ({most}), and the "
             "next follow as they end"
         )
         yield Reason(step=at, code="limit", kind="capacity", message=text)

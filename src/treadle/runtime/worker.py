@@ -12,8 +12,9 @@ import concurrent.futures
 import contextlib
 import contextvars
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, cast
 
 import msgspec
@@ -25,6 +26,7 @@ from treadle.authoring.durations import seconds_of
 from treadle.authoring.registry import Registry
 from treadle.authoring.turns import Turns, begin, rest
 from treadle.core.commands import Task
+from treadle.core.effects import Artifact
 from treadle.core.events import Handle
 from treadle.core.inputs import Outcome
 from treadle.core.plan import Fragment
@@ -38,10 +40,13 @@ from treadle.errors import (
     RetryLater,
     StepInterrupt,
     StoreError,
+    StoreFullError,
+    StoreUnavailableError,
     TreadleError,
     UnregisteredStepError,
 )
 from treadle.ports import Clock, Threads
+from treadle.runtime.artifacts import ArtifactStream, Making
 from treadle.runtime.attempts import Attempt, Finish, Postpone, Steps
 from treadle.runtime.builtins import Listed
 from treadle.runtime.callee import Callee
@@ -53,6 +58,7 @@ from treadle.runtime.exchange import (
     place_items,
     place_patch,
     read,
+    values_of,
 )
 from treadle.runtime.failures import ErrorText, describe
 from treadle.runtime.middleware import Middleware, around
@@ -86,6 +92,7 @@ class Worker:
         on_free: Callable[[], None],
         steps: Steps,
         middleware: Sequence[Middleware] = (),
+        package_settings: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.session = session
         self.name = name
@@ -97,6 +104,7 @@ class Worker:
         self.errors = errors
         self.steps = steps
         self.middleware = middleware
+        self.package_settings = package_settings
         self._finish = finish
         self._postpone = postpone
         self._on_free = on_free
@@ -252,7 +260,7 @@ class Worker:
         try:
             callee = self._callee(task)
             values = inline(self.payloads, callee, task)
-            context = attempt.context = RunningStep(self, task, attempt.started_at)
+            context = attempt.context = RunningStep(self, task, attempt.started_at, True)
             values = await read(self.payloads, callee, task, values, context)
         except BaseException as error:  # noqa: BLE001 - as in _run_async
             self._slot_free(attempt)
@@ -345,7 +353,9 @@ class Worker:
         rows: list[Row] = []
         result: Handle | None = None
         try:
-            values = await self._call_values(task)
+            # To undo a call neither the arguments are needed, nor the workflow.
+            unwinds = task.call.child is not None and task.call.child.unwind
+            values = {} if unwinds else await values_of(self.payloads, self._callee(task), task)
             text = await patiently(partial(self.steps.call, task, values, attempt.started_at))
             if text is not None:
                 result = await patiently(partial(self.payloads.place, text, rows))
@@ -362,14 +372,6 @@ class Worker:
             self._leave(attempt)
         else:
             self._settle(attempt, Outcome(**self._base(attempt), result=result), rows)
-
-    async def _call_values(self, task: Task) -> dict[str, Any]:
-        """The arguments of the workflow that a task calls; to undo a call none are needed, nor the workflow."""
-        if task.call.child is not None and task.call.child.unwind:
-            return {}
-        callee = self._callee(task)
-        values = inline(self.payloads, callee, task)
-        return await fetch(self.payloads, callee, task) if values is None else values
 
     def add_now(self, task: Task, fragments: list[Fragment]) -> Awaitable[None]:
         """Add steps for a live attempt: a task on the event loop; in a thread, done when this returns."""
@@ -407,6 +409,14 @@ class Worker:
     def ask(self, question: str, task: Task, *details: str) -> concurrent.futures.Future[Any]:
         """Ask one of the store's `Questions`; from any thread."""
         return asyncio.run_coroutine_threadsafe(getattr(self.steps.questions, question)(task, *details), self._loop)
+
+    def making(self, task: Task) -> Making:
+        """What an attempt makes."""
+        return Making(task.address, self.payloads.blobs, self.payloads.beside, self.clock.monotonic)
+
+    def open(self, artifact: Artifact) -> ArtifactStream:
+        """The bytes of an artifact."""
+        return ArtifactStream(artifact, self.payloads.blobs, self.payloads.beside)
 
     def send_progress(self, task: Task, text: str) -> None:
         """Store a progress text, while the attempt is live."""
@@ -453,11 +463,14 @@ class Worker:
             added = await place_fragments(self.payloads, context.fragments, rows)
             patch = await place_patch(self.payloads, context.patch, rows)
             items = await place_items(self.payloads, context.items, rows)
-        except (StoreError, EncodeError, OSError) as error:
+            effects = await context.effects()
+        except Exception as error:  # noqa: BLE001 - a stream that the step gave for an artifact may raise anything
             await self._raised(attempt, error, verdict="retry" if isinstance(error, (StoreError, OSError)) else "")
             return
         if not attempt.settled:
-            outcome = Outcome(**self._base(attempt), result=result, added=tuple(added), patch=patch, items=items)
+            outcome = Outcome(
+                **self._base(attempt), result=result, added=tuple(added), patch=patch, items=items, effects=effects
+            )
             self._settle(attempt, outcome, rows)
 
     async def _raised(self, attempt: Attempt, error: BaseException, *, verdict: str = "") -> None:
@@ -468,7 +481,8 @@ class Worker:
         elif isinstance(error, RetryLater):
             verdict = "retry"
             delay = self.errors.seconds(error.delay)
-        elif isinstance(error, Retryable):
+        elif isinstance(error, (Retryable, StoreUnavailableError, StoreFullError)):
+            # What the step does not store now it may store later.
             verdict = "retry"
         elif isinstance(error, (EncodeError, DecodeError, StepInterrupt, NotCompensable)):
             # The same value would fail again.

@@ -50,6 +50,7 @@ from treadle.store.memory_data import (
     StoredRun,
     StoredSession,
     TextRow,
+    matches,
     problems_of,
     run_row,
 )
@@ -522,7 +523,7 @@ class MemoryStore:
             for key in sorted(self.data.runs, reverse=True):
                 if len(found) >= query.limit:
                     break
-                if (not query.after or key < query.after) and _matches(run := self.data.runs[key], query):
+                if (not query.after or key < query.after) and matches(run := self.data.runs[key], query):
                     found.append(run_row(run))
             return found
 
@@ -586,14 +587,3 @@ def _may_report(own: StoredSession, report: Report) -> bool:
 
 def _is_of(task: Task, item: Postponement) -> bool:
     return task.run == item.key and task.number == item.number
-
-
-def _matches(run: StoredRun, query: RunQuery) -> bool:
-    head = run.head
-    return (
-        (not query.status or run.status == query.status)
-        and (not query.workflow or head.workflow == query.workflow)
-        and head.id.startswith(query.id_prefix)
-        and (not query.parent or head.parent.startswith(query.parent + "/"))
-        and all(head.labels.get(name) == value for name, value in query.labels.items())
-    )

@@ -22,7 +22,7 @@ from treadle.core.commands import Task
 from treadle.core.events import AnyEvent
 from treadle.core.inputs import Revoked, encode_input
 from treadle.core.tables import RUNNING
-from treadle.store.base import InboxInput, Offer, RunHead, RunRow, SessionRow, StepRow, TaskRow
+from treadle.store.base import InboxInput, Offer, RunHead, RunQuery, RunRow, SessionRow, StepRow, TaskRow
 
 # Up to so many ended entries may stay in the heaps whatever their size.
 _STALE_AT_LEAST = 1024
@@ -124,7 +124,34 @@ def run_row(run: StoredRun) -> RunRow:
         leased=sum(1 for entry in run.tasks.values() if entry.session),
         unwound=run.unwound,
         parent=run.head.parent,
+        name=run.head.name,
+        metadata=dict(run.head.metadata),
     )
+
+
+def matches(run: StoredRun, query: RunQuery) -> bool:
+    """Whether a run belongs to a listing."""
+    head = run.head
+    return (
+        (not query.status or run.status == query.status)
+        and (not query.workflow or head.workflow == query.workflow)
+        and head.id.startswith(query.id_prefix)
+        and (not query.parent or head.parent.startswith(query.parent + "/"))
+        and all(head.labels.get(name) == value for name, value in query.labels.items())
+        and (not query.package or head.workflow.startswith(query.package + "/"))
+        and all(head.metadata.get(name) == value for name, value in query.metadata.items())
+        and (not query.text or _speaks_of(head, query.text))
+    )
+
+
+def _speaks_of(head: RunHead, text: str) -> bool:
+    wanted = _lowered(text)
+    return any(wanted in _lowered(part) for part in (head.id, head.name, head.workflow, *head.metadata.values()))
+
+
+def _lowered(text: str) -> str:
+    """ASCII letters in one case, as SQL's `lower` does it."""
+    return text.encode("utf-8", "surrogatepass").lower().decode("utf-8", "surrogatepass")
 
 
 class MemoryData:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from treadle.core.events import decode_events
 from treadle.store.base import RunQuery
 from treadle.testing.contract_kit import (
@@ -121,13 +123,16 @@ class LoadContract:
 
     def test_a_runs_row_follows_its_appends(self, make_store: MakeStore) -> None:
         one = Party(make_store(), "one")
-        head = head_of(RUN, id="r", workflow="w", labels={"a": "1"}, created_at=NOW - 1)
+        head = head_of(
+            RUN, id="r", workflow="w", labels={"a": "1"}, created_at=NOW - 1, name="The run", metadata={"m": "2"}
+        )
         one.commit(start_of(RUN, head=head, tasks=[task_of(RUN, 1), task_of(RUN, 2)]), slots=1)
 
         one.append(time=NOW + 3, hold=6, status="failed")
 
         row = one.row()
         assert (row.key, row.id, row.workflow, row.labels) == (RUN, "r", "w", {"a": "1"})
+        assert (row.name, row.metadata) == ("The run", {"m": "2"})
         assert (row.status, row.hold, row.version, row.owner, row.leased) == ("failed", 6, 2, "one", 1)
         assert (row.created_at, row.updated_at) == (NOW - 1, NOW + 3)
 
@@ -188,6 +193,36 @@ class ListsContract:
         assert ids(RunQuery(labels={"team": ""})) == []
         assert ids(RunQuery(status="failed", workflow="web", labels={"env": "prod"})) == ["web-1"]
         assert ids(RunQuery(status="nothing")) == []
+
+    def test_runs_are_found_by_package_metadata_and_text(self, make_store: MakeStore) -> None:
+        one = Party(make_store(), "one")
+        facts: list[tuple[str, str, str, dict[str, str]]] = [
+            ("a-1", "crawl/site", "Crawl of Example", {"host": "example.org", "by": "Zoë"}),
+            ("a-2", "crawl/page", "", {"host": "example.com"}),
+            ("a-3", "crawler/site", "100% 'odd' _name_", {}),
+            ("a-4", "crawl", "", {"": "nothing", "note": "line\none"}),
+        ]
+        for number, (text, workflow, name, metadata) in enumerate(facts, 1):
+            key = key_of(number)
+            one.commit(start_of(key, head=head_of(key, id=text, workflow=workflow, name=name, metadata=metadata)))
+
+        def ids(**query: Any) -> list[str]:
+            return [row.id for row in one.store.runs(RunQuery(**query))]
+
+        assert ids(package="crawl") == ["a-2", "a-1"]
+        assert ids(package="craw") == []
+        assert ids(metadata={"host": "example.com"}) == ["a-2"]
+        assert ids(metadata={"host": "example.org", "by": "Zoë"}) == ["a-1"]
+        assert ids(metadata={"host": "example.org", "by": "zoë"}) == []
+        assert ids(metadata={"": "nothing"}) == ["a-4"]
+        assert ids(text="EXAMPLE") == ["a-2", "a-1"]
+        assert ids(text="zoë") == ["a-1"]
+        assert ids(text="ZOË") == []
+        assert ids(text="% 'odd' _") == ["a-3"]
+        assert ids(text="CRAWLER") == ["a-3"]
+        assert ids(text="line\none") == ["a-4"]
+        assert ids(text="a-3\n100") == []
+        assert ids(text="a-", package="crawl", metadata={"host": "example.org"}) == ["a-1"]
 
     def test_pages_of_a_listing_meet_without_gap_or_overlap(self, make_store: MakeStore) -> None:
         one = Party(make_store(), "one")

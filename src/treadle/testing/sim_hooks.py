@@ -11,6 +11,7 @@ from zlib import crc32
 
 from treadle.core import events as ev
 from treadle.core.events import AnyEvent
+from treadle.core.tables import SUCCEEDED
 from treadle.runtime.hooks import Boundary, Hooks
 from treadle.runtime.middleware import Next, StepCall
 from treadle.testing.invariants import DURABLE, HOOKS, Fail, Journal
@@ -40,8 +41,11 @@ class Ledger:
     def wrote(self, life: Life | None, key: str, event: AnyEvent) -> None:
         """A life has committed an event."""
         mark = self._mark(key, event)
-        if mark is not None and life is not None:
-            self.committed.setdefault(life, Counter())[mark] += 1
+        marks = [mark] if mark is not None else []
+        if isinstance(event, ev.IterationsSettled):
+            marks = [(key, "scope_ended", at, SUCCEEDED) for at in event.addresses()]
+        if life is not None:
+            self.committed.setdefault(life, Counter()).update(marks)
 
     def _mark(self, key: str, event: AnyEvent) -> Mark | None:
         match event:

@@ -31,7 +31,7 @@ from treadle.core.tables import FAILED, SUCCEEDED
 from treadle.errors import ExpressionError
 from treadle.testing.invariants import BLOCKS, INSIDE, Fail
 from treadle.testing.sim_blocks import rule_truth
-from treadle.testing.sim_workload import truth_of
+from treadle.testing.sim_conduct import truth_of
 
 # Stands for what cannot be told: a path that leads to nothing, a predicate that is not ours.
 UNKNOWN: Final = object()
@@ -99,8 +99,11 @@ class Blocks:
     def after(self, run: RunState, event: ev.AnyEvent) -> None:
         """Follow an event that was applied."""
         match event:
-            case ev.ScopeSettled():
-                self._settled(run, event)
+            case ev.ScopeSettled(at=at, outcome=outcome):
+                self._settled(run, at, outcome)
+            case ev.IterationsSettled():
+                for at in event.addresses():
+                    self._settled(run, at, SUCCEEDED)
             case ev.StepSucceeded(at=at, patch=patch) if patch:
                 self._patched(run, at, patch)
             case ev.IterationsOpened(at=at):
@@ -354,12 +357,12 @@ class Blocks:
             return self.values[state.node.address]
         return self._value(state.result)
 
-    def _settled(self, run: RunState, event: ev.ScopeSettled) -> None:
-        scope = _scope(run, event.at)
+    def _settled(self, run: RunState, at: str, outcome: str) -> None:
+        scope = _scope(run, at)
         self._check_inside(run, scope)
         if isinstance(scope.node.spec, Phase):
-            self._barrier(run, scope, event.outcome)
-        if event.outcome != SUCCEEDED:
+            self._barrier(run, scope, outcome)
+        if outcome != SUCCEEDED:
             return
         expected = self._expected(run, scope)
         try:
@@ -367,9 +370,9 @@ class Blocks:
         except (LookupError, TypeError):
             found = UNKNOWN
         # What a path that leads to nothing gives is seen by who uses it.
-        self.values[event.at] = found if expected is UNKNOWN else expected
+        self.values[at] = found if expected is UNKNOWN else expected
         if expected is not UNKNOWN and found != expected:
-            self._say(run, event.at, f"its value is {_cut(found)}, not {_cut(expected)}")
+            self._say(run, at, f"its value is {_cut(found)}, not {_cut(expected)}")
 
     def _expected(self, run: RunState, scope: ScopeState) -> Any:
         """The value that a scope must have."""

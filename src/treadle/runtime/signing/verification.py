@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from treadle.authoring.documents import FORMS, dump_document, read_document
+from treadle.authoring.plugins import installed, plugin
 from treadle.core.documents import (
     PAYLOAD_TYPE,
     Document,
@@ -86,7 +87,14 @@ def signer_of(key: str | os.PathLike[str], passphrase: bytes | None = None) -> S
         MissingExtraError: a package for it is not installed.
     """
     name = os.fspath(key)
-    return ServiceSigner(name, passphrase) if is_service(name) else FileSigner(name, passphrase)
+    if is_service(name):
+        return ServiceSigner(name, passphrase)
+    scheme = name.partition(":")[0]
+    # A path with a drive's letter is a path.
+    if len(scheme) > 1 and scheme != name and scheme in installed("signers"):
+        signer: Signer = plugin("signers", scheme)(name, passphrase)
+        return signer
+    return FileSigner(name, passphrase)
 
 
 def sign_document(document: Document, key: str | os.PathLike[str], passphrase: bytes | None = None) -> Document:

@@ -37,7 +37,7 @@ _UPDATE_ALL = (
 )
 _INSERT_RUN = (
     "INSERT OR IGNORE INTO runs (n, key, id, workflow, plan, status, hold, version, owner, labels, created_at,"
-    " updated_at, parent) SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13"
+    " updated_at, parent, name, metadata) SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15"
     " WHERE NOT EXISTS (SELECT 1 FROM tombstones WHERE key = ?2)"
 )
 
@@ -261,6 +261,8 @@ class Appends:
                     head.created_at,
                     run.time,
                     head.parent,
+                    head.name,
+                    _encode(head.metadata).decode() if head.metadata else "",
                 )
             )
             heads.append((n, _encode(head).decode()))

@@ -36,9 +36,16 @@ _LAST = "\U0010ffff" * 130
 _OWNER = "coalesce((SELECT s.id FROM sessions s WHERE s.n = r.owner AND s.ended = 0), '')"
 _RUN_COLUMNS = (
     f"r.key, r.id, r.workflow, r.status, r.hold, r.version, {_OWNER}, r.labels, r.created_at, r.updated_at,"
-    " (SELECT count(*) FROM tasks t WHERE t.run = r.n AND t.state = 3), r.unwound, r.parent"
+    " (SELECT count(*) FROM tasks t WHERE t.run = r.n AND t.state = 3), r.unwound, r.parent,"
+    " r.name, r.metadata"
 )
 _RUN_WIDTH = len(RunRow.__struct_fields__)
+# Some of a run's metadata; no JSON is read of runs without any.
+_MANY = "r.metadata != '' AND EXISTS (SELECT 1 FROM json_each(r.metadata) m WHERE"
+_SPEAKS_OF = (
+    "(instr(lower(r.id), lower(?)) OR instr(lower(r.name), lower(?)) OR instr(lower(r.workflow), lower(?))"
+    f" OR {_MANY} instr(lower(m.value), lower(?))))"
+)
 TASK_COLUMNS = (
     "r.key, t.number, t.address, t.generation, t.attempt, t.action, t.queue, t.priority, t.not_before, t.call, r.id,"
     " t.lease, coalesce(s.id, ''), coalesce(s.worker, ''), t.started_at, t.interrupt, t.progress"
@@ -76,9 +83,39 @@ def _task_row(record: Record) -> TaskRow:
 
 
 def _run_row(record: Record) -> RunRow:
-    key, id, workflow, status, hold, version, owner, text, created_at, updated_at, leased, *rest = record
-    labels = _decode_labels(text) if text else {}
-    return RunRow(key, id, workflow, status, hold, version, owner, labels, created_at, updated_at, leased, *rest)
+    facts: list[Any] = list(record)
+    # Labels and metadata: a JSON object, or empty text for none.
+    for at in (7, -1):
+        facts[at] = _decode_labels(facts[at]) if facts[at] else {}
+    return RunRow(*facts)
+
+
+def _condition(query: RunQuery) -> tuple[list[str], list[Any]]:
+    """What the rows of a query must fulfil, and the values for it."""
+    where: list[str] = []
+    values: list[Any] = []
+
+    def want(sql: str, *found: str) -> None:
+        where.append(sql)
+        values.extend(found)
+
+    for given, sql, found in (
+        (query.status, "r.status = ?", (query.status,)),
+        (query.workflow, "r.workflow = ?", (query.workflow,)),
+        (query.id_prefix, "r.id BETWEEN ? AND ?", (query.id_prefix, query.id_prefix + _LAST)),
+        # All that begins with the text and a slash; a zero is what follows the slash.
+        (query.parent, "r.parent != '' AND r.parent > ? AND r.parent < ?", (query.parent + "/", query.parent + "0")),
+        (query.package, "r.workflow > ? AND r.workflow < ?", (query.package + "/", query.package + "0")),
+        (query.text, _SPEAKS_OF, (query.text,) * 4),
+        (query.after, "r.key < ?", (query.after,)),
+    ):
+        if given:
+            want(sql, *found)
+    for name, value in query.labels.items():
+        want("r.n IN (SELECT l.run FROM labels l WHERE l.name = ? AND l.value = ?)", name, value)
+    for name, value in query.metadata.items():
+        want(f"{_MANY} m.key = ? AND m.value = ?)", name, value)
+    return where, values
 
 
 class SqliteReader:
@@ -211,31 +248,10 @@ class SqliteReader:
 
     def runs(self, query: RunQuery) -> list[RunRow]:
         """Runs by key, newest first."""
-        where: list[str] = []
-        values: list[Any] = []
-        if query.status:
-            where.append("r.status = ?")
-            values.append(query.status)
-        if query.workflow:
-            where.append("r.workflow = ?")
-            values.append(query.workflow)
-        if query.id_prefix:
-            where.append("r.id BETWEEN ? AND ?")
-            values += (query.id_prefix, query.id_prefix + _LAST)
-        for name, value in query.labels.items():
-            where.append("r.n IN (SELECT l.run FROM labels l WHERE l.name = ? AND l.value = ?)")
-            values += (name, value)
-        if query.parent:
-            # All that begins with the key and a slash; a zero is what follows the slash.
-            where.append("r.parent != '' AND r.parent > ? AND r.parent < ?")
-            values += (query.parent + "/", query.parent + "0")
-        if query.after:
-            where.append("r.key < ?")
-            values.append(query.after)
-        values.append(query.limit)
+        where, values = _condition(query)
         condition = f"WHERE {' AND '.join(where)}" if where else ""
         sql = f"SELECT {_RUN_COLUMNS} FROM runs r {condition} ORDER BY r.key DESC LIMIT ?"
-        return [_run_row(record) for record in self._all(sql, tuple(values))]
+        return [_run_row(record) for record in self._all(sql, (*values, query.limit))]
 
     # -- steps, tasks, payloads ------------------------------------------------------------------------
 

@@ -189,7 +189,13 @@ ALTER TABLE runs ADD COLUMN parent TEXT NOT NULL DEFAULT '';
 CREATE INDEX runs_parent ON runs (parent) WHERE parent != '';
 """
 
-MIGRATIONS = (_MIGRATION_1, _MIGRATION_2)
+_MIGRATION_3 = """
+-- As in the head: what people call the run, and a JSON object of what else they are to see (empty text for nothing).
+ALTER TABLE runs ADD COLUMN name TEXT NOT NULL DEFAULT '';
+ALTER TABLE runs ADD COLUMN metadata TEXT NOT NULL DEFAULT '';
+"""
+
+MIGRATIONS = (_MIGRATION_1, _MIGRATION_2, _MIGRATION_3)
 VERSION = len(MIGRATIONS)
 
 VIEWS = {
@@ -199,7 +205,8 @@ VIEWS = {
 SELECT r.key, r.id, r.workflow, r.status, r.unwound, r.hold, r.version,
     coalesce((SELECT s.id FROM sessions s WHERE s.n = r.owner AND s.ended = 0), '') AS owner,
     CASE r.labels WHEN '' THEN '{}' ELSE r.labels END AS labels,
-    r.created_at, r.updated_at, r.parent,
+    r.created_at, r.updated_at, r.parent, r.name,
+    CASE r.metadata WHEN '' THEN '{}' ELSE r.metadata END AS metadata,
     (SELECT count(*) FROM tasks t WHERE t.run = r.n AND t.state = 3) AS leased,
     (SELECT count(*) FROM tasks t WHERE t.run = r.n AND t.state < 3) AS waiting,
     (SELECT count(*) FROM inbox i WHERE i.run = r.n) AS inputs

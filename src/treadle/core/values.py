@@ -1,0 +1,52 @@
+"""Values as events name them: handles, arguments that are made of them, and failures."""
+
+from __future__ import annotations
+
+import msgspec
+
+Handle = str
+NULL: Handle = "=null"
+
+
+class Pick(msgspec.Struct, frozen=True, gc=False, tag="pick", tag_field="arg"):
+    """A part of a stored value. The first part of the path leads into the value of the handle."""
+
+    value: Handle
+    path: tuple[str | int, ...]
+
+
+class ArgList(msgspec.Struct, frozen=True, gc=False, tag="list", tag_field="arg"):
+    """A list made of arguments."""
+
+    items: list[Arg]
+
+
+class ArgMap(msgspec.Struct, frozen=True, gc=False, tag="map", tag_field="arg"):
+    """An object made of arguments."""
+
+    items: dict[str, Arg]
+
+
+# A slot with its constants, Refs and signals replaced by handles.
+Arg = str | Pick | ArgList | ArgMap
+
+
+class Items(msgspec.Struct, frozen=True, gc=False):
+    """The items of a gather: stored lists of `size` items each, the last may be shorter."""
+
+    count: int
+    size: int
+    chunks: tuple[Handle, ...]
+
+
+class Failure(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """What went wrong, as data. `message` is capped; `detail` is the handle of the whole account.
+
+    The account is the full text with the traceback, or an object with that `text`, and with the `details` that the
+    step gave and the chained `causes` where there are any.
+    """
+
+    code: str
+    message: str = ""
+    type: str = ""
+    detail: Handle = ""

@@ -1,0 +1,292 @@
+"""Appends: how a group of decisions becomes rows, in one transaction and one round trip.
+
+The way taken first believes what an append says of its run: that it is at `expect`, owned by the session and not held;
+and that no other tasks wait before its own than waited at the last commit. The server writes the group only if all of
+that is so. If it is not, the runs are read, those appends that may take effect are sent again, and the server checks
+once more: nothing is locked between the two, so a rival only makes it happen again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from treadle.core.inputs import Revoked, encode_input
+from treadle.core.tables import RUNNING
+from treadle.errors import StoreUnavailableError
+from treadle.store.base import Answer, Append, Offer, Report
+from treadle.store.postgres.append_functions import END_TASK, STEER
+from treadle.store.postgres.arrays import big, chunks, ints, small, texts, truth
+from treadle.store.postgres.connection import Link, RaisedError, Statement
+from treadle.store.postgres.functions import BEHIND, FENCED, LATE, LOST
+from treadle.store.postgres.group import NOBODY, AppendedRun, Group
+from treadle.store.postgres.tokens import OwnSession, RunNumbers
+
+# Cached numbers of runs; beyond this the cache starts anew.
+_CACHED_RUNS = 200_000
+# How often a group is sent that rivals keep changing under it.
+_TRIES = 20
+# How often the server is asked to confirm what waits. Between sessions there is no order to keep, so after that the
+# group goes by what it was told last.
+_CONFIRMATIONS = 3
+_NUMBER = 987_654_321
+
+
+class SessionLostError(Exception):
+    """The server does not take the session for alive, at least not with this connection."""
+
+
+class Appends:
+    """Writes groups of appends through one link. It remembers what it has met of runs, plans, and tasks that wait."""
+
+    def __init__(self, link: Link, schema: str) -> None:
+        self.link = link
+        self.schema = schema
+        self.numbers: dict[str, int] = {}
+        # Of the other sessions: what any of them waits for, as the last commit saw it; None is not known.
+        self.waits: int | None = None
+        self._holds: dict[str, int] = {}
+        self._plans: set[str] = set()
+        self._ceilings: dict[str, float] = {}
+        self._new_numbers = RunNumbers()
+
+    def write(self, own: OwnSession, appends: Sequence[Append], offer: Offer | None) -> list[Answer]:
+        """Commit the appends, in order; those that change what others may do go by themselves."""
+        answers: list[Answer] = []
+        group: list[Append] = []
+        for append in appends:
+            if _is_alone(append):
+                if group:
+                    answers += self._write(own, group, offer)
+                    group = []
+                answers += self._write(own, [append], offer)
+            else:
+                group.append(append)
+        if group:
+            answers += self._write(own, group, offer)
+        return answers
+
+    def forget_waiting(self) -> None:
+        """Tasks that waited were claimed: believe that none do."""
+        self._ceilings.clear()
+
+    def learn(self, key: str, n: int) -> None:
+        """The number of a run."""
+        if len(self.numbers) > _CACHED_RUNS:
+            self.numbers.clear()
+        self.numbers[key] = n
+
+    def forget(self, key: str) -> None:
+        """A run was deleted."""
+        self.numbers.pop(key, None)
+        self._holds.pop(key, None)
+        self._plans.clear()
+
+    # -- one transaction -------------------------------------------------------------------------------
+
+    def _write(self, own: OwnSession, appends: Sequence[Append], offer: Offer | None) -> list[Answer]:
+        mark = None if offer is None else offer.mark()
+        runs = self._believe(appends)
+        verdicts: list[Answer | None] = [None] * len(appends)
+        asked = 0
+        for _ in range(_TRIES):
+            if runs is None:
+                verdicts, runs = self._examine(own, appends)
+            accepted = [append for append, verdict in zip(appends, verdicts, strict=True) if verdict is None]
+            if not accepted:
+                return [verdict for verdict in verdicts if verdict is not None]
+            group = Group(self.link, own, runs, offer, self._ceilings)
+            group.build(accepted, self._plans)
+            said, detail, raised = self._send(group, accepted, verifies=asked < _CONFIRMATIONS)
+            if said == "done":
+                self._settled(group, int(detail))
+                written = iter(group.answers)
+                return [next(written) if verdict is None else verdict for verdict in verdicts]
+            if offer is not None:
+                offer.reset(mark)
+            if said == FENCED:
+                return [Answer("fenced")]
+            if said == LATE:
+                return [answer for append in appends for answer in self._write(own, [append], offer)]
+            if said == BEHIND:
+                # Found out behind what the append itself does to waiting tasks, it would be found so again before that.
+                asked = _CONFIRMATIONS if raised else asked + 1
+                found = [NOBODY if text == "-" else float(text) for text in detail.split(",")]
+                self._ceilings.update(zip(group.asked, found, strict=True))
+                continue
+            runs = None
+            self._plans.clear()
+        raise StoreUnavailableError(f"{self.link.location.shown}: runs changed again and again; try again")
+
+    def _send(self, group: Group, appends: Sequence[Append], *, verifies: bool) -> tuple[str, str, bool]:
+        """Send the group; what came of it, its detail, and whether the server told so by an error."""
+        first = appends[0]
+        alone = _is_alone(first)
+        at = max(append.time for append in appends)
+        statements = [group.statement(self.schema, at, verifies=verifies, may_answer=not alone)]
+        if alone:
+            statements = self._around(group, first, statements)
+        try:
+            answers = self.link.call(*statements)
+        except RaisedError as error:
+            if error.code == LOST:
+                raise SessionLostError from error
+            return error.code, error.detail, True
+        answer = next(value for value in answers if value is not None and value != b"").decode()
+        said, _, detail = answer.partition(" ")
+        if said == "lost":
+            raise SessionLostError
+        return (BEHIND if said == "behind" else said), detail, False
+
+    def _around(self, group: Group, append: Append, commit: list[Statement]) -> list[Statement]:
+        """What an append does to tasks that are there comes before it, the end of another run's task after it."""
+        own, run = group.own, group.runs[append.key]
+        hold = append.hold if run.made is None else None
+        statements = list(commit)
+        if append.revoke or append.interrupts or hold is not None:
+            text = encode_input(Revoked(numbers=[_NUMBER])).decode().replace(str(_NUMBER), "*")
+            values = {
+                "me": big(own.n),
+                "link": small(own.link),
+                "of_run": big(run.n),
+                "new_hold": None if hold is None else big(hold),
+                "ended": ints(append.ended) if append.ended else None,
+                "takes_all_back": truth(append.revoke),
+                "takes_back": ints(append.interrupts) if append.interrupts else None,
+                "input_id": f"revoked:{append.expect + 1}".encode(),
+                "input_text": text.encode(),
+                "interrupts": ints(append.interrupts) if append.interrupts else None,
+            }
+            statements.insert(0, (STEER.text(self.schema), [values[name] for name in STEER.names], STEER.types))
+        if append.report is not None:
+            statements.append(self._end_task(own, append.report))
+        return statements
+
+    def _end_task(self, own: OwnSession, report: Report) -> Statement:
+        values = {
+            "me": big(own.n),
+            "of_key": report.input.key.encode(),
+            "of_number": small(report.number),
+            "token": big(report.lease),
+            "input_id": report.input.id.encode(),
+            "input_body": report.input.body,
+            "digests": texts([digest for digest, _ in report.payloads]) if report.payloads else None,
+            "bodies": chunks([body for _, body in report.payloads]) if report.payloads else None,
+        }
+        return END_TASK.text(self.schema), [values[name] for name in END_TASK.names], END_TASK.types
+
+    def _settled(self, group: Group, waits: int) -> None:
+        """The group is durable: what it says of runs, plans and waiting tasks is so."""
+        self.waits = waits
+        if group.asked:
+            self._ceilings = group.ceilings
+        for run in group.runs.values():
+            if run.made is not None:
+                self.learn(run.key, run.n)
+                assert run.made.head is not None
+                self._plans.add(run.made.head.plan)
+            if run.hold:
+                self._holds[run.key] = run.hold
+            elif run.hold_was:
+                self._holds.pop(run.key, None)
+
+    # -- which appends may take effect -----------------------------------------------------------------
+
+    def _believe(self, appends: Sequence[Append]) -> dict[str, AppendedRun] | None:
+        """The runs as the appends say they are; None if they contradict each other or a run is not known."""
+        runs: dict[str, AppendedRun] = {}
+        numbers, holds = self.numbers, self._holds
+        for append in appends:
+            key = append.key
+            run = runs.get(key)
+            if run is not None:
+                if append.head is not None or run.version != append.expect or run.release:
+                    return None
+            elif append.head is None:
+                n = numbers.get(key)
+                if n is None:
+                    return None
+                hold = holds.get(key, 0)
+                run = runs[key] = AppendedRun(key, n, append.expect, hold, append.expect, hold, append.status)
+            elif append.expect == 0:
+                run = runs[key] = self._new_run(append)
+            else:
+                return None
+            run.take(append)
+        return runs
+
+    def _new_run(self, append: Append) -> AppendedRun:
+        n = self._new_numbers.take(self.link)
+        return AppendedRun(append.key, n, 0, 0, 0, 0, RUNNING, made=append)
+
+    def _examine(
+        self, own: OwnSession, appends: Sequence[Append]
+    ) -> tuple[list[Answer | None], dict[str, AppendedRun]]:
+        """Read the runs; the answers are None for those appends that may take effect."""
+        stored = self._read(own, appends)
+        answers: list[Answer | None] = []
+        runs: dict[str, AppendedRun] = {}
+        for append in appends:
+            run = runs.get(append.key) or stored.runs.get(append.key)
+            status = stored.status(append, run)
+            if status is not None:
+                answers.append(Answer(status))
+                continue
+            if run is None:
+                assert append.head is not None
+                run = self._new_run(append)
+                stored.ids.add(append.head.id)
+            runs[append.key] = run
+            run.take(append)
+            answers.append(None)
+        return answers, runs
+
+    def _read(self, own: OwnSession, appends: Sequence[Append]) -> _Stored:
+        """What the store holds of that which the appends name."""
+        keys = sorted({append.key for append in appends})
+        heads = [append.head.id for append in appends if append.head is not None]
+        report = appends[0].report
+        token = (report.input.key, report.number, report.lease, own.n) if report is not None else ("", 0, 0, 0)
+        rows, tombs, taken, live = self.link.read(
+            ("SELECT key, n, version, hold, status, owner FROM @runs WHERE key = ANY (%s)", (keys,)),
+            ("SELECT key FROM @tombstones WHERE key = ANY (%s)", (keys,)),
+            ("SELECT id FROM @runs WHERE id = ANY (%s)", (heads,)),
+            (
+                "SELECT 1 FROM @tasks t JOIN @runs r ON r.n = t.run WHERE r.key = %s AND t.number = %s AND t.lease = %s"
+                " AND t.session = %s AND t.state = 3 AND t.interrupt = 0",
+                token,
+            ),
+        )
+        runs: dict[str, AppendedRun] = {}
+        for key, n, version, hold, status, owner in rows:
+            # One of another owner looks released: nothing can be appended to it.
+            runs[key] = AppendedRun(key, n, version, hold, version, hold, status, release=owner != own.n)
+            self.learn(key, n)
+        return _Stored(runs, {key for (key,) in tombs}, {id for (id,) in taken}, bool(live))
+
+
+class _Stored(NamedTuple):
+    """Runs as their rows say, keys of deleted runs, ids that are taken, and whether the reported task is live."""
+
+    runs: dict[str, AppendedRun]
+    tombstones: set[str]
+    ids: set[str]
+    live: bool
+
+    def status(
+        self, append: Append, run: AppendedRun | None
+    ) -> Literal["conflict", "exists", "refused", "fenced"] | None:
+        """Why an append may not take effect, None if it may; `run` is as those before it leave it."""
+        if run is not None and append.head is None:
+            return "conflict" if run.version != append.expect or run.release else None
+        if append.report is not None and not self.live:
+            return "fenced"
+        if append.key in self.tombstones:
+            return "refused"
+        if append.head is not None and (run is not None or append.head.id in self.ids):
+            return "exists"
+        return None if append.head is not None and append.expect == 0 else "conflict"
+
+
+def _is_alone(append: Append) -> bool:
+    return append.hold is not None or append.revoke or append.report is not None or bool(append.interrupts)

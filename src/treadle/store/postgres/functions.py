@@ -1,0 +1,83 @@
+"""Functions of the schema: how they are made and called. What one does is one transaction and one round trip.
+
+Each call is a transaction of its own (or part of one that the client sends in one go). Every statement in a function
+sees what was committed before that statement, so a row is locked first and what depends on it is read after.
+
+How they refuse
+- With an answer, where nothing is written yet: `lost` (the session ended, or an earlier connection of its writer is
+  speaking), `behind` (other tasks wait than the client believes).
+- With an error of their own, which undoes what was written: TR000 as `lost`; TR001 a run is not as the client
+  believes; TR002 a task was ended that waits, in a group; TR003 as `behind`, with what waits in the detail; TR004 a
+  task that an append reports is not live.
+
+All plans are generic, and rows are found by index in the order of the arrays: so locks are taken in that order, and no
+statistics of a table that has just been filled mislead the planner.
+"""
+
+from __future__ import annotations
+
+from treadle.store.postgres.arrays import (
+    BIG,
+    BIG_ARRAY,
+    BOOL,
+    BYTES,
+    BYTES_ARRAY,
+    FLOAT,
+    FLOAT_ARRAY,
+    INT,
+    INT_ARRAY,
+    TEXT,
+    TEXT_ARRAY,
+)
+
+LOST = "TR000"
+CHANGED = "TR001"
+LATE = "TR002"
+BEHIND = "TR003"
+FENCED = "TR004"
+
+_TYPES = {
+    "bigint": BIG,
+    "integer": INT,
+    "boolean": BOOL,
+    "text": TEXT,
+    "bytea": BYTES,
+    "double precision": FLOAT,
+    "bigint[]": BIG_ARRAY,
+    "integer[]": INT_ARRAY,
+    "text[]": TEXT_ARRAY,
+    "bytea[]": BYTES_ARRAY,
+    "double precision[]": FLOAT_ARRAY,
+}
+
+_SETTINGS = (
+    "SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off"
+    " SET enable_mergejoin = off"
+)
+
+
+class Function:
+    """A function of the schema: its definition, and how it is called."""
+
+    def __init__(self, name: str, parameters: str, returns: str, body: str, *, declare: str = "") -> None:
+        pairs = [line.strip().rstrip(",").split(" ", 1) for line in parameters.strip().splitlines()]
+        self.names = [name for name, _ in pairs]
+        self.types = [_TYPES[type] for _, type in pairs]
+        signature = ", ".join(f"{name} {type}" for name, type in pairs)
+        places = ", ".join(f"${place}" for place in range(1, len(pairs) + 1))
+        self._call = f"SELECT @{name}({places})"
+        self.definition = (
+            f"CREATE FUNCTION @{name}({signature}) RETURNS {returns} LANGUAGE plpgsql {_SETTINGS} AS $body$\n"
+            f"#variable_conflict use_variable\n{f'DECLARE {declare.strip()}' if declare else ''}\n"
+            f"BEGIN\n{body.strip()}\nEND $body$"
+        )
+
+    def text(self, schema: str) -> bytes:
+        """The call as a statement, with the schema's name for `@`."""
+        return self._call.replace("@", schema).encode()
+
+
+# The session is alive, and no later connection of its writer has spoken. It stays so until the transaction ends.
+ALIVE = "PERFORM 1 FROM @sessions s WHERE s.n = me AND s.link = link AND NOT s.ended FOR SHARE;"
+ALIVE_OR_ANSWER = f"{ALIVE} IF NOT FOUND THEN RETURN 'lost'; END IF;"
+ALIVE_OR_RAISE = f"{ALIVE} IF NOT FOUND THEN RAISE EXCEPTION 'lost' USING ERRCODE = '{LOST}'; END IF;"

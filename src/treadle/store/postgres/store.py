@@ -1,0 +1,398 @@
+"""The PostgreSQL store: any number of processes on any number of machines, on one schema of a database.
+
+Sessions are known by their renewals alone: no machine can tell of another whether a process of it lives. A writer that
+has lost its connection may have left a transaction on its way, which the server carries out later, or not at all. So
+each new connection counts its sessions' `link` up before it does anything else, which waits for such a transaction to
+end, and makes one that has not begun come to nothing. After that, what is read is what became of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeVar
+
+import msgspec
+
+from treadle.core.commands import Task
+from treadle.core.inputs import Look, Lost, encode_input
+from treadle.core.tables import LIVE
+from treadle.errors import LeaseLostError, StoreError
+from treadle.store.base import (
+    WAITS_CHANGES,
+    WAITS_TASKS,
+    Acquired,
+    Answer,
+    Append,
+    InboxInput,
+    Offer,
+    Postponement,
+    Renewal,
+    Report,
+    SessionRow,
+    Swept,
+)
+from treadle.store.postgres.append_functions import POST
+from treadle.store.postgres.appends import Appends, SessionLostError
+from treadle.store.postgres.arrays import big, bigs, chunks, floats, ints, real, small, storable, texts, truth
+from treadle.store.postgres.blobs import PostgresBlobs
+from treadle.store.postgres.connection import Record
+from treadle.store.postgres.deletion import delete_run
+from treadle.store.postgres.functions import Function
+from treadle.store.postgres.health import describe_durability, settings_of
+from treadle.store.postgres.location import Location, parse_url
+from treadle.store.postgres.reader import TASK_COLUMNS, PostgresReader, task_of
+from treadle.store.postgres.schema import prepare
+from treadle.store.postgres.task_functions import ACQUIRE, ELECT, POSTPONE, PROGRESS, RELEASE, RENEW, REPORT
+from treadle.store.postgres.tokens import OwnSession
+from treadle.store.postgres.waiting import claim_tasks, look
+from treadle.store.postgres.wakeups import NotifyWakeups
+
+T = TypeVar("T")
+
+_decode_interrupts = msgspec.json.Decoder(list[tuple[str, int, int]]).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class PostgresStore(PostgresReader):
+    """A store in one schema of a PostgreSQL database. See `store.base` for the promises.
+
+    `kernel` is the version that sessions, and so journal rows, are marked with. `durability` is known once it is open.
+    """
+
+    def __init__(self, location: Location, *, kernel: str = "0.1.0") -> None:
+        super().__init__(location, name="treadle")
+        self.kernel = kernel
+        self.durability = "PostgreSQL"
+        self._schema = self._link.schema
+        self._ready = False
+        self._blobs = PostgresBlobs(location)
+        self._own: dict[str, OwnSession] = {}
+        self._appends = Appends(self._link, self._schema)
+        self._link.on_connect = self._fence
+
+    @classmethod
+    def from_url(cls, url: str, *, kernel: str = "0.1.0") -> PostgresStore:
+        """The store that a URL names: `postgresql://user@host/database?schema=treadle`.
+
+        Raises:
+            StoreUrlError: the URL is not of that form, or an option of it has no meaning.
+        """
+        return cls(parse_url(url), kernel=kernel)
+
+    # -- connecting ------------------------------------------------------------------------------------
+
+    def open(self, *, create: bool = True) -> None:
+        """Connect, and make or migrate the schema; opening an open store does nothing."""
+        if self._ready:
+            return
+        prepare(self._link, create=create)
+        self.durability = describe_durability(settings_of(self._link))
+        self._ready = True
+
+    def close(self) -> None:
+        """End the connection; bury its sessions first."""
+        self._own.clear()
+        self._ready = False
+        self._blobs.close()
+        super().close()
+
+    def blobs(self) -> PostgresBlobs:
+        """Where large values go: a table of the store. They are closed with it."""
+        return self._blobs
+
+    def wakeups(self, name: str) -> NotifyWakeups:
+        """Wake-ups between the sessions of this store; `name` is of letters, digits and dashes, and nobody else's."""
+        return NotifyWakeups(self.location, name)
+
+    def reader(self) -> PostgresReader:
+        """A handle for reads on another thread, with a connection of its own."""
+        return PostgresReader(self.location)
+
+    def _fence(self) -> None:
+        """A new connection: what an earlier one left under way is over after this."""
+        for own in self._own.values():
+            found = self._link.all(
+                "UPDATE @sessions SET link = link + 1 WHERE n = %s AND NOT ended RETURNING link", (own.n,)
+            )
+            # An ended session is found out by whatever is asked of it next.
+            own.link = found[0][0] if found else own.link
+
+    # -- sessions --------------------------------------------------------------------------------------
+
+    def _as(self, session: str, work: Callable[[OwnSession], T]) -> T:
+        """Do what is done for a living session.
+
+        Raises:
+            LeaseLostError: it was buried, or was never there; nothing was written.
+        """
+        known = self._own.get(session)
+        if known is not None:
+            try:
+                return work(known)
+            except SessionLostError:
+                # Ended, or another handle of this session has connected since.
+                pass
+        try:
+            return work(self._adopted(session))
+        except SessionLostError as error:
+            raise LeaseLostError(_lost(session)) from error
+
+    def _adopted(self, session: str) -> OwnSession:
+        found = self._link.all("SELECT n, link FROM @sessions WHERE id = %s AND NOT ended", (session,))
+        if not found:
+            self._own.pop(session, None)
+            raise LeaseLostError(_lost(session))
+        ((n, link),) = found
+        own = self._own.get(session)
+        if own is None or own.n != n:
+            own = self._own[session] = OwnSession(session, n, link)
+        own.link = link
+        return own
+
+    def _call(self, function: Function, own: OwnSession, *values: bytes | None) -> bytes:
+        (answer,) = self._link.call(
+            (function.text(self._schema), [big(own.n), small(own.link), *values], function.types)
+        )
+        if answer is None or answer == b"lost":
+            raise SessionLostError
+        return answer
+
+    def open_session(self, session: SessionRow) -> None:
+        """Enter a session.
+
+        Raises:
+            StoreError: a session of this id lives already.
+        """
+        found = self._link.all(
+            "INSERT INTO @sessions (n, id, ended, link, beat, waits, worker, wake, actions, info, kernel)"
+            " VALUES (nextval('@numbers'), %s, false, 0, %s, %s, %s, %s, %s, %s, %s)"
+            " ON CONFLICT (id) WHERE NOT ended DO NOTHING RETURNING n",
+            (
+                session.id,
+                session.beat,
+                session.waits,
+                storable(session.worker),
+                session.wake,
+                json.dumps(session.actions),
+                json.dumps(session.info),
+                self.kernel,
+            ),
+        )
+        if not found:
+            raise StoreError(f"a session {session.id} lives already; take a new session id")
+        self._own[session.id] = OwnSession(session.id, found[0][0], 0)
+        self._appends.waits = None
+
+    def renew(self, session: str, waits: int | None = None) -> Renewal:
+        """Count the beat up; interrupts are told again until their attempt has ended."""
+        answer = self._as(session, lambda own: self._call(RENEW, own, None if waits is None else small(waits)))
+        return Renewal(_decode_interrupts(answer))
+
+    def dead_sessions(self) -> list[str]:
+        """None: whether a process of another machine is gone is told by its renewals alone."""
+        return []
+
+    def bury(self, session: str) -> list[str]:
+        """End a session; burying it twice changes nothing."""
+        keys: list[str] = self._link.repeated(lambda: self._end_session(session))
+        self._own.pop(session, None)
+        self._appends.waits = None
+        return keys
+
+    def _end_session(self, session: str) -> list[str]:
+        link = self._link
+        # Waits for what the session has under way; after that it begins nothing any more.
+        found = link.all(
+            "UPDATE @sessions SET ended = true, wake = '', actions = '[]', info = '{}'"
+            " WHERE id = %s AND NOT ended RETURNING n",
+            (session,),
+        )
+        if not found:
+            return []
+        ((n,),) = found
+        leased = link.all(
+            "SELECT run, number, generation, attempt, lease, progress FROM @tasks WHERE state = 3 AND session = %s"
+            " ORDER BY run, number FOR UPDATE",
+            (n,),
+        )
+        runs = [record[0] for record in leased]
+        link.run("DELETE FROM @tasks WHERE state = 3 AND session = %s", (n,))
+        self._enter_lost(session, leased)
+        link.run(
+            "INSERT INTO @inbox (run, id, body) SELECT r.n, %s, %s FROM ("
+            "SELECT n FROM @runs WHERE owner = %s AND status = ANY (%s) ORDER BY n FOR KEY SHARE"
+            ") r WHERE NOT EXISTS (SELECT 1 FROM @inbox i WHERE i.run = r.n) ON CONFLICT DO NOTHING",
+            (f"look:{session}", encode_input(Look(session=session)), n, sorted(LIVE)),
+        )
+        link.run("DELETE FROM @roles WHERE session = %s", (n,))
+        touched = link.all(
+            "SELECT r.key FROM (SELECT DISTINCT run FROM @inbox) i JOIN @runs r ON r.n = i.run"
+            " WHERE r.owner = %s OR r.n = ANY (%s) ORDER BY r.n",
+            (n, runs),
+        )
+        return [key for (key,) in touched]
+
+    def _enter_lost(self, session: str, leased: Sequence[Record]) -> None:
+        if leased:
+            bodies = [
+                encode_input(
+                    Lost(number=number, generation=generation, attempt=attempt, session=session, progress=progress)
+                )
+                for _, number, generation, attempt, _, progress in leased
+            ]
+            self._link.run(
+                "INSERT INTO @inbox (run, id, body) SELECT * FROM unnest(%s::bigint[], %s::text[], %s::bytea[])"
+                " ON CONFLICT DO NOTHING",
+                ([record[0] for record in leased], [f"lost:{record[4]}" for record in leased], bodies),
+            )
+
+    def elect(self, role: str, session: str) -> bool:
+        """Hold the role, if no living session holds it."""
+        return self._as(session, lambda own: self._call(ELECT, own, role.encode())) == b"held"
+
+    def wakes(self, session: str, *, tasks: bool, keys: Sequence[str]) -> list[str]:
+        """Addresses, each once; sessions that wait for changes are always among them."""
+        wanted = WAITS_CHANGES | (WAITS_TASKS if tasks else 0)
+        waits = self._appends.waits
+        if not keys and waits is not None and not waits & wanted:
+            return []
+        found = self._all(
+            "SELECT DISTINCT s.wake FROM @sessions s WHERE NOT s.ended AND s.id <> %s AND s.wake <> '' AND"
+            " (s.waits & %s <> 0 OR s.n IN (SELECT r.owner FROM @runs r WHERE r.key = ANY (%s)))",
+            (session, wanted, list(keys)),
+        )
+        return [wake for (wake,) in found]
+
+    # -- appends and tasks -----------------------------------------------------------------------------
+
+    def commit(self, session: str, appends: Sequence[Append], offer: Offer | None) -> list[Answer]:
+        """Commit appends; one answer each, in order. If it raises, the caller resets the offer."""
+        if not appends:
+            self._as(session, lambda own: look(self._link, self._schema, own, 0.0))
+            return []
+        return self._as(session, lambda own: self._appends.write(own, appends, offer))
+
+    def claim(self, session: str, offer: Offer, now: float) -> tuple[list[Task], float | None]:
+        """Lease due tasks, over all queues by priority, then age."""
+        due, later = self._as(session, lambda own: look(self._link, self._schema, own, now))
+        if not due:
+            self._appends.forget_waiting()
+            return [], later
+        claimed = self._as(session, lambda own: claim_tasks(self._link, self._schema, own, offer, now))
+        if claimed:
+            self._appends.forget_waiting()
+        return claimed, later
+
+    def leased(self, session: str) -> list[Task]:
+        """All tasks leased to the session."""
+        found = self._all(
+            f"SELECT {TASK_COLUMNS} FROM @tasks t JOIN @runs r ON r.n = t.run JOIN @sessions s ON s.n = t.session"
+            " WHERE t.state = 3 AND s.id = %s AND NOT s.ended ORDER BY t.lease",
+            (session,),
+        )
+        if not found:
+            self._as(session, lambda own: look(self._link, self._schema, own, 0.0))
+        return [task_of(record) for record in found]
+
+    def report(self, session: str, reports: Sequence[Report]) -> list[bool]:
+        """End leased tasks whose token is live."""
+        payloads = [(place, *payload) for place, report in enumerate(reports, 1) for payload in report.payloads]
+        values = [
+            texts([report.input.key for report in reports]),
+            ints([report.number for report in reports]),
+            bigs([report.lease for report in reports]),
+            texts([report.input.id for report in reports]),
+            chunks([report.input.body for report in reports]),
+            ints([place for place, _, _ in payloads]),
+            texts([digest for _, digest, _ in payloads]),
+            chunks([body for _, _, body in payloads]),
+        ]
+        return _truths(self._as(session, lambda own: self._call(REPORT, own, *values)), len(reports))
+
+    def postpone(self, session: str, items: Sequence[Postponement], now: float) -> list[bool]:
+        """Let tasks whose token is live wait again."""
+        values = [
+            real(now),
+            texts([item.key for item in items]),
+            ints([item.number for item in items]),
+            bigs([item.lease for item in items]),
+            floats([item.not_before for item in items]),
+            texts([_encode(item.call).decode() for item in items]),
+        ]
+        return _truths(self._as(session, lambda own: self._call(POSTPONE, own, *values)), len(items))
+
+    def progress(self, session: str, items: Sequence[tuple[str, int, int, str]]) -> None:
+        """Set the progress text of tasks whose token is live."""
+        values = [
+            texts([key for key, _, _, _ in items]),
+            ints([number for _, number, _, _ in items]),
+            bigs([lease for _, _, lease, _ in items]),
+            texts([storable(text) for _, _, _, text in items]),
+        ]
+        self._as(session, lambda own: self._call(PROGRESS, own, *values))
+
+    # -- inboxes and owners ----------------------------------------------------------------------------
+
+    def post(self, inputs: Sequence[InboxInput]) -> list[bool]:
+        """Insert inputs; one that is there already stays as it is."""
+        if not inputs:
+            return []
+        values = [
+            texts([value.key for value in inputs]),
+            texts([value.id for value in inputs]),
+            chunks([value.body for value in inputs]),
+        ]
+        (answer,) = self._link.call((POST.text(self._schema), values, POST.types))
+        return _truths(answer or b"", len(inputs))
+
+    def owned_inboxes(self, session: str) -> list[str]:
+        """Keys of runs owned by the session whose inbox waits."""
+        found = self._all(
+            "SELECT r.key FROM (SELECT DISTINCT run FROM @inbox) i JOIN @runs r ON r.n = i.run"
+            " JOIN @sessions s ON s.n = r.owner AND NOT s.ended WHERE s.id = %s ORDER BY r.n",
+            (session,),
+        )
+        return [key for (key,) in found]
+
+    def acquire(self, session: str, key: str, *, steal: bool = False) -> Acquired | None:
+        """Own the run if nobody alive does, or with `steal`."""
+        answer = self._as(session, lambda own: self._call(ACQUIRE, own, key.encode(), truth(steal))).decode()
+        said, _, holder = answer.partition(" ")
+        if said == "none":
+            return None
+        if said == "held":
+            return Acquired(None, holder)
+        loaded = self.load(key)
+        # Deleted since, or taken by another one: whoever asks for it again is told.
+        return None if loaded is None else Acquired(loaded, session)
+
+    def release(self, session: str, keys: Sequence[str]) -> None:
+        """Give runs back; those of others are left alone."""
+        self._as(session, lambda own: self._call(RELEASE, own, texts(keys)))
+
+    def sweep(self, session: str, now: float) -> Swept:
+        """Find runs that nobody alive decides although they have inputs. Nothing is changed."""
+        _, later = self._as(session, lambda own: look(self._link, self._schema, own, now))
+        found = self._all(
+            "SELECT r.key FROM (SELECT DISTINCT run FROM @inbox) i JOIN @runs r ON r.n = i.run"
+            " WHERE NOT EXISTS (SELECT 1 FROM @sessions s WHERE s.n = r.owner AND NOT s.ended) ORDER BY r.n"
+        )
+        return Swept([key for (key,) in found], later)
+
+    def delete(self, key: str) -> Literal["deleted", "missing", "open"]:
+        """Remove a closed run and those below it, leaving the tombstones of their keys."""
+        answer, gone = delete_run(self._link, key)
+        for forgotten in gone:
+            self._appends.forget(forgotten)
+        return answer
+
+
+def _lost(session: str) -> str:
+    return f"session {session} was declared dead; its runs and tasks went to others, nothing was written"
+
+
+def _truths(answer: bytes, count: int) -> list[bool]:
+    """The elements of a boolean[] without NULLs, in binary: each is one byte behind its length."""
+    elements = answer[20:]
+    return [elements[5 * place + 4] == 1 for place in range(count)]
