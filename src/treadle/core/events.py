@@ -534,8 +534,8 @@ AnyEvent = (
     | Resumed | CancelRequested | StepsReopened | ScopeOpened | ScopeSettled | ScopeStopped | ScopeAsked | RowOpened
     | DecisionMade | IterationsOpened | IterationsSettled | BranchChosen | RunSettled | UnwindingStarted
     | UndoDispatched | ChildAsked | UndoConfirmed | UndoAttemptFailed | UndoAttemptLost | StepUndone | UndoFailed
-    | UndoNotCompensable | UndoNotNeeded | CompensationOpened | PhaseCompensated | UndoSkipped | UndoParked | UndoReopened
-    | UnwindingAsked | UnwindingParked | Unwound | InputRefused | InputAccepted
+    | UndoNotCompensable | UndoNotNeeded | CompensationOpened | PhaseCompensated | UndoSkipped | UndoParked
+    | UndoReopened | UnwindingAsked | UnwindingParked | Unwound | InputRefused | InputAccepted
 )  # fmt: skip
 
 _encoder = msgspec.json.Encoder()
