@@ -360,6 +360,7 @@ def test_an_operation_that_cannot_be_applied_stops_nobody(open_store: Callable[.
         ("nats://host/name?storage=tape", "one of file, memory"),
         ("nats://host/name?speed=high", "option speed is not known"),
         ("nats://host/name#part", "has a fragment"),
+        ("nats://host/name?monitor=host:8222", "as http://host:8222"),
     ],
 )
 def test_a_wrong_url_is_told_what_is_wrong(url: str, says: str) -> None:
@@ -475,8 +476,22 @@ def test_a_full_stream_is_told_and_the_work_goes_on_when_there_is_room(
     assert store.check().problems == []
 
 
-def test_a_store_says_which_durability_it_gives(nats_url: str, open_store: Callable[..., NatsStore]) -> None:
-    assert "sync_interval" in open_store().durability
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [((), "may lose the last 120 s"), (("sync_interval: always",), "on the disk of one server before it is answered")],
+    ids=["default", "always"],
+)
+def test_a_store_says_which_durability_it_gives(
+    start_node: Callable[..., Node], open_store: Callable[..., NatsStore], setting: tuple[str, ...], says: str
+) -> None:
+    node = start_node(jetstream=setting)
+
+    silent = open_store(f"{node.url}/name")
+    told = open_store(f"{node.url}/name?monitor=http://127.0.0.1:{node.monitor}")
+
+    assert "what its sync_interval allows" in silent.durability
+    assert says in told.durability
+    assert told.check().facts["durability"] == told.durability
 
 
 def test_nodes_for_development_know_each_other(tmp_path: Path) -> None:
