@@ -258,8 +258,7 @@ class RunState:
         self.result: Arg = NULL
         self.missing: list[str] = []
         self.hold = 0
-        # "", "soft" or "hard"; the next number that a cancel has to look at. When the run is unwound it has done its
-        # work, and only the outcome is left of it (`cancelled`).
+        # "", "soft" or "hard"; the next number that a cancel has to look at. Unwinding leaves `cancelled` of it.
         self.cancelling = ""
         self.cancel_at = 0
         # Tasks in the store; steps whose status is ready.
@@ -301,9 +300,8 @@ class RunState:
         # Rows whose phase can be compensated, in the order they succeeded; whether a block was unwound by itself.
         self.compensable: list[ScopeState] = []
         self.unwound = self.cancelled = False
-        # The number by which the run that called this one asked to undo it; 0: it waits for no answer.
+        # By which number the caller asked to undo this run (0: it did not); steps whose undo goes on in called runs.
         self.asked = 0
-        # Numbers of steps whose undo goes on in the run that they have called.
         self.asked_runs: set[int] = set()
 
     # -- names -------------------------------------------------------------------------------------------
