@@ -84,6 +84,11 @@ class Location(NamedTuple):
         """The subject of a blob."""
         return f"{self.prefix}.values.blob.{hashed(digest)}"
 
+    @property
+    def blobs(self) -> str:
+        """The subjects of all blobs, without those of their parts."""
+        return f"{self.prefix}.values.blob.*"
+
     def body(self, key: str, identity: str) -> str:
         """The subject of the body of an operation that is too big for one message."""
         return f"{self.bodies(key)}.{hashed(identity)}"
