@@ -119,7 +119,7 @@ def fill(
         state = states[node.number]
         state.around.unsettled += 1
         assert node.scope is not None
-        link(node, names or run, refs.setdefault(node.scope, {}))
+        node.needs = link(node, names or run, refs.setdefault(node.scope, {}))
         run.undoes = run.undoes or node.undoable
         if is_iteration:
             # What it takes from outside was there before the gather began.
