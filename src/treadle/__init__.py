@@ -26,8 +26,10 @@ from treadle.authoring.registry import Registry
 from treadle.authoring.sleep import sleep
 from treadle.connect import connect
 from treadle.core.documents import Document
+from treadle.core.effects import Artifact
 from treadle.core.graph_analysis import Analysis, Schedule
 from treadle.errors import (
+    ArtifactNotFoundError,
     ChecksumError,
     ConflictError,
     CycleError,
@@ -83,11 +85,14 @@ from treadle.errors import (
     UnregisteredStepError,
     UsageError,
 )
+from treadle.runtime.artifacts import ArtifactStream
 from treadle.runtime.blocking import BlockingApp, BlockingRun
 from treadle.runtime.client import App
+from treadle.runtime.collecting import Collected
 from treadle.runtime.documents import load_document, plan_document, save_document
 from treadle.runtime.hooks import Boundary, Hooks
 from treadle.runtime.middleware import Next, StepCall
+from treadle.runtime.outcomes import StepOutcome
 from treadle.runtime.run import Run
 from treadle.runtime.run_analysis import Forecast, RunAnalysis
 from treadle.runtime.signing.verification import Verification, sign_document, verify_document
@@ -97,12 +102,16 @@ __version__ = "0.1.0"
 __all__ = [
     "Analysis",
     "App",
+    "Artifact",
+    "ArtifactNotFoundError",
+    "ArtifactStream",
     "BlockingApp",
     "BlockingRun",
     "Boundary",
     "Case",
     "Cell",
     "ChecksumError",
+    "Collected",
     "ConflictError",
     "CycleError",
     "DecodeError",
@@ -173,6 +182,7 @@ __all__ = [
     "StepLimitError",
     "StepNameError",
     "StepNotFoundError",
+    "StepOutcome",
     "StepSkippedError",
     "StoreCorruptError",
     "StoreError",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -28,15 +28,21 @@ from treadle.runtime.wakeups import DatagramWakeups, NoWakeups
 from treadle.store.base import Blobs, Store
 from treadle.store.committer import Driver, InlineDriver, ThreadDriver
 
+# Where artifacts are kept: a path, a URL, or an object that keeps them.
+Place = str | os.PathLike[str] | Blobs
+
 
 class Opening:
     """What `connect` returns: `async with` gives an `App`, `with` a `BlockingApp`."""
 
-    def __init__(self, url: str, registry: Registry, settings: Settings, *, create: bool) -> None:
+    def __init__(
+        self, url: str, registry: Registry, settings: Settings, *, create: bool, artifacts: Place | None
+    ) -> None:
         self._url = url
         self._registry = registry
         self._settings = settings
         self._create = create
+        self._artifacts = artifacts
         self._app: App | None = None
         self._blocking: BlockingApp | None = None
 
@@ -46,7 +52,7 @@ class Opening:
         Raises:
             StoreError: of the kind that says what to do.
         """
-        return await _open(self._url, self._registry, self._settings, create=self._create)
+        return await _open(self._url, self._registry, self._settings, create=self._create, artifacts=self._artifacts)
 
     async def __aenter__(self) -> App:
         self._app = await self.open()
@@ -89,6 +95,7 @@ def connect(
     package_settings: Mapping[str, Mapping[str, Any]] | None = None,
     actions: str | Sequence[str] = (),
     elector: Elector | None = None,
+    artifacts: Place | None = None,
     settings: Settings | None = None,
 ) -> Opening:
     """Open an application on a store.
@@ -101,7 +108,9 @@ def connect(
     and ends here; `middleware` is around each attempt that is executed here, the first one outermost. `packages` are
     the domains that it serves beside the registry, `package_settings` what they are set to, by package and setting; a
     package may be given by the name of its entry point, and "installed" is all of those. `actions` names entry points
-    with steps. `elector` says which session sweeps, instead of the store. Use the result with `async with`, or `with`.
+    with steps. `elector` says which session sweeps, instead of the store. `artifacts` is where artifacts and large
+    values are kept: a directory, or a URL (`s3://bucket/prefix`, `gs://`, `az://`) with the extra `objects`; by default
+    beside the store's file. Use the result with `async with`, or with `with`.
 
     Raises:
         UsageError: a hook is no `Hooks`, or a middleware is no coroutine function.
@@ -127,7 +136,8 @@ def connect(
         package_settings=check_packages(brought, package_settings or {}),
         elector=elector,
     )
-    return Opening(url, JoinedRegistry(known, brought) if brought else known, chosen, create=create)
+    joined = JoinedRegistry(known, brought) if brought else known
+    return Opening(url, joined, chosen, create=create, artifacts=artifacts)
 
 
 def _plugins() -> Any:
@@ -150,6 +160,37 @@ class _ReaderThread:
         self._pool.shutdown(wait=False)
 
 
+class _Beside(_ReaderThread):
+    """A few threads that read and write blobs."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(4, thread_name_prefix="treadle-blobs")
+
+
+def blobs_of(place: Place) -> Blobs:
+    """The blobs at a place: a directory, a URL, or an object that keeps them.
+
+    Raises:
+        StoreUrlError: the URL names nothing that is known.
+        MissingExtraError: it needs the extra `objects`.
+    """
+    from treadle.store.blobs import DirectoryBlobs
+
+    if isinstance(place, os.PathLike):
+        return DirectoryBlobs(place)
+    if not isinstance(place, str):
+        return place
+    scheme, separator, _ = place.partition("://")
+    if not separator:
+        return DirectoryBlobs(place)
+    from treadle.store.objects import SCHEMES, ObjectBlobs
+
+    if scheme not in SCHEMES and scheme in _plugins().installed("artifacts"):
+        found: Blobs = _plugins().plugin("artifacts", scheme)(place)
+        return found
+    return ObjectBlobs.from_url(place)
+
+
 @dataclass(frozen=True)
 class StoreParts:
     """A store with what a node needs around it."""
@@ -167,26 +208,30 @@ async def _direct(function: Callable[[], Any]) -> Any:
     return function()
 
 
-async def _open(url: str, registry: Registry, settings: Settings, *, create: bool) -> App:
+async def _open(url: str, registry: Registry, settings: Settings, *, create: bool, artifacts: Place | None) -> App:
     clock, ids = SystemClock(), RandomIds()
     parts = _parts(url, clock, ids, settings.lease_seconds / 3)
+    blobs = parts.blobs if artifacts is None else blobs_of(artifacts)
     parts.store.open(create=create)
+    beside = _Beside()
     environment = Environment(
         clock=clock, ids=ids, threads=ThreadPool(settings.threads), wakeups=parts.wakeups, store=parts.store
     )
     node = Node(
         environment,
         driver=parts.driver,
-        blobs=parts.blobs,
+        blobs=blobs,
         registry=with_builtins(registry),
         settings=settings,
         in_reader=parts.read,
+        beside=beside.run,
     )
     await node.open()
 
     def closed() -> None:
         parts.store.close()
         parts.close()
+        beside.close()
 
     return App(node, closed)
 
@@ -206,7 +251,7 @@ def _parts(url: str, clock: Clock, ids: Ids, renew_seconds: float) -> StoreParts
         from treadle.store.sqlite import SqliteStore
 
         sqlite, reader = SqliteStore.from_url(url), _ReaderThread()
-        blobs = DirectoryBlobs(Path(f"{sqlite.path}-blobs"))
+        blobs = DirectoryBlobs(f"{sqlite.path}-blobs")
         return StoreParts(sqlite, blobs, threaded, DatagramWakeups(ids.key()), reader.run, reader.close)
     if scheme in ("postgresql", "postgres"):
         from treadle.store.postgres import PostgresStore

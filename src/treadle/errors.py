@@ -6,7 +6,7 @@
     │   ├─ ExpressionSyntaxError(source, column)
     │   └─ DefinitionErrors   several of them at once
     ├─ RunError(run_id)       what a caller learns about one run
-    │   ├─ RunNotFoundError · StepNotFoundError · RunExistsError
+    │   ├─ RunNotFoundError · StepNotFoundError · ArtifactNotFoundError · RunExistsError
     │   ├─ RunNotActiveError ─ RunNotRunningError · RunNotPausedError
     │   ├─ RunNotSettledError
     │   ├─ RunFailedError · RunCancelledError
@@ -149,6 +149,12 @@ class StepNotFoundError(RunError):
     """The run closed (or its plan is fixed) and holds no step of this id."""
 
     code = "step_not_found"
+
+
+class ArtifactNotFoundError(RunError):
+    """No step whose success counts has made an artifact of this id; see `treadle artifacts`."""
+
+    code = "artifact_not_found"
 
 
 class RunExistsError(RunError):
@@ -499,6 +505,7 @@ EXIT_CODES: dict[str, int] = {
     "unregistered_step": 3,
     "run_not_found": 4,
     "step_not_found": 4,
+    "artifact_not_found": 4,
     "store_not_found": 4,
     "run_exists": 5,
     "run_not_active": 5,

@@ -203,7 +203,7 @@ def test_an_owner_that_believes_its_stale_state_is_found(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Engine, "_confirm", trusting)
 
-    assert found_by(range(100))
+    assert found_by(range(400))
 
 
 def test_an_answer_made_of_what_others_asked_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

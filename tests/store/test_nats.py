@@ -14,6 +14,7 @@ from tests.nats_kit import Proxy, new_name
 
 from treadle import PlanBuilder, Registry, connect, step
 from treadle.errors import (
+    InternalError,
     MissingExtraError,
     SchemaVersionError,
     StoreCorruptError,
@@ -23,14 +24,16 @@ from treadle.errors import (
     StoreUnavailableError,
     StoreUrlError,
 )
+from treadle.runtime.node import Settings
 from treadle.store.base import SessionRow
-from treadle.store.nats import NatsStore
+from treadle.store.nats import NatsStore, wire
 from treadle.store.nats.development import Node, free_ports, nodes_in
 from treadle.store.nats.link import Link
 from treadle.store.nats.location import parse_url
 from treadle.store.nats.snapshots import encode_snapshot
 from treadle.store.nats.streams import check_server
 from treadle.testing.contract_kit import (
+    NOW,
     OTHER,
     RUN,
     Party,
@@ -278,6 +281,69 @@ async def test_a_server_that_is_killed_and_started_again_loses_nothing(start_nod
         loaded = await run.load()
         assert [row[0] for row in loaded.rows] == list(range(1, loaded.version + 1))
         assert (await app.check()).problems == []
+
+
+# -- wake-ups, permissions -----------------------------------------------------------------------------
+
+
+async def test_a_worker_elsewhere_is_woken_and_need_not_look_around(nats_url: str) -> None:
+    idle = Settings(sweep_seconds=3600)
+    async with (
+        connect(nats_url, registry=registry, settings=idle) as worker,
+        connect(nats_url, registry=registry, settings=Settings(worker=False, sweep_seconds=3600)) as starter,
+    ):
+        for number in range(20):
+            run = await starter.start(chain(3), id=f"r{number}")
+            assert await run.result(timeout=20) == 3
+        assert len(await worker.runs()) == 20
+
+
+def test_the_permissions_that_the_how_to_names_are_enough(
+    start_node: Callable[..., Node], open_store: Callable[..., NatsStore]
+) -> None:
+    page = Path(__file__).parents[2].joinpath("docs", "how-to-nats-in-production.md").read_text(encoding="utf-8")
+    rules = page.partition('publish: ["treadle.shop')[2].partition("```")[0]
+    node = start_node(
+        "authorization {",
+        "  users: [{ user: me, password: secret, permissions: {",
+        f'publish: ["treadle.shop{rules}',
+        "  } }]",
+        "}",
+    )
+    url = f"nats://me:secret@127.0.0.1:{node.port}/shop"
+    one, two = Party(open_store(url), "one"), Party(open_store(url), "two")
+
+    one.start(tasks=[task_of(RUN, 1)], payloads=[("d", b"1")])
+    (task,) = two.claim()
+    assert two.report(report_of(task)) == [True]
+    one.settle()
+    run_on(one.store, rooms_of(one.store).log.store_snapshot())
+
+    assert two.store.delete(RUN) == "deleted"
+    assert one.store.check().problems == []
+    assert rooms_of(one.store).link.errors == []
+
+
+def test_an_operation_that_cannot_be_applied_stops_nobody(open_store: Callable[..., NatsStore]) -> None:
+    one, two = Party(open_store(), "one"), Party(open_store(), "two")
+    one.start()
+    # The task that it is to end was never there, which no caller writes.
+    broken = wire.AppendOp(
+        session="one",
+        key=RUN,
+        expect=1,
+        commit_id=1,
+        time=NOW,
+        events="[]",
+        status="running",
+        report=report_of(task_of(RUN, 99), lease=7),
+    )
+
+    (result,) = run_on(one.store, rooms_of(one.store).log.write([(rooms_of(one.store).location.journal(RUN), broken)]))
+
+    assert isinstance(result, InternalError)
+    one.append(status="succeeded")
+    assert two.store.load(RUN) == one.load()
 
 
 # -- what cannot be opened -----------------------------------------------------------------------------

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Generator, Mapping, Sequence
+import os
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextvars import ContextVar
 from datetime import datetime
 from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
 
+from treadle.core.effects import Artifact
 from treadle.core.plan import Plan
 from treadle.errors import UsageError
 
@@ -38,6 +49,51 @@ class Reading(Protocol[T_co]):
     def result(self, timeout: float | None = None) -> T_co:
         """Block until the value is there; for steps in threads."""
         ...
+
+
+class Source(Protocol):
+    """A file that is open for reading bytes."""
+
+    def read(self, size: int, /) -> bytes:
+        """Up to so many of the next bytes; nothing at the end."""
+        ...
+
+
+# What an artifact is made of. A text is stored as UTF-8; a path (not its text) is the file there.
+Content = bytes | bytearray | memoryview | str | os.PathLike[str] | Source | Iterable[bytes] | AsyncIterable[bytes]
+
+
+class Stream(Protocol):
+    """The bytes of an artifact, in order; at the end they are checked. Use it with `with` or `async with`."""
+
+    @property
+    def artifact(self) -> Artifact:
+        """The reference."""
+        ...
+
+    def read(self, size: int = -1) -> bytes:
+        """Up to so many of the next bytes, all that are left without a size; nothing at the end. Blocks."""
+        ...
+
+    async def content(self) -> bytes:
+        """All that is left, on the event loop."""
+        ...
+
+    def close(self) -> None:
+        """Free what the stream holds."""
+        ...
+
+    def __iter__(self) -> Iterator[bytes]: ...
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+    def __enter__(self) -> Stream: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+    async def __aenter__(self) -> Stream: ...
+
+    async def __aexit__(self, *error: object) -> None: ...
 
 
 class Dependency(msgspec.Struct, frozen=True, kw_only=True):
@@ -224,6 +280,28 @@ class StepContext(Protocol):
         a thread the call returns when it is done. `into` is "root" or the address of a scope
         that contains this step; without it they live below this step.
         """
+        ...
+
+    def artifact(
+        self,
+        name: str,
+        content: Content,
+        *,
+        id: str = "",
+        kind: str = "",
+        content_type: str = "",
+        metadata: Mapping[str, str] | None = None,
+    ) -> Reading[Artifact]:
+        """Store a file that this step makes, in constant memory: bytes, text, a `Path`, an open file, or chunks.
+
+        An async step awaits the reference; in a thread the file is stored when the call returns. It counts when the
+        step succeeds. Without `id` it is `<step>:artifact:001` and so on; `kind` and `content_type` are told by the
+        name.
+        """
+        ...
+
+    def open(self, artifact: Artifact) -> Stream:
+        """The bytes of an artifact that another step, or another run, has made."""
         ...
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -127,6 +129,15 @@ def raw_commits(folder: Path, steps: int, group: int, sync: str) -> float:
                 cursor.executemany(_STATEMENTS[4], plain)
                 cursor.execute("commit")
             return (time.perf_counter() - began) * steps / (rounds * group)
+
+
+def plain_copy(source: Path, target: Path) -> float:
+    """Seconds that copying a file takes until the copy is on disk."""
+    began = time.perf_counter()
+    shutil.copyfile(source, target)
+    with target.open("rb+") as copy:
+        os.fsync(copy.fileno())
+    return time.perf_counter() - began
 
 
 # What an append of one step's end comes to in the log of a NATS store.

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from treadle.bench import ceilings, graphs
+from treadle.bench.artifact import artifact
 from treadle.bench.grow import grow
 from treadle.bench.recover import recover
 from treadle.bench.unwind import unwind
@@ -31,6 +32,7 @@ DEFAULT_SIZES = {
     "phases": 1000,
     "recover": 1000,
     "grow": 10_000,
+    "artifact": 1024,
     "unwind": 10_000,
     "unwind-fan": 10_000,
 }
@@ -67,6 +69,8 @@ def run_bench(workload: str, size: int | None, store: str) -> Line:
         return _line(workload, amount, store, *recover(store, amount))
     if workload == "grow":
         return _line(workload, amount, store, *asyncio.run(grow(store, amount)))
+    if workload == "artifact":
+        return _line(workload, amount, store, *asyncio.run(artifact(store, amount)))
     if workload.startswith("unwind"):
         shape = "fan" if workload == "unwind-fan" else "chain"
         return _line(workload, amount, store, *asyncio.run(unwind(store, amount, shape)))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from treadle.cli.settings import store_url
+from treadle.cli.settings import artifacts_place, store_url
 from treadle.errors import RunNotFoundError, TreadleError, UsageError
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Desk:
         """An application on the store. Reading verbs make no store, and no verb but two executes steps."""
         from treadle.connect import connect
 
+        options.setdefault("artifacts", artifacts_place(Path.cwd()))
         return connect(self.url, create=create, worker=worker, **options)
 
     async def find(self, app: App, prefix: str) -> Run[Any]:

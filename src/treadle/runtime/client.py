@@ -26,6 +26,7 @@ from treadle.errors import (
     StoreUnavailableError,
 )
 from treadle.runtime.copying import CopyReport, copy_store
+from treadle.runtime.data import DataOperations
 from treadle.runtime.dead_letters import DeadLetters
 from treadle.runtime.node import Node
 from treadle.runtime.run import Run
@@ -36,7 +37,7 @@ R = TypeVar("R")
 OnConflict = Literal["reuse", "reject", "replace"]
 
 
-class App(DeadLetters):
+class App(DeadLetters, DataOperations):
     """An open application: starts runs and, unless it was opened with `worker=False`, executes their steps.
 
     Made by `treadle.connect`. Use it as an async context manager; leaving it ends its session, and what it held

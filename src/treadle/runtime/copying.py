@@ -19,11 +19,14 @@ import msgspec
 from treadle.core.events import StepCancelled, StepFailed, StepSkipped, StepSucceeded, decode_events
 from treadle.core.tables import LIVE, RUNNING
 from treadle.errors import ConflictError, StoreUnavailableError
+from treadle.runtime.artifacts import store_content
 from treadle.runtime.node import Node
 from treadle.store.base import Append, Loaded, RunQuery, RunRow, SessionRow, StepRow, Store
 
 # What names a payload row or a blob, wherever it stands. A user's text that looks like one is looked up in vain.
 _HANDLE = re.compile(rb'"([@#])((?:sha256:)?[0-9a-f]{32,64})"')
+# Artifacts are named so without a mark.
+_BLOB = re.compile(rb"sha256:[0-9a-f]{64}")
 _SETTLED = (StepSucceeded, StepFailed, StepSkipped, StepCancelled)
 # Seconds between looks at sessions that may be dead, and between passes.
 _LOOK_SECONDS = 0.2
@@ -131,7 +134,7 @@ async def _read(node: Node, row: RunRow) -> _Parts:
     handles = dict.fromkeys(match for text in texts for match in _HANDLE.findall(text))
     wanted = [digest.decode() for mark, digest in handles if mark == b"@"]
     payloads = await node.read(partial(node.reader.payloads, row.key, wanted))
-    blobs = [digest.decode() for mark, digest in handles if mark == b"#"]
+    blobs = [digest.decode() for digest in dict.fromkeys(match for text in texts for match in _BLOB.findall(text))]
     return _Parts(now, loaded, steps, sorted(payloads.items()), blobs)
 
 
@@ -183,11 +186,12 @@ async def _settled(target: Node, there: Loaded | None) -> dict[str, StepRow]:
 async def _copy_blob(source: Node, target: Node, digest: str, report: CopyReport) -> None:
     def copy() -> bool:
         try:
-            data = source.blobs.get(digest)
+            file = source.blobs.open(digest)
         except KeyError:
-            # A text of the user's that looks like a handle; a blob that is really lost was lost before.
+            # A text of the user's that looks like a digest; a blob that is really lost was lost before.
             return False
-        target.blobs.put(data)
+        store_content(target.blobs, file)
+        file.close()
         return True
 
     report.blobs += await source.read(copy)

@@ -93,6 +93,7 @@ class Node:
         registry: Registry,
         settings: Settings,
         in_reader: Callable[[Callable[[], Any]], Awaitable[Any]],
+        beside: Callable[[Callable[[], Any]], Awaitable[Any]] | None = None,
     ) -> None:
         self.environment = environment
         self.settings = settings
@@ -101,6 +102,8 @@ class Node:
         self.store: Store = environment.store
         self._driver = driver
         self._in_reader = in_reader
+        # Runs what reads and writes blobs; slow, so that reads of the store need not wait for it.
+        self._beside = beside or in_reader
         self.name = settings.worker_id or f"{socket.gethostname()}-{os.getpid()}"
         self.questions = Questions(self)
         # What the runs of a package's entrypoints are called, if nothing else is said.
@@ -126,7 +129,7 @@ class Node:
         """Open the store's session and begin to work."""
         self.loop = asyncio.get_running_loop()
         self.reader: Reader = await self._in_reader(self.store.reader)
-        self.payloads = Payloads(self.reader, self.blobs, self._in_reader)
+        self.payloads = Payloads(self.reader, self.blobs, self._in_reader, self._beside)
         self.observers: Observers | None = None
         if self.settings.hooks:
             clock = self.environment.clock

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -35,9 +35,12 @@ class Payloads:
         reader: Reader,
         blobs: Blobs,
         in_reader: Callable[[Callable[[], object]], Awaitable[object]],
+        beside: Callable[[Callable[[], Any]], Awaitable[Any]],
     ) -> None:
         self._reader = reader
-        self._blobs = blobs
+        self.blobs = blobs
+        # Runs what reads and writes blobs on some other thread.
+        self.beside = beside
         # Runs a blocking function on the thread that owns the reader.
         self._in_reader = in_reader
         # Stored values that parts are taken from, such as a gather's items; never changed.
@@ -56,8 +59,8 @@ class Payloads:
             digest = hashlib.sha256(data).hexdigest()[:32]
             rows.append((digest, data))
             return "@" + digest
-        digest = await self._run(lambda: self._blobs.put(data))
-        return "#" + digest
+        blob: str = await self.beside(lambda: self.blobs.put(data))
+        return "#" + blob
 
     def cached(self, key: str, handle: Handle) -> object | None:
         """The JSON tree of a stored value, if it was read a moment ago."""
@@ -121,12 +124,12 @@ class Payloads:
                     raise StoreError(f"payload {digest} of run {key} is missing; see `treadle doctor`")
                 texts["@" + digest] = found[digest].decode()
         for digest in blobs:
-            texts["#" + digest] = (await self._run(partial(self._get_blob, digest))).decode()
+            texts["#" + digest] = (await self.beside(partial(self._get_blob, digest))).decode()
         return texts
 
     def _get_blob(self, digest: str) -> bytes:
         try:
-            return self._blobs.get(digest)
+            return self.blobs.get(digest)
         except KeyError:
             raise StoreError(f"blob {digest} is missing; see `treadle doctor`") from None
 

@@ -39,6 +39,7 @@ from treadle.runtime.failures import Account, account_of
 from treadle.runtime.folding import CAUSE_SEPARATOR
 from treadle.runtime.inspection import Snapshot, snapshot
 from treadle.runtime.node import Node
+from treadle.runtime.outcomes import EffectOperations
 from treadle.runtime.payloads import assemble, handles_of
 from treadle.runtime.receipts import receipt_of_run
 from treadle.runtime.requests import request
@@ -64,7 +65,7 @@ _INACTIVE: dict[str, type[RunNotActiveError]] = {
 LOOK_SECONDS = 5.0
 
 
-class Run(UndoOperations, Generic[R]):
+class Run(UndoOperations, EffectOperations, Generic[R]):
     """The handle of one run. All methods may be called by any process that knows the id."""
 
     def __init__(self, node: Node, id: str, result: codec.Adapter, key: str = "") -> None:

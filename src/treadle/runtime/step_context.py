@@ -16,12 +16,15 @@ from treadle.authoring import codec
 from treadle.authoring.bound import kind_of
 from treadle.authoring.builder import Additions
 from treadle.authoring.cells import Patch
-from treadle.authoring.context import Dependency, RunRecord
+from treadle.authoring.context import Content, Dependency, RunRecord
 from treadle.core.commands import Task
+from treadle.core.effects import Artifact, Effects
 from treadle.core.plan import Fragment, Plan
 from treadle.errors import StepInterrupt, UsageError
+from treadle.runtime.artifacts import ArtifactStream, Making
 from treadle.runtime.builtins import Listed
 from treadle.runtime.output import LineOutput
+from treadle.runtime.readings import OnLoop, Ready
 
 T = TypeVar("T")
 _NO_DATA: Mapping[str, Any] = MappingProxyType({})
@@ -54,6 +57,14 @@ class Surroundings(Protocol):
 
     def ask(self, question: str, task: Task, *details: str) -> concurrent.futures.Future[Any]:
         """Ask one of `questions.Questions`, by its name."""
+        ...
+
+    def making(self, task: Task) -> Making:
+        """What the attempt makes."""
+        ...
+
+    def open(self, artifact: Artifact) -> ArtifactStream:
+        """The bytes of an artifact."""
         ...
 
     def to_loop(self, function: Callable[[], None]) -> None:
@@ -139,6 +150,8 @@ class RunningStep(msgspec.Struct, eq=False):
     _worker: Surroundings
     _task: Task
     started_at: float = 0.0
+    # Its code has a thread of its own, and may block.
+    _in_thread: bool = False
     _cancelled: bool = False
     _progress: str = ""
     # The step reports by `progress`, so its lines are no longer taken for reports.
@@ -155,11 +168,13 @@ class RunningStep(msgspec.Struct, eq=False):
     fragments: list[Fragment] = []
     patch: dict[str, Any] | None = None
     items: list[Any] | None = None
+    # What it makes beside its value.
+    making: Making | None = None
 
     @property
     def brings_more(self) -> bool:
         """Whether the step has more to give than its result."""
-        return bool(self.fragments) or self.patch is not None or self.items is not None
+        return bool(self.fragments) or self.patch is not None or self.items is not None or self.making is not None
 
     def take(self, value: Any) -> Any:
         """The value of what the step returned; what else it brings is kept here."""
@@ -391,6 +406,60 @@ class RunningStep(msgspec.Struct, eq=False):
             return self._worker.add_now(self._task, fragments)
         self.fragments += fragments
         return _DONE
+
+    # -- effects -------------------------------------------------------------------------------------------------
+
+    def artifact(
+        self,
+        name: str,
+        content: Content,
+        *,
+        id: str = "",
+        kind: str = "",
+        content_type: str = "",
+        metadata: Mapping[str, str] | None = None,
+    ) -> OnLoop[Artifact] | Ready[Artifact]:
+        """Store a file that the step makes; an async step awaits its reference, a sync step calls `result`.
+
+        In a thread it is written when the call returns. It counts when the step succeeds.
+
+        Raises:
+            UsageError: a name, id, metadata or content that cannot be one.
+            StoreError: it could not be stored; the attempt is tried again by the step's policy.
+            StepInterrupt: the attempt no longer counts.
+        """
+        self._check_effects("make artifacts")
+        if self.making is None:
+            self.making = self._worker.making(self._task)
+        making = self.making
+        draft = making.named(name, content, id, kind, content_type, metadata)
+        loop = self._worker.loop
+        if loop is None or self._may_block(loop):
+            return Ready(making.write(draft, content))
+        return making.pend(OnLoop(making.write_beside(draft, content), loop))
+
+    def open(self, artifact: Artifact) -> ArtifactStream:
+        """The bytes of an artifact that this step was given: `with` and `read` in a thread, `async for` on the loop."""
+        return self._worker.open(artifact)
+
+    async def effects(self) -> Effects | None:
+        """What the step has made, once all of it is stored."""
+        if self.making is None:
+            return None
+        return Effects(artifacts=await self.making.settled())
+
+    def _check_effects(self, what: str) -> None:
+        self.check_cancelled()
+        if self._task.call.purpose != "step":
+            raise UsageError(f"a {self._task.call.purpose} cannot {what}")
+
+    def _may_block(self, loop: asyncio.AbstractEventLoop) -> bool:
+        if self._in_thread:
+            return True
+        try:
+            return asyncio.get_running_loop() is not loop
+        except RuntimeError:
+            return True
 
     def cancel(self) -> None:
         """Mark the attempt as interrupted."""

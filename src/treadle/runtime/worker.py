@@ -26,6 +26,7 @@ from treadle.authoring.durations import seconds_of
 from treadle.authoring.registry import Registry
 from treadle.authoring.turns import Turns, begin, rest
 from treadle.core.commands import Task
+from treadle.core.effects import Artifact
 from treadle.core.events import Handle
 from treadle.core.inputs import Outcome
 from treadle.core.plan import Fragment
@@ -39,10 +40,13 @@ from treadle.errors import (
     RetryLater,
     StepInterrupt,
     StoreError,
+    StoreFullError,
+    StoreUnavailableError,
     TreadleError,
     UnregisteredStepError,
 )
 from treadle.ports import Clock, Threads
+from treadle.runtime.artifacts import ArtifactStream, Making
 from treadle.runtime.attempts import Attempt, Finish, Postpone, Steps
 from treadle.runtime.builtins import Listed
 from treadle.runtime.callee import Callee
@@ -255,7 +259,7 @@ class Worker:
         try:
             callee = self._callee(task)
             values = inline(self.payloads, callee, task)
-            context = attempt.context = RunningStep(self, task, attempt.started_at)
+            context = attempt.context = RunningStep(self, task, attempt.started_at, True)
             values = await read(self.payloads, callee, task, values, context)
         except BaseException as error:  # noqa: BLE001 - as in _run_async
             self._slot_free(attempt)
@@ -403,6 +407,14 @@ class Worker:
         """Ask one of the store's `Questions`; from any thread."""
         return asyncio.run_coroutine_threadsafe(getattr(self.steps.questions, question)(task, *details), self._loop)
 
+    def making(self, task: Task) -> Making:
+        """What an attempt makes."""
+        return Making(task.address, self.payloads.blobs, self.payloads.beside, self.clock.monotonic)
+
+    def open(self, artifact: Artifact) -> ArtifactStream:
+        """The bytes of an artifact."""
+        return ArtifactStream(artifact, self.payloads.blobs, self.payloads.beside)
+
     def send_progress(self, task: Task, text: str) -> None:
         """Store a progress text, while the attempt is live."""
         if task.lease in self.active:
@@ -448,11 +460,14 @@ class Worker:
             added = await place_fragments(self.payloads, context.fragments, rows)
             patch = await place_patch(self.payloads, context.patch, rows)
             items = await place_items(self.payloads, context.items, rows)
-        except (StoreError, EncodeError, OSError) as error:
+            effects = await context.effects()
+        except Exception as error:  # noqa: BLE001 - a stream that the step gave for an artifact may raise anything
             await self._raised(attempt, error, verdict="retry" if isinstance(error, (StoreError, OSError)) else "")
             return
         if not attempt.settled:
-            outcome = Outcome(**self._base(attempt), result=result, added=tuple(added), patch=patch, items=items)
+            outcome = Outcome(
+                **self._base(attempt), result=result, added=tuple(added), patch=patch, items=items, effects=effects
+            )
             self._settle(attempt, outcome, rows)
 
     async def _raised(self, attempt: Attempt, error: BaseException, *, verdict: str = "") -> None:
@@ -463,7 +478,8 @@ class Worker:
         elif isinstance(error, RetryLater):
             verdict = "retry"
             delay = self.errors.seconds(error.delay)
-        elif isinstance(error, Retryable):
+        elif isinstance(error, (Retryable, StoreUnavailableError, StoreFullError)):
+            # What the step does not store now it may store later.
             verdict = "retry"
         elif isinstance(error, (EncodeError, DecodeError, StepInterrupt, NotCompensable)):
             # The same value would fail again.

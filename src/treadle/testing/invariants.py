@@ -40,6 +40,7 @@ DELETED: Final = "a deleted run leaves nothing reachable under its id"
 FOLD: Final = "every prefix of the journal is a legal state"
 RESULTS: Final = "a step's result is what its function gives for its inputs"
 BLOCKS: Final = "a block opens what its plan says, and gives what its content gave"
+EFFECTS: Final = "a success names what its step has made, and nothing that a run names is removed"
 INSIDE: Final = "a scope with an outcome holds nothing that lives, and nothing starts in it"
 ROWS: Final = "the stored status, hold and step rows are what the journal says"
 ANSWERS: Final = "what a client was told is what the journal says"
@@ -52,7 +53,7 @@ TRACE: Final = "equal seeds give equal traces"
 
 NAMES: Final = (
     VERSIONS, STORE, TOKENS, DURABLE, ONCE, CURRENT, OUTCOMES, SIGNALS, ERRORS, SLOTS, OWNERS, PROGRESS, CLOSED,
-    LEFTOVERS, DELETED, FOLD, RESULTS, BLOCKS, INSIDE, ROWS, ANSWERS, CALLERS, ORDER, UNDONE, HOOKS, CALLS,
+    LEFTOVERS, DELETED, FOLD, RESULTS, EFFECTS, BLOCKS, INSIDE, ROWS, ANSWERS, CALLERS, ORDER, UNDONE, HOOKS, CALLS,
     TRACE,
 )  # fmt: skip
 

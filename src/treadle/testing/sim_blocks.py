@@ -19,7 +19,8 @@ from treadle.authoring.openings import Case, case, choose, gather, holds
 from treadle.authoring.options import Retry
 from treadle.authoring.phases import LanePlan, Phase, Phases, Rule
 from treadle.errors import Retryable
-from treadle.testing.sim_workload import OBSERVER, Conduct, Planner, fraction, heavy_truth, registry, truth
+from treadle.testing.sim_conduct import Conduct, fraction
+from treadle.testing.sim_workload import OBSERVER, Planner, heavy_truth, registry, truth
 
 VARIABLES = ("v0", "v1", "v2")
 

@@ -37,18 +37,18 @@ from treadle.core.undo import UNFINISHED
 from treadle.errors import InternalError
 from treadle.runtime.folding import state_of
 from treadle.store.base import StepRow
-from treadle.store.blobs import MemoryBlobs
-from treadle.testing.invariants import ANSWERS, BLOCKS, CALLS, FOLD, RESULTS, ROWS, Fail, Journal
+from treadle.testing.invariants import ANSWERS, BLOCKS, CALLS, EFFECTS, FOLD, RESULTS, ROWS, Fail, Journal
 from treadle.testing.sim_blocks import cell_value, rule_truth
+from treadle.testing.sim_conduct import Shelf, effects_fault, truth_of, value_of
 from treadle.testing.sim_undo import UndoOracle
 from treadle.testing.sim_walks import Blocks, stable
-from treadle.testing.sim_workload import OWN, truth_of, value_of
+from treadle.testing.sim_workload import EFFECTIVE, OWN
 
 
 class Oracle:
     """Judges one run's journal."""
 
-    def __init__(self, journal: Journal, blobs: MemoryBlobs, fail: Fail) -> None:
+    def __init__(self, journal: Journal, blobs: Shelf, fail: Fail) -> None:
         self.journal = journal
         self.run = journal.run
         self.blobs = blobs
@@ -118,6 +118,10 @@ class Oracle:
             if arguments is not None and not self._is_right(step, event, found, arguments):
                 text = f"{state.run_id} {event.at}: {_cut(found)} for {_cut(arguments)}"
                 self.fail(RESULTS, text)
+            if arguments is not None and "conduct" in arguments and step.spec.action in EFFECTIVE:
+                fault = effects_fault(arguments["conduct"], event.effects, event.at)
+                if fault:
+                    self.fail(EFFECTS, f"{state.run_id} {event.at}: {fault}")
         elif isinstance(event, ev.ConditionEvaluated):
             step = state.step_at(event.at)
             assert step is not None
@@ -182,7 +186,7 @@ class Oracle:
             elif handle[0] == "@":
                 text = self.run.payloads[handle[1:]]
             else:
-                text = self.blobs.get(handle[1:])
+                text = self.blobs.ever(handle[1:])
             self._values[handle] = msgspec.json.decode(text)
         return self._values[handle]
 
@@ -325,7 +329,7 @@ class Told:
 _OUTCOME_OF = {"RunFailedError": "failed", "RunCancelledError": "cancelled", "StepSkippedError": "succeeded"}
 
 
-def judge(journals: Mapping[str, Journal], blobs: MemoryBlobs, told: Iterable[Told], fail: Fail) -> None:
+def judge(journals: Mapping[str, Journal], blobs: Shelf, told: Iterable[Told], fail: Fail) -> None:
     """Judge all journals, and compare what clients were told with them."""
     oracles: dict[str, Oracle] = {}
     for key, journal in journals.items():

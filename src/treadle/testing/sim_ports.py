@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import io
 import random
 from collections import deque
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 
 from treadle.errors import StoreError
 from treadle.runtime.clock import uuid7
+from treadle.store.base import BlobFile
 from treadle.store.blobs import MemoryBlobs
 from treadle.store.committer import Committer, deliver
 from treadle.testing.sim_faults import Faults
@@ -266,6 +268,50 @@ class SimBlobs:
     def get(self, digest: str) -> bytes:
         """The bytes."""
         return self._faults.call(self._life, "get_blob", lambda: self._blobs.get(digest))
+
+    def writer(self) -> SimWriter:
+        """Begin a blob."""
+        return SimWriter(self)
+
+    def open(self, digest: str) -> BlobFile:
+        """The bytes as a stream."""
+        return io.BytesIO(self.get(digest))
+
+    def uri(self, digest: str) -> str:
+        """Where the blob is."""
+        return self._blobs.uri(digest)
+
+    def renew(self, digest: str) -> bool:
+        """Make the blob young."""
+        return self._faults.call(self._life, "renew_blob", lambda: self._blobs.renew(digest))
+
+    def old(self, before: float) -> list[tuple[str, int]]:
+        """The blobs that are old."""
+        return self._faults.call(self._life, "old_blobs", lambda: list(self._blobs.old(before)))
+
+    def remove(self, digest: str, before: float) -> bool:
+        """Remove an old blob."""
+        return self._faults.call(self._life, "remove_blob", lambda: self._blobs.remove(digest, before))
+
+
+class SimWriter:
+    """A blob that a node is writing; each part may fail."""
+
+    def __init__(self, blobs: SimBlobs) -> None:
+        self._blobs = blobs
+        self._parts: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        """Add bytes at the end."""
+        self._parts.append(bytes(data))
+
+    def finish(self) -> str:
+        """Store, and return the digest."""
+        return self._blobs.put(b"".join(self._parts))
+
+    def abort(self) -> None:
+        """Forget what was written."""
+        self._parts.clear()
 
 
 def living() -> bool:

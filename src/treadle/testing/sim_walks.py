@@ -30,7 +30,7 @@ from treadle.core.tables import FAILED, SUCCEEDED
 from treadle.errors import ExpressionError
 from treadle.testing.invariants import BLOCKS, INSIDE, Fail
 from treadle.testing.sim_blocks import rule_truth
-from treadle.testing.sim_workload import truth_of
+from treadle.testing.sim_conduct import truth_of
 
 # Stands for what cannot be told: a path that leads to nothing, a predicate that is not ours.
 UNKNOWN: Final = object()

@@ -10,7 +10,6 @@ import asyncio
 import random
 from contextvars import ContextVar
 from typing import Any, Protocol
-from zlib import crc32
 
 import msgspec
 
@@ -22,10 +21,19 @@ from treadle.authoring.options import CallOptions, Poll, Retry
 from treadle.authoring.registry import Registry
 from treadle.authoring.sleep import sleep
 from treadle.errors import DefinitionError, NotCompensable, Permanent, Retryable, RetryLater, StepInterrupt
+from treadle.testing.sim_conduct import (
+    Conduct,
+    fraction,
+    make_artifacts,
+    make_artifacts_in_thread,
+    truth_of,
+    value_of,
+)
 
-Conduct = dict[str, Any]
 registry = Registry()
 # Names of the functions below.
+# Those that make artifacts.
+EFFECTIVE = frozenset({"sim:work", "sim:toil", "sim:make", "sim:build"})
 OWN = frozenset({"sim:work", "sim:toil", "sim:make", "sim:build", "sim:probe", "sim:truth", "sim:heavy-truth"})
 
 
@@ -53,27 +61,6 @@ OBSERVER: ContextVar[Observer] = ContextVar("treadle_sim_observer")
 
 
 # -- what steps do -------------------------------------------------------------------------------------------------
-
-
-def fraction(*parts: object) -> float:
-    """A number from 0 to 1 that depends on the parts only."""
-    return (crc32(repr(parts).encode()) * 0x9E3779B1 & 0xFFFFFFFF) / 0x1_0000_0000
-
-
-def value_of(conduct: Conduct, values: list[Any]) -> dict[str, Any]:
-    """What a step returns for its arguments, in whichever attempt."""
-    digest = crc32(msgspec.json.encode([conduct["name"], values], order="deterministic"))
-    value: dict[str, Any] = {"of": conduct["name"], "sum": digest, "odd": bool(digest & 1)}
-    if conduct.get("size"):
-        value["pad"] = "x" * conduct["size"]
-    if "list" in conduct:
-        value["items"] = [digest % (7 * n) for n in range(1, conduct["list"] + 1)]
-    return value
-
-
-def truth_of(value: Any, salt: int) -> bool:
-    """What the predicate answers."""
-    return crc32(msgspec.json.encode([value, salt], order="deterministic")) % 3 != 0
 
 
 def _fail(conduct: Conduct, step: StepContext) -> None:
@@ -126,6 +113,7 @@ async def _work(conduct: Conduct, values: list[Any]) -> dict[str, Any]:
     await _sleep(conduct, conduct["sleep"] * fraction("sleep", conduct["name"], own.attempt))
     if conduct.get("progress"):
         own.progress(f"half of {conduct['name']} in {own.attempt}")
+    await make_artifacts(conduct, own)
     now: list[str] = []
     for child, into, at_once in _additions(conduct):
         bound = _bound(child)
@@ -170,6 +158,7 @@ def _toil(conduct: Conduct, values: list[Any]) -> dict[str, Any]:
         raise StepInterrupt
     for child, into, _ in _additions(conduct):
         own.add(_bound(child), into=into)
+    make_artifacts_in_thread(conduct, own)
     _fail(conduct, own)
     value = value_of(conduct, values)
     observer.ended(number, value)

@@ -22,13 +22,13 @@ from treadle.ports import Environment
 from treadle.runtime.builtins import with_builtins
 from treadle.runtime.client import App
 from treadle.runtime.node import Node, Settings
-from treadle.store.blobs import MemoryBlobs
 from treadle.store.committer import Driver, InlineDriver
 from treadle.store.memory import MemoryData, MemoryStore
 from treadle.testing.invariants import (
     CALLERS,
     CLOSED,
     DURABLE,
+    EFFECTS,
     FOLD,
     LEFTOVERS,
     OWNERS,
@@ -40,6 +40,7 @@ from treadle.testing.invariants import (
     leftovers,
 )
 from treadle.testing.sim_clients import Desk
+from treadle.testing.sim_conduct import Shelf, collected
 from treadle.testing.sim_faults import Faults, Profile
 from treadle.testing.sim_hooks import Ledger, SimHooks, passing
 from treadle.testing.sim_loop import LIFE, Life, NodeCrashed, SimLoop, place_of
@@ -62,6 +63,9 @@ from treadle.testing.sim_workload import AT_CHILDREN, LABELS, OBSERVER, SIGNALS,
 Program = Callable[[App], Awaitable[None]]
 # In calm, all runs close within so many virtual seconds; 40 minutes hold the longest chain of sleeps and retries.
 PATIENCE = 2400.0
+# How often a node removes blobs, and how old they must be: no writer of the simulation takes so long.
+COLLECT_SECONDS = 40.0
+BLOB_AGE = 300.0
 # Who may hold a pending task or input without doing anything about it, in virtual seconds of trouble.
 NEGLECT = 90.0
 
@@ -92,7 +96,8 @@ class World:
         self.failures: list[tuple[str, str]] = []
         self.loop = SimLoop(self._deadlocked)
         self.data = MemoryData()
-        self.blobs = MemoryBlobs()
+        self.blobs = Shelf()
+        self.blobs.now = self.loop.time
         self.faults = Faults(seed, profile, drop, self.crash, self.say)
         self.network = SimNetwork(self.loop, self.faults)
         self.watch = Watch(self.data, self.fail, self.say)
@@ -398,9 +403,13 @@ class World:
     async def _keep(self) -> None:
         """Watch over the trouble, then over the calm."""
         step = 2.0
+        collections = 0
         while self.loop.time() < self.shape.seconds:
             await asyncio.sleep(step)
             self._check_neglect()
+            if self.loop.time() > (collections + 1) * COLLECT_SECONDS:
+                collections += 1
+                self._collect()
         self.faults.calm = True
         self.say("calm")
         deadline = self.loop.time() + PATIENCE
@@ -412,6 +421,14 @@ class World:
                 return
             await asyncio.sleep(step)
         await self._end()
+
+    def _collect(self) -> None:
+        """Have a node remove blobs that are old and that nobody names."""
+        for host in self.hosts:
+            if host.node is not None:
+                work = collected(host.node, self.loop.time() - BLOB_AGE)
+                self.loop.create_task(work, context=host.context)
+                return
 
     async def _settle(self) -> bool:
         """Lift what holds runs back; True when all is closed."""
@@ -467,6 +484,7 @@ class World:
             if not any(self._busy(host) for host in self.hosts) and not self._unburied():
                 break
             await asyncio.sleep(5.0)
+        await self._collect_all()
         # The last answers are still on their way, and hooks are told after them.
         await asyncio.sleep(5.0)
         for host in self.hosts:
@@ -484,6 +502,16 @@ class World:
         await asyncio.sleep(2 * self.shape.lease)
         if not self.over:
             self.loop.stop()
+
+    async def _collect_all(self) -> None:
+        """Nothing goes on: all blobs but those that runs name can go."""
+        for host in self.hosts:
+            if host.node is not None:
+                work = self.loop.create_task(collected(host.node, self.loop.time() + 1.0), context=host.context)
+                await asyncio.wait([work])
+                break
+        for text in self.blobs.dangling(self.data.runs.values()):
+            self.fail(EFFECTS, text)
 
     def _check_hooks(self, host: Host) -> None:
         """The hooks of a node know all, unless it has lost a session, and with it what was on its way."""

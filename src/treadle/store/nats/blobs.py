@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from treadle.errors import StoreCorruptError
-from treadle.store.blobs import digest_of
+from treadle.store.blobs import WholeBlobs, digest_of
 from treadle.store.nats.link import Loop
 from treadle.store.nats.reader import Rooms
 
 
-class NatsBlobs:
-    """Blobs of a store, for any thread. They are in parts; the one that names the others is stored last."""
+class NatsBlobs(WholeBlobs):
+    """Blobs of a store, for any thread. They are in parts; the one that names the others is stored last.
+
+    They are written and read whole, and never removed: for large artifacts a directory or a bucket is the place.
+    """
 
     def __init__(self, loop: Loop, rooms: Rooms) -> None:
         self._loop = loop
@@ -45,3 +48,11 @@ class NatsBlobs:
         if digest_of(data) != digest:
             raise StoreCorruptError(f"{self._rooms.location.shown}: the blob {digest} is damaged")
         return data
+
+    def uri(self, digest: str) -> str:
+        """The store, and the subject of the blob there."""
+        return f"{self._rooms.location.shown}#{self._rooms.location.blob(digest)}"
+
+    def renew(self, digest: str) -> bool:
+        """Whether the blob is there; it does not grow old."""
+        return self._loop.call(self._rooms.values.get_head(self._rooms.location.blob(digest))) is not None

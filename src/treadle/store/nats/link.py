@@ -114,6 +114,7 @@ class Link:
         self._inbox = ""
         # Done when the connection was made anew: what is not answered by then was lost with the old one.
         self._mended: asyncio.Future[None] | None = None
+        self._opening = asyncio.Lock()
         self._wanted: list[tuple[str, Callable[[], None]]] = []
         # The first half of all message ids of this connection: none is ever made twice.
         self._name = os.urandom(9).hex()
@@ -222,7 +223,9 @@ class Link:
         """Send once; a connection that is gone for good is made anew, one that is mending itself takes it later."""
         self.requests += 1
         if self.client.is_closed:
-            await self.open()
+            async with self._opening:
+                if self.client.is_closed:
+                    await self.open()
         # A full buffer, or a connection that breaks now: nobody answers, and it is asked again.
         with contextlib.suppress(Exception):
             await self.client.publish(subject, data, f"{self._inbox}.{token}", headers)

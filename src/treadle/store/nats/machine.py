@@ -14,7 +14,7 @@ from heapq import heappop, heappush
 from typing import Any, cast
 
 from treadle.core.tables import FAILED
-from treadle.errors import LeaseLostError
+from treadle.errors import InternalError, LeaseLostError
 from treadle.store.base import Acquired, Answer, Append, Loaded, Offer, Postponement
 from treadle.store.memory import MemoryData, MemoryStore
 from treadle.store.memory_data import Heap, StoredRun
@@ -89,13 +89,21 @@ class Machine:
         }
 
     def apply(self, op: wire.Operation, number: int) -> Any:
-        """Apply the operation that is message `number` of the log."""
+        """Apply the operation that is message `number` of the log. It never raises: the log goes on."""
         try:
             return self._apply[type(op)](op, number)
         except LeaseLostError as error:
-            if isinstance(op, wire.AppendOp):
-                self._void(op.key, number)
+            self._no_effect(op, number)
             return error
+        except Exception as error:  # noqa: BLE001 - what one process cannot apply no other can, and none may stop at it
+            self._no_effect(op, number)
+            return InternalError(f"message {number} of the log, {type(op).__name__}: {type(error).__name__}: {error}")
+
+    def _no_effect(self, op: wire.Operation, number: int) -> None:
+        if isinstance(op, wire.AppendOp):
+            run = self.data.runs.get(op.key)
+            if run is None or run.version != op.expect + 1:
+                self._void(op.key, number)
 
     def living(self, session: str) -> None:
         """Raise LeaseLostError for a session that has ended or never was."""
@@ -151,10 +159,10 @@ class Machine:
         data = self.data
         own = data.sessions[session]
         run = data.runs.get(append.key)
-        if append.head is None and run is not None and run.version == append.expect and run.owner is own:
-            return ""
         if append.report is not None and not self._may_report(session, append):
             return "fenced"
+        if append.head is None and run is not None and run.version == append.expect and run.owner is own:
+            return ""
         if append.key in data.tombstones:
             return "refused"
         if append.head is None:

@@ -1,0 +1,124 @@
+"""What simulated steps give: values and artifacts that follow from their conduct alone, so the oracle knows them."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterable
+from typing import Any, Final
+from zlib import crc32
+
+import msgspec
+
+from treadle.authoring.context import StepContext
+from treadle.core.effects import Artifact, Effects
+from treadle.core.events import encode_events
+from treadle.errors import Retryable, StoreError, StoreUnavailableError
+from treadle.runtime.collecting import sweep
+from treadle.runtime.node import Node
+from treadle.store.blobs import MemoryBlobs, digest_of
+from treadle.store.memory_data import StoredRun
+
+Conduct = dict[str, Any]
+_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+def fraction(*parts: object) -> float:
+    """A number from 0 to 1 that depends on the parts only."""
+    return (crc32(repr(parts).encode()) * 0x9E3779B1 & 0xFFFFFFFF) / 0x1_0000_0000
+
+
+def value_of(conduct: Conduct, values: list[Any]) -> dict[str, Any]:
+    """What a step returns for its arguments, in whichever attempt."""
+    digest = crc32(msgspec.json.encode([conduct["name"], values], order="deterministic"))
+    value: dict[str, Any] = {"of": conduct["name"], "sum": digest, "odd": bool(digest & 1)}
+    if conduct.get("size"):
+        value["pad"] = "x" * conduct["size"]
+    if "list" in conduct:
+        value["items"] = [digest % (7 * n) for n in range(1, conduct["list"] + 1)]
+    return value
+
+
+def truth_of(value: Any, salt: int) -> bool:
+    """What the predicate answers."""
+    return crc32(msgspec.json.encode([value, salt], order="deterministic")) % 3 != 0
+
+
+def artifacts_of(conduct: Conduct) -> list[tuple[str, bytes]]:
+    """Name and bytes of the artifacts that a step makes, in whichever attempt."""
+    count = int(5 * fraction("artifacts", conduct["name"])) - 2
+    return [(f"a{number % 2}", f"{conduct['name']} {number}".encode()) for number in range(count)]
+
+
+async def make_artifacts(conduct: Conduct, step: StepContext) -> None:
+    """Make them. A failure of the store is said in the step's own words: as the result of a step it is a finding."""
+    try:
+        for name, data in artifacts_of(conduct):
+            await step.artifact(name, data)
+    except StoreUnavailableError:
+        raise Retryable("an artifact could not be stored") from None
+
+
+def make_artifacts_in_thread(conduct: Conduct, step: StepContext) -> None:
+    """Make them in a thread."""
+    try:
+        for name, data in artifacts_of(conduct):
+            step.artifact(name, data)
+    except StoreUnavailableError:
+        raise Retryable("an artifact could not be stored") from None
+
+
+def effects_fault(conduct: Conduct, effects: Effects | None, at: str) -> str:
+    """What is wrong with the effects that a step's success names, if anything."""
+    found = [] if effects is None else [_facts(artifact) for artifact in effects.artifacts]
+    expected = [
+        (f"{at}:artifact:{number:03d}", name, len(data), digest_of(data), at)
+        for number, (name, data) in enumerate(artifacts_of(conduct), 1)
+    ]
+    return "" if found == expected else f"its artifacts are {found}, not {expected}"
+
+
+def _facts(artifact: Artifact) -> tuple[str, str, int, str, str]:
+    return artifact.id, artifact.name, artifact.size, artifact.digest, artifact.step
+
+
+async def collected(node: Node, before: float) -> None:
+    """Have a node remove the blobs that are old and that nobody names; it may fail."""
+    with contextlib.suppress(StoreError):
+        await sweep(node, before)
+
+
+class Shelf(MemoryBlobs):
+    """The blobs of a simulated world. Those that were removed are kept for the oracle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.removed: dict[str, bytes] = {}
+
+    def remove(self, digest: str, before: float) -> bool:
+        """Remove an old blob."""
+        data = self._blobs.get(digest, b"")
+        if not super().remove(digest, before):
+            return False
+        self.removed[digest] = data
+        return True
+
+    def ever(self, digest: str) -> bytes:
+        """The bytes of a blob that is or was there."""
+        return self._blobs[digest] if digest in self._blobs else self.removed[digest]
+
+    def dangling(self, runs: Iterable[StoredRun]) -> list[str]:
+        """What runs name and what is not there."""
+        return [
+            f"{run.head.id} names {digest}, which is not there"
+            for run in runs
+            for digest in dict.fromkeys(_DIGEST.findall(_text_of(run)))
+            if digest not in self._blobs
+        ]
+
+
+def _text_of(run: StoredRun) -> str:
+    """All that a stored run says of values. The hash of its plan is that of no blob."""
+    rows = [row.events if isinstance(row.events, str) else encode_events(row.events) for row in run.rows]
+    values = [data.decode() for data in (*run.payloads.values(), *(item.body for item in run.inbox.values()))]
+    return "\n".join([*run.head.constants, run.head.data, *rows, *values])
