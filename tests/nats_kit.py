@@ -23,7 +23,25 @@ class Proxy:
         self.left: int | None = None
         self.lock = threading.Lock()
         self.open = True
-        threading.Thread(target=self._accept, daemon=True).start()
+        self.thread = threading.Thread(target=self._accept, daemon=True)
+        self.thread.start()
+
+    def leave(self) -> None:
+        """End all connections and take no more, as if the network were gone."""
+        self.open = False
+        # A socket that is only closed goes on accepting while a thread waits in it.
+        with contextlib.suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        self.thread.join()
+        self.cut()
+
+    def come_back(self) -> None:
+        """Take connections again, at the same port."""
+        self.open = True
+        self.listener = socket.create_server(("127.0.0.1", self.port))
+        self.thread = threading.Thread(target=self._accept, daemon=True)
+        self.thread.start()
 
     def _accept(self) -> None:
         while self.open:
@@ -67,9 +85,8 @@ class Proxy:
 
     def close(self) -> None:
         """Take no more connections."""
-        self.open = False
-        self.listener.close()
-        self.cut()
+        if self.open:
+            self.leave()
 
 
 def new_name() -> str:

@@ -98,7 +98,7 @@ def test_what_is_no_function_is_refused(function: Any, part: str) -> None:
         Definition(function)
 
 
-def test_a_generator_is_refused() -> None:
+def test_a_generator_is_a_step_and_nothing_else() -> None:
     def pages() -> Iterator[int]:
         yield 1
 
@@ -106,8 +106,9 @@ def test_a_generator_is_refused() -> None:
         yield 1
 
     for function in (pages, more):
+        assert Definition(function, name="pages").is_async is (function is more)
         with pytest.raises(DefinitionError, match="yields"):
-            Definition(function, name="pages")
+            Definition(function, kind="predicate", name="pages")
 
 
 def test_a_registry_finds_definitions_by_name_and_alias() -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.nats_kit import Proxy, new_name
 
-from treadle import PlanBuilder, Registry, connect, step
+from treadle import PlanBuilder, Registry, connect, context, step
 from treadle.core import events as ev
 from treadle.store.nats.development import Node, nodes_in, start_all, url_of
 
@@ -21,6 +22,8 @@ pytestmark = [pytest.mark.nats, pytest.mark.soak]
 KILLS = int(os.environ.get("TREADLE_KILLS", "1"))
 LANES = 4
 registry = Registry()
+begun: list[str] = []
+released = asyncio.Event()
 
 
 @step(name="cluster:add", registry=registry, lost_limit=1000)
@@ -107,3 +110,40 @@ async def test_a_cluster_that_loses_its_leaders_loses_no_outcome(cluster: list[N
         # A node that has just come back may still copy what it has missed.
         problems = [text for text in (await app.check()).problems if "lags behind" not in text]
         assert problems == []
+
+
+@step(name="cluster:wait", registry=registry, lost_limit=1000)
+async def wait_for_the_end(value: int) -> str:
+    begun.append(context().worker)
+    if context().worker == "cut off":
+        await released.wait()
+    return f"{context().worker} {value}"
+
+
+async def test_a_worker_that_was_cut_off_longer_than_its_lease_is_fenced(nats_server: Node) -> None:
+    proxy = Proxy(nats_server.port)
+    name = new_name()
+    builder = PlanBuilder("cut", registry=registry)
+    builder.output(builder.step("wait", wait_for_the_end, 7))
+    begun.clear()
+    released.clear()
+    try:
+        url = f"nats://127.0.0.1:{proxy.port}/{name}"
+        async with connect(url, registry=registry, worker_id="cut off", lease=1.5) as far:
+            run = await far.start(builder.build(), id="r")
+            while not begun:
+                await asyncio.sleep(0.01)
+            async with connect(f"{nats_server.url}/{name}", registry=registry, worker_id="near", lease=1.5) as near:
+                proxy.leave()
+
+                assert await near.run("r").result(timeout=60) == "near 7"
+
+                # Its attempt ends late, and is told so when it is back.
+                released.set()
+                proxy.come_back()
+                assert await run.result(timeout=60) == "near 7"
+                events = [event async for *_, event in near.run("r").events()]
+                assert [event.at for event in events if isinstance(event, ev.StepSucceeded)] == ["wait"]
+                assert sum(isinstance(event, ev.AttemptLost) for event in events) == 1
+    finally:
+        proxy.close()

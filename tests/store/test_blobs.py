@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,18 @@ import pytest
 from treadle.errors import StoreCorruptError, StoreError, StoreFullError, StoreReadOnlyError
 from treadle.store.base import Blobs
 from treadle.store.blobs import DirectoryBlobs, MemoryBlobs
+from treadle.store.nats import NatsStore
 
 
-@pytest.fixture(params=["memory", "directory"])
-def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Blobs:
-    return MemoryBlobs() if request.param == "memory" else DirectoryBlobs(tmp_path / "deep" / "blobs")
+@pytest.fixture(params=["memory", "directory", pytest.param("nats", marks=pytest.mark.nats)])
+def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Blobs]:
+    if request.param == "nats":
+        store = NatsStore.from_url(request.getfixturevalue("nats_url"))
+        store.open()
+        yield store.blobs()
+        store.close()
+    else:
+        yield MemoryBlobs() if request.param == "memory" else DirectoryBlobs(tmp_path / "deep" / "blobs")
 
 
 def files_of(path: Path) -> list[str]:

@@ -14,6 +14,7 @@ from tests.nats_kit import Proxy, new_name
 
 from treadle import PlanBuilder, Registry, connect, step
 from treadle.errors import (
+    ConflictError,
     InternalError,
     MissingExtraError,
     SchemaVersionError,
@@ -25,7 +26,7 @@ from treadle.errors import (
     StoreUrlError,
 )
 from treadle.runtime.node import Settings
-from treadle.store.base import SessionRow
+from treadle.store.base import Append, SessionRow
 from treadle.store.nats import NatsStore, wire
 from treadle.store.nats.development import Node, free_ports, nodes_in
 from treadle.store.nats.link import Link
@@ -47,6 +48,8 @@ from treadle.testing.contract_kit import (
 )
 
 pytestmark = pytest.mark.nats
+# A time that no blob is younger than.
+_FAR = 1e12
 
 registry = Registry()
 
@@ -226,6 +229,13 @@ def test_appends_of_many_runs_are_in_flight_together(open_store: Callable[..., N
     assert one.store.check().problems == []
 
 
+def test_every_field_of_an_append_is_in_its_operation() -> None:
+    # Payloads and the plan are stored beside the log; the state needs no belief of what the status was.
+    beside = {"payloads", "was"}
+
+    assert set(Append.__struct_fields__) - beside == set(wire.AppendOp.__struct_fields__) - {"session", "takes"}
+
+
 # -- connections that break ----------------------------------------------------------------------------
 
 
@@ -346,6 +356,51 @@ def test_an_operation_that_cannot_be_applied_stops_nobody(open_store: Callable[.
     assert two.store.load(RUN) == one.load()
 
 
+# -- blobs ---------------------------------------------------------------------------------------------
+
+
+def test_a_blob_grows_old_and_is_removed_with_all_its_parts(open_store: Callable[..., NatsStore]) -> None:
+    store = open_store()
+    blobs = store.blobs()
+    digests = {blobs.put(data): len(data) for data in (b"", b"small", b"x" * 1_500_000)}
+    others = [blobs.put(b"%d" % number) for number in range(300)]
+
+    assert list(blobs.old(0.0)) == []
+    assert {*digests.items()} <= {*blobs.old(_FAR)}
+    assert len(list(blobs.old(_FAR))) == 303
+    assert not blobs.remove(others[0], 0.0)
+    assert [blobs.remove(digest, _FAR) for digest in digests] == [True, True, True]
+
+    assert not any(blobs.renew(digest) for digest in digests)
+    assert blobs.get(others[7]) == b"7"
+    info = run_on(store, rooms_of(store).link.api(f"STREAM.INFO.{store.location.values}"))
+    assert info["state"]["messages"] == 2 * len(others)
+
+
+def test_a_blob_that_is_renewed_or_put_again_while_it_is_removed_stays(open_store: Callable[..., NatsStore]) -> None:
+    store = open_store()
+    blobs, values = store.blobs(), rooms_of(store).values
+    for again in (blobs.renew, lambda digest: blobs.put(b"kept" * 200_000)):
+        digest = blobs.put(b"kept" * 200_000)
+        (seen,) = run_on(store, values.heads(store.location.blob(digest)))
+
+        again(digest)
+
+        assert run_on(store, values.remove(seen)) is False
+        assert blobs.get(digest) == b"kept" * 200_000
+
+
+def test_a_removed_blob_is_not_renewed_by_who_saw_it_before(open_store: Callable[..., NatsStore]) -> None:
+    store = open_store()
+    digest = store.blobs().put(b"gone")
+    subject = store.location.blob(digest)
+    (seen,) = run_on(store, rooms_of(store).values.heads(subject))
+    store.blobs().remove(digest, _FAR)
+
+    with pytest.raises(ConflictError):
+        run_on(store, rooms_of(store).link.publish([(subject, b"#{}", "late")], after=seen.seq))
+
+
 # -- what cannot be opened -----------------------------------------------------------------------------
 
 
@@ -360,6 +415,7 @@ def test_an_operation_that_cannot_be_applied_stops_nobody(open_store: Callable[.
         ("nats://host/name?storage=tape", "one of file, memory"),
         ("nats://host/name?speed=high", "option speed is not known"),
         ("nats://host/name#part", "has a fragment"),
+        ("nats://host/name?monitor=host:8222", "as http://host:8222"),
     ],
 )
 def test_a_wrong_url_is_told_what_is_wrong(url: str, says: str) -> None:
@@ -475,8 +531,22 @@ def test_a_full_stream_is_told_and_the_work_goes_on_when_there_is_room(
     assert store.check().problems == []
 
 
-def test_a_store_says_which_durability_it_gives(nats_url: str, open_store: Callable[..., NatsStore]) -> None:
-    assert "sync_interval" in open_store().durability
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [((), "may lose the last 120 s"), (("sync_interval: always",), "on the disk of one server before it is answered")],
+    ids=["default", "always"],
+)
+def test_a_store_says_which_durability_it_gives(
+    start_node: Callable[..., Node], open_store: Callable[..., NatsStore], setting: tuple[str, ...], says: str
+) -> None:
+    node = start_node(jetstream=setting)
+
+    silent = open_store(f"{node.url}/name")
+    told = open_store(f"{node.url}/name?monitor=http://127.0.0.1:{node.monitor}")
+
+    assert "what its sync_interval allows" in silent.durability
+    assert says in told.durability
+    assert told.check().facts["durability"] == told.durability
 
 
 def test_nodes_for_development_know_each_other(tmp_path: Path) -> None:

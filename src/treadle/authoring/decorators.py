@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
 from types import FrameType
 from typing import Any, Final, Generic, ParamSpec, Protocol, Self, TypeVar, Unpack, overload
 
@@ -29,6 +29,7 @@ from treadle.authoring.options import (
 )
 from treadle.authoring.registry import Definition, Registry, WorkflowDefinition, default_registry
 from treadle.authoring.signatures import Signature
+from treadle.authoring.streams import Results, does_yield
 from treadle.authoring.undo import Declared, UndoDefinition
 from treadle.core.plan import Child
 from treadle.errors import DefinitionError, DefinitionErrors, SlotError, UsageError
@@ -98,6 +99,24 @@ class AsyncStepFunction(StepFunction[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
         """Call the function itself; nothing is planned or stored."""
         result: Coroutine[Any, Any, R] = self.definition.function(*args, **kwargs)
+        return result
+
+
+class AsyncGeneratorStep(StepFunction[P, Results[R]]):
+    """A step that is an async generator: its value is the list of what it yields."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[R]:
+        """Call the function itself; nothing is planned or stored."""
+        result: AsyncIterator[R] = self.definition.function(*args, **kwargs)
+        return result
+
+
+class GeneratorStep(StepFunction[P, Results[R]]):
+    """A step that is a generator: its value is the list of what it yields."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
+        """Call the function itself; nothing is planned or stored."""
+        result: Iterator[R] = self.definition.function(*args, **kwargs)
         return result
 
 
@@ -285,6 +304,14 @@ class StepDecorator(Protocol):
         self, function: Callable[P, Coroutine[Any, Any, R]], /
     ) -> AsyncStepFunction[P, R]: ...
     @overload
+    def __call__(  # type: ignore[overload-overlap]  # the first fit is meant
+        self, function: Callable[P, AsyncIterator[R]], /
+    ) -> AsyncGeneratorStep[P, R]: ...
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # the first fit is meant
+        self, function: Callable[P, Iterator[R]], /
+    ) -> GeneratorStep[P, R]: ...
+    @overload
     def __call__(self, function: Callable[P, R], /) -> SyncStepFunction[P, R]: ...
 
 
@@ -311,6 +338,14 @@ class WorkflowDecorator(Protocol):
 def step(  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]  # the first fit is meant
     function: Callable[P, Coroutine[Any, Any, R]], /
 ) -> AsyncStepFunction[P, R]: ...
+@overload
+def step(  # type: ignore[overload-overlap]  # the first fit is meant
+    function: Callable[P, AsyncIterator[R]], /
+) -> AsyncGeneratorStep[P, R]: ...
+@overload
+def step(  # type: ignore[overload-overlap]  # the first fit is meant
+    function: Callable[P, Iterator[R]], /
+) -> GeneratorStep[P, R]: ...
 @overload
 def step(function: Callable[P, R], /) -> SyncStepFunction[P, R]: ...
 @overload
@@ -372,6 +407,9 @@ def step(
         definition = Definition(function, name=name, aliases=names, options=kept, namespace=namespace)
         definition.helpers = tuple(helpers)
         (registry or default_registry).add(definition)
+        if does_yield(function):
+            kind = AsyncGeneratorStep[..., Any] if definition.is_async else GeneratorStep[..., Any]
+            return kind(definition, kept)
         if definition.is_async:
             return AsyncStepFunction[..., Any](definition, kept)
         return SyncStepFunction[..., Any](definition, kept)

@@ -13,6 +13,7 @@ from treadle.authoring.decorators import StepFunction
 from treadle.authoring.drafts import draft
 from treadle.authoring.scopes import Scope
 from treadle.authoring.signatures import ANYTHING
+from treadle.authoring.streams import Results
 from treadle.core.addresses import child, encode_id
 from treadle.core.expressions import parse
 from treadle.core.plan import Body, Branch, Choose, Gather, Slot
@@ -57,7 +58,7 @@ def gather(
     after: object = ...,
     after_any: object = ...,
     optional: bool = ...,
-) -> list[R]: ...
+) -> Results[R]: ...
 @overload
 def gather(
     items: Iterable[T],
@@ -69,7 +70,7 @@ def gather(
     after: object = ...,
     after_any: object = ...,
     optional: bool = ...,
-) -> list[R]: ...
+) -> Results[R]: ...
 @overload
 def gather(
     items: Iterable[T],
@@ -81,7 +82,7 @@ def gather(
     after: object = ...,
     after_any: object = ...,
     optional: bool = ...,
-) -> list[R]: ...
+) -> Results[R]: ...
 def gather(
     items: Any,
     body: Any,

@@ -24,6 +24,7 @@ from treadle.authoring.bound import kind_of
 from treadle.authoring.codec import Adapter
 from treadle.authoring.options import NOTHING, Chosen
 from treadle.authoring.signatures import Parameter, Signature
+from treadle.authoring.streams import does_yield, runs_on_loop
 from treadle.core.plan import RetryPolicy
 from treadle.errors import DefinitionError, StepNameError, UnregisteredStepError, UsageError
 
@@ -64,7 +65,7 @@ class Definition:
         self.options: Final = options
         # What its undo calls; known wherever it is.
         self.helpers: tuple[Definition, ...] = ()
-        self.is_async: Final = inspect.iscoroutinefunction(function)
+        self.is_async: Final = runs_on_loop(function)
         # Changes when the module is loaded again; read now, since a reload keeps the module's dict.
         self.loaded: Final[object] = getattr(function, "__globals__", {}).get("__spec__")
         self._namespace = namespace
@@ -76,7 +77,9 @@ class Definition:
         # Read before the look at the signature: another thread may be just done with both.
         namespace = self._namespace
         if self._signature is None:
-            self._signature = Signature(self.function, f"{self.kind} {self.name!r}", namespace)
+            self._signature = Signature(
+                self.function, f"{self.kind} {self.name!r}", namespace, piecewise=self.kind == "step"
+            )
             self._namespace = None
         return self._signature
 
@@ -89,6 +92,11 @@ class Definition:
     def result(self) -> Adapter:
         """The adapter of what the function returns."""
         return self.signature.result.adapter
+
+    @property
+    def yields(self) -> Adapter | None:
+        """The adapter of what a generator yields; None for a function that returns."""
+        return self.signature.yields
 
     @property
     def invoke(self) -> Callable[[dict[str, Any]], Any]:
@@ -325,7 +333,7 @@ def _check_function(function: Any, kind: str) -> None:
         raise DefinitionError(f"put @{name} outside, above the decorator that makes {what}")
     if isinstance(function, type) or not (inspect.isfunction(function) or inspect.isbuiltin(function)):
         raise DefinitionError(f"{function!r} cannot be {what}; write a function")
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+    if kind != "step" and does_yield(function):
         raise DefinitionError(f"{function.__qualname__!r} yields; {what} returns one value, such as a list")
     if inspect.isfunction(function):
         first = next(iter(function.__code__.co_varnames[: function.__code__.co_argcount]), "")

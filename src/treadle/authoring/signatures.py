@@ -17,6 +17,7 @@ from treadle.authoring.bound import FromData
 from treadle.authoring.cells import Patch
 from treadle.authoring.codec import Adapter, adapter
 from treadle.authoring.fitting import accepted_kinds, produced_kind
+from treadle.authoring.streams import Reading, does_yield, reading_of, yielded_item
 from treadle.errors import DefinitionError
 
 _POSITIONAL_ONLY = inspect.Parameter.POSITIONAL_ONLY
@@ -45,10 +46,16 @@ class Target:
 class Parameter(Target):
     """One parameter of a step: its slot has the same name."""
 
-    __slots__ = ("kind", "name", "required")
+    __slots__ = ("item", "iterator", "kind", "name", "on_loop", "required")
 
-    def __init__(self, name: str, kind: Any, annotation: Any, *, required: bool) -> None:
-        super().__init__(annotation)
+    def __init__(
+        self, name: str, kind: Any, annotation: Any, *, required: bool, reading: Reading | None = None
+    ) -> None:
+        super().__init__(annotation if reading is None else types.GenericAlias(list, (reading.item,)))
+        # For one that is read piece by piece: the adapter of an item, whether it is an iterator, where it is read.
+        self.item = None if reading is None else adapter(reading.item)
+        self.iterator = reading is not None and reading.iterator
+        self.on_loop = reading is not None and reading.on_loop
         self.name = name
         self.kind = kind
         self.required = required
@@ -80,9 +87,17 @@ class Signature:
         "parameters",
         "produces",
         "result",
+        "yields",
     )
 
-    def __init__(self, function: Callable[..., Any], what: str, namespace: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        what: str,
+        namespace: Mapping[str, Any] | None = None,
+        *,
+        piecewise: bool = False,
+    ) -> None:
         hints = _hints(function, what, namespace)
         self.parameters: dict[str, Parameter] = {}
         positional: list[str] = []
@@ -103,13 +118,22 @@ class Signature:
             if raw.kind in (_POSITIONAL, _KEYWORD):
                 keywords.append(name)
             required = raw.default is inspect.Parameter.empty and raw.kind not in (_STAR, _DOUBLE_STAR)
-            self.parameters[name] = _made(what, name, raw.kind, annotation, required=required)
+            reading = None
+            if piecewise and raw.kind not in (_STAR, _DOUBLE_STAR):
+                reading = reading_of(function, what, name, annotation)
+            self.parameters[name] = _made(what, name, raw.kind, annotation, required=required, reading=reading)
         self._positional = tuple(positional)
         self._keywords = frozenset(keywords)
         # Parameters that take the value of their name from the run's data where a call gives none.
         self.from_data = tuple(name for name, raw in parameters.items() if type(raw.default) is FromData)
         self._required = frozenset(name for name, known in self.parameters.items() if known.required)
         returned = _result_type(hints.get("return", Any))
+        # For a generator: the adapter of what it yields; its result is a list of that.
+        self.yields: Adapter | None = None
+        if does_yield(function):
+            item = yielded_item(function, what, returned)
+            self.yields = _made(what, "return", None, item, required=False).adapter
+            returned = types.GenericAlias(list, (item,))
         self.result = _made(what, "return", None, returned, required=False)
         self.produces = produced_kind(returned)
         self.invoke: Callable[[dict[str, Any]], Any] = self._invoker(function)
@@ -187,9 +211,11 @@ def _result_type(annotation: Any) -> Any:
     return typing.get_args(annotation)[0] if typing.get_origin(annotation) is Patch else annotation
 
 
-def _made(what: str, name: str, kind: Any, annotation: Any, *, required: bool) -> Parameter:
+def _made(
+    what: str, name: str, kind: Any, annotation: Any, *, required: bool, reading: Reading | None = None
+) -> Parameter:
     try:
-        return Parameter(name, kind, annotation, required=required)
+        return Parameter(name, kind, annotation, required=required, reading=reading)
     except Exception as error:
         raise DefinitionError(
             f"{what}: the annotation of {name!r} ({annotation!r}) is no type of data: {error}"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterable, Callable
 from typing import Any, Final
 
 from treadle.authoring.registry import Definition, Registry
 from treadle.authoring.sleep import sleep
 from treadle.core.expressions import holds, lookup_in, parse
 from treadle.core.opened import ITEMS, PAUSE, TEST, TRUTH
+from treadle.runtime.streams import Stream, Yielded
 
 
 class Listed:
@@ -32,11 +33,12 @@ async def test(text: str, values: dict[str, Any]) -> bool:
     return holds(parse(text), lookup_in(values))
 
 
-async def items(items: Any) -> Any:
-    """The items of a list or tuple."""
-    if not isinstance(items, list | tuple):
-        raise TypeError(f"a gather goes over a list, not over a {type(items).__name__}; make a list of it in a step")
-    return Listed([*items])
+async def items(items: AsyncIterable[Any]) -> Any:
+    """The items of a list; those of one that was yielded stay where they are."""
+    assert isinstance(items, Stream)
+    if items.stored is not None:
+        return Yielded("null", items.stored)
+    return Listed([item async for item in items])
 
 
 async def pause() -> None:

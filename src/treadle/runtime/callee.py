@@ -8,9 +8,11 @@ from functools import partial
 from typing import Any
 
 from treadle.authoring.registry import StepDefinition
+from treadle.authoring.signatures import Parameter
 from treadle.authoring.undo import RESULT, STATE, UndoDefinition
 from treadle.errors import DecodeError
 from treadle.runtime.middleware import Middleware, around
+from treadle.runtime.streams import collecting
 
 
 def _nothing(_result: object) -> str:
@@ -30,18 +32,23 @@ class Callee:
 
     decoders: dict[str, Callable[[str], Any]]
     encode: Callable[[Any], str]
-    __slots__ = ("action", "adapters", "decoders", "encode", "invoke", "middleware", "picks")
+    __slots__ = ("action", "adapters", "decoders", "encode", "invoke", "middleware", "picks", "read")
 
     def __init__(self, action: str, definition: StepDefinition, middleware: Sequence[Middleware]) -> None:
         self.action = action
         self.adapters = {name: parameter.adapter for name, parameter in definition.parameters.items()}
         self.decoders = {name: adapter.decode for name, adapter in self.adapters.items()}
-        self.invoke = definition.invoke
+        self.invoke = definition.invoke if definition.yields is None else collecting(definition)
+        # Parameters that are read piece by piece, while the step runs.
+        self.read: dict[str, Parameter] = {
+            name: parameter for name, parameter in definition.parameters.items() if parameter.item is not None
+        }
         # The question of a condition is no attempt of a step.
         self.middleware = middleware if definition.kind == "step" else ()
         if self.middleware and definition.is_async:
-            self.invoke = around(definition.invoke, self.middleware)
-        self.encode = definition.result.encode
+            self.invoke = around(self.invoke, self.middleware)
+        # Of what is yielded, the text is there already.
+        self.encode = definition.result.encode if definition.yields is None else str
         # Whether it takes only some of the arguments it is offered.
         self.picks = isinstance(definition, UndoDefinition)
         if isinstance(definition, UndoDefinition):

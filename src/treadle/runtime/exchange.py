@@ -8,20 +8,20 @@ from functools import partial
 from typing import Any, TypeVar
 
 from treadle.authoring import codec
+from treadle.authoring.signatures import Parameter
 from treadle.core.commands import Task
-from treadle.core.events import Handle, Items, Pick
+from treadle.core.events import ArgList, Handle, Items, Pick
 from treadle.core.plan import Fragment
 from treadle.errors import DecodeError, StoreUnavailableError
+from treadle.runtime.artifacts import RENEW_SECONDS
 from treadle.runtime.callee import Callee
-from treadle.runtime.payloads import Payloads, Row, assemble, handles_of
+from treadle.runtime.payloads import Payloads, Row, assemble, chunks_of, handles_of
 from treadle.runtime.step_context import RunningStep
+from treadle.runtime.streams import CHUNK_BYTES, CHUNK_ITEMS, pieces_of
 
 T = TypeVar("T")
 # Seconds between tries while the store does not answer.
 RETRY_SECONDS = 0.2
-# A stored list of a gather's items has at most so many, and about so many bytes.
-CHUNK_ITEMS = 500
-CHUNK_BYTES = 64 * 1024
 
 
 async def patiently(work: Callable[[], Awaitable[T]]) -> T:
@@ -41,6 +41,8 @@ async def patiently(work: Callable[[], Awaitable[T]]) -> T:
 
 def inline(payloads: Payloads, callee: Callee, task: Task) -> dict[str, Any] | None:
     """The decoded arguments if all of them are at hand, else None."""
+    if callee.read:
+        return None
     values: dict[str, Any] = {}
     decoders = callee.decoders
     for name, arg in task.call.args.items():
@@ -81,6 +83,9 @@ async def read(
     """The arguments, and the run's data for the context: what of both is not there yet is read."""
     if values is None:
         values = await fetch(payloads, callee, task)
+        for name, parameter in callee.read.items():
+            if name in task.call.args:
+                values[name] = await _opened(payloads, task, parameter, context)
     handle = task.call.data
     if handle:
         context.data_text = (await patiently(lambda: payloads.load(task.run, [handle])))[handle]
@@ -94,6 +99,8 @@ async def fetch(payloads: Payloads, callee: Callee, task: Task) -> dict[str, Any
     args = task.call.args
     if callee.picks:
         args = {name: arg for name, arg in args.items() if name in callee.adapters}
+    if callee.read:
+        args = {name: arg for name, arg in args.items() if name not in callee.read}
     for arg in args.values():
         handles_of(arg, whole if isinstance(arg, str) else parts)
     texts = await patiently(lambda: payloads.load(task.run, whole))
@@ -113,6 +120,39 @@ async def fetch(payloads: Payloads, callee: Callee, task: Task) -> dict[str, Any
     return values
 
 
+async def _opened(payloads: Payloads, task: Task, parameter: Parameter, context: RunningStep) -> Any:
+    """An argument that is read piece by piece while the step runs."""
+    arg, item = task.call.args[parameter.name], parameter.item
+    assert item is not None
+    stored: Items | None = None
+    tree: object = None
+    if isinstance(arg, str):
+        text = (await patiently(lambda: payloads.stored(task.run, [arg])))[arg]
+        stored = chunks_of(text)
+        tree = None if stored is not None else codec.plain(text)
+    elif not isinstance(arg, ArgList):
+        handles: list[Handle] = []
+        handles_of(arg, handles)
+        trees = await patiently(lambda: payloads.trees(task.run, handles))
+        tree = assemble(arg, trees)
+    try:
+        if stored is not None:
+            found = context.stream(stored.chunks, item.convert, stored)
+        elif isinstance(arg, ArgList):
+            found = context.stream(pieces_of(arg), item.convert)
+        else:
+            found = context.stream([parameter.adapter.convert(tree)], _as_it_is)
+    except (DecodeError, LookupError) as error:
+        raise DecodeError(f"argument {parameter.name!r}: {error}") from None
+    if not parameter.iterator:
+        return found
+    return aiter(found) if parameter.on_loop else iter(found)
+
+
+def _as_it_is(value: object) -> Any:
+    return value
+
+
 # -- what an attempt hands in ----------------------------------------------------------------------------------------
 
 
@@ -124,8 +164,13 @@ async def place_patch(payloads: Payloads, patch: dict[str, Any] | None, rows: li
     return placed
 
 
-async def place_items(payloads: Payloads, items: list[Any] | None, rows: list[Row]) -> Items | None:
+async def place_items(payloads: Payloads, context: RunningStep, rows: list[Row]) -> Items | None:
     """The items of a gather, stored as lists of equal length that a worker reads in one piece."""
+    items = context.items
+    if context.chunks is not None:
+        if context.now().timestamp() - context.started_at > RENEW_SECONDS:
+            await _renew(payloads, context.chunks)
+        return context.chunks
     if items is None:
         return None
     texts = [codec.encode(item) for item in items]
@@ -136,6 +181,17 @@ async def place_items(payloads: Payloads, items: list[Any] | None, rows: list[Ro
         text = f"[{','.join(texts[start : start + size])}]"
         chunks.append(await patiently(partial(payloads.place, text, rows)))
     return Items(len(texts), size, tuple(chunks))
+
+
+async def _renew(payloads: Payloads, items: Items) -> None:
+    """Keep chunks from being collected that were stored long before the outcome that names them."""
+    for chunk in items.chunks:
+        if chunk.startswith("#") and not await patiently(
+            partial(payloads.beside, partial(payloads.blobs.renew, chunk[1:]))
+        ):
+            raise StoreUnavailableError(
+                "some of what the step has yielded was removed before its outcome could name it"
+            )
 
 
 async def place_fragments(payloads: Payloads, fragments: Sequence[Fragment], rows: list[Row] | None) -> list[Fragment]:

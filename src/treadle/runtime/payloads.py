@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
 from treadle.authoring import codec
-from treadle.core.events import Arg, ArgList, ArgMap, Handle, Pick
+from treadle.authoring.adapters import TAG
+from treadle.core.events import Arg, ArgList, ArgMap, Handle, Items, Pick
 from treadle.errors import StoreError
 from treadle.store.base import INLINE_BYTES, ROW_BYTES, Blobs, Reader
 
@@ -25,6 +26,26 @@ CACHED_BYTES = 1024 * 1024
 
 T = TypeVar("T")
 Row = tuple[str, bytes]
+
+# How the text begins that stands for a list of which each part is stored by itself (see `streams`).
+_MANIFEST: Final = f'{{"{TAG}":["chunks",'
+
+
+def manifest_of(items: Items) -> str:
+    """The text that stands for a list that is stored in chunks."""
+    return f"{_MANIFEST}{msgspec.json.encode(items).decode()}]}}"
+
+
+def chunks_of(text: str) -> Items | None:
+    """The chunks that a text stands for; None if it is a value like any other."""
+    if not text.startswith(_MANIFEST):
+        return None
+    return msgspec.json.decode(text[len(_MANIFEST) : -2], type=Items)
+
+
+def joined(texts: Sequence[str]) -> str:
+    """The text of the list that chunks make."""
+    return f"[{','.join([text[1:-1] for text in texts if len(text) > 2])}]"
 
 
 class Payloads:
@@ -52,7 +73,8 @@ class Payloads:
 
         Without `rows`, for what may travel through an inbox, all that does not fit into the handle is a blob.
         """
-        if len(text) <= INLINE_BYTES:
+        # What stands for chunks is no value: it is never taken for one that is at hand.
+        if len(text) <= INLINE_BYTES and not text.startswith(_MANIFEST):
             return "=" + text
         data = text.encode()
         if rows is not None and len(data) <= ROW_BYTES:
@@ -106,7 +128,16 @@ class Payloads:
         return found
 
     async def load(self, key: str, handles: Iterable[Handle]) -> dict[Handle, str]:
-        """The JSON texts of handles, in one batched read."""
+        """The JSON texts of handles, in one batched read; one more for the chunks of those that are stored so."""
+        texts = await self.stored(key, handles)
+        parts = {handle: found for handle, text in texts.items() if (found := chunks_of(text)) is not None}
+        if parts:
+            chunks = await self.stored(key, dict.fromkeys(chunk for items in parts.values() for chunk in items.chunks))
+            texts.update({handle: joined([chunks[each] for each in items.chunks]) for handle, items in parts.items()})
+        return texts
+
+    async def stored(self, key: str, handles: Iterable[Handle]) -> dict[Handle, str]:
+        """The texts of handles as they are stored."""
         texts: dict[Handle, str] = {}
         rows: list[str] = []
         blobs: list[str] = []

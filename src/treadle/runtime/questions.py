@@ -1,4 +1,7 @@
-"""What a running step asks of the store about its run. Reads only; each waits while the store does not answer."""
+"""What a running step asks of the store while it runs; each question waits while the store does not answer.
+
+They read, but for `store_chunk`: what it writes means nothing until an outcome names it.
+"""
 
 from __future__ import annotations
 
@@ -83,6 +86,15 @@ class Questions:
             f"{step!r} has no outcome in run {task.run_id!r} yet; a step waits for what it takes from it: by a Ref, "
             "by after=, or by after_any= whatever comes of it"
         )
+
+    async def store_chunk(self, task: Task, text: str) -> Handle:
+        """Store some of the items that a step yields, under the name of their content."""
+        return await patiently(lambda: self._node.payloads.place(text, None))
+
+    async def texts(self, task: Task, *handles: Handle) -> list[str]:
+        """The JSON texts of values, in one read."""
+        found = await patiently(lambda: self._node.payloads.load(task.run, handles))
+        return [found[handle] for handle in handles]
 
     async def _of_step(self, task: Task, row: StepRow) -> tuple[Dependency, str]:
         causes = [at for at in row.causes.split(CAUSE_SEPARATOR) if at]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import logging
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Final, Generic, Protocol, TypeVar, cast
@@ -19,12 +19,14 @@ from treadle.authoring.cells import Patch
 from treadle.authoring.context import Content, Dependency, RunRecord
 from treadle.core.commands import Task
 from treadle.core.effects import Artifact, Effects
+from treadle.core.events import Handle, Items
 from treadle.core.plan import Fragment, Plan
 from treadle.errors import StepInterrupt, UsageError
 from treadle.runtime.artifacts import ArtifactStream, Making
 from treadle.runtime.builtins import Listed
 from treadle.runtime.output import LineOutput
 from treadle.runtime.readings import OnLoop, Ready
+from treadle.runtime.streams import Stream, Yielded
 
 T = TypeVar("T")
 _NO_DATA: Mapping[str, Any] = MappingProxyType({})
@@ -168,13 +170,16 @@ class RunningStep(msgspec.Struct, eq=False):
     fragments: list[Fragment] = []
     patch: dict[str, Any] | None = None
     items: list[Any] | None = None
+    # Where the items lie, if they are stored already.
+    chunks: Items | None = None
     # What it makes beside its value.
     making: Making | None = None
 
     @property
     def brings_more(self) -> bool:
         """Whether the step has more to give than its result."""
-        return bool(self.fragments) or self.patch is not None or self.items is not None or self.making is not None
+        found = self.items is not None or self.chunks is not None or self.making is not None
+        return found or bool(self.fragments) or self.patch is not None
 
     def take(self, value: Any) -> Any:
         """The value of what the step returned; what else it brings is kept here."""
@@ -186,6 +191,9 @@ class RunningStep(msgspec.Struct, eq=False):
         if kind is Listed:
             self.items = value.items
             return None
+        if kind is Yielded:
+            self.chunks = value.items
+            return value.text
         return value
 
     @property
@@ -382,6 +390,19 @@ class RunningStep(msgspec.Struct, eq=False):
     def _ask(self, question: str, read: Callable[[Any], T], *details: str) -> Answer[T]:
         worker = self._worker
         return Answer(worker.ask(question, self._task, *details), worker.loop, read)
+
+    # -- lists that are stored and read piece by piece ---------------------------------------------------------------
+
+    def store_chunk(self, text: str) -> concurrent.futures.Future[Handle]:
+        """Store some items of what the step yields."""
+        self.check_cancelled()
+        return self._worker.ask("store_chunk", self._task, text)
+
+    def stream(self, pieces: Sequence[Any], convert: Callable[[object], T], stored: Items | None = None) -> Stream[T]:
+        """A list that is read while the step goes through it."""
+        return Stream(
+            pieces, convert, lambda handles: self._worker.ask("texts", self._task, *handles), self._worker.loop, stored
+        )
 
     # -- adding steps ----------------------------------------------------------------------------------------------
 

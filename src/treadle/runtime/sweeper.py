@@ -50,6 +50,7 @@ class Sweeper:
         self.elector = elector
         # Session -> (renewal counter, when it was first seen at that).
         self._seen: dict[str, tuple[int, float]] = {}
+        self._looked = clock.monotonic()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -114,8 +115,13 @@ class Sweeper:
         """On the committer's thread: find and bury the dead."""
         dead = [session for session in store.dead_sessions() if session != self.session]
         now = self.clock.monotonic()
+        rows = store.sessions()
+        if now - self._looked > max(self.lease_seconds / 2, 3 * self.sweep_seconds):
+            # The store was away, or this process slept: nobody could renew, or be seen to, so all get their time anew.
+            self._seen.clear()
+        self._looked = now
         seen: dict[str, tuple[int, float]] = {}
-        for row in store.sessions():
+        for row in rows:
             if row.id == self.session:
                 continue
             beat, since = self._seen.get(row.id, (row.beat, now))

@@ -65,9 +65,10 @@ from treadle.runtime.payloads import Payloads, Row
 from treadle.runtime.probes import next_probe
 from treadle.runtime.slots import ASYNC, THREAD, TIMER, Slots
 from treadle.runtime.step_context import RunningStep
+from treadle.runtime.streams import Yielded
 
 # Results that bring more than their value.
-UNUSUAL = frozenset({Patch, Listed})
+UNUSUAL = frozenset({Patch, Listed, Yielded})
 # Shared by the outcomes without payload rows; never changed.
 _NO_ROWS: list[Row] = []
 
@@ -459,7 +460,7 @@ class Worker:
             result = await patiently(lambda: self.payloads.place(text, rows))
             added = await place_fragments(self.payloads, context.fragments, rows)
             patch = await place_patch(self.payloads, context.patch, rows)
-            items = await place_items(self.payloads, context.items, rows)
+            items = await place_items(self.payloads, context, rows)
             effects = await context.effects()
         except Exception as error:  # noqa: BLE001 - a stream that the step gave for an artifact may raise anything
             await self._raised(attempt, error, verdict="retry" if isinstance(error, (StoreError, OSError)) else "")

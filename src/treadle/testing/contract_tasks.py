@@ -125,6 +125,18 @@ class HandOverContract:
         assert (answer.leased, answer.queued) == ([], 1)
         assert one.waiting() == [(OTHER, 1), (RUN, 1)]
 
+    def test_a_task_waits_behind_none_that_its_own_append_ends_or_takes_back(self, make_store: MakeStore) -> None:
+        one = Party(make_store(), "one")
+        one.start(tasks=[task_of(RUN, 1)])
+
+        ending = one.append(ended=[1], tasks=[task_of(RUN, 2)], slots=1)
+        one.append(tasks=[task_of(RUN, 3)])
+        taking_back = one.append(interrupts=[3], tasks=[task_of(RUN, 4)], slots=1)
+
+        assert numbers(ending.leased) == [2]
+        assert numbers(taking_back.leased) == [4]
+        assert one.waiting() == []
+
     def test_a_task_waits_behind_one_of_higher_priority(self, make_store: MakeStore) -> None:
         one = Party(make_store(), "one")
         one.start(OTHER, tasks=[task_of(OTHER, 1, priority=5)])

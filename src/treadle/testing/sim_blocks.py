@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from typing import Any
 from zlib import crc32
 
@@ -19,7 +19,7 @@ from treadle.authoring.openings import Case, case, choose, gather, holds
 from treadle.authoring.options import Retry
 from treadle.authoring.phases import LanePlan, Phase, Phases, Rule
 from treadle.errors import Retryable
-from treadle.testing.sim_conduct import Conduct, fraction
+from treadle.testing.sim_conduct import Conduct, fraction, value_of
 from treadle.testing.sim_workload import OBSERVER, Planner, heavy_truth, registry, truth
 
 VARIABLES = ("v0", "v1", "v2")
@@ -58,6 +58,40 @@ async def cell(cell: Cell) -> Any:
     value, patch = cell_value(own.step, facts_of(cell))
     OBSERVER.get().ended(number, value)
     return Patch(value, patch) if patch else value
+
+
+def yielded(conduct: Conduct, values: list[Any]) -> list[dict[str, Any]]:
+    """What a step yields for its arguments: items so large that few of them make a chunk."""
+    digest = crc32(msgspec.json.encode([conduct["name"], values], order="deterministic"))
+    return [{"sum": digest % (7 + n), "pad": "x" * 24_000} for n in range(conduct["yields"])]
+
+
+@step(registry=registry, name="sim:spring", retry=Retry(attempts=3, initial=0.5))
+async def spring(conduct: Conduct, values: list[Any]) -> AsyncIterator[dict[str, Any]]:
+    """A step that yields, and fails half-way now and then."""
+    own = context()
+    number = OBSERVER.get().began(own)
+    items = yielded(conduct, values)
+    for place, item in enumerate(items):
+        await asyncio.sleep(0.4 * fraction("yields", conduct["name"], own.attempt, place))
+        if fraction("dries", own.step, own.generation, own.attempt, place) < 0.04:
+            raise ValueError("nothing more comes")
+        yield item
+    OBSERVER.get().ended(number, items)
+
+
+@step(registry=registry, name="sim:sip")
+async def sip(conduct: Conduct, values: AsyncIterable[Any]) -> dict[str, Any]:
+    """A step that reads its argument while it runs."""
+    own = context()
+    number = OBSERVER.get().began(own)
+    found: list[Any] = []
+    async for value in values:
+        await asyncio.sleep(0.1 * fraction("sips", conduct["name"], own.attempt, len(found)))
+        found.append(value)
+    made = value_of(conduct, found)
+    OBSERVER.get().ended(number, made)
+    return made
 
 
 @predicate(registry=registry, name="sim:rule")
@@ -164,10 +198,16 @@ class BlockPlanner(Planner):
         elif self.placed and rng.random() < 0.5:
             items = [or_default(rng.choice(self.placed), None), *items]
 
-        def body(item: Any, index: int) -> Any:
-            return self._body(builder, depth, item, index)
+        # Not drawn, so that all else stays as it is.
+        streams = fraction("streams", self.name, name) < 0.35
+        if streams:
+            conduct = {"name": f"{self.name}:{name}", "yields": 1 + int(8 * fraction(name))}
+            items = spring.options(id=f"{name}-spring").bind(conduct, [])
 
-        return gather(
+        def body(item: Any, index: int) -> Any:
+            return self._body(builder, depth, item["sum"] if streams else item, index)
+
+        made = gather(
             items,
             body,
             id=name,
@@ -176,6 +216,10 @@ class BlockPlanner(Planner):
             optional=rng.random() < 0.2,
             **self._order(),
         )
+        if streams:
+            for end, source in (("mouth", items), ("lake", made)):
+                sip.options(id=f"{name}-{end}", optional=True).bind({"name": f"{self.name}:{name}-{end}"}, source)
+        return made
 
     def _choose(self, builder: PlanBuilder, name: str, depth: int) -> Any:
         rng = self.rng

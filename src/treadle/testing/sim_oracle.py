@@ -36,9 +36,10 @@ from treadle.core.tables import RUNNING, SUCCEEDED, UNWINDING
 from treadle.core.undo import UNFINISHED
 from treadle.errors import InternalError
 from treadle.runtime.folding import state_of
+from treadle.runtime.payloads import chunks_of, joined
 from treadle.store.base import StepRow
 from treadle.testing.invariants import ANSWERS, BLOCKS, CALLS, EFFECTS, FOLD, RESULTS, ROWS, Fail, Journal
-from treadle.testing.sim_blocks import cell_value, rule_truth
+from treadle.testing.sim_blocks import cell_value, rule_truth, yielded
 from treadle.testing.sim_conduct import Shelf, effects_fault, truth_of, value_of
 from treadle.testing.sim_undo import UndoOracle
 from treadle.testing.sim_walks import Blocks, stable
@@ -134,6 +135,8 @@ class Oracle:
             return (found, patch) == cell_value(event.at, stable(arguments["cell"]))
         if step.spec.action == "sim:rule":
             return found is rule_truth(stable(arguments["row"]))
+        if step.spec.action == "sim:spring":
+            return bool(found == yielded(arguments["conduct"], arguments["values"]))
         if step.spec.action in ("sim:truth", "sim:heavy-truth"):
             return found is truth_of(arguments["value"], arguments["salt"])
         return step.spec.action not in OWN or found == value_of(arguments["conduct"], arguments["values"])
@@ -181,14 +184,17 @@ class Oracle:
     def value(self, handle: Handle) -> Any:
         """The value behind a handle."""
         if handle not in self._values:
-            if handle[0] == "=":
-                text: str | bytes = handle[1:]
-            elif handle[0] == "@":
-                text = self.run.payloads[handle[1:]]
-            else:
-                text = self.blobs.ever(handle[1:])
+            text = self._text(handle)
+            chunks = chunks_of(text)
+            if chunks is not None:
+                text = joined([self._text(chunk) for chunk in chunks.chunks])
             self._values[handle] = msgspec.json.decode(text)
         return self._values[handle]
+
+    def _text(self, handle: Handle) -> str:
+        if handle[0] == "=":
+            return handle[1:]
+        return (self.run.payloads[handle[1:]] if handle[0] == "@" else self.blobs.ever(handle[1:])).decode()
 
     def assembled(self, arg: Arg) -> Any:
         """The value of an argument."""

@@ -34,7 +34,7 @@ registry = Registry()
 # Names of the functions below.
 # Those that make artifacts.
 EFFECTIVE = frozenset({"sim:work", "sim:toil", "sim:make", "sim:build"})
-OWN = frozenset({"sim:work", "sim:toil", "sim:make", "sim:build", "sim:probe", "sim:truth", "sim:heavy-truth"})
+OWN = EFFECTIVE | {"sim:probe", "sim:sip", "sim:truth", "sim:heavy-truth"}
 
 
 class Observer(Protocol):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from treadle.errors import StoreCorruptError
 from treadle.store.blobs import WholeBlobs, digest_of
 from treadle.store.nats.link import Loop
@@ -9,9 +11,10 @@ from treadle.store.nats.reader import Rooms
 
 
 class NatsBlobs(WholeBlobs):
-    """Blobs of a store, for any thread. They are in parts; the one that names the others is stored last.
+    """Blobs of a store, for any thread. They are in parts; the message that names the others is stored last.
 
-    They are written and read whole, and never removed: for large artifacts a directory or a bucket is the place.
+    They are written and read whole: for large artifacts a directory or a bucket is the place. How old one is goes by
+    the server's time of that message, which is stored again when the blob is renewed.
     """
 
     def __init__(self, loop: Loop, rooms: Rooms) -> None:
@@ -29,8 +32,8 @@ class NatsBlobs(WholeBlobs):
         subject = self._rooms.location.blob(digest)
 
         async def work() -> None:
-            if await self._rooms.values.get_head(subject) is None:
-                await self._rooms.values.put([(subject, data)])
+            if not await self._rooms.values.renew(subject):
+                await self._rooms.values.put([(subject, data)], label=digest)
 
         self._loop.call(work())
         return digest
@@ -54,5 +57,20 @@ class NatsBlobs(WholeBlobs):
         return f"{self._rooms.location.shown}#{self._rooms.location.blob(digest)}"
 
     def renew(self, digest: str) -> bool:
-        """Whether the blob is there; it does not grow old."""
-        return self._loop.call(self._rooms.values.get_head(self._rooms.location.blob(digest))) is not None
+        """Make the blob as young as a new one; False if it is gone."""
+        return self._loop.call(self._rooms.values.renew(self._rooms.location.blob(digest)))
+
+    def old(self, before: float) -> Iterable[tuple[str, int]]:
+        """Digest and size of the blobs that were neither written nor renewed since that time."""
+        heads = self._loop.call(self._rooms.values.heads(self._rooms.location.blobs))
+        return [(head.label, head.size) for head in heads if head.time < before]
+
+    def remove(self, digest: str, before: float) -> bool:
+        """Remove the blob, unless it was renewed since that time; whether it did."""
+
+        async def work() -> bool:
+            values = self._rooms.values
+            heads = await values.heads(self._rooms.location.blob(digest))
+            return bool(heads) and heads[-1].time < before and await values.remove(heads[-1])
+
+        return self._loop.call(work())

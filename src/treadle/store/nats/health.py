@@ -11,7 +11,7 @@ from treadle.store.memory_data import MemoryData, problems_of
 from treadle.store.nats.journal import Journal
 from treadle.store.nats.link import Link, RefusedError
 from treadle.store.nats.log import Log
-from treadle.store.nats.streams import durability_of
+from treadle.store.nats.streams import durability_of, sync_interval
 
 # Journals that are read through, the newest ones: reading all of a large store would take too long.
 _JOURNALS = 100
@@ -27,7 +27,7 @@ async def examine(link: Link, log: Log, journal: Journal) -> Health:
         infos = {stream: await link.api(f"STREAM.INFO.{stream}") for stream in (location.log, location.values)}
         for stream, info in infos.items():
             _examine_stream(stream, info, problems, facts)
-        facts["durability"] = durability_of(location, infos[location.log]["config"])
+        facts["durability"] = durability_of(infos[location.log]["config"], await sync_interval(location))
         problems += _problems_of(log.machine.data)
         await _examine_journals(log, journal, problems)
     except (StoreError, RefusedError) as error:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from treadle.errors import MissingExtraError, StoreError, StoreFullError, StoreUnavailableError
+from treadle.errors import ConflictError, MissingExtraError, StoreError, StoreFullError, StoreUnavailableError
 from treadle.store.nats.location import Location
 
 T = TypeVar("T")
@@ -30,6 +30,10 @@ PATIENCE_SECONDS = 30.0
 _CONNECT_SECONDS = 5
 # Errors of JetStream by their code: no room for a message.
 _FULL = frozenset({10023, 10047, 10077, 10122})
+# The API has no leader at the moment, or the stream has none.
+_AWAY = frozenset({10004, 10008, 10009, 10118})
+# Another message is the last one of the subject.
+_NOT_LAST = 10071
 
 
 class Message(NamedTuple):
@@ -82,7 +86,10 @@ class Loop:
         if self.loop.is_closed() or not self.thread.is_alive():
             work.close()
             raise StoreUnavailableError("the store is closed")
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+        try:
+            return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+        except RefusedError as error:
+            raise StoreError(f"the NATS server refuses: {error.description} ({error.code})") from error
 
     def soon(self, function: Callable[..., object], *arguments: object) -> None:
         """Call the function on the loop; never waits, never raises."""
@@ -238,13 +245,17 @@ class Link:
         self,
         messages: Sequence[tuple[str, bytes, str]],
         stored: Callable[[int, int], None] | None = None,
+        *,
+        after: int | None = None,
     ) -> list[int]:
         """Store messages, as (subject, data, message id), all at once in flight; returns their numbers.
 
         `stored` is called for each as its answer comes, with its place in `messages` and its number. What gets no
-        answer is sent again: the server knows the message by its id.
+        answer is sent again: the server knows the message by its id. With `after`, each is stored only if that is the
+        number of the last message of its subject (0: there is none).
 
         Raises:
+            ConflictError: another message is the last one of the subject.
             StoreFullError: there is no room for one of them. Others may have been stored.
             StoreUnavailableError: the answer to one of them did not come; nothing is known of it.
         """
@@ -276,7 +287,7 @@ class Link:
                 token = str(next(self._numbers))
                 tokens.append(token)
                 self._answers[token] = partial(answered, place)
-            await self._until(done, left, tokens, messages)
+            await self._until(done, left, tokens, messages, after)
         finally:
             for token in tokens:
                 del self._answers[token]
@@ -290,12 +301,14 @@ class Link:
         left: dict[int, None],
         tokens: list[str],
         messages: Sequence[tuple[str, bytes, str]],
+        after: int | None,
     ) -> None:
+        fence = {} if after is None else {"Nats-Expected-Last-Subject-Sequence": str(after)}
         give_up = asyncio.get_running_loop().time() + PATIENCE_SECONDS
         while left:
             for place in list(left):
                 subject, data, identity = messages[place]
-                await self._send(tokens[place], subject, data, {"Nats-Msg-Id": identity})
+                await self._send(tokens[place], subject, data, {"Nats-Msg-Id": identity} | fence)
             await self._wait(done)
             if left and asyncio.get_running_loop().time() > give_up:
                 raise StoreUnavailableError(
@@ -318,6 +331,8 @@ class Link:
             )
         if ack.error.code == 503:
             return None
+        if ack.error.err_code == _NOT_LAST:
+            return ConflictError(f"{self.location.shown}: {ack.error.description}")
         return StoreError(f"{self.location.shown} refuses a message: {ack.error.description}")
 
     async def ask(self, subject: str, data: bytes = b"") -> Message:
@@ -379,16 +394,23 @@ class Link:
             del self._answers[token]
 
     async def api(self, action: str, request: object = None) -> dict[str, Any]:
-        """A request to JetStream's API.
+        """A request to JetStream's API, made again while it has no leader.
 
         Raises:
             RefusedError: it answered with an error.
             StoreUnavailableError: no answer came.
         """
         data = b"" if request is None else msgspec.json.encode(request)
-        message = await self.ask(f"$JS.API.{action}", data)
-        answer: dict[str, Any] = msgspec.json.decode(message.data)
-        if "error" in answer:
-            refusal = answer["error"]
-            raise RefusedError(refusal.get("err_code", 0), refusal.get("description", "no reason given"))
-        return answer
+        give_up = asyncio.get_running_loop().time() + PATIENCE_SECONDS
+        while True:
+            message = await self.ask(f"$JS.API.{action}", data)
+            answer: dict[str, Any] = msgspec.json.decode(message.data)
+            refusal = answer.get("error")
+            if refusal is None:
+                return answer
+            code, reason = refusal.get("err_code", 0), refusal.get("description", "no reason given")
+            if code not in _AWAY:
+                raise RefusedError(code, reason)
+            if asyncio.get_running_loop().time() > give_up:
+                raise StoreUnavailableError(f"{self.location.shown}: {reason}, for {PATIENCE_SECONDS:.0f} s by now")
+            await asyncio.sleep(0.1)

@@ -13,8 +13,10 @@ from treadle.errors import StoreUrlError
 _SHAPE = "write nats://host:4222/NAME, with options after a question mark"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_OPTIONS = frozenset({"replicas", "credentials", "nkey", "token", "ca", "cert", "key", "storage", "max_bytes"})
-_KNOWN = "replicas=3, credentials=, nkey=, token=, ca=, cert=, key=, storage=memory and max_bytes="
+_OPTIONS = frozenset(
+    {"replicas", "credentials", "nkey", "token", "ca", "cert", "key", "storage", "max_bytes", "monitor"}
+)
+_KNOWN = "replicas=3, credentials=, nkey=, token=, ca=, cert=, key=, storage=memory, max_bytes= and monitor="
 DEFAULT_NAME = "treadle"
 
 
@@ -34,6 +36,8 @@ class Location(NamedTuple):
     ca: str = ""
     cert: str = ""
     key: str = ""
+    # The server's monitoring address, "" if it is not known.
+    monitor: str = ""
 
     @property
     def shown(self) -> str:
@@ -79,6 +83,11 @@ class Location(NamedTuple):
     def blob(self, digest: str) -> str:
         """The subject of a blob."""
         return f"{self.prefix}.values.blob.{hashed(digest)}"
+
+    @property
+    def blobs(self) -> str:
+        """The subjects of all blobs, without those of their parts."""
+        return f"{self.prefix}.values.blob.*"
 
     def body(self, key: str, identity: str) -> str:
         """The subject of the body of an operation that is too big for one message."""
@@ -145,6 +154,8 @@ def parse_url(url: str) -> Location:
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     if unknown := sorted(set(options) - _OPTIONS):
         raise StoreUrlError(f"{url!r}: option {unknown[0]} is not known; there are {_KNOWN}")
+    if not options.get("monitor", "http://").startswith(("http://", "https://")):
+        raise StoreUrlError(f"{url!r}: monitor is {options['monitor']!r}, which should be as http://host:8222")
     access, _, hosts = parts.netloc.rpartition("@")
     servers = tuple(
         f"{parts.scheme}://{access}{'@' if access else ''}{_checked(url, host)}" for host in hosts.split(",")
@@ -156,7 +167,7 @@ def parse_url(url: str) -> Location:
         storage=_one_of(url, options, "storage", ("file", "memory")),
         max_bytes=_number(url, options, "max_bytes") or -1,
         tls=parts.scheme == "tls",
-        **{name: options.get(name, "") for name in ("credentials", "nkey", "token", "ca", "cert", "key")},
+        **{name: options.get(name, "") for name in ("credentials", "nkey", "token", "ca", "cert", "key", "monitor")},
     )
 
 

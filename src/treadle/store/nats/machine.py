@@ -19,6 +19,7 @@ from treadle.store.base import Acquired, Answer, Append, Loaded, Offer, Postpone
 from treadle.store.memory import MemoryData, MemoryStore
 from treadle.store.memory_data import Heap, StoredRun
 from treadle.store.nats import wire
+from treadle.store.nats.foresight import waiting_ended_by, without
 from treadle.store.nats.wire import Takes
 
 
@@ -199,18 +200,19 @@ class Machine:
         run = self.data.runs.get(append.key)
         held = append.hold if append.hold is not None else run.hold if run is not None else 0
         counts: dict[tuple[str, str], int] = {}
-        for task in sorted(append.tasks, key=lambda task: -task.priority):
-            if held or task.not_before > append.time:
-                continue
-            ahead = any(
-                priority >= task.priority and (action == task.action or action in offer.actions())
-                for priority, action in queued.get(task.queue, ())
-            )
-            kind = (task.action, task.queue)
-            if not ahead and not self.data.is_behind(task, append.time, offer) and offer.take(*kind):
-                counts[kind] = counts.get(kind, 0) + 1
-            else:
-                queued.setdefault(task.queue, []).append((task.priority, task.action))
+        with without(self.data, [] if run is None else waiting_ended_by(append, run), append.time):
+            for task in sorted(append.tasks, key=lambda task: -task.priority):
+                if held or task.not_before > append.time:
+                    continue
+                ahead = any(
+                    priority >= task.priority and (action == task.action or action in offer.actions())
+                    for priority, action in queued.get(task.queue, ())
+                )
+                kind = (task.action, task.queue)
+                if not ahead and not self.data.is_behind(task, append.time, offer) and offer.take(*kind):
+                    counts[kind] = counts.get(kind, 0) + 1
+                else:
+                    queued.setdefault(task.queue, []).append((task.priority, task.action))
         if not counts:
             return None
         actions = list(offer.actions())

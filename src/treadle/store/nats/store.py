@@ -72,8 +72,7 @@ class NatsStore(NatsReader):
 
         async def work() -> None:
             await self._rooms.link.open()
-            config = await streams.prepare(self._rooms.link, create=create)
-            self.durability = streams.durability_of(self.location, config)
+            self.durability = await streams.prepare(self._rooms.link, create=create)
             await self._rooms.log.load()
 
         try:

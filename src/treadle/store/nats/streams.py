@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import urllib.request
 from typing import Any
+
+import msgspec
 
 from treadle.errors import (
     SchemaVersionError,
@@ -29,8 +32,8 @@ _NO_CLUSTER = frozenset({10074, 10005})
 _FULL = frozenset({10047, 10023, 10028})
 
 
-async def prepare(link: Link, *, create: bool) -> dict[str, Any]:
-    """See that the server is one that a store can live on, and that its streams are there; returns the log's config.
+async def prepare(link: Link, *, create: bool) -> str:
+    """See that the server is one that a store can live on, and that its streams are there; returns the durability.
 
     Raises:
         StoreError: of the kind that says what to do; nothing was changed.
@@ -52,7 +55,7 @@ async def prepare(link: Link, *, create: bool) -> dict[str, Any]:
             await _change(link, stream, location.replicas)
         found["num_replicas"] = location.replicas
     link.replicas = int(found["num_replicas"])
-    return found
+    return durability_of(found, await sync_interval(location))
 
 
 def check_server(link: Link) -> None:
@@ -67,7 +70,26 @@ def check_server(link: Link) -> None:
         raise _without_jetstream(link, "the server says so")
 
 
-def durability_of(location: Location, config: dict[str, Any]) -> str:
+async def sync_interval(location: Location) -> float | None:
+    """After how many seconds a server writes to its disk, 0 for at once; None if nobody says it.
+
+    Clients are not told; the server's monitoring port tells, if the URL names it.
+    """
+    if not location.monitor:
+        return None
+
+    def ask() -> float | None:
+        try:
+            with urllib.request.urlopen(f"{location.monitor}/jsz?config=true", timeout=2) as answer:  # noqa: S310 - http
+                config = msgspec.json.decode(answer.read())["config"]
+        except (OSError, KeyError, msgspec.DecodeError):
+            return None
+        return 0.0 if config.get("sync_always") else config.get("sync_interval", 0) / 1e9
+
+    return await asyncio.get_running_loop().run_in_executor(None, ask)
+
+
+def durability_of(config: dict[str, Any], sync: float | None) -> str:
     """What an answer means for a crash and for a power cut."""
     replicas = int(config["num_replicas"])
     if config["storage"] == "memory":
@@ -75,9 +97,12 @@ def durability_of(location: Location, config: dict[str, Any]) -> str:
     if replicas > 1:
         spared = (replicas - 1) // 2
         return f"stored by {replicas // 2 + 1} of {replicas} servers: survives the loss of {spared} at any instant"
+    if sync == 0:
+        return "on the disk of one server before it is answered (sync_interval: always)"
+    time = "what its sync_interval allows (2 min, unless it is set)" if sync is None else f"the last {sync:g} s"
     return (
-        "stored by one server: survives crashes of processes; a power cut may lose what its sync_interval allows"
-        " (2 min, unless sync_interval: always is set), ?replicas=3 prevents that"
+        f"stored by one server: survives crashes of processes; a power cut may lose {time};"
+        " ?replicas=3, or sync_interval: always in the server's configuration, prevents that"
     )
 
 

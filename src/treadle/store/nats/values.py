@@ -6,12 +6,15 @@ are stored before the message that names them.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import NamedTuple
 
 import msgspec
 
-from treadle.errors import StoreCorruptError
+from treadle.errors import ConflictError, StoreCorruptError
 from treadle.store.nats.link import Link, Message
 
 # A server takes messages of 1 MiB unless it is told otherwise; a good part less makes room for headers.
@@ -20,9 +23,21 @@ PART_BYTES = 512 * 1024
 _ASKED = 250
 
 
-class _Parts(msgspec.Struct):
+class _Parts(msgspec.Struct, omit_defaults=True):
     parts: int
     name: str
+    size: int
+    # What the value is called by those who store it; the subject has only a hash of that.
+    label: str = ""
+
+
+class Head(NamedTuple):
+    """What tells of a value in parts: its subject, the number and time of that message, the value's label and size."""
+
+    subject: str
+    seq: int
+    time: float
+    label: str
     size: int
 
 
@@ -37,8 +52,8 @@ class Values:
         self.link = link
         self.stream = link.location.values
 
-    async def put(self, values: Sequence[tuple[str, bytes]]) -> None:
-        """Store values, as (subject, bytes); on return all are stored.
+    async def put(self, values: Sequence[tuple[str, bytes]], *, label: str = "") -> None:
+        """Store values, as (subject, bytes); on return all are stored. One with a label is always in parts.
 
         Raises:
             StoreFullError, StoreUnavailableError: some may be stored, some not.
@@ -46,7 +61,7 @@ class Values:
         parts: list[tuple[str, bytes, str]] = []
         heads: list[tuple[str, bytes, str]] = []
         for subject, data in values:
-            if len(data) < PART_BYTES:
+            if len(data) < PART_BYTES and not label:
                 heads.append((subject, _WHOLE + data, self.link.new_id()))
                 continue
             name = hashlib.sha256(data).hexdigest()[:40]
@@ -55,7 +70,7 @@ class Values:
                 (f"{subject}.{name}.{n}", data[place : place + PART_BYTES], self.link.new_id())
                 for n, place in enumerate(places)
             ]
-            told = msgspec.json.encode(_Parts(len(places), name, len(data)))
+            told = msgspec.json.encode(_Parts(len(places), name, len(data), label))
             heads.append((subject, _PARTED + told, self.link.new_id()))
         if parts:
             await self.link.publish(parts)
@@ -66,9 +81,48 @@ class Values:
         """A value, or None."""
         return (await self.get_all([subject])).get(subject)
 
-    async def get_head(self, subject: str) -> bytes | None:
-        """What tells that a value is there, without its parts."""
-        return (await self._last_of([subject])).get(subject)
+    async def renew(self, subject: str) -> bool:
+        """Give a value in parts the time of now; False if it is gone."""
+        for head in await self._heads_of(subject):
+            data = (await self._last_of([subject])).get(subject)
+            if data is not None:
+                # Stored only if nobody has removed it, or renewed it, in the meantime.
+                with contextlib.suppress(ConflictError):
+                    await self.link.publish([(subject, data, self.link.new_id())], after=head.seq)
+                    return True
+        return bool(await self._heads_of(subject))
+
+    async def heads(self, subjects: str) -> list[Head]:
+        """All values in parts whose subjects match."""
+        found: list[Head] = []
+        last = 0
+        while page := await self._heads_of(subjects, last + 1):
+            found += page
+            last = page[-1].seq
+        return found
+
+    async def remove(self, head: Head) -> bool:
+        """Remove a value with its parts, unless it was renewed or stored again since its head was read."""
+        # Whatever is stored meanwhile has higher numbers, parts included.
+        purge = f"STREAM.PURGE.{self.stream}"
+        await self.link.api(purge, {"filter": head.subject, "seq": head.seq + 1})
+        if await self._heads_of(head.subject):
+            return False
+        await self.link.api(purge, {"filter": f"{head.subject}.>", "seq": head.seq})
+        return True
+
+    async def _heads_of(self, subjects: str, first: int = 1) -> list[Head]:
+        """The next values in parts, from a number on."""
+        request = {"seq": first, "batch": _ASKED, "next_by_subj": subjects}
+        answers = await self.link.gather(f"$JS.API.DIRECT.GET.{self.stream}", msgspec.json.encode(request), is_end)
+        found: list[Head] = []
+        for message in answers:
+            if message.data[:1] == _PARTED:
+                told = msgspec.json.decode(message.data[1:], type=_Parts)
+                time = datetime.fromisoformat(message.headers["Nats-Time-Stamp"]).timestamp()
+                seq = int(message.headers["Nats-Sequence"])
+                found.append(Head(message.headers["Nats-Subject"], seq, time, told.label, told.size))
+        return found
 
     async def get_all(self, subjects: Iterable[str]) -> dict[str, bytes]:
         """Values by subject; missing ones are absent."""
