@@ -24,7 +24,7 @@ from treadle.authoring.packages import Package
 from treadle.authoring.phases import LanePlan, Phase, Phases, Rule
 from treadle.authoring.registry import Registry
 from treadle.authoring.sleep import sleep
-from treadle.connect import connect
+from treadle.connect import connect, lifespan
 from treadle.core.documents import Document
 from treadle.core.effects import Artifact
 from treadle.core.graph_analysis import Analysis, Schedule
@@ -89,10 +89,12 @@ from treadle.runtime.artifacts import ArtifactStream
 from treadle.runtime.blocking import BlockingApp, BlockingRun
 from treadle.runtime.client import App
 from treadle.runtime.collecting import Collected
+from treadle.runtime.cycles import Cycle
 from treadle.runtime.documents import load_document, plan_document, save_document
 from treadle.runtime.hooks import Boundary, Hooks
 from treadle.runtime.middleware import Next, StepCall
 from treadle.runtime.outcomes import StepOutcome
+from treadle.runtime.retention import Retention
 from treadle.runtime.run import Run
 from treadle.runtime.run_analysis import Forecast, RunAnalysis
 from treadle.runtime.signing.verification import Verification, sign_document, verify_document
@@ -113,6 +115,7 @@ __all__ = [
     "ChecksumError",
     "Collected",
     "ConflictError",
+    "Cycle",
     "CycleError",
     "DecodeError",
     "DefinitionError",
@@ -149,6 +152,7 @@ __all__ = [
     "Poll",
     "PredicateFunction",
     "Registry",
+    "Retention",
     "Retry",
     "RetryLater",
     "Retryable",
@@ -209,6 +213,7 @@ __all__ = [
     "group",
     "holds",
     "lane_value",
+    "lifespan",
     "load_document",
     "or_default",
     "plan_document",

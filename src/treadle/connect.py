@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from treadle.authoring.options import Retry, policy_of
 from treadle.authoring.packages import JoinedRegistry, Package, check_packages
@@ -23,6 +23,8 @@ from treadle.runtime.clock import RandomIds, SystemClock
 from treadle.runtime.hooks import Hooks, check_hooks
 from treadle.runtime.middleware import Middleware, check_middleware
 from treadle.runtime.node import Node, Settings
+from treadle.runtime.retention import Retention, rule_of
+from treadle.runtime.serving import Lifespan, lifespan_of
 from treadle.runtime.threads import ThreadPool
 from treadle.runtime.wakeups import DatagramWakeups, NoWakeups
 from treadle.store.base import Blobs, Store
@@ -36,12 +38,20 @@ class Opening:
     """What `connect` returns: `async with` gives an `App`, `with` a `BlockingApp`."""
 
     def __init__(
-        self, url: str, registry: Registry, settings: Settings, *, create: bool, artifacts: Place | None
+        self,
+        url: str,
+        registry: Registry,
+        settings: Settings,
+        *,
+        create: bool,
+        artifacts: Place | None,
+        clock: Clock | None = None,
     ) -> None:
         self._url = url
         self._registry = registry
         self._settings = settings
         self._create = create
+        self._clock = clock
         self._artifacts = artifacts
         self._app: App | None = None
         self._blocking: BlockingApp | None = None
@@ -52,7 +62,10 @@ class Opening:
         Raises:
             StoreError: of the kind that says what to do.
         """
-        return await _open(self._url, self._registry, self._settings, create=self._create, artifacts=self._artifacts)
+        clock = self._clock or SystemClock()
+        return await _open(
+            self._url, self._registry, self._settings, clock, create=self._create, artifacts=self._artifacts
+        )
 
     async def __aenter__(self) -> App:
         self._app = await self.open()
@@ -81,7 +94,7 @@ class Opening:
 def connect(
     url: str = "sqlite:///.treadle/treadle.db",
     *,
-    worker: bool = True,
+    worker: bool | Literal["cycles"] = True,
     slots: int = 1000,
     threads: int = 16,
     worker_id: str = "",
@@ -96,13 +109,15 @@ def connect(
     actions: str | Sequence[str] = (),
     elector: Elector | None = None,
     artifacts: Place | None = None,
+    retention: Retention | None = None,
+    clock: Clock | None = None,
     settings: Settings | None = None,
 ) -> Opening:
     """Open an application on a store.
 
     `url` is `memory://`, `sqlite:///relative.db`, `sqlite:////absolute.db`, `postgresql://user@host/database` or
     `nats://host:4222/NAME`. With `worker=False` it executes no steps: it starts, reads and operates runs, and decides
-    those that nobody else decides.
+    those that nobody else decides; with `worker="cycles"` it executes when `run_once` and `work` ask for it.
     `slots` is how many async steps run at a time, `threads` how many sync ones; `lease` seconds without a sign of life
     end a session; `retry` is the policy of steps that have none, nor their workflow. `hooks` are told of what begins
     and ends here; `middleware` is around each attempt that is executed here, the first one outermost. `packages` are
@@ -110,7 +125,8 @@ def connect(
     package may be given by the name of its entry point, and "installed" is all of those. `actions` names entry points
     with steps. `elector` says which session sweeps, instead of the store. `artifacts` is where artifacts and large
     values are kept: a directory, or a URL (`s3://bucket/prefix`, `gs://`, `az://`) with the extra `objects`; by default
-    beside the store's file. Use the result with `async with`, or with `with`.
+    beside the store's file. `retention` deletes closed runs by and by; `clock` is another clock than the machine's. Use
+    the result with `async with`, or with `with`.
 
     Raises:
         UsageError: a hook is no `Hooks`, or a middleware is no coroutine function.
@@ -124,7 +140,8 @@ def connect(
     check_hooks(hooks)
     check_middleware(middleware)
     chosen = settings or Settings(
-        worker=worker,
+        worker=bool(worker),
+        cycles=worker == "cycles",
         slots=slots,
         threads=threads,
         worker_id=worker_id,
@@ -135,9 +152,28 @@ def connect(
         packages=tuple(brought),
         package_settings=check_packages(brought, package_settings or {}),
         elector=elector,
+        retention=None if retention is None else rule_of(retention),
     )
     joined = JoinedRegistry(known, brought) if brought else known
-    return Opening(url, joined, chosen, create=create, artifacts=artifacts)
+    return Opening(url, joined, chosen, create=create, artifacts=artifacts, clock=clock)
+
+
+def lifespan(
+    url: str = "sqlite:///.treadle/treadle.db",
+    *,
+    state: str = "treadle",
+    grace: float | None = 30.0,
+    around: Lifespan | None = None,
+    **options: Any,
+) -> Lifespan:
+    """The lifespan of a Starlette or FastAPI application that has an open `App` as long as it lives.
+
+    It is at `request.state.treadle` and `app.state.treadle` (by another name with `state`). At the end running steps
+    have `grace` seconds; what still runs then is executed again elsewhere, or at the next start. `around` is a lifespan
+    of the web application's own, which lives inside. `options` are those of `connect`, checked at once.
+    """
+    connect(url, **options)
+    return lifespan_of(lambda: connect(url, **options), state=state, grace=grace, around=around)
 
 
 def _plugins() -> Any:
@@ -208,8 +244,10 @@ async def _direct(function: Callable[[], Any]) -> Any:
     return function()
 
 
-async def _open(url: str, registry: Registry, settings: Settings, *, create: bool, artifacts: Place | None) -> App:
-    clock, ids = SystemClock(), RandomIds()
+async def _open(
+    url: str, registry: Registry, settings: Settings, clock: Clock, *, create: bool, artifacts: Place | None
+) -> App:
+    ids = RandomIds()
     parts = _parts(url, clock, ids, settings.lease_seconds / 3)
     blobs = parts.blobs if artifacts is None else blobs_of(artifacts)
     parts.store.open(create=create)
@@ -273,4 +311,4 @@ def _parts(url: str, clock: Clock, ids: Ids, renew_seconds: float) -> StoreParts
     )
 
 
-__all__ = ["Opening", "connect"]
+__all__ = ["Opening", "connect", "lifespan"]

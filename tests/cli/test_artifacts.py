@@ -78,9 +78,9 @@ def test_an_unknown_artifact_is_not_found(made: Project) -> None:
 def test_old_blobs_that_no_run_names_are_removed(made: Project) -> None:
     made.treadle("delete", "r1", "--yes")
 
-    assert made.json("gc") == {"removed": 0, "size": 0, "kept": 0}
-    assert "0 blobs would be removed" in made.treadle("gc", "--older-than", "2h", "--dry-run").stdout
-    assert "longer age" in made.treadle("gc", "--older-than", "5s", code=2).stderr
+    assert made.json("gc", "--yes")["blobs"] == {"removed": 0, "size": 0, "kept": 0}
+    assert "0 blobs would be removed" in made.treadle("gc", "--blobs", "2h", "--dry-run").stdout
+    assert "longer age" in made.treadle("gc", "--blobs", "5s", "--yes", code=2).stderr
 
 
 def test_where_artifacts_are_is_a_setting(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,24 @@ async def checked_undos(app: App) -> None:
         assert row.unwound == "fully"
 
 
+async def cycled(app: App) -> None:
+    """Runs are executed in cycles by hand, and then collected; each call is made again until it is answered."""
+    for name in ("run", "other"):
+        await insistently(partial(app.start, called, 10, id=name))
+    async with asyncio.timeout(120):
+        while await insistently(lambda: app.runs(status="running")):
+            await insistently(lambda: app.run_once(limit=1))
+    await asyncio.sleep(1.0)
+    while (await insistently(lambda: app.gc(older_than=0))).deleted:
+        pass
+
+
+async def checked_cycles(app: App) -> None:
+    """Everything was executed, and is gone."""
+    assert await insistently(app.runs) == []
+    assert await insistently(app.sessions)
+
+
 def drive(
     make: Callable[[], Store],
     nth: int,
@@ -185,6 +204,7 @@ def drive(
     before: bool,
     act: Callable[[App], Awaitable[None]] = scenario,
     check: Callable[[App], Awaitable[None]] = checked,
+    cycles: bool = False,
 ) -> bool:
     """Run a scenario with the Nth store call failing; False if no call was the Nth."""
     loop = SimLoop(lambda: None)
@@ -207,7 +227,7 @@ def drive(
             driver=lambda: InlineDriver(renew_seconds=5.0),
             blobs=MemoryBlobs(),
             registry=registry,
-            settings=Settings(),
+            settings=Settings(cycles=cycles),
             in_reader=read,
         )
         await insistently(node.open)
@@ -249,6 +269,15 @@ def test_any_store_call_may_fail_before_or_after_it_took_effect(
 def test_any_store_call_of_an_unwinding_may_fail(before: bool) -> None:
     nth = 1
     while drive(MemoryStore, nth, before=before, act=undone, check=checked_undos):
+        nth += 1
+
+    assert nth > 20
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+def test_any_store_call_of_cycles_and_a_collection_may_fail(before: bool) -> None:
+    nth = 1
+    while drive(MemoryStore, nth, before=before, act=cycled, check=checked_cycles, cycles=True):
         nth += 1
 
     assert nth > 20

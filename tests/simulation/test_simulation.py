@@ -164,8 +164,8 @@ def test_a_lost_attempt_that_is_not_dispatched_again_is_found(monkeypatch: pytes
 def test_a_sweeper_that_leaves_the_dead_to_the_elected_one_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     bury = Sweeper._bury
 
-    def elected_only(self: Sweeper, store: Any) -> list[str]:
-        return bury(self, store) if store.elect("sweeper", self.session) else []
+    def elected_only(self: Sweeper, store: Any) -> tuple[list[str], list[str]]:
+        return bury(self, store) if store.elect("sweeper", self.session) else ([], [])
 
     monkeypatch.setattr(Sweeper, "_bury", elected_only)
 

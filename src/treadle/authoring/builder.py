@@ -100,6 +100,12 @@ class Planned:
     def __repr__(self) -> str:
         return f"<plan of {self.workflow!r}: {len(self.plan.blocks)} blocks, {len(self.constants)} constants>"
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from treadle.authoring.plan_html import plan_html
+
+        return plan_html(self.plan)
+
     def analysis(self) -> Analysis:
         """Questions to the graph: what depends on what, levels, the critical path."""
         return Analysis.of(self.plan)

@@ -141,16 +141,3 @@ async def get_artifact(desk: Desk, run_id: str, artifact_id: str, step: str, to:
             except OSError as error:
                 raise UsageError(f"{to} cannot be written: {error}") from error
             say(f"{size_text(stream.artifact.size)} written to {to}")
-
-
-@click.command()
-@with_desk()
-@click.option("--older-than", default="1d", show_default=True, metavar="DURATION", help="Leave younger ones alone.")
-@click.option("--dry-run", is_flag=True, help="Remove nothing, only count.")
-async def gc(desk: Desk, older_than: str, dry_run: bool) -> None:
-    """Remove artifacts and large values that no run names any more, such as those of deleted runs."""
-    async with desk.connect() as app:
-        found = await app.collect(older_than, dry_run=dry_run)
-    verb = "would be removed" if dry_run else "removed"
-    text = f"{found.removed} blobs {verb} ({size_text(found.size)}); {found.kept} old ones are needed\n"
-    emit(plainly(found), desk.output, text)

@@ -7,7 +7,7 @@ import functools
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import click
 
@@ -33,7 +33,7 @@ class Desk:
         self.url = store_url(store, Path.cwd())
         self.output = output
 
-    def connect(self, *, create: bool = False, worker: bool = False, **options: Any) -> Opening:
+    def connect(self, *, create: bool = False, worker: bool | Literal["cycles"] = False, **options: Any) -> Opening:
         """An application on the store. Reading verbs make no store, and no verb but two executes steps."""
         from treadle.connect import connect
 

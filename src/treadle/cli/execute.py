@@ -281,10 +281,18 @@ async def _execute(app: App, handle: Run[Any], view: View) -> int | None:
 @click.option(
     "--grace", type=float, metavar="SECONDS", help="How long to wait for running steps at the end; else as needed."
 )
+@click.option("--max-cycles", type=click.IntRange(1), metavar="N", help="End after so many cycles.")
+@click.option("--until-idle", is_flag=True, help="End when nothing is due any more.")
 @click.option("--package", "named", multiple=True, metavar="NAME", help="Serve an installed package; may be repeated.")
 @click.argument("targets", metavar="TARGET...", nargs=-1)
 async def worker(
-    desk: Desk, targets: tuple[str, ...], named: tuple[str, ...], grace: float | None, **capacity: Any
+    desk: Desk,
+    targets: tuple[str, ...],
+    named: tuple[str, ...],
+    grace: float | None,
+    max_cycles: int | None,
+    until_idle: bool,
+    **capacity: Any,
 ) -> int | None:
     """Execute the steps of all runs, until SIGTERM or SIGINT; then let running steps end.
 
@@ -293,19 +301,37 @@ async def worker(
     """
     names, packages = _import_all(targets, named)
     make_folder(desk.url)
-    async with desk.connect(create=True, worker=True, packages=packages, **watchers(), **capacity) as app:
+    mode: bool | Literal["cycles"] = "cycles" if until_idle or max_cycles else True
+    async with desk.connect(create=True, worker=mode, packages=packages, **watchers(), **capacity) as app:
         actions = app.registry.names()
         listed = ", ".join(clean(name) for name in actions[:8])
         more = f" and {len(actions) - 8} more" if len(actions) > 8 else ""
         say(f"worker of {desk.url} for {', '.join(names)}: {listed}{more}")
         with stopping(lambda: say("stopping: waiting for running steps; again to exit at once")) as stop:
-            await stop.wait()
+            if mode == "cycles":
+                await _work(app, stop, max_cycles, until_idle=until_idle)
+            else:
+                await stop.wait()
             drained = await app.drain(grace)
     if not drained:
         say("some steps still ran; other workers execute them again")
         return 1
     say("stopped")
     return None
+
+
+async def _work(app: App, stop: asyncio.Event, max_cycles: int | None, *, until_idle: bool) -> None:
+    """Work in cycles until they are over, or a signal comes."""
+    working = asyncio.ensure_future(app.work(max_cycles=max_cycles, until_idle=until_idle))
+    asked = asyncio.ensure_future(stop.wait())
+    await asyncio.wait([working, asked], return_when=asyncio.FIRST_COMPLETED)
+    asked.cancel()
+    if working.done():
+        cycle = working.result()
+        say(f"{cycle.processed} attempts: {cycle.succeeded} succeeded, {cycle.retried} retried, {cycle.failed} failed")
+    else:
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
 
 
 def _import_all(targets: tuple[str, ...], named: tuple[str, ...]) -> tuple[list[str], list[Package | str]]:

@@ -8,8 +8,10 @@ threads, and in notebooks whose own loop is running.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from treadle.authoring.durations import Duration
@@ -19,9 +21,12 @@ from treadle.core.events import AnyEvent
 from treadle.runtime.artifacts import ArtifactStream
 from treadle.runtime.client import App
 from treadle.runtime.collecting import DEFAULT_AGE, Collected
+from treadle.runtime.cycles import Cycle
 from treadle.runtime.dead_letters import Letter, LetterAnswer
+from treadle.runtime.html import snapshot_html
 from treadle.runtime.inspection import Snapshot
 from treadle.runtime.outcomes import StepOutcome
+from treadle.runtime.retention import Removal
 from treadle.runtime.run import Run
 from treadle.runtime.run_analysis import RunAnalysis
 from treadle.runtime.undo import UndoEntry
@@ -110,6 +115,24 @@ class BlockingApp:
         """Integrity and configuration of the store."""
         return self._thread.call(self._app.check())
 
+    def run_once(self, limit: int | None = None) -> Cycle:
+        """One cycle; see `App.run_once`."""
+        return self._thread.call(self._app.run_once(limit))
+
+    def work(
+        self, *, max_cycles: int | None = None, until_idle: bool | Duration = False, limit: int | None = None
+    ) -> Cycle:
+        """Cycles whenever there is something to do; see `App.work`."""
+        return self._thread.call(self._app.work(max_cycles=max_cycles, until_idle=until_idle, limit=limit))
+
+    def gc(self, **rule: Any) -> Removal:
+        """Delete closed runs; see `App.gc`."""
+        return self._thread.call(self._app.gc(**rule))
+
+    def backup(self, path: str | os.PathLike[str]) -> Path:
+        """Copy the store; see `App.backup`."""
+        return self._thread.call(self._app.backup(path))
+
     def collect(self, older_than: Duration = DEFAULT_AGE, *, dry_run: bool = False) -> Collected:
         """Remove artifacts and large values that no run names; see `App.collect`."""
         return self._thread.call(self._app.collect(older_than, dry_run=dry_run))
@@ -135,6 +158,10 @@ class BlockingRun(Generic[R]):
 
     def __repr__(self) -> str:
         return repr(self._run)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the run as it is now."""
+        return snapshot_html(self.inspect())
 
     @property
     def id(self) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
-from collections.abc import Callable, Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from datetime import datetime
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar, overload
 
@@ -24,12 +27,17 @@ from treadle.errors import (
     DefinitionError,
     RunExistsError,
     StoreUnavailableError,
+    UsageError,
 )
+from treadle.runtime.backup import backup
 from treadle.runtime.copying import CopyReport, copy_store
+from treadle.runtime.cycles import Cycle, Cycles
 from treadle.runtime.data import DataOperations
 from treadle.runtime.dead_letters import DeadLetters
 from treadle.runtime.node import Node
+from treadle.runtime.retention import CLOSED, Removal, Retention, remove, rule_of
 from treadle.runtime.run import Run
+from treadle.runtime.serving import serve
 from treadle.runtime.starting import Deadline, Start, begin, closing_time, data_text, is_same, opening_time, trace_of
 from treadle.store.base import Health, RunQuery, RunRow, SessionRow
 
@@ -344,6 +352,75 @@ class App(DeadLetters, DataOperations):
             ConflictError: somebody works on one of the stores, or the target has another run of an id.
         """
         return await copy_store(self._node, other._node, progress)
+
+    async def run_once(self, limit: int | None = None) -> Cycle:
+        """One cycle: execute what is due and what follows from it at once, at most `limit` attempts; what was done.
+
+        For an application that was opened with `worker="cycles"`. It returns when nothing that it began is under way
+        any more. A task whose delay is not over yet is left for a later cycle; `Cycle.due_at` says when.
+
+        Raises:
+            UsageError: the application works by itself, or not at all.
+            StoreError: the store does not answer; nothing is lost, and the next cycle goes on.
+        """
+        return await self._cycles().run(limit)
+
+    async def work(
+        self, *, max_cycles: int | None = None, until_idle: bool | Duration = False, limit: int | None = None
+    ) -> Cycle:
+        """Cycles whenever there is something to do; what they did together.
+
+        They end after `max_cycles`, or with `until_idle` when nothing is due; a duration waits as long for tasks that
+        fall due. Without both they go on until cancelled. For an application opened with `worker="cycles"`.
+        """
+        return await self._cycles().work(max_cycles=max_cycles, until_idle=until_idle, limit=limit)
+
+    @property
+    def is_driven(self) -> bool:
+        """Whether it executes only in the cycles that it is asked for."""
+        return self._node.cycles is not None
+
+    def _cycles(self) -> Cycles:
+        cycles = self._node.cycles
+        if cycles is None:
+            raise UsageError('this application works by itself, or not at all; open it with connect(worker="cycles")')
+        return cycles
+
+    async def serve(self, *, grace: float | None = None, stop: asyncio.Event | None = None) -> bool:
+        """Work until SIGINT or SIGTERM, or until `stop` is set; then take nothing new, and let running steps end.
+
+        Returns whether all of them did within the grace; a second signal ends the waiting. Signals are only caught in a
+        program's main thread; elsewhere `stop` is the way to end it.
+        """
+        return await serve(self, grace=grace, stop=stop)
+
+    async def gc(
+        self,
+        *,
+        older_than: Duration = "30d",
+        keep: int = 0,
+        status: Sequence[str] = CLOSED,
+        dry_run: bool = False,
+    ) -> Removal:
+        """Delete closed runs that have not changed for so long, but for the newest `keep` of each workflow.
+
+        `status` says which outcomes go. A run goes with the runs that its steps called and waited for, and these are
+        never deleted alone; a run of which anything is still open is left. With `dry_run` nothing is deleted.
+
+        Raises:
+            DefinitionError: something of this makes no sense; all mistakes at once.
+        """
+        rule = rule_of(Retention(older_than=older_than, keep=keep, status=status))
+        return await remove(self._node, rule, dry_run=dry_run)
+
+    async def backup(self, path: str | os.PathLike[str]) -> Path:
+        """Copy the store while it is in use, as it is at one moment; its blobs go to a folder beside the file.
+
+        Raises:
+            UsageError: the file exists, or this store has no backup of its own.
+            StoreError: it could not be done; no file was made.
+        """
+        return await backup(self._node, path)
 
     async def drain(self, grace_seconds: float | None = None) -> bool:
         """Take no new attempts and wait for those that run; False if some still ran after the grace."""

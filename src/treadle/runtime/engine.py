@@ -264,6 +264,11 @@ class Engine:
             else:
                 self._tell(item, Refusal("conflict", "another session decides the run now; ask again"), None)
 
+    @property
+    def busy(self) -> bool:
+        """Whether something is to be decided, or waits for its commit."""
+        return bool(self._acquiring) or any(o.in_flight is not None or o.pending or o.more for o in self.runs.values())
+
     def will_tell(self, key: str) -> bool:
         """Whether this engine decides the run and will tell the hub of its end."""
         owned = self.runs.get(key)

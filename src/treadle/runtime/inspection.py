@@ -202,6 +202,12 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     result: Arg
     missing: list[str]
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from treadle.runtime.html import snapshot_html
+
+        return snapshot_html(self)
+
     def step(self, address: str) -> StepView | None:
         """The view of one step, an evaluation included; None if there is none."""
         return next((step for step in (*self.steps, *self.evaluations) if step.address == address), None)

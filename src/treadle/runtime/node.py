@@ -27,7 +27,9 @@ from treadle.errors import (
     TreadleError,
 )
 from treadle.ports import Elector, Environment
+from treadle.runtime.attempts import Finish
 from treadle.runtime.children import call_child
+from treadle.runtime.cycles import Cycles
 from treadle.runtime.engine import Engine
 from treadle.runtime.exchange import RETRY_SECONDS, place_fragments
 from treadle.runtime.failures import DEFAULT_CAP, ErrorText
@@ -35,15 +37,16 @@ from treadle.runtime.hooks import Hooks
 from treadle.runtime.hub import Hub
 from treadle.runtime.middleware import Middleware
 from treadle.runtime.observers import Observers
-from treadle.runtime.owned import Pending
+from treadle.runtime.owned import Owned, Pending
 from treadle.runtime.payloads import Payloads, Row
 from treadle.runtime.probes import Postponer
 from treadle.runtime.questions import Questions
 from treadle.runtime.requests import request
+from treadle.runtime.retention import Rule, retain
 from treadle.runtime.slots import ASYNC, THREAD, TIMER, Slots
 from treadle.runtime.sweeper import Sweeper
 from treadle.runtime.worker import Worker
-from treadle.store.base import WAITS_CHANGES, WAITS_TASKS, Blobs, Reader, Renewal, SessionRow, Store
+from treadle.store.base import WAITS_CHANGES, WAITS_TASKS, Append, Blobs, Reader, Renewal, SessionRow, Store
 from treadle.store.committer import Committer, Driver
 
 _log = logging.getLogger("treadle.node")
@@ -76,6 +79,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     # Who is told of boundaries, and what is around each attempt; both in their order.
     hooks: tuple[Hooks, ...] = ()
     middleware: tuple[Middleware, ...] = ()
+    # It executes only in the cycles that it is asked for.
+    cycles: bool = False
+    # Which closed runs are kept; None: all.
+    retention: Rule | None = None
     # The domains that it serves, and their settings by package.
     packages: tuple[Package, ...] = ()
     package_settings: Mapping[str, Any] = {}
@@ -106,6 +113,7 @@ class Node:
         self._beside = beside or in_reader
         self.name = settings.worker_id or f"{socket.gethostname()}-{os.getpid()}"
         self.questions = Questions(self)
+        self.cycles = Cycles(self) if settings.worker and settings.cycles else None
         # What the runs of a package's entrypoints are called, if nothing else is said.
         self.titles = {
             workflow.name: package.title
@@ -139,6 +147,8 @@ class Node:
             self.spawn(self.observers.run())
         await self.environment.wakeups.open(self._woken)
         await self._begin()
+        if self.settings.retention is not None:
+            self.spawn(retain(self, self.settings.retention))
 
     async def _begin(self) -> None:
         """Enter a new session; also after one was lost."""
@@ -147,6 +157,8 @@ class Node:
         # A workflow is executed by making a run of it, where a step calls it.
         actions = [*self.registry.names(), *self.registry.workflows()]
         self.slots = Slots((settings.slots, settings.threads), actions, self._kind_of)
+        if self.cycles is not None:
+            self.slots.close()
         waits = WAITS_TASKS if settings.worker else 0
         self.store.open_session(self._session_row(waits, actions if settings.worker else []))
         offer = self.slots if settings.worker else None
@@ -167,7 +179,7 @@ class Node:
             on_interrupt=self._interrupt,
             on_lease_lost=self._lease_lost,
             is_executing=self._knows,
-            on_committed=None if self.observers is None else self.observers.committed,
+            on_committed=self._told_of_commits(),
         )
         self.postponer = Postponer(
             session=self.session,
@@ -185,7 +197,7 @@ class Node:
             threads=environment.threads,
             payloads=self.payloads,
             errors=ErrorText(settings.error_bytes),
-            finish=self._finished if self.observers is None else self._observed,
+            finish=self._told_of_ends(),
             postpone=self._postponed,
             on_free=self.look_for_tasks,
             steps=self,
@@ -205,6 +217,31 @@ class Node:
         )
         self.sweeper.start()
         self.look_for_tasks()
+
+    def _told_of_commits(self) -> Callable[[Owned, Append], None] | None:
+        """Who is told of each commit of a run; nobody, as a rule."""
+        observers, cycles = self.observers, self.cycles
+        if cycles is None:
+            return None if observers is None else observers.committed
+
+        def committed(owned: Owned, append: Append) -> None:
+            cycles.committed(append.key, append.events)
+            if observers is not None:
+                observers.committed(owned, append)
+
+        return committed
+
+    def _told_of_ends(self) -> Finish:
+        """Where an attempt's outcome goes."""
+        finish, cycles = (self._finished if self.observers is None else self._observed), self.cycles
+        if cycles is None:
+            return finish
+
+        def ended(task: Task, outcome: inp.Outcome, rows: list[Row]) -> None:
+            cycles.ended(task, outcome)
+            finish(task, outcome, rows)
+
+        return ended
 
     def _session_row(self, waits: int, actions: list[str]) -> SessionRow:
         slots = self.settings.slots if self.settings.worker else 0
@@ -352,8 +389,15 @@ class Node:
 
     def look_for_tasks(self) -> None:
         """Claim waiting tasks if there is room for them."""
+        if self.cycles is not None:
+            self.cycles.stirred.set()
         self._hungry = True
         self._claim()
+
+    @property
+    def claiming(self) -> bool:
+        """Whether a claim is on its way."""
+        return self._claiming
 
     def _claim(self) -> None:
         if self._claiming or not self.settings.worker or self.engine.closed or self.slots.free() <= 0:
@@ -384,6 +428,23 @@ class Node:
         # While a kind is full an attempt of it is live, and its end asks again.
         if self._hungry and (tasks or not left or not self.slots.full()):
             self._claim()
+
+    async def claim_at_once(self) -> float | None:
+        """Claim what is due, and start it; gives when the next task falls due.
+
+        Raises:
+            StoreError: nothing is known; what was claimed all the same is found later.
+        """
+        committer, clock = self.committer, self.environment.clock
+        self._claiming = True
+        self._hungry = False
+        try:
+            found = await committer.call(lambda store: committer.claim(store, clock.now()))
+        except StoreError as error:
+            self._claimed(None, error)
+            raise
+        self._claimed(found, None)
+        return found[1]
 
     def _due_at(self, at: float) -> None:
         """A waiting task falls due then: look again."""

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from functools import partial
+from html import escape
 from typing import Any, Generic, TypeVar, overload
 
 from treadle.authoring import codec
@@ -78,6 +79,10 @@ class Run(UndoOperations, EffectOperations, Generic[R]):
 
     def __repr__(self) -> str:
         return f"<run {self.id}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a handle reads nothing by itself."""
+        return f"<b>run {escape(self.id)}</b>: <code>await run.inspect()</code> shows how it is"
 
     async def key(self) -> str:
         """The run's key.

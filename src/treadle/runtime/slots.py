@@ -21,7 +21,7 @@ TIMERS: Final = 16
 class Slots:
     """Slots for attempts on the event loop and in threads (`sizes`), and for timers."""
 
-    __slots__ = ("_closed", "_freed", "_kind_of", "_kinds", "_names", "_sizes", "_taken")
+    __slots__ = ("_allowed", "_closed", "_freed", "_kind_of", "_kinds", "_names", "_sizes", "_taken")
 
     def __init__(self, sizes: tuple[int, int], names: Sequence[str], kind_of: Callable[[str], int | None]) -> None:
         self._sizes = (*sizes, TIMERS)
@@ -31,6 +31,8 @@ class Slots:
         self._taken: list[int] = [0, 0, 0]
         self._freed = [0, 0, 0]
         self._closed = False
+        # How many may be taken in all; None is without limit.
+        self._allowed: int | None = None
 
     def kind(self, action: str) -> int | None:
         """ASYNC, THREAD or TIMER, None for a name that this process does not execute."""
@@ -48,6 +50,8 @@ class Slots:
         if kind is None or self._closed:
             return False
         if self._taken[kind] - self._freed[kind] >= self._sizes[kind]:
+            return False
+        if self._allowed is not None and sum(self._taken) >= self._allowed:
             return False
         self._taken[kind] += 1
         return True
@@ -79,7 +83,9 @@ class Slots:
         """How many slots are free, of all kinds."""
         if self._closed:
             return 0
-        return sum(self._sizes) - sum(self._taken) + sum(self._freed)
+        taken = sum(self._taken)
+        free = sum(self._sizes) - taken + sum(self._freed)
+        return free if self._allowed is None else min(free, self._allowed - taken)
 
     def full(self) -> bool:
         """Whether a kind has no free slot, so that tasks of it may be left waiting."""
@@ -92,3 +98,8 @@ class Slots:
     def close(self) -> None:
         """Take nothing more."""
         self._closed = True
+
+    def open(self, limit: int | None) -> None:
+        """Take again, at most `limit` from now on; for slots that were closed when nothing was under way."""
+        self._allowed = None if limit is None else sum(self._taken) + limit
+        self._closed = False

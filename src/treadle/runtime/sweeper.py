@@ -93,8 +93,12 @@ class Sweeper:
             _log.exception("the elector failed; this session does not sweep")
             return False
 
-    async def sweep(self) -> None:
-        """Decide stranded runs, once."""
+    async def refresh(self) -> int:
+        """Look for the dead and for stranded runs at once, without an election; how many runs were found so."""
+        return len({*await self._bury_the_dead(), *await self.sweep()})
+
+    async def sweep(self) -> list[str]:
+        """Decide stranded runs, once; their keys."""
         swept = await self.committer.call(lambda store: store.sweep(self.session, self.clock.now()))
         if swept.due_at is not None:
             self.on_due(swept.due_at)
@@ -105,14 +109,16 @@ class Sweeper:
                 raise
             except TreadleError as error:
                 _log.warning("run %s cannot be decided: %s", key, error)
+        return swept.stranded
 
-    async def _bury_the_dead(self) -> None:
-        dead = await self.committer.call(self._bury)
+    async def _bury_the_dead(self) -> list[str]:
+        dead, keys = await self.committer.call(self._bury)
         if dead:
             _log.info("buried dead sessions: %s", ", ".join(dead))
+        return keys
 
-    def _bury(self, store: Store) -> list[str]:
-        """On the committer's thread: find and bury the dead."""
+    def _bury(self, store: Store) -> tuple[list[str], list[str]]:
+        """On the committer's thread: find and bury the dead; also the runs that have inputs by that."""
         dead = [session for session in store.dead_sessions() if session != self.session]
         now = self.clock.monotonic()
         rows = store.sessions()
@@ -136,4 +142,4 @@ class Sweeper:
             keys += store.bury(session)
         if dead:
             self.committer.notify(tasks=True, keys=keys)
-        return dead
+        return dead, keys

@@ -329,6 +329,8 @@ class RunQuery(msgspec.Struct, frozen=True):
     package: str = ""
     # All of this metadata, exactly.
     metadata: dict[str, str] = {}
+    # Nothing was decided of them since (seconds since the epoch); 0 is any time.
+    before: float = 0.0
     # A part of their id, name, workflow or of a value of their metadata; ASCII letters in either case.
     text: str = ""
 

@@ -12,6 +12,7 @@ import errno
 import hashlib
 import io
 import itertools
+import math
 import os
 import re
 import threading
@@ -216,6 +217,10 @@ class DirectoryWriter:
             os.unlink(self.path)
 
 
+# Blobs are copied in pieces of this size.
+_COPY_BYTES = 1024 * 1024
+
+
 class DirectoryBlobs:
     """Blobs as files of one directory, `ab/cdef...` for the digest `sha256:abcdef...`.
 
@@ -360,6 +365,21 @@ class DirectoryBlobs:
     def temporary(self) -> str:
         """A file name that nobody else uses."""
         return f"{_TEMPORARY}{os.getpid()}-{threading.get_ident()}-{next(self._numbers)}"
+
+    def copy_to(self, path: str) -> None:
+        """Copy all blobs to another directory; durable when this returns. See `store.copied.CopiedBlobs`."""
+        other = DirectoryBlobs(path)
+        for digest, _size in self.old(math.inf):
+            # One that nobody needs may be collected meanwhile.
+            with contextlib.suppress(KeyError), contextlib.closing(self.open(digest)) as source:
+                writer = other.writer()
+                try:
+                    while data := source.read(_COPY_BYTES):
+                        writer.write(data)
+                    writer.finish()
+                except BaseException:
+                    writer.abort()
+                    raise
 
     def _place(self, digest: str) -> tuple[str, str]:
         name = digest.removeprefix(_PREFIX)

@@ -140,6 +140,7 @@ def matches(run: StoredRun, query: RunQuery) -> bool:
         and all(head.labels.get(name) == value for name, value in query.labels.items())
         and (not query.package or head.workflow.startswith(query.package + "/"))
         and all(head.metadata.get(name) == value for name, value in query.metadata.items())
+        and (not query.before or run.updated_at < query.before)
         and (not query.text or _speaks_of(head, query.text))
     )
 

@@ -224,6 +224,19 @@ class ListsContract:
         assert ids(text="a-3\n100") == []
         assert ids(text="a-", package="crawl", metadata={"host": "example.org"}) == ["a-1"]
 
+    def test_runs_are_found_by_the_time_since_which_nothing_was_decided(self, make_store: MakeStore) -> None:
+        one = Party(make_store(), "one")
+        for number in (1, 2, 3):
+            one.start(key_of(number), time=NOW + number)
+        one.append(key_of(1), time=NOW + 10)
+
+        def keys(before: float) -> list[str]:
+            return [row.key for row in one.store.runs(RunQuery(before=before))]
+
+        assert keys(NOW + 3) == [key_of(2)]
+        assert keys(NOW + 3.5) == [key_of(3), key_of(2)]
+        assert keys(NOW + 11) == [key_of(3), key_of(2), key_of(1)]
+
     def test_pages_of_a_listing_meet_without_gap_or_overlap(self, make_store: MakeStore) -> None:
         one = Party(make_store(), "one")
         one.commit(

@@ -107,6 +107,7 @@ def _condition(query: RunQuery) -> tuple[list[str], list[Any]]:
         # All that begins with the text and a slash; a zero is what follows the slash.
         (query.package, "r.workflow > %s AND r.workflow < %s", (query.package + "/", query.package + "0")),
         (query.text, speaks, (query.text,) * 4),
+        (query.before, "r.updated_at < %s", (query.before,)),
         (query.after, "r.key < %s", (query.after,)),
     ):
         if given:

@@ -6,7 +6,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol, cast
 
 import apsw
@@ -34,6 +34,32 @@ _CHECKPOINT_PAGES = 4000
 
 # A row as the driver returns it: the schema says which types its columns have.
 Record = tuple[Any, ...]
+
+
+def copy_database(con: Database, path: str) -> None:
+    """Copy what a connection sees, in one read, to a new file; synced, checked and renamed into its place.
+
+    In one step: SQLite begins again whenever another process writes between two of them.
+    """
+    part = f"{path}.part"
+    try:
+        target = apsw.Connection(part)
+        try:
+            with target.backup("main", cast(apsw.Connection, con), "main") as copying:
+                copying.step(-1)
+            # One file, that can be moved: the copy has the WAL mode of its source.
+            copy = cast(Database, target)
+            copy.pragma("journal_mode", "delete")
+            found = copy.pragma("quick_check")
+            if found != "ok":
+                raise StoreCorruptError(f"the copy in {path} is not sound: {found}; see `treadle doctor`")
+        finally:
+            target.close()
+        os.replace(part, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(part)
+        raise
 
 
 class Records(Protocol):

@@ -24,7 +24,7 @@ from treadle.store.base import (
     StepRow,
     TaskRow,
 )
-from treadle.store.sqlite.connection import Database, Record, connect, map_exceptions
+from treadle.store.sqlite.connection import Database, Record, connect, copy_database, map_exceptions
 from treadle.store.sqlite.health import examine
 from treadle.store.sqlite.location import Sync
 
@@ -95,7 +95,7 @@ def _condition(query: RunQuery) -> tuple[list[str], list[Any]]:
     where: list[str] = []
     values: list[Any] = []
 
-    def want(sql: str, *found: str) -> None:
+    def want(sql: str, *found: str | float) -> None:
         where.append(sql)
         values.extend(found)
 
@@ -106,6 +106,7 @@ def _condition(query: RunQuery) -> tuple[list[str], list[Any]]:
         # All that begins with the text and a slash; a zero is what follows the slash.
         (query.parent, "r.parent != '' AND r.parent > ? AND r.parent < ?", (query.parent + "/", query.parent + "0")),
         (query.package, "r.workflow > ? AND r.workflow < ?", (query.package + "/", query.package + "0")),
+        (query.before, "r.updated_at < ?", (query.before,)),
         (query.text, _SPEAKS_OF, (query.text,) * 4),
         (query.after, "r.key < ?", (query.after,)),
     ):
@@ -139,6 +140,12 @@ class SqliteReader:
         if con is not None and self._pid == os.getpid():
             with map_exceptions(self.path):
                 con.close()
+
+    def backup(self, path: str) -> None:
+        """Copy the whole file, as it is at one moment, to a new one. See `store.copied.BackupReader`."""
+        con = self._connected()
+        with map_exceptions(path):
+            copy_database(con, path)
 
     def _connected(self) -> Database:
         con = self._con
