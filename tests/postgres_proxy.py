@@ -79,7 +79,8 @@ class CuttingProxy:
             while True:
                 for key, _ in selector.select():
                     source = key.fileobj
-                    data = source.recv(1 << 16)  # type: ignore[union-attr]
+                    assert isinstance(source, socket.socket)
+                    data = source.recv(1 << 16)
                     if not data:
                         return
                     if source is server:
@@ -109,10 +110,12 @@ class CuttingProxy:
             selector.register(server, selectors.EVENT_READ)
             while answer[-6:-1] != _READY:
                 for key, _ in selector.select():
-                    data = key.fileobj.recv(1 << 16)  # type: ignore[union-attr]
+                    source = key.fileobj
+                    assert isinstance(source, socket.socket)
+                    data = source.recv(1 << 16)
                     if not data:
                         return
-                    if key.fileobj is client:
+                    if source is client:
                         server.sendall(data)
                     else:
                         answer += data

@@ -21,6 +21,7 @@ from treadle.errors import (
     StoreUnavailableError,
     StoreUrlError,
 )
+from treadle.store.base import Store
 from treadle.store.postgres import PostgresStore, parse_url
 from treadle.testing.contract_kit import NOW, OTHER, RUN, Party, append_of, key_of, start_of, step_of, task_of
 
@@ -50,13 +51,14 @@ def open_store(schema: str) -> Iterator[Open]:
         store.close()
 
 
-def backend_of(store: PostgresStore) -> int:
+def backend_of(store: Store) -> int:
+    assert isinstance(store, PostgresStore)
     ((pid,),) = store._link.all("SELECT pg_backend_pid()")
     assert isinstance(pid, int)
     return pid
 
 
-def terminate(store: PostgresStore) -> None:
+def terminate(store: Store) -> None:
     """Let the server end the store's connection."""
     query(shared_server(), "SELECT pg_terminate_backend(%s, 5000)", backend_of(store))
 
@@ -191,9 +193,9 @@ def test_a_read_after_a_cut_connects_again_and_a_write_is_in_doubt(open_store: O
     one = Party(open_store(), "one")
     one.start()
 
-    terminate(one.store)  # type: ignore[arg-type]
+    terminate(one.store)
     assert one.row().version == 1
-    terminate(one.store)  # type: ignore[arg-type]
+    terminate(one.store)
     with pytest.raises(StoreUnavailableError):
         one.commit(append_of(RUN, 1))
 
