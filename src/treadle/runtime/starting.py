@@ -125,7 +125,7 @@ async def begin(node: Node, planned: Planned, start: Start, report: Report | Non
     plan = node.with_defaults(planned.plan)
     encoded = encode_plan(plan)
     hash_ = plan_hash(encoded)
-    needs = needs_of(node.engine.graphs.of(hash_, encoded, plan))
+    needs = needs_of(node.engine.graphs.of(hash_, encoded, plan), encoded)
     if needs:
         _check_data(needs, start, node.registry, plan.workflow)
     given = await input_of(node.payloads, planned, start)
