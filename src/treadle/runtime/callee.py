@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import copy
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
+from treadle.authoring.context import step_context
+from treadle.authoring.isolation import Isolation
 from treadle.authoring.registry import StepDefinition
 from treadle.authoring.undo import RESULT, STATE, UndoDefinition
 from treadle.errors import DecodeError
 from treadle.runtime.middleware import Middleware, around
+from treadle.runtime.step_context import RunningStep
 
 
 def _nothing(_result: object) -> str:
@@ -39,9 +42,11 @@ class Callee:
         self.invoke = definition.invoke
         # The question of a condition is no attempt of a step.
         self.middleware = middleware if definition.kind == "step" else ()
-        if self.middleware and definition.is_async:
-            self.invoke = around(definition.invoke, self.middleware)
         self.encode = definition.result.encode
+        if definition.isolation is not None:
+            self._be_isolated(definition, definition.isolation)
+        elif self.middleware and definition.is_async:
+            self.invoke = around(definition.invoke, self.middleware)
         # Whether it takes only some of the arguments it is offered.
         self.picks = isinstance(definition, UndoDefinition)
         if isinstance(definition, UndoDefinition):
@@ -59,6 +64,17 @@ class Callee:
             self.encode = _nothing
         if defaults := definition.defaults:
             self.invoke = partial(_with_defaults, definition.invoke, defaults)
+
+    def _be_isolated(self, definition: StepDefinition, isolation: Isolation) -> None:
+        """Call it in a process of its own, from the thread that the attempt has."""
+        from treadle.runtime.processes import encoded_text
+
+        def invoke(values: dict[str, Any]) -> Any:
+            own = cast("RunningStep", step_context.get())
+            return own.processes.execute(isolation, definition, values)
+
+        self.invoke = invoke
+        self.encode = encoded_text
 
     def probing(self) -> Callee:
         """The same as a probe: while its value is not true, it has no text."""
