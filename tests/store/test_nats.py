@@ -26,7 +26,7 @@ from treadle.errors import (
     StoreUrlError,
 )
 from treadle.runtime.node import Settings
-from treadle.store.base import Append, SessionRow
+from treadle.store.base import Append, InboxInput, SessionRow
 from treadle.store.nats import NatsStore, wire
 from treadle.store.nats.development import Node, free_ports, nodes_in
 from treadle.store.nats.link import Link
@@ -180,6 +180,21 @@ def test_a_deleted_run_leaves_no_message_behind(open_store: Callable[..., NatsSt
         info = run_on(store, store._rooms.link.api(f"STREAM.INFO.{stream}", {"subjects_filter": ">"}))
         left = info["state"].get("subjects", {})
         assert not [subject for subject in left if RUN in subject], left
+
+
+def test_a_large_snapshot_takes_the_place_of_the_one_before(open_store: Callable[..., NatsStore]) -> None:
+    store = open_store()
+    one = Party(store, "one")
+    one.start()
+    for number in range(3):
+        one.store.post([InboxInput(f"i{number}", RUN, bytes([number]) * 700_000)])
+        run_on(store, rooms_of(store).log.store_snapshot())
+
+    request = {"subjects_filter": f"{store.location.snapshot}.>"}
+    info = run_on(store, rooms_of(store).link.api(f"STREAM.INFO.{store.location.values}", request))
+    # 2.1 MB in parts of half a megabyte.
+    assert len(info["state"]["subjects"]) == 5
+    assert open_store().inbox(RUN) == one.store.inbox(RUN)
 
 
 def test_an_append_that_lost_a_race_is_no_part_of_the_journal(open_store: Callable[..., NatsStore]) -> None:

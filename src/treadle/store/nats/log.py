@@ -28,6 +28,7 @@ _BATCH = 500
 _BATCH_BYTES = 8 * 1024 * 1024
 # A snapshot is stored when so many messages have come since the last one, or as many as the state has entries.
 SNAPSHOT_AFTER = 10_000
+_SNAPSHOT_ATTEMPTS = 20
 # Journals of deleted runs that wait to be cleared away.
 DELETED_AT_MOST = 1000
 
@@ -213,11 +214,21 @@ class Log:
 
     # -- snapshots -------------------------------------------------------------------------------------
 
+    async def _snapshot(self) -> Snapshot | None:
+        """The newest snapshot; read again if another one took its place meanwhile."""
+        for attempt in range(1, _SNAPSHOT_ATTEMPTS + 1):
+            try:
+                found = await self.values.newest(self.location.snapshot)
+                return None if found is None else decode_snapshot(found)
+            except StoreCorruptError:
+                if attempt == _SNAPSHOT_ATTEMPTS:
+                    raise
+                await asyncio.sleep(0.1)
+        return None
+
     async def _load_snapshot(self) -> None:
-        found = await self.values.get(self.location.snapshot)
-        snapshot = None if found is None else decode_snapshot(found)
+        snapshot = await self._snapshot()
         if snapshot is None or snapshot.seq <= self.applied:
-            # It is being stored at this moment, or never was.
             raise StoreCorruptError(
                 f"{self.location.shown}: messages after {self.applied} of the log are gone, and no snapshot covers them"
             )
@@ -230,9 +241,9 @@ class Log:
 
     async def load(self) -> None:
         """Come to the present state, from the newest snapshot."""
-        found = await self.values.get(self.location.snapshot)
-        if found is not None:
-            self._adopt(decode_snapshot(found))
+        snapshot = await self._snapshot()
+        if snapshot is not None:
+            self._adopt(snapshot)
         await self.follow()
 
     def _adopt(self, snapshot: Snapshot) -> None:
@@ -249,7 +260,7 @@ class Log:
     async def store_snapshot(self) -> None:
         """Store a snapshot of the present state, then clear the log of what it covers. Safe done twice."""
         seq, gone = self.applied, list(self.machine.deleted)
-        await self.values.put([(self.location.snapshot, encode_snapshot(seq, self.machine))])
+        await self.values.replace(self.location.snapshot, encode_snapshot(seq, self.machine))
         # The last message that the snapshot covers stays: it tells those who lag behind that there was more.
         purge = f"STREAM.PURGE.{self.location.log}"
         await self.link.api(purge, {"filter": self.location.other, "seq": seq})

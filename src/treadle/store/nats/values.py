@@ -77,6 +77,29 @@ class Values:
         if heads:
             await self.link.publish(heads)
 
+    async def replace(self, subject: str, data: bytes) -> None:
+        """Store a value in the place of the one that is there, and remove the parts of that."""
+        old = await self._newest(subject)
+        await self.put([(subject, data)])
+        if old is not None and old[:1] == _PARTED and old != await self._newest(subject):
+            parts = f"{subject}.{msgspec.json.decode(old[1:], type=_Parts).name}.*"
+            await self.link.api(f"STREAM.PURGE.{self.stream}", {"filter": parts})
+
+    async def newest(self, subject: str) -> bytes | None:
+        """A value that is replaced now and then, as it is now; None if there is none.
+
+        Raises:
+            StoreCorruptError: it was replaced while it was read, or has lost parts.
+        """
+        data = await self._newest(subject)
+        return None if data is None else await self._whole(subject, data)
+
+    async def _newest(self, subject: str) -> bytes | None:
+        if self.link.replicas > 1:
+            # A replica that lags behind has an older one.
+            return await self._from_leader(subject)
+        return (await self._last_of([subject])).get(subject)
+
     async def get(self, subject: str) -> bytes | None:
         """A value, or None."""
         return (await self.get_all([subject])).get(subject)
