@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,15 @@ def test_what_no_other_process_could_find_is_refused() -> None:
 
         @step(registry=Registry(), name="proc:inner", process=True)
         def inner() -> None: ...
+
+
+def yielding() -> Iterator[int]:
+    yield 1
+
+
+def test_a_step_that_yields_stays_in_the_worker() -> None:
+    with pytest.raises(DefinitionError, match="yields, which a process of its own cannot"):
+        step(registry=Registry(), name="proc:yields", process=True)(yielding)
 
 
 @pytest.mark.parametrize("wrong", [Process(memory="much"), Process(memory=5), Process(env={"A=B": "x"}), "yes"])

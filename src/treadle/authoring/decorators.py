@@ -412,6 +412,8 @@ def step(
         definition = Definition(function, name=name, aliases=names, options=kept, namespace=namespace)
         definition.helpers = tuple(helpers)
         definition.isolation = isolation_of(process, function)
+        if definition.isolation is not None and does_yield(function):
+            raise DefinitionError(f"{function.__qualname__!r} yields, which a process of its own cannot; return a list")
         (registry or default_registry).add(definition)
         if does_yield(function):
             kind = AsyncGeneratorStep[..., Any] if definition.is_async else GeneratorStep[..., Any]

@@ -78,8 +78,8 @@ class Callee:
 
         if self.read:
             raise UsageError(
-                f"step {self.action!r} reads {', '.join(map(repr, self.read))} piece by piece, which a process of its own"
-                " cannot; take a list, or leave process= out"
+                f"step {self.action!r} reads {', '.join(map(repr, self.read))} piece by piece, which it cannot in a"
+                " process of its own; take a list, or leave process= out"
             )
 
         def invoke(values: dict[str, Any]) -> Any:

@@ -110,7 +110,6 @@ class Worker:
         # Workflows that steps call.
         self._callers: dict[str, Callee] = {}
         self._changes = registry.changes
-        # Of steps that ask for processes of their own; None before the first.
         self._processes: Processes | None = None
         self._process_lock = threading.Lock()
         # By lease: a store gives no number twice.
@@ -161,7 +160,7 @@ class Worker:
             return self._processes
 
     def close(self) -> None:
-        """End the processes of steps; what they execute is given up."""
+        """End the processes of steps."""
         if self._processes is not None:
             self._processes.close()
 
