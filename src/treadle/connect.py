@@ -27,7 +27,8 @@ from treadle.runtime.retention import Retention, rule_of
 from treadle.runtime.serving import Lifespan, lifespan_of
 from treadle.runtime.threads import ThreadPool
 from treadle.runtime.wakeups import DatagramWakeups, NoWakeups
-from treadle.store.base import Blobs, Store
+from treadle.store.base import Store
+from treadle.store.blob_port import Blobs
 from treadle.store.committer import Driver, InlineDriver, ThreadDriver
 
 # Where artifacts are kept: a path, a URL, or an object that keeps them.

@@ -35,7 +35,7 @@ from treadle import (
 )
 from treadle.runtime.client import App
 from treadle.runtime.collecting import sweep
-from treadle.store.base import BlobWriter
+from treadle.store.blob_port import BlobWriter
 from treadle.store.blobs import DirectoryBlobs, MemoryBlobs
 
 BIG = os.urandom(3 * 1024 * 1024 + 17)

@@ -21,7 +21,8 @@ from treadle.runtime.clock import RandomIds, SystemClock
 from treadle.runtime.node import Node, Settings
 from treadle.runtime.threads import ThreadPool
 from treadle.runtime.wakeups import NoWakeups
-from treadle.store.base import Blobs, Store
+from treadle.store.base import Store
+from treadle.store.blob_port import Blobs
 from treadle.store.blobs import MemoryBlobs
 from treadle.store.committer import InlineDriver
 from treadle.store.memory import MemoryStore

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from treadle.errors import StoreCorruptError, StoreError, StoreFullError, StoreReadOnlyError
-from treadle.store.base import Blobs
+from treadle.store.blob_port import Blobs
 from treadle.store.blobs import DirectoryBlobs, MemoryBlobs
 from treadle.store.nats import NatsStore
 

@@ -15,7 +15,7 @@ from treadle.store.base import Store
 from treadle.store.memory import MemoryData, MemoryStore
 from treadle.store.nats import NatsStore
 from treadle.store.sqlite import SqliteStore
-from treadle.testing import StoreContract
+from treadle.testing import LimitsContract, StoreContract
 from treadle.testing.contract_kit import MakeStore
 from treadle.testing.store_model import StoreModel
 
@@ -54,14 +54,14 @@ def _with_server(case: Any) -> Any:
     return pytest.mark.postgres(pytest.mark.usefixtures("postgres_server")(case))
 
 
-class TestMemoryStore(StoreContract):
+class TestMemoryStore(StoreContract, LimitsContract):
     @pytest.fixture
     def make_store(self) -> MakeStore:
         data = MemoryData()
         return lambda: MemoryStore(data)
 
 
-class TestSqliteStore(StoreContract):
+class TestSqliteStore(StoreContract, LimitsContract):
     @pytest.fixture
     def make_store(self, tmp_path: Path) -> Iterator[MakeStore]:
         with ExitStack() as stack:
@@ -90,7 +90,7 @@ class TestPostgresStore(StoreContract):
 
 
 @pytest.mark.nats
-class TestNatsStore(StoreContract):
+class TestNatsStore(StoreContract, LimitsContract):
     @pytest.fixture
     def make_store(self, nats_url: str) -> Iterator[MakeStore]:
         with ExitStack() as stack:
@@ -125,6 +125,8 @@ class SqliteModel(StoreModel):
 
 
 class PostgresModel(StoreModel):
+    with_limits = False
+
     def make_handles(self) -> list[Store]:
         self.stack = ExitStack()
         url = self.stack.enter_context(empty_store_url())

@@ -26,8 +26,8 @@ from treadle.testing.contract_kit import (
 
 
 def heap_sizes(data: MemoryData) -> int:
-    ready = sum(len(heap) for heaps in data.ready.values() for heap in heaps.values())
-    return ready + len(data.timed) + sum(len(run.parked) for run in data.runs.values())
+    lines = sum(line.size() for queue in data.waiting.queues.values() for line in queue.lines.values())
+    return lines + len(data.waiting.timed) + sum(len(run.parked) for run in data.runs.values())
 
 
 def test_stores_share_their_data_only_if_told_to() -> None:
@@ -92,7 +92,7 @@ def test_a_hold_costs_a_claim_only_once() -> None:
     data = MemoryData()
     one = Party(MemoryStore(data), "one")
     one.start(tasks=[task_of(RUN, number) for number in range(100)], hold=1)
-    heap = data.ready["default"]["act"]
+    heap = data.waiting.queues["default"].lines["act", ""].ready
     assert len(heap) == 100
 
     assert one.claim(1) == []
@@ -106,12 +106,12 @@ def test_foreign_actions_are_in_heaps_of_their_own() -> None:
     data = MemoryData()
     one = Party(MemoryStore(data), "one")
     one.start(tasks=[task_of(RUN, number, action="other") for number in range(100)])
-    before = list(data.ready["default"]["other"])
+    before = list(data.waiting.queues["default"].lines["other", ""].ready)
 
     assert one.claim(5) == []
     assert numbers(one.append(tasks=[task_of(RUN, 200)], slots=1).leased) == [200]
 
-    assert data.ready["default"]["other"] == before
+    assert data.waiting.queues["default"].lines["other", ""].ready == before
 
 
 def test_the_same_calls_give_the_same_answers_tokens_and_input_ids() -> None:
@@ -192,7 +192,7 @@ def lose_a_lease(data: MemoryData) -> None:
 
 
 def lose_a_waiting_task(data: MemoryData) -> None:
-    data.ready["default"]["act"].clear()
+    data.waiting.queues["default"].lines["act", ""].ready.clear()
 
 
 def lose_a_row(data: MemoryData) -> None:

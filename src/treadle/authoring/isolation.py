@@ -44,7 +44,7 @@ def isolation_of(value: Process | bool | None, function: Callable[..., Any]) -> 
         return None
     if value is True:
         value = Process()
-    if not isinstance(value, Process):
+    if not isinstance(value, Process):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers without a checker
         raise DefinitionError(f"process={value!r}: give True, or Process(memory=..., env=...)")
     name: str = getattr(function, "__qualname__", "")
     if "<locals>" in name or "<lambda>" in name:

@@ -14,7 +14,7 @@ from typing import TypeGuard
 from msgspec.structs import replace
 
 from treadle.core import events as ev
-from treadle.core.apply import apply
+from treadle.core.apply import step_dispatched, steps_ready
 from treadle.core.children import child_key, tell_parent
 from treadle.core.commands import Call, ChildRun, Polling, Task
 from treadle.core.conditions import truth
@@ -102,7 +102,9 @@ def _look_around(run: RunState, decision: Decision, limits: Limits, bound: int) 
         event = ev.IterationsSettled(at=gather.node.address, indexes=list(indexes), entry=gather.block.entry)
         decision.record(run, event)
     if held:
-        decision.record(run, ev.StepsReady(at=[step.node.address for step in held.values()]))
+        steps = held.values()
+        decision.events.append(ev.StepsReady(at=[step.node.address for step in steps]))
+        steps_ready(run, steps)
         return bound - len(held) + 1
     return bound
 
@@ -130,9 +132,9 @@ def _look_further(run: RunState, decision: Decision, state: StepState | ScopeSta
 
 def _next_ready(run: RunState, limits: Limits) -> StepState | None:
     """The ready step that starts next, if there is room for it."""
-    ready = run.ready
+    ready, states = run.ready, run.states
     while ready and run.tasks < limits.dispatched and not run.cancelling:
-        step = run.states[number_of_key(ready[0])]
+        step = states[number_of_key(ready[0])]
         if type(step) is StepState and step.status == READY and not step.tasked:
             return step
         heappop(ready)
@@ -235,7 +237,7 @@ def dispatch(run: RunState, decision: Decision, step: StepState, not_before: flo
         deadline=deadline_of(run, step, poll, not_before) if poll is not None else 0.0,
     )
     decision.events.append(event)
-    apply(run, event)
+    step_dispatched(run, step, event)
     decision.tasks.append(task_of(run, step, args))
 
 

@@ -10,6 +10,7 @@ from treadle.core import events as ev
 from treadle.core import inputs as inp
 from treadle.core.additions import added_events
 from treadle.core.advance import dispatch, reach
+from treadle.core.apply import step_succeeded
 from treadle.core.commands import Refusal
 from treadle.core.decision import Decision
 from treadle.core.events import Failure
@@ -33,11 +34,15 @@ def _live(run: RunState, number: int, generation: int, attempt: int) -> StepStat
 
 def outcome(run: RunState, decision: Decision, value: inp.Outcome, cause: str) -> Refusal | None:
     """A worker reported the end of an attempt."""
-    step = _live(run, value.number, value.generation, value.attempt)
+    number, attempt = value.number, value.attempt
+    step = _live(run, number, value.generation, attempt)
     if step is None:
         return None
-    decision.ended.append(value.number)
-    if undo_runs(step):
+    decision.ended.append(number)
+    if attempt > 0 and value.status == SUCCEEDED and step.status == DISPATCHED:
+        # What is asked for the sake of a condition or an undo has a number below zero.
+        _succeeded(run, decision, step, value, cause)
+    elif undo_runs(step):
         undo_outcome(run, decision, step, value, cause)
     elif step.status in OUTCOMES:
         _ended(run, decision, step, value.status, value.session, cause)
@@ -48,8 +53,6 @@ def outcome(run: RunState, decision: Decision, value: inp.Outcome, cause: str) -
         _evaluated(run, decision, step, value, cause)
     elif value.status == SUCCEEDED and value.attempt < 0:
         _prepared(run, decision, step, value, cause)
-    elif value.status == SUCCEEDED:
-        _succeeded(run, decision, step, value, cause)
     else:
         _failed(run, decision, step, value, cause)
     return None
@@ -82,22 +85,21 @@ def _succeeded(run: RunState, decision: Decision, step: StepState, value: inp.Ou
     if value.patch and (refused := _patch_refused(run, step)) is not None:
         _fail(run, decision, step, value, refused, cause)
         return
-    decision.settle(
-        run,
-        step,
-        ev.StepSucceeded(
-            at=step.node.address,
-            attempt=value.attempt,
-            result=value.result,
-            session=value.session,
-            token=value.lease,
-            started_at=value.started_at,
-            cause=cause,
-            patch=value.patch,
-            items=value.items,
-            effects=value.effects,
-        ),
+    succeeded = ev.StepSucceeded(
+        at=step.node.address,
+        attempt=value.attempt,
+        result=value.result,
+        session=value.session,
+        token=value.lease,
+        started_at=value.started_at,
+        cause=cause,
+        patch=value.patch,
+        items=value.items,
+        effects=value.effects,
     )
+    decision.events.append(succeeded)
+    step_succeeded(run, step, succeeded)
+    decision.settled.append(step)
     if step.holding:
         reach(run, decision, step, "after", step.spec.break_after)
 

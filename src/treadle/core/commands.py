@@ -70,6 +70,9 @@ class Task(msgspec.Struct, gc=False):
     call: Call
     run_id: str = ""
     lease: int = 0
+    # What its queue's limits by key go by, and what a session must name among its targets to get it; empty for none.
+    key: str = ""
+    target: str = ""
 
 
 class Refusal(msgspec.Struct, frozen=True):

@@ -51,16 +51,16 @@ def decide(run: RunState, inputs: Sequence[tuple[inp.AnyInput, str]], *, now: fl
     # Journal time never runs backwards.
     if now > run.now:
         run.now = now
-    for position, (value, cause) in enumerate(inputs):
-        before = len(decision.events)
+    events, ends = decision.events, decision.ends
+    for value, cause in inputs:
         refusal = _HANDLERS[type(value)](run, decision, value, cause)
         if refusal is not None:
-            decision.refusals[position] = refusal
+            decision.refusals[len(ends)] = refusal
             if cause:
                 decision.record(run, ev.InputRefused(code=refusal.code, message=refusal.message, cause=cause))
-        elif cause and len(decision.events) == before:
+        elif cause and len(events) == (ends[-1] if ends else 0):
             decision.record(run, ev.InputAccepted(cause=cause))
-        decision.ends.append(len(decision.events))
+        ends.append(len(events))
     advance(run, decision, limits)
     return decision
 

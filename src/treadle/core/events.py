@@ -7,6 +7,7 @@ A stored kind never changes its meaning; an unknown kind stops the load. Times a
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal
 
 import msgspec
@@ -542,7 +543,12 @@ AnyEvent = (
 )
 
 _encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(list[AnyEvent])
+
+
+@cache
+def _decoder() -> msgspec.json.Decoder[list[AnyEvent]]:
+    # To make one for so many kinds takes longer than to import the rest of the kernel.
+    return msgspec.json.Decoder(list[AnyEvent])
 
 
 def encode_events(events: list[AnyEvent]) -> str:
@@ -556,7 +562,7 @@ def decode_events(text: str | bytes) -> list[AnyEvent]:
     Raises:
         msgspec.ValidationError: an unknown kind or a broken row; the run cannot be decided by this kernel.
     """
-    return _decoder.decode(text)
+    return _decoder().decode(text)
 
 
 def kind_of(event: Event) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal
 
 import msgspec
@@ -184,7 +185,11 @@ AnyInput = (
 )
 
 _encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(AnyInput)
+
+
+@cache
+def _decoder() -> msgspec.json.Decoder[AnyInput]:
+    return msgspec.json.Decoder(AnyInput)
 
 
 def encode_input(value: AnyInput) -> bytes:
@@ -194,5 +199,5 @@ def encode_input(value: AnyInput) -> bytes:
 
 def decode_input(data: bytes) -> AnyInput:
     """The input of an inbox row."""
-    value: AnyInput = _decoder.decode(data)
+    value: AnyInput = _decoder().decode(data)
     return value

@@ -104,7 +104,7 @@ def _fill(run: RunState, scope: ScopeState, blocks: list[Block], apart: ScopeSta
         state = states[node.number]
         state.around.unsettled += 1
         assert node.scope is not None
-        link(node, run, refs.setdefault(node.scope, {}))
+        node.needs = link(node, run, refs.setdefault(node.scope, {}))
         run.undoes = run.undoes or node.undoable
         if is_iteration:
             # What it takes from outside was there before the gather began.

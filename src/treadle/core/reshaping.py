@@ -101,7 +101,8 @@ def _revive(run: RunState, state: StepState | ScopeState, changed: dict[int, Nod
 def _connect(run: RunState, node: Node, adder: StepState) -> None:
     """Resolve the names of an added node and enter it with its upstreams and its adder."""
     state = run.states[node.number]
-    link(node, run, {})
+    # Set even if there are none: a step that a rewind took back may have had some.
+    node.needs = link(node, run, {})
     if isinstance(state, ScopeState):
         state.gated = bool(node.needs) or state.around.gated
     elif node.step.dedup is not None:

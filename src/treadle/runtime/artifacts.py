@@ -21,7 +21,7 @@ from treadle.core.addresses import check_id
 from treadle.core.effects import Artifact
 from treadle.errors import DefinitionError, StoreCorruptError, StoreError, UsageError
 from treadle.runtime.readings import OnLoop
-from treadle.store.base import BlobFile, Blobs
+from treadle.store.blob_port import BlobFile, Blobs
 
 # What is read, hashed and written at a time.
 CHUNK: Final = 1024 * 1024

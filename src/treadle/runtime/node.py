@@ -17,6 +17,7 @@ from treadle.authoring.sleep import SLEEP
 from treadle.core import inputs as inp
 from treadle.core.commands import Call, Refusal, Task
 from treadle.core.decide import Limits
+from treadle.core.events import decode_events
 from treadle.core.plan import Fragment, Plan, RetryPolicy
 from treadle.errors import (
     DefinitionError,
@@ -46,7 +47,8 @@ from treadle.runtime.retention import Rule, retain
 from treadle.runtime.slots import ASYNC, THREAD, TIMER, Slots
 from treadle.runtime.sweeper import Sweeper
 from treadle.runtime.worker import Worker
-from treadle.store.base import WAITS_CHANGES, WAITS_TASKS, Append, Blobs, Reader, Renewal, SessionRow, Store
+from treadle.store.base import WAITS_CHANGES, WAITS_TASKS, Append, Reader, Renewal, SessionRow, Store
+from treadle.store.blob_port import Blobs
 from treadle.store.committer import Committer, Driver
 
 _log = logging.getLogger("treadle.node")
@@ -136,6 +138,8 @@ class Node:
     async def open(self) -> None:
         """Open the store's session and begin to work."""
         self.loop = asyncio.get_running_loop()
+        # What reads journals is made at its first use, and that must not hold up steps that are under way.
+        decode_events("[]")
         self.reader: Reader = await self._in_reader(self.store.reader)
         self.payloads = Payloads(self.reader, self.blobs, self._in_reader, self._beside)
         self.observers: Observers | None = None
@@ -359,22 +363,23 @@ class Node:
             return None
         return ASYNC if definition.is_async and definition.isolation is None else THREAD
 
-    def _leased(self, task: Task) -> None:
+    def _leased(self, tasks: Sequence[Task]) -> None:
         if not self.engine.closed:
-            self._execute(task)
+            self._execute(tasks)
 
     def _adopted(self, task: Task) -> None:
         """Start a task whose lease came with an answer that was lost, and with it the slot that it had taken."""
         if self.slots.kind(task.action) is None or self.engine.closed:
             return
         self.slots.adopt(task.action)
-        self._execute(task)
+        self._execute([task])
 
-    def _execute_observed(self, task: Task) -> None:
+    def _execute_observed(self, tasks: Sequence[Task]) -> None:
         assert self.observers is not None
-        if self.slots.kind(task.action) is not None:
-            self.observers.attempt_started(task)
-            self.worker.start(task)
+        for task in tasks:
+            if self.slots.kind(task.action) is not None:
+                self.observers.attempt_started(task)
+                self.worker.start([task])
 
     def _knows(self, task: Task) -> bool:
         """Whether a lease is at work here: executed, or on its way back to wait."""
@@ -420,8 +425,8 @@ class Node:
                 self.loop.call_later(0.2, self.look_for_tasks)
             return
         tasks, due, left = found
-        for task in tasks:
-            self._leased(task)
+        if tasks:
+            self._leased(tasks)
         if due is not None:
             self._due_at(due)
         if left:

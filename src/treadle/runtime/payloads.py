@@ -18,7 +18,8 @@ from treadle.authoring import codec
 from treadle.authoring.adapters import TAG
 from treadle.core.events import Arg, ArgList, ArgMap, Handle, Items, Pick
 from treadle.errors import StoreError
-from treadle.store.base import INLINE_BYTES, ROW_BYTES, Blobs, Reader
+from treadle.store.base import INLINE_BYTES, ROW_BYTES, Reader
+from treadle.store.blob_port import Blobs
 
 # Trees that are kept, each of at most so many bytes of text.
 CACHED_TREES = 64

@@ -155,6 +155,7 @@ class Processes:
                     own.fragments += msgspec.json.decode(fragments, type=list[Fragment])
                     if patch is not None:
                         own.patch = {name: codec.decode(part) for name, part in patch.items()}
+                    own.brings_more = bool(own.fragments) or patch is not None
                     return Encoded(text)
                 case ["raised", told]:
                     raise ForeignError(**told)

@@ -21,7 +21,7 @@ TIMERS: Final = 16
 class Slots:
     """Slots for attempts on the event loop and in threads (`sizes`), and for timers."""
 
-    __slots__ = ("_allowed", "_closed", "_freed", "_kind_of", "_kinds", "_names", "_sizes", "_taken")
+    __slots__ = ("_allowed", "_closed", "_freed", "_kind_of", "_kinds", "_names", "_sizes", "_taken", "_targets")
 
     def __init__(self, sizes: tuple[int, int], names: Sequence[str], kind_of: Callable[[str], int | None]) -> None:
         self._sizes = (*sizes, TIMERS)
@@ -30,6 +30,7 @@ class Slots:
         self._kinds: dict[str, int | None] = {}
         self._taken: list[int] = [0, 0, 0]
         self._freed = [0, 0, 0]
+        self._targets: Sequence[str] = ()
         self._closed = False
         # How many may be taken in all; None is without limit.
         self._allowed: int | None = None
@@ -49,11 +50,13 @@ class Slots:
             kind = self.kind(action)
         if kind is None or self._closed:
             return False
-        if self._taken[kind] - self._freed[kind] >= self._sizes[kind]:
+        taken = self._taken
+        before = taken[kind]
+        if before - self._freed[kind] >= self._sizes[kind]:
             return False
-        if self._allowed is not None and sum(self._taken) >= self._allowed:
+        if self._allowed is not None and sum(taken) >= self._allowed:
             return False
-        self._taken[kind] += 1
+        taken[kind] = before + 1
         return True
 
     def mark(self) -> object:
@@ -94,6 +97,10 @@ class Slots:
     def actions(self) -> Sequence[str]:
         """The names that can be executed."""
         return [] if self._closed else self._names
+
+    def targets(self) -> Sequence[str]:
+        """The targets whose tasks are taken, besides those that have none."""
+        return self._targets
 
     def close(self) -> None:
         """Take nothing more."""

@@ -198,12 +198,18 @@ def _execute(remote: Remote, call: Call) -> None:
         if definition.is_async:
             value = asyncio.run(value)
         text = definition.result.encode(own.take(value))
-        own.close()
+        _flush(own)
         patch = None if own.patch is None else {name: codec.encode(part) for name, part in own.patch.items()}
         remote.channel.send("done", text, msgspec.json.encode(own.fragments), patch)
     except BaseException as error:  # noqa: BLE001 - whatever user code raises is told to the worker
-        own.close()
+        _flush(own)
         remote.channel.send("raised", described(error, call.error_bytes))
+
+
+def _flush(own: RunningStep) -> None:
+    """A line that was begun counts as one."""
+    if own.lines is not None:
+        own.lines.flush()
 
 
 def described(error: BaseException, error_bytes: int) -> dict[str, Any]:

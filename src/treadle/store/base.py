@@ -25,8 +25,9 @@ Promises
 3. When `commit` returns, what it says is durable by the store's declared durability. When it raises, nothing
    of it is known: each append's `commit_id` tells by `committed(key, version)` whether it took effect.
 4. A task of an append is leased to the offering session at once when it is due, its run is not held, the
-   session can execute its action, has a free slot, and no waiting due task of its queue would be claimed before
-   it (higher priority, or same and older); otherwise it waits for `claim`. Claims go by priority, then age.
+   session can execute its action, names its target (if it has one), has a free slot, the limits of its queue leave
+   room (promise 10), and no waiting due task of its queue would be claimed before it (higher priority, or same and
+   older); otherwise it waits for `claim`. Claims go by priority, then age.
 5. A task is leased to one session at a time. `report` ends a leased task only with its token and puts the
    outcome into the run's inbox in the same transaction; with another token it does nothing and says so.
    `postpone` lets a leased task wait again, as the youngest of its queue: likewise with its token only, and not
@@ -42,6 +43,25 @@ Promises
    however deep; while one of them is open, the run is not closed.
 9. What was left undone by a process that died is found by `sweep`: dead sessions are the caller's finding;
    runs without an owner that have inbox inputs are the store's.
+10. **Limits** of queues (`store.queues`) are facts of the store; one rule, in the transaction that leases, holds for
+   claims and for what appends hand over. A task is leased only if its queue is not paused, fewer than `concurrency`
+   tasks of the queue and `key_concurrency` of its key are leased, and `rate` and `key_rate` allow a start. What is
+   counted are leases: whatever ends one (a report, an append, a postponement, a burial) makes room, and nothing else
+   has to. Each lease, of any attempt, evaluation or undo, takes 1 of its buckets' allowance. A bucket is full at its
+   first use; it is refilled by the time of the append or the `now` of the claim, never above the burst, never
+   backwards (one that is more than a minute ahead of that time begins anew), and it outlives the process. In a `fair`
+   queue the keys with waiting tasks of one priority take turns: each gets its weight's share of the leases, none is
+   passed over for ever, and a key's own tasks go by age. One that waited for nothing has saved up nothing. A task
+   that must wait holds no other back: not one of another key, not one of another queue, and it takes no slot; a
+   claim's price does not grow with the number of those that wait so. Free slots and a task that may start mean that a
+   claim leases one, and no queue waits for another for ever.
+11. `claim` also gives the time when a rate allows the next start for a task that waits for it now, if that is earlier
+   than the next one that falls due. `made_room` tells of the last `commit`, `report`, `postpone`, `bury` and
+   `set_queues` whether a waiting task may start now that could not before, because its queue or key was full or
+   paused; and of the last `claim` whether a queue with limits has room for a task that waits and was not taken. True
+   may be said too often, and never too rarely. Whoever is told claims, or wakes those who wait for tasks.
+12. A run with a due task for a queue in which `length` due tasks wait already is not made (**full**). Tasks of runs
+   that were made are never refused.
 """
 
 from __future__ import annotations
@@ -54,6 +74,7 @@ import msgspec
 from treadle.core.commands import Call, Task
 from treadle.core.events import AnyEvent
 from treadle.core.tables import NONE, RUNNING
+from treadle.store.queues import KeyRow, QueueChange, QueueRow
 
 FORMAT = 1
 # Payloads up to this many bytes of JSON ride in the event; up to the second they are rows; larger ones are blobs.
@@ -193,6 +214,10 @@ class Offer(Protocol):
         """The names that the session can execute."""
         ...
 
+    def targets(self) -> Sequence[str]:
+        """The targets whose tasks it takes, besides those that have none."""
+        ...
+
     def full(self) -> bool:
         """Whether some kind of action has no free slot."""
         ...
@@ -212,10 +237,12 @@ class Offer(Protocol):
 class Answer(msgspec.Struct, gc=False):
     """What became of an append. `leased` are its tasks that the session got, with their tokens."""
 
-    status: Literal["committed", "conflict", "exists", "refused", "fenced", "doubt"]
+    status: Literal["committed", "conflict", "exists", "refused", "fenced", "full", "doubt"]
     leased: list[Task] = []
     # Tasks of this append that wait in the store (for wake-ups and `not_before` timers).
     queued: int = 0
+    # The queue that is full.
+    queue: str = ""
 
 
 class Postponement(msgspec.Struct, frozen=True):
@@ -287,6 +314,8 @@ class SessionRow(msgspec.Struct):
     # Names of the actions it executes.
     actions: list[str]
     info: dict[str, Any] = {}
+    # The targets whose tasks it takes, besides those that have none.
+    targets: list[str] = []
 
 
 # What a session waits for (bits of `SessionRow.waits`).
@@ -397,6 +426,14 @@ class Reader(Protocol):
         """Tasks that wait, in claim order."""
         ...
 
+    def queues(self, now: float) -> list[QueueRow]:
+        """Queues that were defined or have tasks, by name; may be slow."""
+        ...
+
+    def queue_keys(self, queue: str, *, key: str | None = None, limit: int = 100) -> list[KeyRow]:
+        """Keys of a queue's tasks, those with the most waiting first (may be slow), or the one that is asked for."""
+        ...
+
     def committed(self, key: str, version: int) -> int | None:
         """The commit id of the journal row of that version, None if there is none."""
         ...
@@ -414,6 +451,11 @@ class Store(Reader, Protocol):
     """The writing side. `session` is the id that `open_session` made; see the promises at the head."""
 
     durability: str
+
+    @property
+    def made_room(self) -> bool:
+        """See promise 11."""
+        ...
 
     def open(self, *, create: bool = True) -> None:
         """Connect, and make or migrate the schema.
@@ -437,6 +479,14 @@ class Store(Reader, Protocol):
         Raises:
             LeaseLostError: the session was buried.
         """
+        ...
+
+    def set_targets(self, session: str, targets: Sequence[str]) -> None:
+        """Change the targets that the session's row names; what it is given goes by its offers."""
+        ...
+
+    def set_queues(self, changes: Sequence[QueueChange], now: float) -> list[bool]:
+        """Change what is stored of queues; whether each changed anything. What is leased stays leased."""
         ...
 
     def dead_sessions(self) -> list[str]:
@@ -513,80 +563,4 @@ class Store(Reader, Protocol):
 
     def delete(self, key: str) -> Literal["deleted", "missing", "open"]:
         """Remove a closed run; "open" if it has tasks or is not settled: nothing was removed."""
-        ...
-
-
-class BlobWriter(Protocol):
-    """A blob that is being written; nobody sees it before `finish`."""
-
-    def write(self, data: bytes, /) -> None:
-        """Add bytes at the end."""
-        ...
-
-    def finish(self) -> str:
-        """Store, and return the digest. On return the blob is durable; if it raises, nothing was stored."""
-        ...
-
-    def abort(self) -> None:
-        """Forget what was written; also after an error."""
-        ...
-
-
-class BlobFile(Protocol):
-    """A blob that is being read."""
-
-    def read(self, size: int = -1, /) -> bytes:
-        """Up to so many of the next bytes, all that are left without a size; nothing at the end."""
-        ...
-
-    def close(self) -> None:
-        """Free what the stream holds."""
-        ...
-
-
-class Blobs(Protocol):
-    """Large payloads and artifacts by content. Writes are atomic; writing the same content twice is one blob.
-
-    Nobody counts who names a blob: one that no run names is removed once it is old. So `put`, `finish` and `renew`
-    make a blob young, and whoever is about to name one has done one of them not long ago. Usable from any thread.
-    """
-
-    def put(self, data: bytes) -> str:
-        """Store and return the digest (`sha256:...`)."""
-        ...
-
-    def get(self, digest: str) -> bytes:
-        """The bytes.
-
-        Raises:
-            KeyError: no such blob.
-        """
-        ...
-
-    def writer(self) -> BlobWriter:
-        """Begin a blob of any size, in constant memory."""
-        ...
-
-    def open(self, digest: str) -> BlobFile:
-        """The bytes as a stream, which whoever reads it checks.
-
-        Raises:
-            KeyError: no such blob.
-        """
-        ...
-
-    def uri(self, digest: str) -> str:
-        """Where people and other programs find the blob."""
-        ...
-
-    def renew(self, digest: str) -> bool:
-        """Make the blob as young as a new one; False if it is gone."""
-        ...
-
-    def old(self, before: float) -> Iterable[tuple[str, int]]:
-        """Digest and size of the blobs that were neither written nor renewed since that time."""
-        ...
-
-    def remove(self, digest: str, before: float) -> bool:
-        """Remove the blob, unless it was renewed since that time; whether it did."""
         ...

@@ -7,17 +7,15 @@ it keeps, without copying: appends, events and tasks are not changed by the call
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from heapq import heappop, heappush
+from collections.abc import Sequence
 from operator import attrgetter
 from typing import Literal
 
 import msgspec
 
 from treadle.core.commands import Task
-from treadle.core.events import encode_events
 from treadle.core.inputs import Look, Lost, encode_input
-from treadle.core.tables import FAILED, LIVE
+from treadle.core.tables import LIVE
 from treadle.errors import LeaseLostError
 from treadle.store.base import (
     WAITS_CHANGES,
@@ -25,61 +23,40 @@ from treadle.store.base import (
     Acquired,
     Answer,
     Append,
-    Health,
     InboxInput,
-    Loaded,
     Offer,
     Postponement,
     Reader,
     Renewal,
     Report,
-    RunHead,
-    RunQuery,
-    RunRow,
     SessionRow,
-    StepAnswer,
-    StepRow,
     Swept,
-    TaskRow,
 )
-from treadle.store.memory_data import (
-    Entry,
-    Heap,
-    MemoryData,
-    Row,
-    StoredRun,
-    StoredSession,
-    TextRow,
-    matches,
-    problems_of,
-    run_row,
-)
+from treadle.store.memory_data import MemoryData, Row, StoredRun, StoredSession
+from treadle.store.memory_lines import Entry
+from treadle.store.memory_reader import MemoryReader
+from treadle.store.queues import QueueChange
 
 __all__ = ["MemoryData", "MemoryStore"]
-
-_FOUND_AT_MOST = 20
 
 _by_priority = attrgetter("priority")
 
 
-class MemoryStore:
+class MemoryStore(MemoryReader):
     """A store that lives as long as its data: see the head of this module, and `store.base` for the promises."""
 
-    __slots__ = ("data", "durability")
+    __slots__ = ("made_room",)
 
     def __init__(self, data: MemoryData | None = None) -> None:
-        self.data = MemoryData() if data is None else data
-        self.durability = "process"
+        super().__init__(data)
+        self.made_room = False
 
     def open(self, *, create: bool = True) -> None:
         """There is nothing to open."""
 
-    def close(self) -> None:
-        """There is nothing to close; the data lives on while a handle holds it."""
-
     def reader(self) -> Reader:
         """Another handle on the same data."""
-        return MemoryStore(self.data)
+        return MemoryReader(self.data)
 
     # -- sessions --------------------------------------------------------------------------------------
 
@@ -105,6 +82,20 @@ class MemoryStore:
                 [(entry.task.run, entry.task.number, token) for token, entry in own.leases.items() if entry.interrupt]
             )
 
+    def set_targets(self, session: str, targets: Sequence[str]) -> None:
+        """Change what the session's row says of its targets."""
+        with self.data.lock:
+            self._living(session).row.targets = list(targets)
+
+    def set_queues(self, changes: Sequence[QueueChange], now: float) -> list[bool]:
+        """Change the limits of queues; what waits in them is lined up anew."""
+        data = self.data
+        with data.lock:
+            leased = (entry for own in data.sessions.values() for entry in own.leases.values())
+            answers = data.waiting.set_limits(changes, leased, now)
+            self.made_room = data.waiting.left_room(now)
+            return answers
+
     def dead_sessions(self) -> list[str]:
         """None: all sessions of the data live in this process."""
         return []
@@ -121,6 +112,7 @@ class MemoryStore:
                 task = entry.task
                 run = data.runs[task.run]
                 del run.tasks[task.number]
+                data.unlease(entry)
                 lost = Lost(
                     number=task.number,
                     generation=task.generation,
@@ -136,6 +128,8 @@ class MemoryStore:
                 if run.status in LIVE and not run.inbox:
                     data.put_input(run, InboxInput(f"look:{session}", key, encode_input(Look(session=session))))
                 data.free(run)
+            # No time is given, so rates are not asked.
+            self.made_room = data.waiting.left_room(None)
             data.elected = {role: holder for role, holder in data.elected.items() if holder is not own}
             return [key for key in touched if data.runs[key].inbox]
 
@@ -166,10 +160,12 @@ class MemoryStore:
     def commit(self, session: str, appends: Sequence[Append], offer: Offer | None) -> list[Answer]:
         """Apply each append, or say why not."""
         answers: list[Answer] = []
-        with self.data.lock:
+        data = self.data
+        with data.lock:
             own = self._living(session)
             for append in appends:
                 answers.append(self._append(own, append, offer))  # noqa: PERF401 - most often there is one
+            self.made_room = bool(data.waiting.limited and appends and data.waiting.left_room(appends[-1].time))
         return answers
 
     def _append(self, own: StoredSession, append: Append, offer: Offer | None) -> Answer:
@@ -216,6 +212,8 @@ class MemoryStore:
             return Answer("exists")
         if append.expect != 0:
             return Answer("conflict")
+        if data.waiting.limited and (full := data.waiting.full_queue(append)):
+            return Answer("full", queue=full)
         run = data.runs[append.key] = StoredRun(head, append.plan or b"")
         data.ids[head.id] = run.key
         if head.parent:
@@ -276,56 +274,57 @@ class MemoryStore:
         entries = run.tasks
         leased: list[Task] = []
         queued = 0
+        waiting = data.waiting
         if len(tasks) > 1:
             tasks = sorted(tasks, key=_by_priority, reverse=True)
         # The kind of task of which it is known that no waiting one goes before it.
         first: tuple[str, str, int] | None = None
         for task in tasks:
-            older = entries.get(task.number)
+            older = entries.pop(task.number, None)
             if older is not None:
                 data.end(older)
             data.age = age = data.age + 1
-            entries[task.number] = entry = Entry(task, age)
+            entries[task.number] = entry = Entry(task, age, now)
+            if waiting.limited and (queue := waiting.limited.get(task.queue)) is not None:
+                entry.turn = queue.turn_of(task)
             if offer is not None and task.not_before <= now and not run.hold:
                 kind = (task.queue, task.action, task.priority)
-                if kind == first or not data.is_behind(task, now, offer):
+                if kind == first or not waiting.is_behind(task, now, offer):
                     first = kind
-                    if offer.take(task.action, task.queue):
+                    if self._may_have(task, now, offer) and offer.take(task.action, task.queue):
                         data.lease(entry, own, now)
                         leased.append(task)
                         continue
             first = None
-            data.enqueue(entry, now)
+            waiting.enqueue(entry, now)
             queued += 1
         return Answer("committed", leased, queued)
+
+    def _may_have(self, task: Task, now: float, offer: Offer) -> bool:
+        """Whether a new task may be leased to the session of an offer, by its target and the limits of its queue."""
+        if task.target and task.target not in offer.targets():
+            return False
+        return not self.data.waiting.limited or self.data.waiting.admits(task, now)
 
     # -- tasks -----------------------------------------------------------------------------------------
 
     def claim(self, session: str, offer: Offer, now: float) -> tuple[list[Task], float | None]:
         """Lease due tasks, over all queues by priority, then age."""
         data = self.data
+        waiting = data.waiting
         with data.lock:
             own = self._living(session)
-            data.promote(now)
+            waiting.promote(now)
             claimed: list[Task] = []
-            actions = frozenset(offer.actions()) if offer.free() > 0 else frozenset[str]()
-            firsts: list[tuple[float, int, Heap]] = []
-            for heaps in data.ready.values():
-                for action, heap in heaps.items():
-                    if heap and action in actions and (first := data.head(heap, now)) is not None:
-                        heappush(firsts, (first[0], first[1], heap))
-            while firsts:
-                heap = heappop(firsts)[2]
-                entry = heap[0][2]
-                if not offer.take(entry.task.action, entry.task.queue):
-                    # The answer depends on action and queue alone, so the rest of this heap waits.
-                    continue
-                heappop(heap)
-                data.lease(entry, own, now)
-                claimed.append(entry.task)
-                if (first := data.head(heap, now)) is not None:
-                    heappush(firsts, (first[0], first[1], heap))
-            return claimed, data.next_due(now)
+            dues: list[float] = []
+            if offer.free() > 0:
+                for entry in waiting.candidates(offer, now, dues):
+                    data.lease(entry, own, now)
+                    claimed.append(entry.task)
+            self.made_room = any(waiting.has_work(queue, now) for queue in waiting.limited.values())
+            if (due := waiting.next_due()) is not None:
+                dues.append(due)
+            return claimed, min(dues, default=None)
 
     def leased(self, session: str) -> list[Task]:
         """All tasks leased to the session."""
@@ -345,6 +344,7 @@ class MemoryStore:
                 if live:
                     self._report(report)
                 answers.append(live)
+            self.made_room = data.waiting.left_room(None)
             return answers
 
     def postpone(self, session: str, items: Sequence[Postponement], now: float) -> list[bool]:
@@ -361,9 +361,12 @@ class MemoryStore:
                 data.end(entry)
                 data.age = age = data.age + 1
                 task = msgspec.structs.replace(entry.task, lease=0, not_before=item.not_before, call=item.call)
-                waiting = data.runs[item.key].tasks[item.number] = Entry(task, age, progress=entry.progress)
-                data.enqueue(waiting, now)
+                again = data.runs[item.key].tasks[item.number] = Entry(task, age, now, progress=entry.progress)
+                if (queue := data.waiting.limited.get(task.queue)) is not None:
+                    again.turn = queue.turn_of(task)
+                data.waiting.enqueue(again, now)
                 answers.append(True)
+            self.made_room = data.waiting.left_room(now)
             return answers
 
     def progress(self, session: str, items: Sequence[tuple[str, int, int, str]]) -> None:
@@ -427,9 +430,9 @@ class MemoryStore:
         data = self.data
         with data.lock:
             self._living(session)
-            data.promote(now)
+            data.waiting.promote(now)
             stranded = [run.key for run in data.inboxes.values() if run.owner is None]
-            return Swept(stranded, data.next_due(now))
+            return Swept(stranded, data.waiting.next_due())
 
     def delete(self, key: str) -> Literal["deleted", "missing", "open"]:
         """Remove a closed run, leaving the tombstone of its key."""
@@ -444,138 +447,6 @@ class MemoryStore:
             for one in family:
                 data.forget(one)
             return "deleted"
-
-    # -- reads -----------------------------------------------------------------------------------------
-
-    def find(self, id_or_prefix: str) -> list[str]:
-        """Keys of the runs with this id, or whose key or id starts with it, newest first."""
-        data = self.data
-        with data.lock:
-            key = data.ids.get(id_or_prefix)
-            if key is not None:
-                return [key]
-            found = [
-                run.key
-                for run in data.runs.values()
-                if run.key.startswith(id_or_prefix) or run.head.id.startswith(id_or_prefix)
-            ]
-            return sorted(found, reverse=True)[:_FOUND_AT_MOST]
-
-    def load(self, key: str) -> Loaded | None:
-        """The whole run, or None."""
-        with self.data.lock:
-            run = self.data.runs.get(key)
-            return None if run is None else self._load(run)
-
-    def head(self, key: str) -> tuple[RunHead, bytes] | None:
-        """The head and the encoded plan of a run, or None."""
-        with self.data.lock:
-            run = self.data.runs.get(key)
-            return None if run is None else (run.head, run.plan)
-
-    def _load(self, run: StoredRun) -> Loaded:
-        return Loaded(
-            head=run.head,
-            plan=run.plan,
-            version=run.version,
-            status=run.status,
-            hold=run.hold,
-            owner=run.owner.id if run.owner else "",
-            rows=self._rows(run, 0, run.version),
-            inbox=list(run.inbox.values()),
-            tasks=[self.data.task_row(entry) for entry in run.tasks.values()],
-        )
-
-    def _rows(self, run: StoredRun, after: int, limit: int) -> list[TextRow]:
-        # The row of version n is at index n - 1: nothing cuts a journal but deletion.
-        texts: list[TextRow] = []
-        for index in range(max(after, 0), min(max(after, 0) + limit, run.version)):
-            row = run.rows[index]
-            if not isinstance(row.events, str):
-                row.events = encode_events(row.events)
-            texts.append((row.version, row.commit_id, row.time, row.events))
-        return texts
-
-    def rows(self, key: str, after: int, limit: int = 1000) -> list[TextRow]:
-        """Journal rows with a version above `after`, in order."""
-        with self.data.lock:
-            run = self.data.runs.get(key)
-            return [] if run is None else self._rows(run, after, limit)
-
-    def run(self, key: str) -> RunRow | None:
-        """The run's row, or None."""
-        with self.data.lock:
-            run = self.data.runs.get(key)
-            return None if run is None else run_row(run)
-
-    def step(self, key: str, address: str) -> StepAnswer:
-        """What is known of one step."""
-        with self.data.lock:
-            run = self.data.runs.get(key)
-            if run is None:
-                return StepAnswer("", 0)
-            return StepAnswer(run.status, run.version, run.by_address.get(address))
-
-    def runs(self, query: RunQuery) -> list[RunRow]:
-        """Runs by key, newest first."""
-        with self.data.lock:
-            found: list[RunRow] = []
-            for key in sorted(self.data.runs, reverse=True):
-                if len(found) >= query.limit:
-                    break
-                if (not query.after or key < query.after) and matches(run := self.data.runs[key], query):
-                    found.append(run_row(run))
-            return found
-
-    def dead(self, limit: int = 100) -> list[tuple[RunRow, StepRow]]:
-        """Steps that failed for good, newest first."""
-        with self.data.lock:
-            failed = [
-                (row.finished_at, run.key, row.number, run, row)
-                for run in self.data.runs.values()
-                for row in run.steps.values()
-                if row.status == FAILED
-            ]
-            failed.sort(key=lambda found: found[:3], reverse=True)
-            return [(run_row(run), row) for *_, run, row in failed[:limit]]
-
-    def payloads(self, key: str, digests: Iterable[str]) -> dict[str, bytes]:
-        """Payload rows of a run by digest; missing ones are absent."""
-        with self.data.lock:
-            run = self.data.runs.get(key)
-            if run is None:
-                return {}
-            return {digest: run.payloads[digest] for digest in digests if digest in run.payloads}
-
-    def sessions(self) -> list[SessionRow]:
-        """All living sessions, oldest first."""
-        with self.data.lock:
-            return [msgspec.structs.replace(own.row) for own in self.data.sessions.values()]
-
-    def waiting(self, limit: int = 100) -> list[TaskRow]:
-        """Tasks that wait, in claim order; those not due and those of held runs included."""
-        with self.data.lock:
-            entries = [entry for run in self.data.runs.values() for entry in run.tasks.values() if not entry.session]
-            entries.sort(key=lambda entry: (-entry.task.priority, entry.age))
-            return [self.data.task_row(entry) for entry in entries[:limit]]
-
-    def committed(self, key: str, version: int) -> int | None:
-        """The commit id of the journal row of that version, None if there is none."""
-        with self.data.lock:
-            run = self.data.runs.get(key)
-            return run.rows[version - 1].commit_id if run is not None and 0 < version <= run.version else None
-
-    def check(self) -> Health:
-        """Compare the store's indexes with each other."""
-        data = self.data
-        with data.lock:
-            facts = {
-                "store": "memory",
-                "durability": self.durability,
-                "runs": str(len(data.runs)),
-                "sessions": str(len(data.sessions)),
-            }
-            return Health(problems_of(data), facts)
 
 
 def _may_report(own: StoredSession, report: Report) -> bool:

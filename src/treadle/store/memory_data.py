@@ -1,45 +1,21 @@
-"""The data behind `MemoryStore`: runs, sessions, and the queues of waiting tasks. No module but that one uses it.
+"""The data behind `MemoryStore`: runs, sessions and leases. Tasks that wait are in `memory_queues`.
 
-Where things are
-- An `Entry` is a stored task. A leased one is in its session's `leases`. A waiting one is in exactly one of: the
-  ready heap of its queue and action, by (-priority, age); the heap of tasks that are not due, by time; or its
-  run's `parked` list, if a claim met it while its run was held. Lifting the hold puts parked tasks back, so a
-  hold costs nothing until a claim meets its tasks, and then once for each.
-- A task that ends while it waits is marked `gone`. It leaves its heap when it comes to the top, or when as many
-  have gone as are left: the cost of an end stays constant and the heaps stay small.
-- Journal rows keep the event objects; they become JSON text when they are first read.
+Journal rows keep the event objects; they become JSON text when they are first read.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from heapq import heapify, heappop, heappush
 
 import msgspec
 
-from treadle.core.commands import Task
 from treadle.core.events import AnyEvent
 from treadle.core.inputs import Revoked, encode_input
 from treadle.core.tables import RUNNING
-from treadle.store.base import InboxInput, Offer, RunHead, RunQuery, RunRow, SessionRow, StepRow, TaskRow
-
-# Up to so many ended entries may stay in the heaps whatever their size.
-_STALE_AT_LEAST = 1024
-
-
-class Entry(msgspec.Struct, gc=False):
-    """A stored task; `session` is empty while it waits."""
-
-    task: Task
-    age: int
-    session: str = ""
-    started_at: float = 0.0
-    gone: bool = False
-    interrupt: bool = False
-    progress: str = ""
-    # It must not wait again: its run's waiting tasks were taken back while it was leased.
-    last: bool = False
+from treadle.store.base import InboxInput, RunHead, RunQuery, RunRow, SessionRow, StepRow, TaskRow
+from treadle.store.memory_lines import Entry
+from treadle.store.memory_queues import Queue, Waiting
 
 
 class Row(msgspec.Struct, gc=False):
@@ -51,7 +27,6 @@ class Row(msgspec.Struct, gc=False):
     events: list[AnyEvent] | str
 
 
-Heap = list[tuple[float, int, Entry]]
 TextRow = tuple[int, int, float, str]
 
 
@@ -165,14 +140,11 @@ class MemoryData:
         "ids",
         "inboxes",
         "lock",
-        "ready",
         "runs",
         "sessions",
-        "stale",
-        "stale_limit",
-        "timed",
         "token",
         "tombstones",
+        "waiting",
     )
 
     def __init__(self) -> None:
@@ -188,131 +160,50 @@ class MemoryData:
         self.elected: dict[str, StoredSession] = {}
         # Runs whose inbox is not empty.
         self.inboxes: dict[str, StoredRun] = {}
-        # By queue, then by action, so that a claim never meets tasks that its session cannot execute.
-        self.ready: dict[str, dict[str, Heap]] = {}
-        self.timed: Heap = []
+        self.waiting = Waiting(self.runs)
         self.age = 0
         self.token = 0
-        self.stale = 0
-        self.stale_limit = _STALE_AT_LEAST
 
-    # -- waiting tasks ---------------------------------------------------------------------------------
-
-    def enqueue(self, entry: Entry, now: float) -> None:
-        """Let an entry wait: until it is due, or in the ready heap of its queue and action."""
-        task = entry.task
-        if task.not_before > now:
-            heappush(self.timed, (task.not_before, entry.age, entry))
-            return
-        heaps = self.ready.get(task.queue)
-        if heaps is None:
-            heaps = self.ready[task.queue] = {}
-        heap = heaps.get(task.action)
-        if heap is None:
-            heap = heaps[task.action] = []
-        heappush(heap, (-task.priority, entry.age, entry))
-
-    def promote(self, now: float) -> None:
-        """Move the tasks that are due by now into the ready heaps."""
-        timed = self.timed
-        while timed and (timed[0][0] <= now or timed[0][2].gone):
-            entry = heappop(timed)[2]
-            if not entry.gone:
-                self.enqueue(entry, now)
-
-    def head(self, heap: Heap, now: float) -> tuple[float, int, Entry] | None:
-        """The first entry of a ready heap that may be claimed now; those above it go where they belong."""
-        while heap:
-            first = heap[0]
-            entry = first[2]
-            if not entry.gone:
-                run = self.runs[entry.task.run]
-                if run.hold:
-                    run.parked.append(entry)
-                elif entry.task.not_before > now:
-                    # Another node's clock is ahead and moved it here: for this one it is not due.
-                    heappush(self.timed, (entry.task.not_before, entry.age, entry))
-                else:
-                    return first
-            heappop(heap)
-        return None
-
-    def is_behind(self, task: Task, now: float, offer: Offer) -> bool:
-        """Whether a waiting task of the same queue would be claimed by this session before a new `task`."""
-        if self.timed and self.timed[0][0] <= now:
-            self.promote(now)
-        heaps = self.ready.get(task.queue)
-        if heaps is None:
-            return False
-        for action, heap in heaps.items():
-            if not heap:
-                continue
-            first = self.head(heap, now)
-            # All that wait are older, so an equal priority goes before it.
-            if (
-                first is not None
-                and first[0] <= -task.priority
-                and (action == task.action or action in offer.actions())
-            ):
-                return True
-        return False
+    # -- tasks -----------------------------------------------------------------------------------------
 
     def lease(self, entry: Entry, own: StoredSession, now: float) -> None:
-        """Give an entry, which is in no heap, to a session with a new token."""
+        """Give an entry, which waits nowhere, to a session with a new token."""
         self.token = token = self.token + 1
-        entry.task.lease = token
+        task = entry.task
+        task.lease = token
         entry.session = own.id
-        entry.started_at = now
+        entry.since = now
         own.leases[token] = entry
+        if self.waiting.limited:
+            self.waiting.started(entry, now)
+
+    def unlease(self, entry: Entry) -> None:
+        """A leased entry is leased no more; the room that it took is free again."""
+        if self.waiting.limited and entry.task.queue in self.waiting.limited:
+            self.waiting.ended(entry)
 
     def end_all(self, run: StoredRun, numbers: Sequence[int]) -> None:
         """End the tasks of these steps of a run, if it has them."""
         tasks = run.tasks
         for number in numbers:
             entry = tasks.pop(number, None)
-            if entry is None:
-                continue
-            if entry.session:
-                del self.sessions[entry.session].leases[entry.task.lease]
-            else:
+            if entry is not None:
                 self.end(entry)
 
     def end(self, entry: Entry) -> None:
         """Forget a task that was taken out of its run, with whatever lease it had."""
         if entry.session:
             del self.sessions[entry.session].leases[entry.task.lease]
-            return
-        entry.gone = True
-        self.stale += 1
-        if self.stale > self.stale_limit:
-            self._drop_stale()
-
-    def _drop_stale(self) -> None:
-        """Rebuild the heaps without the entries that are gone; paid for by as many ends as were left before."""
-        left = 0
-        heaps = [self.timed]
-        for by_action in self.ready.values():
-            heaps.extend(by_action.values())
-        for heap in heaps:
-            heap[:] = [item for item in heap if not item[2].gone]
-            heapify(heap)
-            left += len(heap)
-        self.stale = 0
-        self.stale_limit = max(_STALE_AT_LEAST, left)
+            self.unlease(entry)
+        else:
+            self.waiting.gone(entry)
 
     def unpark(self, run: StoredRun, now: float) -> None:
         """Put the tasks back that claims met while the run was held."""
         parked, run.parked = run.parked, []
         for entry in parked:
             if not entry.gone:
-                self.enqueue(entry, now)
-
-    def next_due(self, now: float) -> float | None:
-        """The first time after `now` at which a waiting task falls due. Call it after `promote(now)`."""
-        timed = self.timed
-        while timed and timed[0][2].gone:
-            heappop(timed)
-        return timed[0][0] if timed else None
+                self.waiting.enqueue(entry, now)
 
     # -- runs ------------------------------------------------------------------------------------------
 
@@ -375,7 +266,7 @@ class MemoryData:
             task=msgspec.structs.replace(entry.task),
             session=entry.session,
             worker=holder.row.worker if holder else "",
-            started_at=entry.started_at,
+            started_at=entry.since if entry.session else 0.0,
             interrupt=entry.interrupt,
             progress=entry.progress,
         )
@@ -395,10 +286,11 @@ class MemoryData:
 
 def problems_of(data: MemoryData) -> list[str]:
     """Broken invariants of the data, in words."""
-    queues = [entry for heaps in data.ready.values() for heap in heaps.values() for *_, entry in heap]
-    queues += [entry for *_, entry in data.timed]
-    queues += [entry for run in data.runs.values() for entry in run.parked]
-    waits = [(entry.task.run, entry.task.number, entry.age) for entry in queues if not entry.gone]
+    queues = data.waiting.queues.values()
+    entries = [entry for queue in queues for line in queue.lines.values() for *_, entry in line.items()]
+    entries += [entry for *_, entry in data.waiting.timed]
+    entries += [entry for run in data.runs.values() for entry in run.parked]
+    waits = [(entry.task.run, entry.task.number, entry.age) for entry in entries if not entry.gone]
     wait = sorted(waits)
     leases = sorted(
         (entry.task.run, entry.task.number, entry.age)
@@ -422,6 +314,8 @@ def problems_of(data: MemoryData) -> list[str]:
         problems.append(f"waiting tasks {stored_wait} are queued as {wait}")
     if leases != stored_leases:
         problems.append(f"leased tasks {stored_leases} are held as {leases}")
+    for queue in data.waiting.limited.values():
+        problems += _miscounts(data, queue)
     for run in data.runs.values():
         if run.version != len(run.rows):
             problems.append(f"run {run.key} is at {run.version} and has {len(run.rows)} rows")
@@ -429,4 +323,17 @@ def problems_of(data: MemoryData) -> list[str]:
             problems.append(f"the inbox of run {run.key} is not where a sweep looks")
         if run.owner and (run.key not in run.owner.owned or run.owner.id not in data.sessions):
             problems.append(f"run {run.key} is owned by {run.owner.id}, which does not know it")
+    return problems
+
+
+def _miscounts(data: MemoryData, queue: Queue) -> list[str]:
+    """What a queue with limits counts wrongly."""
+    leased = [entry.task for own in data.sessions.values() for entry in own.leases.values()]
+    keys = [task.key for task in leased if task.queue == queue.name]
+    problems: list[str] = []
+    if queue.running != len(keys):
+        problems.append(f"queue {queue.name} counts {queue.running} leased tasks of {len(keys)}")
+    for name, key in queue.keys.items():
+        if key.running != keys.count(name):
+            problems.append(f"queue {queue.name} counts {key.running} leased tasks with the key {name}")
     return problems

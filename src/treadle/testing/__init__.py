@@ -9,6 +9,6 @@ from __future__ import annotations
 
 from treadle.testing.faulty_store import FaultyStore, fail_nth
 from treadle.testing.manual_clock import ManualClock
-from treadle.testing.store_contract import StoreContract
+from treadle.testing.store_contract import LimitsContract, StoreContract
 
-__all__ = ["FaultyStore", "ManualClock", "StoreContract", "fail_nth"]
+__all__ = ["FaultyStore", "LimitsContract", "ManualClock", "StoreContract", "fail_nth"]

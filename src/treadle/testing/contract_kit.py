@@ -40,11 +40,12 @@ OTHER = key_of(2)
 
 
 class Slots:
-    """An offer of `free` slots for some actions; `taken` is what was handed over, in order."""
+    """An offer of `free` slots for some actions and targets; `taken` is what was handed over, in order."""
 
-    def __init__(self, free: int, actions: Sequence[str] = ("act",)) -> None:
+    def __init__(self, free: int, actions: Sequence[str] = ("act",), targets: Sequence[str] = ()) -> None:
         self._free = free
         self._actions = list(actions)
+        self._targets = list(targets)
         self.taken: list[str] = []
 
     def take(self, action: str, queue: str) -> bool:
@@ -55,6 +56,14 @@ class Slots:
         self.taken.append(f"{queue}:{action}")
         return True
 
+    def fits(self, task: Task) -> bool:
+        """Whether the task is one for these actions and targets."""
+        return task.action in self._actions and (not task.target or task.target in self._targets)
+
+    def takes(self, task: Task) -> bool:
+        """Whether the task fits, and there is a slot for it."""
+        return self._free > 0 and self.fits(task)
+
     def free(self) -> int:
         """How many slots are left."""
         return self._free
@@ -62,6 +71,10 @@ class Slots:
     def actions(self) -> Sequence[str]:
         """The known actions."""
         return self._actions
+
+    def targets(self) -> Sequence[str]:
+        """The targets whose tasks are taken."""
+        return self._targets
 
     def full(self) -> bool:
         """Whether no slot is left."""
@@ -88,7 +101,7 @@ def head_of(key: str, **fields: Any) -> RunHead:
     return RunHead(key=key, **(given | fields))
 
 
-def task_of(key: str, number: int, **fields: Any) -> Task:
+def task_of(run: str, number: int, /, **fields: Any) -> Task:
     """A task of a run; a due one of action `act` in the queue `default`, unless `fields` say otherwise."""
     given: dict[str, Any] = {
         "address": f"step-{number}",
@@ -99,9 +112,9 @@ def task_of(key: str, number: int, **fields: Any) -> Task:
         "priority": 0,
         "not_before": 0.0,
         "call": Call(args={"n": f"={number}"}),
-        "run_id": f"run-{key}",
+        "run_id": f"run-{run}",
     }
-    return Task(run=key, number=number, **(given | fields))
+    return Task(run=run, number=number, **(given | fields))
 
 
 def step_of(number: int, **fields: Any) -> StepRow:

@@ -42,6 +42,7 @@ from treadle.store.base import (
     Swept,
     TaskRow,
 )
+from treadle.store.queues import KeyRow, QueueChange, QueueRow
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -112,6 +113,12 @@ class FaultyReader:
     def waiting(self, limit: int = 100) -> list[TaskRow]:
         return self._counter.run(self._reader.waiting, limit)
 
+    def queues(self, now: float) -> list[QueueRow]:
+        return self._counter.run(self._reader.queues, now)
+
+    def queue_keys(self, queue: str, *, key: str | None = None, limit: int = 100) -> list[KeyRow]:
+        return self._counter.run(self._reader.queue_keys, queue, key=key, limit=limit)
+
     def committed(self, key: str, version: int) -> int | None:
         return self._counter.run(self._reader.committed, key, version)
 
@@ -136,6 +143,11 @@ class FaultyStore(FaultyReader):
         self.durability = store.durability
 
     @property
+    def made_room(self) -> bool:
+        """As the store says of the last call that took effect."""
+        return self._store.made_room
+
+    @property
     def calls(self) -> list[str]:
         """The names of the calls made, in order."""
         return self._counter.calls
@@ -156,6 +168,12 @@ class FaultyStore(FaultyReader):
 
     def renew(self, session: str, waits: int | None = None) -> Renewal:
         return self._counter.run(self._store.renew, session, waits)
+
+    def set_targets(self, session: str, targets: Sequence[str]) -> None:
+        self._counter.run(self._store.set_targets, session, targets)
+
+    def set_queues(self, changes: Sequence[QueueChange], now: float) -> list[bool]:
+        return self._counter.run(self._store.set_queues, changes, now)
 
     def dead_sessions(self) -> list[str]:
         return self._counter.run(self._store.dead_sessions)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from treadle.errors import StoreError
 from treadle.runtime.clock import uuid7
-from treadle.store.base import BlobFile
+from treadle.store.blob_port import BlobFile
 from treadle.store.blobs import MemoryBlobs
 from treadle.store.committer import Committer, deliver
 from treadle.testing.sim_faults import Faults

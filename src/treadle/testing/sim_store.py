@@ -33,6 +33,7 @@ from treadle.store.base import (
     TaskRow,
 )
 from treadle.store.memory import MemoryStore
+from treadle.store.queues import KeyRow, QueueChange, QueueRow
 from treadle.testing.sim_faults import Faults
 from treadle.testing.sim_loop import Life
 
@@ -103,6 +104,12 @@ class SimReader:
     def waiting(self, limit: int = 100) -> list[TaskRow]:
         return self._read("waiting", lambda: self._store.waiting(limit))
 
+    def queues(self, now: float) -> list[QueueRow]:
+        return self._read("queues", lambda: self._store.queues(now))
+
+    def queue_keys(self, queue: str, *, key: str | None = None, limit: int = 100) -> list[KeyRow]:
+        return self._read("queue_keys", lambda: self._store.queue_keys(queue, key=key, limit=limit))
+
     def committed(self, key: str, version: int) -> int | None:
         return self._read("committed", lambda: self._store.committed(key, version))
 
@@ -130,6 +137,11 @@ class SimStore(SimReader):
 
         return self._faults.call(self._life, name, watched)
 
+    @property
+    def made_room(self) -> bool:
+        """As the store says of the last call that took effect."""
+        return self._store.made_room
+
     def open(self, *, create: bool = True) -> None:
         """There is nothing to open."""
 
@@ -141,6 +153,12 @@ class SimStore(SimReader):
 
     def renew(self, session: str, waits: int | None = None) -> Renewal:
         return self._faults.call(self._life, "renew", lambda: self._store.renew(session, waits))
+
+    def set_targets(self, session: str, targets: Sequence[str]) -> None:
+        self._write("set_targets", lambda: self._store.set_targets(session, targets))
+
+    def set_queues(self, changes: Sequence[QueueChange], now: float) -> list[bool]:
+        return self._write("set_queues", lambda: self._store.set_queues(changes, now))
 
     def dead_sessions(self) -> list[str]:
         return self._read("dead_sessions", self._watcher.crashed_sessions)

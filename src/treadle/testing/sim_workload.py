@@ -26,6 +26,8 @@ from treadle.testing.sim_conduct import (
     fraction,
     make_artifacts,
     make_artifacts_in_thread,
+    spread,
+    spreads,
     truth_of,
     value_of,
 )
@@ -123,6 +125,8 @@ async def _work(conduct: Conduct, values: list[Any]) -> dict[str, Any]:
                 now.append(child["id"])
         else:
             own.add(bound, into=into)
+    if spreads(conduct):
+        await own.add(lambda: spread(conduct, work), now=fraction("now", conduct["name"]) < 0.3)
     observer.added(own, now)
     _fail(conduct, own)
     value = value_of(conduct, values)
@@ -158,6 +162,8 @@ def _toil(conduct: Conduct, values: list[Any]) -> dict[str, Any]:
         raise StepInterrupt
     for child, into, _ in _additions(conduct):
         own.add(_bound(child), into=into)
+    if spreads(conduct):
+        own.add(lambda: spread(conduct, toil))
     make_artifacts_in_thread(conduct, own)
     _fail(conduct, own)
     value = value_of(conduct, values)

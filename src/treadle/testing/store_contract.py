@@ -22,7 +22,9 @@ from __future__ import annotations
 
 from treadle.testing.contract_calls import CallsContract
 from treadle.testing.contract_holds import HoldsContract
+from treadle.testing.contract_keys import KeysContract, TurnsContract
 from treadle.testing.contract_kit import MakeStore
+from treadle.testing.contract_limits import ConcurrencyContract, DefinitionsContract, RateContract, TargetsContract
 from treadle.testing.contract_postponing import PostponingContract
 from treadle.testing.contract_reads import FindContract, ListsContract, LoadContract
 from treadle.testing.contract_runs import (
@@ -41,7 +43,7 @@ from treadle.testing.contract_sessions import (
 )
 from treadle.testing.contract_tasks import ClaimsContract, HandOverContract, ReportsContract
 
-__all__ = ["MakeStore", "StoreContract"]
+__all__ = ["LimitsContract", "MakeStore", "StoreContract"]
 
 
 class StoreContract(
@@ -66,3 +68,9 @@ class StoreContract(
     ListsContract,
 ):
     """All promises; subclass it with a fixture `make_store`."""
+
+
+class LimitsContract(
+    ConcurrencyContract, RateContract, KeysContract, TurnsContract, DefinitionsContract, TargetsContract
+):
+    """The promises of limits and targets, for stores that keep them; beside `StoreContract`, with the same fixture."""

@@ -14,47 +14,49 @@ A store is tested by subclassing `StoreModel` with `make_handles`:
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
 
 import msgspec
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from treadle.core.commands import Call, Task
-from treadle.core.events import encode_events
-from treadle.core.inputs import AnyInput, Look, Lost, Revoked, decode_input
+from treadle.core.inputs import AnyInput, Look, Lost
 from treadle.errors import LeaseLostError
-from treadle.store.base import Answer, Append, InboxInput, Loaded, Postponement, SessionRow, Store
-from treadle.testing.contract_kit import NOW, Slots, append_of, key_of, report_of, signal_of, start_of, step_of, task_of
+from treadle.store.base import Append, Loaded, Postponement, SessionRow, Store
+from treadle.store.queues import MOST_AHEAD_SECONDS, QueueChange, QueueLimits
+from treadle.testing.contract_kit import NOW, Slots, append_of, key_of, report_of, signal_of, start_of
+from treadle.testing.store_model_answers import ACTIONS, LIVE, QUEUES, RUNS, STEPS, TARGETS, ModelAnswers
 from treadle.testing.store_model_data import ModelRun, ModelTask
-
-_ACTIONS = ("act", "other")
-_QUEUES = ("default", "slow")
-_RUNS = 4
-_LIVE = ("running", "unwinding")
-_STEPS = 5
+from treadle.testing.store_model_limits import LIMITS, ModelLimits
 
 _chance = st.sampled_from([True, False, False, False])
-_often = st.sampled_from([True, True, True, True, False])
-_slots = st.integers(0, 4)
-_offered = st.sampled_from([("act",), ("act", "other"), ("other",)])
+_offers = st.builds(
+    Slots,
+    st.integers(0, 4),
+    st.sampled_from([("act",), ("act", "other"), ("other",)]),
+    st.sampled_from([(), (), ("gpu",), ("gpu", "disk")]),
+)
 
 
-class StoreModel(RuleBasedStateMachine):
+class StoreModel(ModelAnswers, RuleBasedStateMachine):
     """Drives a store and its model together; subclass it with `make_handles`."""
+
+    # Whether the store keeps limits, keys and targets.
+    with_limits = True
 
     def make_handles(self) -> list[Store]:
         """Two open handles on one new, empty data."""
         raise NotImplementedError
 
     @contextmanager
-    def changing(self) -> Generator[None, None, None]:
-        """A failure inside leaves the model half changed: it is then not compared once more at the end."""
-        self.sound = False
+    def telling_of_room(self, store: Store) -> Generator[None, None, None]:
+        """If what waited under a limit may start after what is done inside, the store must have told so."""
+        before = {id(model): model for model in self.stopped()}
         yield
-        self.sound = True
+        free = [model for model in self.admitted() if id(model) in before]
+        assert store.made_room or not free, f"nobody was told that {free} may start"
 
     @initialize()
     def begin(self) -> None:
@@ -74,6 +76,7 @@ class StoreModel(RuleBasedStateMachine):
         self.tokens: set[int] = set()
         # Tasks as they were leased; reports are drawn from them, long after they ended too.
         self.given: list[tuple[str, Task]] = []
+        self.limits = ModelLimits(self.runs)
         for _ in range(2):
             self.open_session()
 
@@ -86,7 +89,7 @@ class StoreModel(RuleBasedStateMachine):
         self.names += 1
         name = f"s{self.names}"
         store = self.handles[self.names % len(self.handles)]
-        store.open_session(SessionRow(name, f"worker-{name}", f"wake-{name}", 0, 0, list(_ACTIONS)))
+        store.open_session(SessionRow(name, f"worker-{name}", f"wake-{name}", 0, 0, list(ACTIONS)))
         self.alive[name] = store
 
     @precondition(lambda self: len(self.alive) > 1)
@@ -95,7 +98,8 @@ class StoreModel(RuleBasedStateMachine):
         """A process dies, and another one finds out."""
         name = data.draw(st.sampled_from(list(self.alive)))
         store = self.alive.pop(name)
-        with self.changing():
+        handle = data.draw(st.sampled_from(self.handles))
+        with self.changing(), self.telling_of_room(handle):
             expected: dict[str, list[AnyInput]] = {}
             owned = [run.key for run in self.runs.values() if run.owner == name]
             for run in self.runs.values():
@@ -107,11 +111,11 @@ class StoreModel(RuleBasedStateMachine):
             for key in owned:
                 run = self.runs[key]
                 run.owner = ""
-                if run.status in _LIVE and not run.inbox and key not in expected:
+                if run.status in LIVE and not run.inbox and key not in expected:
                     expected[key] = [Look(session=name)]
             self.elected = "" if self.elected == name else self.elected
 
-            touched = data.draw(st.sampled_from(self.handles)).bury(name)
+            touched = handle.bury(name)
 
             for key, inputs in expected.items():
                 self.adopt(self.runs[key], inputs)
@@ -123,23 +127,36 @@ class StoreModel(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([-2.0, 0.5, 1.0, 5.0]))
     def pass_time(self, seconds: float) -> None:
         """Time goes on, or the next caller's clock is behind."""
-        self.now += seconds
+        # A clock that is far behind is another story, told in the contract.
+        self.now = max(self.now + seconds, self.latest - MOST_AHEAD_SECONDS / 2)
         self.latest = max(self.latest, self.now)
 
-    @precondition(lambda self: len(self.runs) < _RUNS)
-    @rule(data=st.data(), slots=_slots, actions=_offered)
-    def start(self, data: st.DataObject, slots: int, actions: Sequence[str]) -> None:
+    @precondition(lambda self: self.with_limits)
+    @rule(name=st.sampled_from(QUEUES), limits=st.sampled_from(LIMITS), paused=_chance, data=st.data())
+    def set_limits(self, name: str, limits: QueueLimits, paused: bool, data: st.DataObject) -> None:
+        """A program defines a queue, an operator pauses it or lets it go on."""
+        store = data.draw(st.sampled_from(self.handles))
+        with self.telling_of_room(store):
+            changed = self.limits.set(name, limits, paused)
+
+            answers = store.set_queues([QueueChange(name=name, defined=limits, paused=paused)], self.now)
+
+            assert answers == [changed]
+
+    @precondition(lambda self: len(self.runs) < RUNS)
+    @rule(data=st.data(), offer=_offers)
+    def start(self, data: st.DataObject, offer: Slots) -> None:
         """A run is made, or its id or key is taken."""
         self.keys += 1
         key = key_of(self.keys)
         if self.keys > 1 and data.draw(_chance, "old key"):
             key = data.draw(st.sampled_from([*self.runs, *self.tombstones]))
-        id = f"id-{data.draw(st.integers(0, _RUNS), 'id')}"
-        self.commit(data, [start_of(key, id=id, **self.draw_fields(data, key, id))], slots, actions)
+        id = f"id-{data.draw(st.integers(0, RUNS), 'id')}"
+        self.commit(data, [start_of(key, id=id, **self.draw_fields(data, key, id))], offer)
 
     @precondition(lambda self: self.runs)
-    @rule(data=st.data(), slots=_slots, actions=_offered)
-    def append(self, data: st.DataObject, slots: int, actions: Sequence[str]) -> None:
+    @rule(data=st.data(), offer=_offers)
+    def append(self, data: st.DataObject, offer: Slots) -> None:
         """One to three appends are committed, of any runs, some of them stacked, some out of date."""
         appends: list[Append] = []
         for _ in range(data.draw(st.integers(1, 3), "appends")):
@@ -149,29 +166,37 @@ class StoreModel(RuleBasedStateMachine):
             wrong = data.draw(st.sampled_from([0, 0, 0, 0, 0, -1, 1]), "wrong")
             fields = self.draw_fields(data, key, self.runs[key].id if key in self.runs else "gone")
             appends.append(append_of(key, max(0, version + stacked + wrong), **fields))
-        self.commit(data, appends, slots, actions)
+        self.commit(data, appends, offer)
 
-    @rule(data=st.data(), slots=_slots, actions=_offered)
-    def claim(self, data: st.DataObject, slots: int, actions: Sequence[str]) -> None:
-        """A worker claims; what it gets is the best of what waits."""
+    @rule(data=st.data(), offer=_offers)
+    def claim(self, data: st.DataObject, offer: Slots) -> None:
+        """A worker claims; what it gets is the best of what waits and may start."""
         name = self.draw_session(data)
-        claimed, due = self.alive[name].claim(name, Slots(slots, actions), self.now)
+        slots = offer.free()
+        claimed, due = self.alive[name].claim(name, offer, self.now)
 
         with self.changing():
             assert len(claimed) <= slots
             for task in claimed:
                 model = self.runs[task.run].tasks[task.number]
-                rivals = [other for other in self.claimable(actions) if other.task.queue == task.queue]
+                rivals = list(self.claimable(offer))
                 assert model in rivals, f"{task} was claimed, which may not be"
-                assert min(rivals, key=ModelTask.order) is model, f"{task} was claimed before its turn"
+                assert self.limits.may_admit(task, self.now), f"{task} was claimed above a limit"
+                rivals = [other for other in rivals if self.limits.must_admit(other.task, self.now)]
+                assert self.limits.is_first(model, rivals), f"{task} was claimed before its turn"
                 self.lease(name, model, task)
-            if len(claimed) < slots:
-                left = list(self.claimable(actions))
-                assert not left, f"{left} were not claimed by free slots"
+            left = [model for model in self.claimable(offer) if self.limits.must_admit(model.task, self.now)]
+            assert len(claimed) == slots or not left, f"{left} were not claimed by free slots"
             # What was due once need not be waited for again by a clock that is behind.
-            times = [model.task.not_before for model in self.waiting(actions) if model.task.not_before > self.latest]
+            times = [model.task.not_before for model in self.waiting(offer) if model.task.not_before > self.latest]
             assert due is None or due > self.now, due
             assert not times or (due is not None and due <= min(times)), (due, times)
+            slow = [self.limits.next_start(model.task, self.now) for model in self.claimable(offer)]
+            starts = [time for time in slow if time is not None]
+            assert len(claimed) == slots or not starts or (due is not None and due <= min(starts) + 0.01), (due, starts)
+            anybody = Slots(9, ACTIONS, TARGETS)
+            open_ = [model for model in self.claimable(anybody) if self.limits.must_admit(model.task, self.now)]
+            assert self.alive[name].made_room or not any(model.task.queue in self.limits.queues for model in open_)
 
     @precondition(lambda self: self.given)
     @rule(data=st.data(), wrong=_chance)
@@ -186,13 +211,14 @@ class StoreModel(RuleBasedStateMachine):
         model = run.tasks.get(task.number) if run else None
         live = model is not None and model.session == name and model.lease == lease
 
-        answers = self.alive[name].report(name, [report])
+        with self.telling_of_room(self.alive[name]):
+            answers = self.alive[name].report(name, [report])
 
-        assert answers == [live]
-        if live and run is not None:
-            del run.tasks[task.number]
-            run.payloads.update(report.payloads)
-            self.post_to_model(run, report.input)
+            assert answers == [live]
+            if live and run is not None:
+                del run.tasks[task.number]
+                run.payloads.update(report.payloads)
+                self.post_to_model(run, report.input)
 
     @precondition(lambda self: self.given)
     @rule(data=st.data(), wrong=_chance, seconds=st.sampled_from([0.0, 1.0, 3.0]))
@@ -208,13 +234,14 @@ class StoreModel(RuleBasedStateMachine):
         model = run.tasks.get(task.number) if run else None
         live = model is not None and model.session == name and model.lease == lease
 
-        answers = self.alive[name].postpone(name, [item], self.now)
+        with self.telling_of_room(self.alive[name]):
+            answers = self.alive[name].postpone(name, [item], self.now)
 
-        assert answers == [live and model is not None and not model.interrupt and not model.last]
-        if answers == [True] and run is not None and model is not None:
-            self.ages += 1
-            again = msgspec.structs.replace(model.task, lease=0, not_before=item.not_before, call=call)
-            run.tasks[task.number] = ModelTask(again, self.ages)
+            assert answers == [live and model is not None and not model.interrupt and not model.last]
+            if answers == [True] and run is not None and model is not None:
+                self.ages += 1
+                again = msgspec.structs.replace(model.task, lease=0, not_before=item.not_before, call=call)
+                run.tasks[task.number] = ModelTask(again, self.ages)
 
     @precondition(lambda self: self.runs)
     @rule(data=st.data(), again=_chance)
@@ -272,7 +299,7 @@ class StoreModel(RuleBasedStateMachine):
         """Someone deletes a run; it must be closed."""
         key = data.draw(st.sampled_from([*self.runs, *self.tombstones]))
         run = self.runs.get(key)
-        expected = "missing" if run is None else "open" if run.tasks or run.status in _LIVE else "deleted"
+        expected = "missing" if run is None else "open" if run.tasks or run.status in LIVE else "deleted"
 
         assert data.draw(st.sampled_from(self.handles)).delete(key) == expected
 
@@ -324,7 +351,7 @@ class StoreModel(RuleBasedStateMachine):
         refused = 0
         for attempt in (
             lambda: store.commit(name, [start_of(key_of(8888))], None),
-            lambda: store.claim(name, Slots(9, _ACTIONS), self.now),
+            lambda: store.claim(name, Slots(9, ACTIONS), self.now),
             lambda: store.renew(name),
             lambda: store.report(name, [report_of(task) for _, task in self.given[-3:]]),
         ):
@@ -367,14 +394,20 @@ class StoreModel(RuleBasedStateMachine):
             assert loaded is not None
             self.compare(run, loaded)
             assert store.find(run.id) == [run.key]
-            assert store.payloads(run.key, [f"d{n}" for n in range(_STEPS)]) == run.payloads
-            for number in range(_STEPS):
+            assert store.payloads(run.key, [f"d{n}" for n in range(STEPS)]) == run.payloads
+            for number in range(STEPS):
                 assert store.step(run.key, f"step-{number}").step == run.steps.get(number)
             for version in range(1, run.version + 1):
                 assert store.committed(run.key, version) == run.rows[version - 1][1]
         for key in self.tombstones:
             assert store.load(key) is None
             assert store.inbox(key) == []
+        for row in store.queues(self.now):
+            own = [task for run in self.runs.values() for task in run.tasks.values() if task.task.queue == row.name]
+            due = [task for task in own if not task.session and task.task.not_before <= self.now]
+            assert (row.running, row.waiting) == (sum(1 for task in own if task.session), len(due))
+            assert row.waiting + row.delayed + row.running == len(own)
+            assert row.limits == self.limits.of(row.name)
         assert {row.id for row in store.sessions()} == set(self.alive)
         assert store.check().problems == []
 
@@ -395,200 +428,3 @@ class StoreModel(RuleBasedStateMachine):
             )
             for number, model in run.tasks.items()
         }
-
-    # -- the model -------------------------------------------------------------------------------------
-
-    def draw_session(self, data: st.DataObject) -> str:
-        """A living session."""
-        return data.draw(st.sampled_from(list(self.alive)), "session")
-
-    def draw_fields(self, data: st.DataObject, key: str, id: str) -> dict[str, Any]:
-        """What an append does, beside its events."""
-        number = st.integers(0, _STEPS - 1)
-        numbers = st.lists(number, max_size=3, unique=True)
-        run = self.runs.get(key)
-        tasks: list[Task] = []
-        for step in data.draw(numbers, "tasks"):
-            fields = {
-                "run_id": id,
-                "priority": data.draw(st.integers(-1, 1), "priority"),
-                "queue": data.draw(st.sampled_from(_QUEUES), "queue"),
-                "action": data.draw(st.sampled_from(_ACTIONS), "action"),
-                "not_before": data.draw(st.sampled_from([0.0, 0.0, self.now, self.now + 1, self.now + 3])),
-            }
-            tasks.append(task_of(key, step, **fields))
-        waits = [value.id for value in run.inbox] if run else []
-        settled = data.draw(numbers, "steps")
-        return {
-            "time": self.now,
-            "tasks": tasks,
-            # A number that has a task already may be dispatched again only when that one is ended.
-            "ended": sorted({task.number for task in tasks} | set(data.draw(numbers, "ended"))),
-            "consumed": [text for text in waits if data.draw(st.booleans(), "consume")],
-            "steps": [
-                step_of(n, attempt=self.ages, status=data.draw(st.sampled_from(["failed", "succeeded"])))
-                for n in settled
-            ],
-            "unsettled": sorted(set(data.draw(numbers, "unsettled")) - set(settled)),
-            "interrupts": sorted(set(data.draw(numbers, "interrupts")) - {task.number for task in tasks}),
-            "payloads": [(f"d{n}", b"%d" % n) for n in data.draw(numbers, "payloads")],
-            "hold": data.draw(st.sampled_from([None, None, None, 0, 0, 1, 2]), "hold"),
-            "revoke": not tasks and data.draw(_chance, "revoke"),
-            "release": data.draw(_chance, "release") and data.draw(_chance, "release"),
-            "status": data.draw(st.sampled_from(["running", "running", "failed", "succeeded", "unwinding"]), "status"),
-            "was": data.draw(st.sampled_from([run.status if run else "running", "running", "unwinding"]), "was"),
-            "unwound": data.draw(st.sampled_from([None, None, None, "", "fully", "partly"]), "unwound"),
-            "undos": [(f"step-{n}", data.draw(st.sampled_from(["undone", "failed"]))) for n in data.draw(numbers)],
-        }
-
-    def commit(self, data: st.DataObject, appends: Sequence[Append], slots: int, actions: Sequence[str]) -> None:
-        """Commit in the store and in the model; the answers must be the model's."""
-        first = self.runs.get(appends[0].key)
-        name = self.draw_session(data)
-        if first is not None and first.owner and data.draw(_often, "by its owner"):
-            name = first.owner
-        offer = Slots(slots, actions)
-        # Stores may set a task's lease in place.
-        tasks = [[msgspec.structs.replace(task) for task in append.tasks] for append in appends]
-
-        answers = self.alive[name].commit(name, appends, offer)
-
-        with self.changing():
-            assert len(answers) == len(appends)
-            left = slots
-            self.revoked: dict[str, list[AnyInput]] = {}
-            for append, own_tasks, answer in zip(appends, tasks, answers, strict=True):
-                expected = self.status_of(name, append)
-                assert answer.status == expected, (append, answer, expected)
-                if expected == "committed":
-                    self.apply(name, append)
-                    left = self.hand_over(name, append, own_tasks, answer, left, actions)
-                    if append.release:
-                        self.runs[append.key].owner = ""
-                else:
-                    assert (answer.leased, answer.queued) == ([], 0)
-            for key, inputs in self.revoked.items():
-                self.adopt(self.runs[key], inputs)
-            assert offer.free() == left
-
-    def status_of(self, name: str, append: Append) -> str:
-        """What the answer to an append must be."""
-        run = self.runs.get(append.key)
-        if append.key in self.tombstones:
-            return "refused"
-        if append.head is not None:
-            taken = run is not None or any(other.id == append.head.id for other in self.runs.values())
-            return "exists" if taken else "committed"
-        return "committed" if run and run.version == append.expect and run.owner == name else "conflict"
-
-    def apply(self, name: str, append: Append) -> None:
-        """Change the model by all of an append but its tasks."""
-        if append.head is not None:
-            self.runs[append.key] = ModelRun(key=append.key, id=append.head.id, owner=name)
-        run = self.runs[append.key]
-        run.version += 1
-        run.status = append.status
-        run.rows.append((run.version, append.commit_id, append.time, encode_events(append.events)))
-        run.hold = run.hold if append.hold is None else append.hold
-        run.inbox = [value for value in run.inbox if value.id not in append.consumed]
-        run.payloads.update(append.payloads)
-        for number in append.ended:
-            run.tasks.pop(number, None)
-        run.end_steps(append)
-        self.steer(run, append)
-
-    def steer(self, run: ModelRun, append: Append) -> None:
-        """Interrupt and take back tasks."""
-        for number in append.interrupts:
-            if number in run.tasks and run.tasks[number].session:
-                run.tasks[number].interrupt = True
-        if append.revoke:
-            for task in run.tasks.values():
-                task.last = True
-        if append.revoke or append.interrupts:
-            numbers = sorted(
-                number
-                for number, task in run.tasks.items()
-                if not task.session and (append.revoke or number in append.interrupts)
-            )
-            for number in numbers:
-                del run.tasks[number]
-            if numbers:
-                self.revoked.setdefault(run.key, []).append(Revoked(numbers=numbers))
-
-    def hand_over(
-        self,
-        name: str,
-        append: Append,
-        tasks: Iterable[Task],
-        answer: Answer,
-        left: int,
-        actions: Sequence[str],
-    ) -> int:
-        """Check who got the tasks of an append (promise 4); returns the slots that are left."""
-        run = self.runs[append.key]
-        leased = {task.number: task for task in answer.leased}
-        queued = 0
-        for task in sorted(tasks, key=lambda task: -task.priority):
-            self.ages += 1
-            model = run.tasks[task.number] = ModelTask(task, self.ages)
-            ahead = [
-                other
-                for other in self.claimable(_ACTIONS)
-                if other.task.queue == task.queue and other.order() < model.order()
-            ]
-            may = (
-                left > 0
-                and task.action in actions
-                and task.not_before <= append.time
-                and not run.hold
-                and not any(other.task.action in actions for other in ahead)
-            )
-            given = leased.pop(task.number, None)
-            if given is not None:
-                assert may, f"{task} was handed over, which may not be"
-                left -= 1
-                self.lease(name, model, given)
-            else:
-                # It may stand behind a task that only other sessions can execute.
-                assert not may or ahead, f"{task} was not handed over"
-                queued += 1
-        assert not leased
-        assert answer.queued == queued
-        return left
-
-    def waiting(self, actions: Sequence[str]) -> Iterable[ModelTask]:
-        """Tasks of free runs that wait for someone who can execute these actions."""
-        for run in self.runs.values():
-            if not run.hold:
-                for task in run.tasks.values():
-                    if not task.session and task.task.action in actions:
-                        yield task
-
-    def claimable(self, actions: Sequence[str]) -> Iterable[ModelTask]:
-        """Those of them that are due."""
-        return (task for task in self.waiting(actions) if task.task.not_before <= self.now)
-
-    def lease(self, name: str, model: ModelTask, given: Task) -> None:
-        """A task was given to a session."""
-        assert given.lease > 0
-        assert given.lease not in self.tokens, "a token was given twice"
-        self.tokens.add(given.lease)
-        expected = msgspec.structs.astuple(msgspec.structs.replace(model.task, lease=given.lease))
-        assert msgspec.structs.astuple(given) == expected
-        model.session, model.lease = name, given.lease
-        self.given.append((name, msgspec.structs.replace(given)))
-
-    def post_to_model(self, run: ModelRun, value: InboxInput) -> None:
-        """Add an input unless it is there."""
-        if all(other.id != value.id for other in run.inbox):
-            run.inbox.append(value)
-
-    def adopt(self, run: ModelRun, expected: Iterable[AnyInput]) -> None:
-        """Take over inputs that the store made, with the ids that it gave them."""
-        found = self.handles[0].inbox(run.key)
-        new = found[len(run.inbox) :]
-        assert found[: len(run.inbox)] == run.inbox
-        made = [decode_input(value.body) for value in new]
-        assert sorted(made, key=repr) == sorted(expected, key=repr)
-        run.inbox += new

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 from treadle.store.base import Append
 from treadle.store.memory import MemoryData
-from treadle.store.memory_data import Entry, StoredRun
+from treadle.store.memory_data import StoredRun
+from treadle.store.memory_lines import Entry
 
 
 def waiting_ended_by(append: Append, run: StoredRun) -> list[Entry]:
@@ -27,11 +28,16 @@ def without(data: MemoryData, entries: Sequence[Entry], now: float) -> Generator
         for entry in entries:
             entry.gone = False
             if not _waits(data, entry):
-                data.enqueue(entry, now)
+                data.waiting.enqueue(entry, now)
 
 
 def _waits(data: MemoryData, entry: Entry) -> bool:
     """Whether an entry is still where it waits: what is gone leaves when it is met."""
-    heaps = [data.timed, *data.ready.get(entry.task.queue, {}).values()]
+    waiting = data.waiting
+    lines = waiting.queue(entry.task.queue).lines.values()
     parked = data.runs[entry.task.run].parked
-    return any(other is entry for other in parked) or any(item[2] is entry for heap in heaps for item in heap)
+    return (
+        any(other is entry for other in parked)
+        or any(item[-1] is entry for item in waiting.timed)
+        or any(item[-1] is entry for line in lines for item in line.items())
+    )

@@ -10,14 +10,14 @@ It keeps no journals, no payloads, no plans, and of step rows only those of fail
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from heapq import heappop, heappush
 from typing import Any, cast
 
 from treadle.core.tables import FAILED
 from treadle.errors import InternalError, LeaseLostError
 from treadle.store.base import Acquired, Answer, Append, Loaded, Offer, Postponement
 from treadle.store.memory import MemoryData, MemoryStore
-from treadle.store.memory_data import Heap, StoredRun
+from treadle.store.memory_data import StoredRun
+from treadle.store.memory_lines import Entry
 from treadle.store.nats import wire
 from treadle.store.nats.foresight import waiting_ended_by, without
 from treadle.store.nats.wire import Takes
@@ -30,6 +30,7 @@ class Room:
         counts = () if takes is None else takes.counts
         self._left = {(action, queue): count for action, queue, count in counts}
         self._actions = actions if takes is None or takes.actions is None else takes.actions
+        self._targets: Sequence[str] = () if takes is None else takes.targets
 
     def take(self, action: str, queue: str) -> bool:
         """Use up one of what is left."""
@@ -47,6 +48,10 @@ class Room:
         """All that the session executes."""
         return self._actions
 
+    def targets(self) -> Sequence[str]:
+        """The targets whose tasks it takes."""
+        return self._targets
+
     def full(self) -> bool:
         """Whether nothing is left."""
         return self.free() == 0
@@ -58,6 +63,14 @@ class Room:
     def reset(self, mark: object) -> None:
         """Be as at the mark."""
         self._left = cast("dict[tuple[str, str], int]", mark)
+
+
+class NoSlots(Room):
+    """An offer that takes nothing any more."""
+
+    def __init__(self, offer: Offer) -> None:
+        super().__init__(None, offer.actions())
+        self._targets = offer.targets()
 
 
 class Machine:
@@ -72,8 +85,12 @@ class Machine:
         self.deleted: dict[str, int] = {}
         # Up to this message a snapshot covers the log.
         self.cleared = 0
+        # Some operation has made room in a queue with limits, and this process has not said so yet.
+        self.made_room = False
         self._apply: dict[type[Any], Callable[[Any, int], Any]] = {
             wire.OpenOp: lambda op, _: self.store.open_session(op.row),
+            wire.TargetsOp: lambda op, _: self.store.set_targets(op.session, op.targets),
+            wire.QueuesOp: lambda op, _: self.store.set_queues(op.changes, op.now),
             wire.RenewOp: lambda op, _: self.store.renew(op.session, op.waits),
             wire.BuryOp: lambda op, _: self.store.bury(op.dead),
             wire.ElectOp: lambda op, _: self.store.elect(op.role, op.session),
@@ -92,7 +109,9 @@ class Machine:
     def apply(self, op: wire.Operation, number: int) -> Any:
         """Apply the operation that is message `number` of the log. It never raises: the log goes on."""
         try:
-            return self._apply[type(op)](op, number)
+            result = self._apply[type(op)](op, number)
+            self.made_room = self.made_room or self.store.made_room
+            return result
         except LeaseLostError as error:
             self._no_effect(op, number)
             return error
@@ -170,7 +189,9 @@ class Machine:
             return "conflict"
         if run is not None or append.head.id in data.ids:
             return "exists"
-        return "" if append.expect == 0 else "conflict"
+        if append.expect != 0:
+            return "conflict"
+        return "full" if data.waiting.limited and data.waiting.full_queue(append) else ""
 
     def _may_report(self, session: str, append: Append) -> bool:
         report = append.report
@@ -200,16 +221,18 @@ class Machine:
         run = self.data.runs.get(append.key)
         held = append.hold if append.hold is not None else run.hold if run is not None else 0
         counts: dict[tuple[str, str], int] = {}
+        waiting = self.data.waiting
         with without(self.data, [] if run is None else waiting_ended_by(append, run), append.time):
             for task in sorted(append.tasks, key=lambda task: -task.priority):
-                if held or task.not_before > append.time:
+                if held or task.not_before > append.time or (task.target and task.target not in offer.targets()):
                     continue
                 ahead = any(
                     priority >= task.priority and (action == task.action or action in offer.actions())
                     for priority, action in queued.get(task.queue, ())
                 )
                 kind = (task.action, task.queue)
-                if not ahead and not self.data.is_behind(task, append.time, offer) and offer.take(*kind):
+                # What limits leave room for is the log's business; a slot that was taken in vain is given back.
+                if not ahead and not waiting.is_behind(task, append.time, offer) and offer.take(*kind):
                     counts[kind] = counts.get(kind, 0) + 1
                 else:
                     queued.setdefault(task.queue, []).append((task.priority, task.action))
@@ -217,35 +240,41 @@ class Machine:
             return None
         actions = list(offer.actions())
         known = actions == self.data.sessions[session].row.actions
-        return Takes([(*kind, count) for kind, count in counts.items()], None if known else actions)
+        takes = [(*kind, count) for kind, count in counts.items()]
+        return Takes(takes, None if known else actions, list(offer.targets()))
 
     # -- tasks -----------------------------------------------------------------------------------------
 
     def claimable(self, offer: Offer, now: float) -> Takes | None:
         """Take slots of the offer for the tasks that a claim would get now."""
-        data = self.data
-        data.promote(now)
-        actions = frozenset(offer.actions()) if offer.free() > 0 else frozenset[str]()
-        firsts: list[tuple[float, int, Heap]] = []
-        for heaps in data.ready.values():
-            for action, heap in heaps.items():
-                if heap and action in actions and (first := data.head(heap, now)) is not None:
-                    heappush(firsts, (first[0], first[1], heap))
+        waiting = self.data.waiting
+        waiting.promote(now)
+        if offer.free() <= 0:
+            return None
         counts: dict[tuple[str, str], int] = {}
-        taken: list[tuple[Heap, Any]] = []
-        while firsts:
-            heap = heappop(firsts)[2]
-            task = heap[0][2].task
-            kind = (task.action, task.queue)
-            if not offer.take(*kind):
-                continue
-            taken.append((heap, heappop(heap)))
+        taken: list[Entry] = []
+        # Limits are asked, and are not used up: where they leave room for some only, the log decides for which.
+        for entry in waiting.candidates(offer, now, []):
+            kind = (entry.task.action, entry.task.queue)
+            taken.append(entry)
             counts[kind] = counts.get(kind, 0) + 1
-            if (first := data.head(heap, now)) is not None:
-                heappush(firsts, (first[0], first[1], heap))
-        for heap, item in taken:
-            heappush(heap, item)
-        return Takes([(*kind, count) for kind, count in counts.items()]) if counts else None
+        for entry in taken:
+            waiting.enqueue(entry, now)
+        if not counts:
+            return None
+        return Takes([(*kind, count) for kind, count in counts.items()], targets=list(offer.targets()))
+
+    def next_due(self, offer: Offer, now: float) -> float | None:
+        """When to claim again, if nothing is to be had now; others may have to be told that there is room for them."""
+        dues: list[float] = []
+        waiting = self.data.waiting
+        waiting.promote(now)
+        for entry in waiting.candidates(NoSlots(offer), now, dues):
+            waiting.enqueue(entry, now)
+        if (due := waiting.next_due()) is not None:
+            dues.append(due)
+        self.made_room = self.made_room or any(waiting.has_work(queue, now) for queue in waiting.limited.values())
+        return min(dues, default=None)
 
     def _claim(self, op: wire.ClaimOp, _number: int) -> Any:
         actions = [action for action, _queue, _count in op.takes.counts]

@@ -26,6 +26,7 @@ from treadle.store.nats.journal import Journal, TextRow
 from treadle.store.nats.link import Link, Loop
 from treadle.store.nats.log import Log
 from treadle.store.nats.values import Values
+from treadle.store.queues import KeyRow, QueueRow
 
 _PLANS = 256
 
@@ -135,6 +136,24 @@ class NatsReader:
         async def work() -> list[TaskRow]:
             await self._rooms.log.follow()
             return self._rooms.log.machine.store.waiting(limit)
+
+        return self._loop.call(work())
+
+    def queues(self, now: float) -> list[QueueRow]:
+        """Queues that were defined, or that have tasks, by name."""
+
+        async def work() -> list[QueueRow]:
+            await self._rooms.log.follow()
+            return self._rooms.log.machine.store.queues(now)
+
+        return self._loop.call(work())
+
+    def queue_keys(self, queue: str, *, key: str | None = None, limit: int = 100) -> list[KeyRow]:
+        """Keys of a queue's tasks, those with the most waiting ones first, or one of them."""
+
+        async def work() -> list[KeyRow]:
+            await self._rooms.log.follow()
+            return self._rooms.log.machine.store.queue_keys(queue, key=key, limit=limit)
 
         return self._loop.call(work())
 

@@ -11,15 +11,18 @@ import msgspec
 from treadle.core.commands import Task
 from treadle.errors import SchemaVersionError
 from treadle.store.base import InboxInput, RunHead, SessionRow, StepRow
-from treadle.store.memory_data import Entry, StoredRun, StoredSession
+from treadle.store.memory_data import StoredRun, StoredSession
+from treadle.store.memory_lines import Entry
+from treadle.store.memory_queues import Queue, Waiting
 from treadle.store.nats.machine import Machine
+from treadle.store.queues import NO_LIMITS, Bucket, QueueChange, QueueLimits
 
 FORMAT = 1
 _NEVER = float("-inf")
 
 
 class TaskState(msgspec.Struct, array_like=True):
-    """As `memory_data.Entry`."""
+    """As `memory_lines.Entry`."""
 
     task: Task
     age: int
@@ -28,6 +31,21 @@ class TaskState(msgspec.Struct, array_like=True):
     interrupt: bool
     progress: str
     last: bool
+    turn: float = 0.0
+
+
+class QueueState(msgspec.Struct, array_like=True):
+    """What is stored of a queue that was defined: its limits, what its rates allow, and whose turn it is."""
+
+    name: str
+    defined: QueueLimits | None
+    override: QueueLimits | None
+    paused: bool
+    version: int
+    bucket: Bucket | None
+    keys: dict[str, Bucket]
+    turns: list[tuple[int, float]]
+    shares: list[tuple[int, str, float]]
 
 
 class RunState(msgspec.Struct, array_like=True):
@@ -68,12 +86,20 @@ class Snapshot(msgspec.Struct):
     voids: dict[str, list[int]]
     deleted: dict[str, int]
     cleared: int
+    queues: list[QueueState] = []
+    # When queues were served last, in turns of their own.
+    served: dict[str, int] = {}
+    turn: int = 0
 
     def machine(self) -> Machine:
         """The state, as a machine that goes on from it."""
         machine = Machine()
         data = machine.data
         data.age, data.token = self.age, self.token
+        waiting = data.waiting
+        waiting.served, waiting.turn = self.served, self.turn
+        for queue in self.queues:
+            _restore_queue(waiting, queue)
         for state in self.runs:
             run = data.runs[state.head.key] = _stored(state)
             data.ids[run.head.id] = run.key
@@ -81,7 +107,7 @@ class Snapshot(msgspec.Struct):
                 data.children.setdefault(run.head.parent.partition("/")[0], {})[run.key] = None
             for entry in run.tasks.values():
                 if not entry.session:
-                    data.enqueue(entry, _NEVER)
+                    waiting.enqueue(entry, _NEVER)
         data.tombstones = dict.fromkeys(self.tombstones)
         for session in self.sessions:
             own = data.sessions[session.row.id] = StoredSession(session.row)
@@ -90,6 +116,7 @@ class Snapshot(msgspec.Struct):
             for key, number in session.leases:
                 entry = data.runs[key].tasks[number]
                 own.leases[entry.task.lease] = entry
+                waiting.adopt(entry)
         data.elected = {role: data.sessions[holder] for role, holder in self.elected.items()}
         data.inboxes = {key: data.runs[key] for key in self.inboxes}
         machine.voids = self.voids
@@ -124,6 +151,9 @@ def encode_snapshot(seq: int, machine: Machine) -> bytes:
             voids=machine.voids,
             deleted=machine.deleted,
             cleared=machine.cleared,
+            queues=[_queue_state(queue) for queue in data.waiting.limited.values()],
+            served=data.waiting.served,
+            turn=data.waiting.turn,
         )
     )
 
@@ -141,7 +171,8 @@ def decode_snapshot(data: bytes) -> Snapshot:
 
 def _run_state(run: StoredRun) -> RunState:
     tasks = [
-        TaskState(e.task, e.age, e.session, e.started_at, e.interrupt, e.progress, e.last) for e in run.tasks.values()
+        TaskState(e.task, e.age, e.session, e.since, e.interrupt, e.progress, e.last, e.turn)
+        for e in run.tasks.values()
     ]
     return RunState(
         head=run.head,
@@ -155,6 +186,32 @@ def _run_state(run: StoredRun) -> RunState:
         tasks=tasks,
         steps=list(run.steps.values()),
     )
+
+
+def _queue_state(queue: Queue) -> QueueState:
+    return QueueState(
+        name=queue.name,
+        defined=queue.defined,
+        override=queue.override,
+        paused=queue.paused,
+        version=queue.version,
+        bucket=queue.bucket,
+        keys={name: key.bucket for name, key in queue.keys.items() if key.bucket is not None},
+        turns=list(queue.turns.items()),
+        shares=[(*place, share) for place, share in queue.shares.items()],
+    )
+
+
+def _restore_queue(waiting: Waiting, state: QueueState) -> None:
+    queue = waiting.queue(state.name)
+    queue.change(QueueChange(name=state.name, defined=state.defined or NO_LIMITS, override=state.override))
+    queue.defined, queue.paused, queue.version = state.defined, state.paused, state.version
+    queue.bucket = state.bucket
+    queue.turns = dict(state.turns)
+    queue.shares = {(priority, key): share for priority, key, share in state.shares}
+    waiting.limited[state.name] = queue
+    for name, bucket in state.keys.items():
+        waiting.keep_bucket(queue, name, bucket)
 
 
 def _session_state(own: StoredSession) -> SessionState:
@@ -172,7 +229,8 @@ def _stored(state: RunState) -> StoredRun:
     run.inbox = {value.id: value for value in state.inbox}
     for stored in state.tasks:
         entry = run.tasks[stored.task.number] = Entry(stored.task, stored.age)
-        entry.session, entry.started_at, entry.progress = stored.session, stored.started_at, stored.progress
+        entry.session, entry.since, entry.progress = stored.session, stored.started_at, stored.progress
+        entry.turn = stored.turn
         entry.interrupt, entry.last = stored.interrupt, stored.last
     for row in state.steps:
         run.steps[row.number] = row

@@ -37,6 +37,7 @@ from treadle.store.nats.reader import NatsReader, Rooms
 from treadle.store.nats.wakeups import NatsWakeups
 from treadle.store.nats.waves import Wave, split
 from treadle.store.nats.wire import Takes
+from treadle.store.queues import QueueChange
 
 T = TypeVar("T")
 
@@ -135,6 +136,31 @@ class NatsStore(NatsReader):
 
         return self._loop.call(work())
 
+    def set_targets(self, session: str, targets: Sequence[str]) -> None:
+        """Change what the session's row says of its targets."""
+
+        async def work() -> None:
+            await self._see_living(session)
+            await self._write(wire.TargetsOp(session=session, targets=list(targets)))
+
+        self._loop.call(work())
+
+    def set_queues(self, changes: Sequence[QueueChange], now: float) -> list[bool]:
+        """Change the limits of queues; what waits in them is lined up anew."""
+        return cast("list[bool]", self._loop.call(self._write(wire.QueuesOp(changes=list(changes), now=now))))
+
+    @property
+    def made_room(self) -> bool:
+        """Whether any operation that was applied here since this was asked last has made room."""
+
+        async def work() -> bool:
+            machine = self._rooms.log.machine
+            found, machine.made_room = machine.made_room, False
+            return found
+
+        # Asked after every call; where nothing has limits that is not worth a change of threads.
+        return bool(self._rooms.log.machine.data.waiting.limited) and self._loop.call(work())
+
     def dead_sessions(self) -> list[str]:
         """None: a process that has died looks like one that is slow."""
         return []
@@ -211,13 +237,17 @@ class NatsStore(NatsReader):
         ]
         results = iter(await log.write(operations) if operations else ())
         answers: list[Answer] = []
-        for refusal in wave.refusals:
-            result = Answer(cast(Any, refusal)) if refusal else next(results)
+        for append, refusal in zip(appends, wave.refusals, strict=True):
+            result = self._refused(append, refusal) if refusal else next(results)
             if isinstance(result, Exception):
                 raise result
             answers.append(result)
         wave.settle([task for answer in answers for task in answer.leased])
         return answers
+
+    def _refused(self, append: Append, status: str) -> Answer:
+        queue = self._rooms.log.machine.data.waiting.full_queue(append) if status == "full" else ""
+        return Answer(cast(Any, status), queue=queue)
 
     async def _put_values(self, appends: Sequence[Append]) -> None:
         """Store what the appends name and the log does not hold."""
@@ -252,7 +282,7 @@ class NatsStore(NatsReader):
                 takes = log.machine.claimable(offer, now)
                 if takes is None:
                     if fresh:
-                        return claimed, log.machine.data.next_due(now)
+                        return claimed, log.machine.next_due(offer, now)
                     await log.follow()
                     log.machine.living(session)
                     fresh = True

@@ -13,6 +13,7 @@ import msgspec
 
 from treadle.core.commands import Call, Task
 from treadle.store.base import InboxInput, Report, RunHead, SessionRow, StepRow
+from treadle.store.queues import QueueChange
 
 SCHEMA = 1
 
@@ -25,6 +26,8 @@ class Takes(msgspec.Struct, frozen=True, array_like=True):
 
     counts: list[tuple[str, str, int]]
     actions: list[str] | None = None
+    # The targets whose tasks it takes.
+    targets: list[str] = []
 
 
 class Operation(msgspec.Struct, tag_field="op", omit_defaults=True, kw_only=True, gc=False):
@@ -37,6 +40,19 @@ class OpenOp(Operation, tag="open"):
     """A session begins."""
 
     row: SessionRow
+
+
+class TargetsOp(Operation, tag="targets"):
+    """A session takes the tasks of other targets from now on."""
+
+    targets: list[str]
+
+
+class QueuesOp(Operation, tag="queues"):
+    """Limits of queues change."""
+
+    changes: list[QueueChange]
+    now: float
 
 
 class RenewOp(Operation, tag="renew"):
@@ -153,6 +169,8 @@ class ClearOp(Operation, tag="clear"):
 
 AnyOperation = (
     OpenOp
+    | TargetsOp
+    | QueuesOp
     | RenewOp
     | BuryOp
     | ElectOp

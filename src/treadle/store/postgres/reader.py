@@ -24,6 +24,7 @@ from treadle.store.base import (
 from treadle.store.postgres.connection import Link, Record
 from treadle.store.postgres.health import examine
 from treadle.store.postgres.location import Location
+from treadle.store.queues import KeyRow, QueueRow
 
 _FOUND_AT_MOST = 20
 # No text of 512 bytes that starts with a prefix sorts behind the prefix and so many of the last character.
@@ -274,6 +275,23 @@ class PostgresReader:
             SessionRow(id, worker, wake, beat, waits, json.loads(actions), json.loads(info))
             for id, worker, wake, beat, waits, actions, info in found
         ]
+
+    def queues(self, now: float) -> list[QueueRow]:
+        """Queues that have tasks, by name."""
+        found = self._all(
+            "SELECT queue, count(*) FILTER (WHERE state < 3 AND not_before <= %s),"
+            " count(*) FILTER (WHERE state < 3 AND not_before > %s), count(*) FILTER (WHERE state = 3)"
+            " FROM @tasks GROUP BY queue ORDER BY queue",
+            (now, now),
+        )
+        return [
+            QueueRow(name=name, waiting=waiting, delayed=delayed, running=running)
+            for name, waiting, delayed, running in found
+        ]
+
+    def queue_keys(self, queue: str, *, key: str | None = None, limit: int = 100) -> list[KeyRow]:
+        """None: this store keeps no keys of tasks."""
+        return []
 
     def committed(self, key: str, version: int) -> int | None:
         """The commit id of the journal row of that version, None if there is none."""

@@ -47,6 +47,7 @@ from treadle.store.postgres.task_functions import ACQUIRE, ELECT, POSTPONE, PROG
 from treadle.store.postgres.tokens import OwnSession
 from treadle.store.postgres.waiting import claim_tasks, look
 from treadle.store.postgres.wakeups import NotifyWakeups
+from treadle.store.queues import QueueChange
 
 T = TypeVar("T")
 
@@ -188,6 +189,22 @@ class PostgresStore(PostgresReader):
         """Count the beat up; interrupts are told again until their attempt has ended."""
         answer = self._as(session, lambda own: self._call(RENEW, own, None if waits is None else small(waits)))
         return Renewal(_decode_interrupts(answer))
+
+    def set_targets(self, session: str, targets: Sequence[str]) -> None:
+        """Refuse targets: this store keeps none."""
+        if targets:
+            raise StoreError("a PostgreSQL store keeps no targets of workers; use SQLite or NATS for placement")
+
+    def set_queues(self, changes: Sequence[QueueChange], now: float) -> list[bool]:
+        """Refuse limits: this store keeps none."""
+        if changes:
+            raise StoreError("a PostgreSQL store keeps no limits of queues; use SQLite or NATS for them")
+        return []
+
+    @property
+    def made_room(self) -> bool:
+        """Nothing is ever full."""
+        return False
 
     def dead_sessions(self) -> list[str]:
         """None: whether a process of another machine is gone is told by its renewals alone."""

@@ -21,8 +21,9 @@ from treadle.errors import InternalError
 from treadle.store.base import Answer, Append, Offer, Report
 from treadle.store.sqlite.connection import Database
 from treadle.store.sqlite.group import AppendedRun, Group, Values
+from treadle.store.sqlite.limits import Gate, Limits
 from treadle.store.sqlite.tokens import OwnSession
-from treadle.store.sqlite.waiting import unpark
+from treadle.store.sqlite.waiting import promote, unpark
 
 # Cached numbers of runs; beyond this the cache starts anew.
 _CACHED_RUNS = 200_000
@@ -49,6 +50,7 @@ class Appends:
 
     def __init__(self, con: Database) -> None:
         self.con = con
+        self.limits = Limits(con)
         self.numbers: dict[str, int] = {}
         self._made: list[AppendedRun] = []
 
@@ -57,13 +59,14 @@ class Appends:
     ) -> list[Answer]:
         """Apply the appends in a transaction that is open; `restart` rolls it back and opens another."""
         self._made.clear()
-        if any(map(_is_alone, appends)) and (len(appends) > 1 or appends[0].report is not None):
+        refusable = bool(self.limits.gates) and any(map(self._may_be_refused, appends))
+        if refusable or (any(map(_is_alone, appends)) and (len(appends) > 1 or appends[0].report is not None)):
             # What these change for the tasks of others depends on the order, so the rare group that has them is
             # written one by one.
             return [answer for append in appends for answer in self._write_examined(own, [append], offer)]
         runs = self._believe(appends)
         if runs is not None and self._write_runs(own, runs):
-            return Group(self.con, own, runs, offer).write(appends)
+            return Group(self.con, own, self.limits, runs, offer).write(appends)
         restart()
         self._made.clear()
         return self._write_examined(own, appends, offer)
@@ -73,7 +76,7 @@ class Appends:
         accepted = [append for append, answer in zip(appends, answers, strict=True) if answer is None]
         if not self._write_runs(own, runs):
             raise InternalError("rows of runs changed inside a transaction that had locked the store")
-        written = iter(Group(self.con, own, runs, offer).write(accepted) if accepted else ())
+        written = iter(Group(self.con, own, self.limits, runs, offer).write(accepted) if accepted else ())
         return [next(written) if answer is None else answer for answer in answers]
 
     def settled(self) -> None:
@@ -154,6 +157,9 @@ class Appends:
             elif append.expect != 0:
                 answers.append(Answer("conflict"))
                 continue
+            elif (full := self._full_queue(append)) is not None:
+                answers.append(Answer("full", queue=full.name))
+                continue
             else:
                 run = _new_run(append)
                 ids.add(append.head.id)
@@ -161,6 +167,23 @@ class Appends:
             run.take(append)
             answers.append(None)
         return answers, runs
+
+    def _may_be_refused(self, append: Append) -> bool:
+        """Whether an append makes a run that may find a queue full."""
+        gates = self.limits.gates
+        return append.head is not None and any(
+            task.queue in gates and gates[task.queue].limits.length for task in append.tasks
+        )
+
+    def _full_queue(self, append: Append) -> Gate | None:
+        """The queue in which the due tasks of a run that is to be made have no place to wait, if there is one."""
+        limits = self.limits
+        if not limits.gates or not self._may_be_refused(append):
+            return None
+        promote(self.con, limits, append.time)
+        due = (task.queue for task in append.tasks if task.not_before <= append.time)
+        gates = (limits.gates[queue] for queue in due if queue in limits.gates)
+        return next((gate for gate in gates if limits.is_full(gate)), None)
 
     def _stored(self, own: OwnSession, key: str) -> AppendedRun | None:
         """The run as its row says; one of another owner looks released: nothing can be appended to it."""
@@ -225,7 +248,7 @@ class Appends:
         if whole:
             for run in runs.values():
                 if run.hold_was and not run.hold:
-                    unpark(con, run.n)
+                    unpark(con, self.limits, run.n)
         return self._insert_runs(me, made) if made else True
 
     def _insert_runs(self, me: int, made: list[AppendedRun]) -> bool:

@@ -92,6 +92,10 @@ class Database(Protocol):
         """The value of a pragma, or what it is after setting it."""
         ...
 
+    def create_scalar_function(self, name: str, function: Callable[..., Any], arguments: int, /) -> None:
+        """Let statements call a function."""
+        ...
+
     def changes(self) -> int:
         """How many rows the last statement changed."""
         ...

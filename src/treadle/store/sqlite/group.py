@@ -12,8 +12,9 @@ from treadle.core.events import encode_events
 from treadle.core.inputs import Revoked, encode_input
 from treadle.store.base import Answer, Append, Offer, Report
 from treadle.store.sqlite.connection import Database
+from treadle.store.sqlite.limits import Gate, Limits
 from treadle.store.sqlite.reader import STEP_FIELDS
-from treadle.store.sqlite.schema import DELAYED, LEASED, WAITING
+from treadle.store.sqlite.schema import LEASED
 from treadle.store.sqlite.tokens import OwnSession
 from treadle.store.sqlite.waiting import NOBODY, anything_due, ceiling, promote
 
@@ -21,8 +22,8 @@ _INSERT_JOURNAL = "INSERT INTO journal (run, version, commit_id, time, session, 
 _INSERT_STEP = f"INSERT OR REPLACE INTO steps (run, {', '.join(STEP_FIELDS)}) VALUES (?{', ?' * len(STEP_FIELDS)})"
 _INSERT_TASK = (
     "INSERT OR REPLACE INTO tasks (run, number, state, session, lease, age, priority, not_before, started_at,"
-    " generation, attempt, queue, action, address, call, interrupt, progress)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, '')"
+    " generation, attempt, queue, action, address, call, gate, key, target, turn, interrupt, progress)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, '')"
 )
 _DELETE_TASK = "DELETE FROM tasks WHERE run = ? AND number = ?"
 _DELETE_LEASED = "DELETE FROM tasks WHERE run = ? AND number = ? AND state = 3"
@@ -34,6 +35,9 @@ _POST_INPUT = "INSERT OR IGNORE INTO inbox (run, id, body) SELECT n, ?, ? FROM r
 INSERT_PAYLOAD = "INSERT OR IGNORE INTO payloads (run, digest, body) VALUES (?, ?, ?)"
 _INTERRUPT = "UPDATE tasks SET interrupt = 1 WHERE run = ? AND number = ? AND state = 3"
 _FORBID_WAIT = "UPDATE tasks SET interrupt = 2 WHERE run = ? AND state = 3 AND interrupt = 0"
+
+# Where `gate` is in the values of a task, with `key` behind it.
+_GATE = 15
 
 _encode = msgspec.json.Encoder().encode
 _astuple = msgspec.structs.astuple
@@ -76,9 +80,12 @@ class AppendedRun(msgspec.Struct, gc=False):
 class Group:
     """The rows of accepted appends, besides those of the runs."""
 
-    def __init__(self, con: Database, own: OwnSession, runs: dict[str, AppendedRun], offer: Offer | None) -> None:
+    def __init__(
+        self, con: Database, own: OwnSession, limits: Limits, runs: dict[str, AppendedRun], offer: Offer | None
+    ) -> None:
         self.con = con
         self.own = own
+        self.limits = limits
         self.runs = runs
         self.offer = offer
         self.tasks: dict[tuple[int, int], Values] = {}
@@ -89,12 +96,15 @@ class Group:
         self.ceilings: dict[str, float] = {}
         self.waits: bool | None = None
         self.executable: frozenset[str] | None = None
+        self.targets: Sequence[str] = () if offer is None else offer.targets()
         self.age = self.first_age = -1
 
     def write(self, appends: Sequence[Append]) -> list[Answer]:
         """Write all rows; one answer each."""
         runs = self.runs
         self._write_facts(appends)
+        if self.limits.gates:
+            self.limits.settle(appends[-1].time)
         # Whether an append may end tasks that another one of this group has made.
         stacked = len(runs) < len(appends)
         answers: list[Answer] = []
@@ -207,13 +217,21 @@ class Group:
         places = [(n, number) for number in append.ended]
         if self.late.isdisjoint(places):
             for place in places:
-                self.tasks.pop(place, None)
+                self._drop(place)
             return
         self._flush()
         self.con.executemany(_DELETE_TASK, places)
+        if self.limits.gates:
+            self.limits.settle(append.time)
         # Who waits now is to be found out again.
         self.ceilings.clear()
         self.waits = None
+
+    def _drop(self, place: tuple[int, int]) -> None:
+        """Forget a task of this group that is not written yet."""
+        row = self.tasks.pop(place, None)
+        if row is not None and row[_GATE] and row[2] == LEASED:
+            self.limits.dropped(row[_GATE], row[_GATE + 1])
 
     def _steer(self, append: Append) -> None:
         run = self.runs[append.key]
@@ -258,25 +276,25 @@ class Group:
         if len(tasks) > 1:
             tasks = sorted(tasks, key=_by_priority)
         offer = None if run.hold_was else self.offer
-        ceilings = self.ceilings
         for task in tasks:
-            queue = task.queue
+            if (n, task.number) in self.tasks:
+                self._drop((n, task.number))
+            gate = self.limits.gates.get(task.queue) if self.limits.gates else None
+            turn = 0.0
+            if gate is not None and gate.limits.fair:
+                turn = self.limits.turn_of(gate, task.key, task.priority)
             due = task.not_before <= now
-            if due and offer is not None and queue not in ceilings:
-                ceilings[queue] = self._ceiling(queue, offer, now)
-            # All that wait are older, so an equal priority goes before it.
-            if due and offer is not None and task.priority > ceilings[queue] and offer.take(task.action, queue):
+            if due and offer is not None and self._takes(task, gate, offer, now):
                 task.lease = lease = own.token(self.con)
-                state, session, age, started_at = LEASED, own.n, 0, now
+                state, session, age = LEASED, own.n, 0
                 answer.leased.append(task)
+                if gate is not None:
+                    self.limits.started(gate, task.key, now, task.priority, turn)
             else:
                 lease = session = 0
-                started_at = 0.0
-                state = WAITING if due else DELAYED
+                state = self.limits.state_of(task, due)
                 age = self._next_age()
                 answer.queued += 1
-                if due and offer is not None:
-                    self._raise_ceiling(task, offer)
             self.tasks[n, task.number] = (
                 n,
                 task.number,
@@ -286,25 +304,44 @@ class Group:
                 age,
                 task.priority,
                 task.not_before,
-                started_at,
+                now,
                 task.generation,
                 task.attempt,
-                queue,
+                task.queue,
                 task.action,
                 task.address,
                 _encode(task.call).decode(),
+                0 if gate is None else gate.n,
+                task.key,
+                task.target,
+                turn,
             )
             if self.interrupts:
                 # An interrupt of the attempt before is none of this one's.
                 self.interrupts.pop((n, task.number), None)
+
+    def _takes(self, task: Task, gate: Gate | None, offer: Offer, now: float) -> bool:
+        """Whether a due task is leased at once; if it is not, others may have to wait behind it."""
+        queue = task.queue
+        if queue not in self.ceilings:
+            self.ceilings[queue] = self._ceiling(queue, offer, now)
+        if task.target and task.target not in self.targets:
+            return False
+        if gate is not None and not (self.limits.has_room(gate, now) and self.limits.may_start(gate, task.key, now)):
+            return False
+        # All that wait are older, so an equal priority goes before it.
+        if task.priority > self.ceilings[queue] and offer.take(task.action, queue):
+            return True
+        self._raise_ceiling(task, offer)
+        return False
 
     def _ceiling(self, queue: str, offer: Offer, now: float) -> float:
         con = self.con
         if self.waits is None:
             self.waits = anything_due(con, now)
             if self.waits:
-                promote(con, now)
-        return ceiling(con, queue, offer.actions, now) if self.waits else NOBODY
+                promote(con, self.limits, now)
+        return ceiling(con, queue, offer, now) if self.waits else NOBODY
 
     def _raise_ceiling(self, task: Task, offer: Offer) -> None:
         if task.priority > self.ceilings[task.queue]:

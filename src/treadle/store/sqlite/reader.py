@@ -24,9 +24,11 @@ from treadle.store.base import (
     StepRow,
     TaskRow,
 )
+from treadle.store.queues import KeyRow, QueueRow
 from treadle.store.sqlite.connection import Database, Record, connect, copy_database, map_exceptions
 from treadle.store.sqlite.health import examine
 from treadle.store.sqlite.location import Sync
+from treadle.store.sqlite.queue_rows import read_keys, read_queues
 
 _FOUND_AT_MOST = 20
 # No text of 512 bytes that starts with a prefix sorts behind the prefix and so many of the last character.
@@ -48,7 +50,8 @@ _SPEAKS_OF = (
 )
 TASK_COLUMNS = (
     "r.key, t.number, t.address, t.generation, t.attempt, t.action, t.queue, t.priority, t.not_before, t.call, r.id,"
-    " t.lease, coalesce(s.id, ''), coalesce(s.worker, ''), t.started_at, t.interrupt, t.progress"
+    " t.lease, t.key, t.target, coalesce(s.id, ''), coalesce(s.worker, ''),"
+    " CASE t.state WHEN 3 THEN t.started_at ELSE 0.0 END, t.interrupt, t.progress"
 )
 _HOLDER = "LEFT JOIN sessions s ON s.n = t.session AND t.state = 3"
 STEP_FIELDS = StepRow.__struct_fields__
@@ -61,25 +64,14 @@ _decode_labels = msgspec.json.Decoder(dict[str, str]).decode
 
 def task_of(record: Record) -> Task:
     """The task of the first columns of TASK_COLUMNS."""
-    run, number, address, generation, attempt, action, queue, priority, not_before, call, run_id, lease = record[:12]
+    run, number, address, generation, attempt, action, queue, priority, not_before, call, *rest = record[:14]
     return Task(
-        run,
-        number,
-        address,
-        generation,
-        attempt,
-        action,
-        queue,
-        priority,
-        not_before,
-        _decode_call(call),
-        run_id,
-        lease,
+        run, number, address, generation, attempt, action, queue, priority, not_before, _decode_call(call), *rest
     )
 
 
 def _task_row(record: Record) -> TaskRow:
-    return TaskRow(task_of(record), record[12], record[13], record[14], record[15] == 1, record[16])
+    return TaskRow(task_of(record), record[14], record[15], record[16], record[17] == 1, record[18])
 
 
 def _run_row(record: Record) -> RunRow:
@@ -312,12 +304,17 @@ class SqliteReader:
     def sessions(self) -> list[SessionRow]:
         """All living sessions, oldest first."""
         found = self._all(
-            "SELECT id, worker, wake, beat, waits, actions, info FROM sessions WHERE ended = 0 ORDER BY n"
+            "SELECT id, worker, wake, beat, waits, actions, info, targets FROM sessions WHERE ended = 0 ORDER BY n"
         )
-        return [
-            SessionRow(id, worker, wake, beat, waits, json.loads(actions), json.loads(info))
-            for id, worker, wake, beat, waits, actions, info in found
-        ]
+        return [SessionRow(*record[:5], *(json.loads(text) for text in record[5:])) for record in found]
+
+    def queues(self, now: float) -> list[QueueRow]:
+        """Queues that were defined, or that have tasks, by name."""
+        return read_queues(self._all, now)
+
+    def queue_keys(self, queue: str, *, key: str | None = None, limit: int = 100) -> list[KeyRow]:
+        """Keys of a queue's tasks, those with the most waiting ones first, or one of them."""
+        return read_keys(self._all, queue, key, limit)
 
     def committed(self, key: str, version: int) -> int | None:
         """The commit id of the journal row of that version, None if there is none."""

@@ -22,6 +22,7 @@ from treadle.store.sqlite.connection import Database
 APPLICATION_ID = 0x7472646C
 
 # tasks.state
+LINED = -1
 WAITING = 0
 DELAYED = 1
 PARKED = 2
@@ -195,7 +196,65 @@ ALTER TABLE runs ADD COLUMN name TEXT NOT NULL DEFAULT '';
 ALTER TABLE runs ADD COLUMN metadata TEXT NOT NULL DEFAULT '';
 """
 
-MIGRATIONS = (_MIGRATION_1, _MIGRATION_2, _MIGRATION_3)
+_MIGRATION_4 = """
+-- Queues that were ever defined; the limits are JSON, NULL where there are none.
+CREATE TABLE queues (
+    n INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    -- By a program, and by an operator, whose word counts.
+    defined TEXT,
+    override TEXT,
+    paused INTEGER NOT NULL,
+    version INTEGER NOT NULL
+);
+-- 'queues' counts the changes of definitions; sessions have the count of the last one, so that it is known at no cost.
+INSERT INTO counters VALUES ('queues', 0);
+ALTER TABLE sessions ADD COLUMN queues INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE sessions ADD COLUMN targets TEXT NOT NULL DEFAULT '[]';
+
+-- queues.n, 0 where the task's queue was never defined.
+ALTER TABLE tasks ADD COLUMN gate INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE tasks ADD COLUMN key TEXT NOT NULL DEFAULT '';
+ALTER TABLE tasks ADD COLUMN target TEXT NOT NULL DEFAULT '';
+-- Its place among the keys of a fair queue.
+ALTER TABLE tasks ADD COLUMN turn REAL NOT NULL DEFAULT 0;
+DROP INDEX tasks_waiting;
+CREATE INDEX tasks_waiting ON tasks (queue, action, target, priority DESC, turn, age) WHERE state = 0;
+CREATE INDEX tasks_gated ON tasks (gate, state, key, action, target, priority DESC, turn, age) WHERE gate != 0;
+
+-- What rates allow a queue (the key is empty) or a key of it; one that is not here may do all it ever may.
+CREATE TABLE buckets (
+    queue INTEGER NOT NULL,
+    key TEXT NOT NULL,
+    allowance REAL NOT NULL,
+    at REAL NOT NULL,
+    -- From then on it need not be kept.
+    full_at REAL NOT NULL,
+    -- When the key may start again, while tasks wait for that.
+    opens_at REAL,
+    PRIMARY KEY (queue, key)
+) WITHOUT ROWID;
+CREATE INDEX buckets_full ON buckets (full_at);
+CREATE INDEX buckets_opening ON buckets (opens_at) WHERE opens_at IS NOT NULL;
+
+-- Fair queues: the turn of what was leased last, and the next turns of keys that are ahead of it.
+CREATE TABLE turns (
+    queue INTEGER NOT NULL,
+    priority INTEGER NOT NULL,
+    turn REAL NOT NULL,
+    PRIMARY KEY (queue, priority)
+) WITHOUT ROWID;
+CREATE TABLE shares (
+    queue INTEGER NOT NULL,
+    priority INTEGER NOT NULL,
+    key TEXT NOT NULL,
+    turn REAL NOT NULL,
+    PRIMARY KEY (queue, priority, key)
+) WITHOUT ROWID;
+CREATE INDEX shares_turn ON shares (queue, priority, turn);
+"""
+
+MIGRATIONS = (_MIGRATION_1, _MIGRATION_2, _MIGRATION_3, _MIGRATION_4)
 VERSION = len(MIGRATIONS)
 
 VIEWS = {
@@ -224,7 +283,8 @@ FROM steps s JOIN runs r ON r.n = s.run
 UNION ALL
 SELECT r.key, r.id, t.number, t.address, t.action,
     CASE WHEN t.state = 3 THEN 'running' WHEN t.attempt > 1 THEN 'retrying' ELSE 'dispatched' END,
-    t.generation, t.attempt, '', '', '', '', 0.0, 0.0, 0.0, t.started_at, 0.0, coalesce(o.worker, ''), t.progress,
+    t.generation, t.attempt, '', '', '', '', 0.0, 0.0, 0.0, CASE t.state WHEN 3 THEN t.started_at ELSE 0.0 END, 0.0,
+    coalesce(o.worker, ''), t.progress,
     'none'
 FROM tasks t JOIN runs r ON r.n = t.run LEFT JOIN sessions o ON o.n = t.session AND t.state = 3
 WHERE t.attempt > 0 OR t.call ->> '$.purpose' = 'prepare'

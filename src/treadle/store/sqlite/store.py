@@ -31,16 +31,18 @@ from treadle.store.base import (
     SessionRow,
     Swept,
 )
+from treadle.store.queues import QueueChange
 from treadle.store.sqlite.appends import Appends
 from treadle.store.sqlite.connection import Database, connect, map_exceptions, use_wal
 from treadle.store.sqlite.deletion import family_of, forget_run
 from treadle.store.sqlite.group import INSERT_INPUT, INSERT_PAYLOAD
+from treadle.store.sqlite.limits import Limits
 from treadle.store.sqlite.location import Sync, parse_url, refuse_network
 from treadle.store.sqlite.process_locks import ProcessLocks, host_name
 from treadle.store.sqlite.reader import TASK_COLUMNS, SqliteReader, task_of
 from treadle.store.sqlite.schema import behind, migrate
 from treadle.store.sqlite.tokens import OwnSession, count_up
-from treadle.store.sqlite.waiting import anything_due, claim_tasks, next_due, postpone
+from treadle.store.sqlite.waiting import Claim, anything_due, next_due, postpone
 
 _DURABILITY: dict[Sync, str] = {
     "full": "SQLite WAL, synchronous=FULL: on disk before it is answered",
@@ -67,9 +69,12 @@ class SqliteStore(SqliteReader):
         self._own: dict[str, OwnSession] = {}
         # Sessions whose lock this store took.
         self._held: set[str] = set()
-        # Of the living sessions: (id, wake address, what for), as of that data version.
-        # The living sessions as they were last read: number, id, wake address, what it waits for.
-        self._wake_rows: list[tuple[int, str, str, int]] = []
+        # The living sessions as they were last read: number, id, wake address, what it waits for, and of which change
+        # of the queues it was told.
+        self._wake_rows: list[tuple[int, str, str, int, int]] = []
+        self.made_room = False
+        # When queues were served last.
+        self._served: dict[str, int] = {}
 
     @classmethod
     def from_url(cls, url: str, *, kernel: str = "0.1.0") -> SqliteStore:
@@ -144,6 +149,7 @@ class SqliteStore(SqliteReader):
     def _undo(self, con: Database) -> None:
         for own in self._own.values():
             own.forget_range()
+        self._appends.limits.forget()
         # Some errors (a full disk) have rolled back already.
         if con.in_transaction:
             con.execute("ROLLBACK")
@@ -154,9 +160,10 @@ class SqliteStore(SqliteReader):
         own = self._own.get(session)
         if own is not None:
             # All that live, not the one alone: so `wakes` needs no read of its own after a commit.
-            living = self._read_living(con)
-            if any(n == own.n for n, _, _, _ in living):
-                return own
+            for living, _, _, _, queues in self._read_living(con):
+                if living == own.n:
+                    self._appends.limits.begin(queues)
+                    return own
             del self._own[session]
         n = self._session_number(con, session)
         if n is None:
@@ -164,7 +171,15 @@ class SqliteStore(SqliteReader):
                 f"session {session} was declared dead; its runs and tasks went to others, nothing was written"
             )
         own = self._own[session] = OwnSession(session, n)
+        self._begin_limits(con)
         return own
+
+    def _begin_limits(self, con: Database) -> Limits:
+        """The limits of queues, in a transaction that is not of a session."""
+        ((version,),) = con.execute("SELECT value FROM counters WHERE name = 'queues'")
+        assert isinstance(version, int)
+        self._appends.limits.begin(version)
+        return self._appends.limits
 
     def _session_number(self, con: Database, session: str) -> int | None:
         found = con.execute("SELECT n FROM sessions WHERE id = ? AND ended = 0", (session,)).fetchall()
@@ -184,8 +199,9 @@ class SqliteStore(SqliteReader):
                     raise StoreError(f"a session {session.id} lives already; take a new session id")
                 n = count_up(con, "session")
                 con.execute(
-                    "INSERT INTO sessions (n, id, worker, wake, beat, waits, actions, info, host, kernel, ended)"
-                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
+                    "INSERT INTO sessions (n, id, worker, wake, beat, waits, actions, info, targets, host, kernel,"
+                    " queues, ended) SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, value, 0 FROM counters"
+                    " WHERE name = 'queues'",
                     (
                         n,
                         session.id,
@@ -195,6 +211,7 @@ class SqliteStore(SqliteReader):
                         session.waits,
                         json.dumps(session.actions),
                         json.dumps(session.info),
+                        json.dumps(session.targets),
                         str(session.info.get("host") or host_name()),
                         self.kernel,
                     ),
@@ -220,6 +237,22 @@ class SqliteStore(SqliteReader):
             self._wake_rows = []
         return Renewal([(key, number, lease) for key, number, lease in found])
 
+    def set_targets(self, session: str, targets: Sequence[str]) -> None:
+        """Change what the session's row says of its targets."""
+        with self._writing() as con:
+            own = self._living(con, session)
+            con.execute("UPDATE sessions SET targets = ? WHERE n = ?", (json.dumps(list(targets)), own.n))
+
+    def set_queues(self, changes: Sequence[QueueChange], now: float) -> list[bool]:
+        """Change the limits of queues; what waits in them is lined up anew."""
+        with self._writing() as con:
+            limits = self._begin_limits(con)
+            answers = limits.set_queues(changes, now)
+            limits.write(now)
+        self._wake_rows = []
+        self.made_room = any(answers)
+        return answers
+
     def dead_sessions(self) -> list[str]:
         """Sessions of this machine whose process is gone, told by their record locks."""
         here = host_name()
@@ -230,7 +263,10 @@ class SqliteStore(SqliteReader):
         """End a session; burying it twice changes nothing."""
         with self._writing() as con:
             n = self._session_number(con, session)
+            limits = self._begin_limits(con)
             keys = [] if n is None else self._end_session(con, session, n)
+            room = limits.write(None)
+        self.made_room = room
         self._own.pop(session, None)
         self._held.discard(session)
         self._locks.drop(session)
@@ -289,7 +325,7 @@ class SqliteStore(SqliteReader):
         if keys or not self._wake_rows:
             with map_exceptions(self.path):
                 self._read_living(self._connected())
-        rows = [(id, wake, waits) for _, id, wake, waits in self._wake_rows if wake]
+        rows = [(id, wake, waits) for _, id, wake, waits, _ in self._wake_rows if wake]
         wanted = WAITS_CHANGES | (WAITS_TASKS if tasks else 0)
         owners: set[str] = set()
         # With no other session to wake there is no question who owns what.
@@ -303,9 +339,9 @@ class SqliteStore(SqliteReader):
         found = {wake: None for id, wake, waits in rows if id != session and (waits & wanted or id in owners)}
         return list(found)
 
-    def _read_living(self, con: Database) -> list[tuple[int, str, str, int]]:
+    def _read_living(self, con: Database) -> list[tuple[int, str, str, int, int]]:
         """The living sessions, as of the transaction that is open, or of now."""
-        rows: list[Any] = con.execute("SELECT n, id, wake, waits FROM sessions WHERE ended = 0").fetchall()
+        rows: list[Any] = con.execute("SELECT n, id, wake, waits, queues FROM sessions WHERE ended = 0").fetchall()
         self._wake_rows = rows
         return rows
 
@@ -322,6 +358,8 @@ class SqliteStore(SqliteReader):
                 self._living(con, session)
 
             answers = self._appends.write(own, appends, offer, restart) if appends else []
+            room = bool(appends) and self._appends.limits.write(appends[-1].time)
+        self.made_room = room
         self._appends.settled()
         return answers
 
@@ -331,11 +369,16 @@ class SqliteStore(SqliteReader):
         with map_exceptions(self.path):
             if not anything_due(con, now):
                 self._living(con, session)
+                self.made_room = False
                 return [], next_due(con, now)
         with self._writing():
             own = self._living(con, session)
-            claimed = claim_tasks(con, own, offer, now)
-            return claimed, next_due(con, now)
+            claim = Claim(con, own, self._appends.limits, offer, now)
+            claimed = claim.take(self._served)
+            self._appends.limits.write(now)
+            times = [time for time in (claim.due, next_due(con, now)) if time is not None]
+        self.made_room = claim.left_room
+        return claimed, min(times, default=None)
 
     def leased(self, session: str) -> list[Task]:
         """All tasks leased to the session."""
@@ -364,13 +407,19 @@ class SqliteStore(SqliteReader):
                     if report.payloads:
                         con.executemany(INSERT_PAYLOAD, [(n, digest, body) for digest, body in report.payloads])
                 answers.append(live)
+            room = self._appends.limits.write(None)
+        self.made_room = room
         return answers
 
     def postpone(self, session: str, items: Sequence[Postponement], now: float) -> list[bool]:
         """Let tasks whose token is live wait again."""
         with self._writing() as con:
             own = self._living(con, session)
-            return [postpone(con, own, self._appends.number(item.key), item, now) for item in items]
+            limits = self._appends.limits
+            answers = [postpone(con, own, limits, self._appends.number(item.key), item, now) for item in items]
+            room = limits.write(now)
+        self.made_room = room
+        return answers
 
     def progress(self, session: str, items: Sequence[tuple[str, int, int, str]]) -> None:
         """Set the progress text of tasks whose token is live."""
