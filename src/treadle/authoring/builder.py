@@ -129,8 +129,8 @@ class Addition:
 class PlanBuilder:
     """Makes one plan, step by step.
 
-    `retry` is the policy of steps that have none. Inside `with builder:` every `.bind` adds to it too. With
-    `on_failure="unwind"` a run that fails undoes what its steps have done; `undo_limit` is how many undos may run
+    `retry` is the policy of steps that have none. Inside `with builder:` every `.bind` adds to it too. `on_failure`
+    says what becomes of what was done when something fails (see `workflow`); `undo_limit` is how many undos may run
     together (None: no limit of its own; 1: strictly the reverse of completion).
     """
 
@@ -143,7 +143,7 @@ class PlanBuilder:
         retry: Retry | RetryPolicy | int | None = None,
         result: object = UNSET,
         registry: Registry | None = None,
-        on_failure: OnFailure = "stop",
+        on_failure: OnFailure | None = None,
         undo_limit: int | None = None,
     ) -> None:
         self.name = name
