@@ -152,7 +152,7 @@ class Processes:
         while (message := child.channel.receive()) is not None:
             match message:
                 case ["done", text, fragments, patch]:
-                    own.fragments += msgspec.json.decode(fragments, type=list[Fragment])
+                    own.fragments = msgspec.json.decode(fragments, type=tuple[Fragment, ...])
                     if patch is not None:
                         own.patch = {name: codec.decode(part) for name, part in patch.items()}
                     own.brings_more = bool(own.fragments) or patch is not None
