@@ -13,11 +13,11 @@ from typing import Any
 
 import apsw
 
-_EVENTS = (
+EVENTS = (
     '[{"kind":"step_succeeded","at":"s17","attempt":1,"result":"=18","session":"0190f7a2-3a4b-7c5d-8e9f-0a1b2c3d4e5f",'
     '"token":4294967313,"started_at":1700000000.123456},{"kind":"step_dispatched","at":"s18"}]'
 )
-_CALL = '{"args":{"value":"=18"}}'
+CALL = '{"args":{"value":"=18"}}'
 _SCHEMA = """
 create table runs(n integer primary key, version integer, status text) strict;
 create table journal(run integer, version integer, commit_id integer, time real, events text,
@@ -122,9 +122,9 @@ def raw_commits(folder: Path, steps: int, group: int, sync: str) -> float:
                 cursor.execute("begin immediate")
                 plain = [(run, version) for run in range(group)]
                 cursor.executemany(_STATEMENTS[0], plain)
-                cursor.executemany(_STATEMENTS[1], [(run, version, _EVENTS) for run in range(group)])
+                cursor.executemany(_STATEMENTS[1], [(run, version, EVENTS) for run in range(group)])
                 cursor.executemany(_STATEMENTS[2], plain)
-                cursor.executemany(_STATEMENTS[3], [(run, version, _CALL) for run in range(group)])
+                cursor.executemany(_STATEMENTS[3], [(run, version, CALL) for run in range(group)])
                 cursor.executemany(_STATEMENTS[4], plain)
                 cursor.execute("commit")
             return (time.perf_counter() - began) * steps / (rounds * group)

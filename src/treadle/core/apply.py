@@ -150,6 +150,8 @@ def _run_settled(run: RunState, event: ev.RunSettled) -> None:
     run.result = event.result
     run.missing = event.missing
     run.hold = 0
+    run.asked = 0
+    root.unwound = event.unwound
 
 
 def _paused(run: RunState, event: ev.Paused) -> None:
@@ -168,7 +170,7 @@ def _cancel_requested(run: RunState, event: ev.CancelRequested) -> None:
     run.unwind = run.unwind or event.unwind
     run.cancel_at = 1
     run.hold = 0
-    undoing.park_all(run)
+    undoing.park_all(run, hard=event.hard)
 
 
 def _signal_received(run: RunState, event: ev.SignalReceived) -> None:
@@ -247,6 +249,8 @@ def _child_started(run: RunState, event: ev.ChildStarted) -> None:
     step.worker = event.session
     step.started_at = event.started_at
     run.calls[step.node.number] = event.child
+    if step.undo is not None:
+        step.undo.state = f'="{event.child}"'
 
 
 def _step_succeeded(run: RunState, event: ev.StepSucceeded) -> None:
@@ -502,15 +506,20 @@ _APPLY: dict[type, Callable[[RunState, Any], None]] = {
     ev.RunSettled: _run_settled,
     ev.UnwindingStarted: undoing.unwinding_started,
     ev.UndoDispatched: undoing.undo_dispatched,
+    ev.ChildAsked: undoing.child_asked,
     ev.UndoConfirmed: undoing.undo_confirmed,
     ev.UndoAttemptFailed: undoing.undo_attempt_failed,
     ev.UndoAttemptLost: undoing.undo_attempt_lost,
     ev.StepUndone: undoing.step_undone,
     ev.UndoFailed: undoing.undo_failed,
     ev.UndoNotCompensable: undoing.undo_failed,
+    ev.UndoNotNeeded: undoing.undo_not_needed,
+    ev.CompensationOpened: undoing.compensation_opened,
+    ev.PhaseCompensated: undoing.phase_compensated,
     ev.UndoSkipped: undoing.undo_put_off,
     ev.UndoParked: undoing.undo_put_off,
     ev.UndoReopened: undoing.undo_reopened,
+    ev.UnwindingAsked: undoing.unwinding_asked,
     ev.UnwindingParked: undoing.unwinding_parked,
     ev.Unwound: undoing.unwound,
     ev.InputRefused: _nothing,

@@ -127,6 +127,8 @@ def _patch_refused(run: RunState, step: StepState) -> Failure | None:
     found = phases_around(run, step.node)
     if found is None or found[1] is None:
         return Failure(code="no_state", message="a state patch is for cells; no Phases block is around this step")
+    if found[1].compensates is not None:
+        return Failure(code="compensation_patch", message="a compensating phase reads the state and sets no variables")
     progress, row = found[0].block, found[1]
     assert isinstance(progress, PhasesProgress)
     around = step.around
@@ -233,13 +235,18 @@ def revoked(run: RunState, decision: Decision, value: inp.Revoked, cause: str) -
             undo_revoked(run, decision, step, cause)
             continue
         # Without a cancel it is a repetition from before the run was reopened.
-        if step is None or not step.tasked or not (run.cancelling or step.status in OUTCOMES):
+        if step is None or not step.tasked or not (run.cancelling or step.status in OUTCOMES or _is_parked(run, step)):
             continue
         if step.status in OUTCOMES:
             _ended(run, decision, step, "revoked", "", cause)
         else:
             decision.settle(run, step, ev.StepCancelled(at=step.node.address, cause=cause))
     return None
+
+
+def _is_parked(run: RunState, step: StepState) -> bool:
+    """Whether the step belongs to a compensating phase that a cancel has stopped."""
+    return step.around.compensates is not None and any(one.parked for one in run.unwindings.values())
 
 
 def add_steps(run: RunState, decision: Decision, value: inp.AddSteps, cause: str) -> Refusal | None:

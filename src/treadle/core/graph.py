@@ -22,6 +22,7 @@ from treadle.core.blocks import (
     Spec,
     free_names,
     has_value,
+    is_undoable,
     refs_of,
     slots_of,
 )
@@ -92,7 +93,7 @@ class Node(msgspec.Struct, gc=False, eq=False):
         self.optional = spec.optional
         self.is_step = type(spec) is Step
         self.step = spec if isinstance(spec, Step) else _NO_STEP
-        self.undoable = self.step.undo is not None
+        self.undoable = is_undoable(self.step)
 
 
 def node_of(number: int, address: str, scope: Node, spec: Spec | None) -> Node:
@@ -193,7 +194,7 @@ class Graph:
                 # Nearly all at once: a struct's field costs more to set than to give.
                 node = Node(number, address, scope, block, True, block.optional, (), (), refs, (), None, None, block)
                 refs[segment] = number
-                if block.undo is not None:
+                if is_undoable(block):
                     node.undoable = self.undoable = True
                 if block.dedup is not None and self.dedup.setdefault(block.dedup, number) != number:
                     raise DuplicateStepError(f"two steps have the dedup key {block.dedup!r}")

@@ -138,9 +138,9 @@ def steps_reopened(run: RunState, event: ev.StepsReopened) -> None:
         raise InternalError(f"run {run.run_id!r}: {busy[0]!r} was reopened while it is being executed")
     run.status = status
     run.cancelling = ""
+    run.unwind = run.cancelled = run.unwound = False
     # Who has it run again wants it to.
     run.deadline = 0.0
-    run.unwind = False
     run.root.unwound = ""
     run.result = ev.NULL
     run.missing = []
@@ -258,4 +258,5 @@ def _close(run: RunState, block: ScopeState) -> None:
         state.around = apart
     run.children.pop(block.node.number, None)
     block.block = new_progress(spec, progress.entry + 1)
+    block.unwound = ""
     block.bad, block.cancelled, block.unsettled = {}, 0, 0

@@ -39,7 +39,7 @@ class Steps(Protocol):
         ...
 
     async def call(self, task: Task, values: dict[str, Any], started_at: float) -> str | None:
-        """Make the run that a step calls, or find it: its result, or None while it goes on."""
+        """Make the run that a step calls, find it, or ask it to undo what it did: its result, or None if it goes on."""
         ...
 
 

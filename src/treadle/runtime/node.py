@@ -29,7 +29,7 @@ from treadle.errors import (
 )
 from treadle.ports import Elector, Environment
 from treadle.runtime.attempts import Finish
-from treadle.runtime.children import call_child
+from treadle.runtime.children import ask_child, call_child
 from treadle.runtime.cycles import Cycles
 from treadle.runtime.engine import Engine
 from treadle.runtime.exchange import RETRY_SECONDS, place_fragments
@@ -516,7 +516,10 @@ class Node:
         self.committer.submit(lambda store: store.progress(self.session, [item]), lambda _value, _error: None)
 
     async def call(self, task: Task, values: dict[str, Any], started_at: float) -> str | None:
-        """Make the run that a step calls."""
+        """Make the run that a step calls, or ask it to undo what it did."""
+        child = task.call.child
+        if child is not None and child.unwind:
+            return await ask_child(self, task, child)
         return await call_child(self, task, values, started_at)
 
     async def add_now(self, task: Task, fragments: Sequence[Fragment]) -> None:

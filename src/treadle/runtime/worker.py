@@ -55,6 +55,7 @@ from treadle.runtime.exchange import (
     place_items,
     place_patch,
     read,
+    values_of,
 )
 from treadle.runtime.failures import ErrorText, describe
 from treadle.runtime.middleware import Middleware, around
@@ -375,16 +376,18 @@ class Worker:
             self.to_loop(partial(done.set_result, value))
 
     async def _run_child(self, attempt: Attempt) -> None:
-        """Make the run that the step calls; the attempt ends with that, and the step goes on without a slot."""
+        """Make the run that the step calls, or ask it to undo what it did: with that the attempt ends.
+
+        The step, or its undo, goes on without a slot.
+        """
         attempt.calling = True
         task = attempt.task
         rows: list[Row] = []
         result: Handle | None = None
         try:
-            callee = self._callees.of(task)
-            values = inline(self.payloads, callee, task)
-            if values is None:
-                values = await fetch(self.payloads, callee, task)
+            # To undo a call neither the arguments are needed, nor the workflow.
+            unwinds = task.call.child is not None and task.call.child.unwind
+            values = {} if unwinds else await values_of(self.payloads, self._callees.of(task), task)
             text = await patiently(partial(self.steps.call, task, values, attempt.started_at))
             if text is not None:
                 result = await patiently(partial(self.payloads.place, text, rows))
