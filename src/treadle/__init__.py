@@ -24,6 +24,7 @@ from treadle.authoring.packages import Package
 from treadle.authoring.phases import LanePlan, Phase, Phases, Rule
 from treadle.authoring.registry import Registry
 from treadle.authoring.sleep import sleep
+from treadle.authoring.undoable import Undoable
 from treadle.connect import connect, lifespan
 from treadle.core.documents import Document
 from treadle.core.effects import Artifact
@@ -199,6 +200,7 @@ __all__ = [
     "Ticket",
     "TransitionError",
     "TreadleError",
+    "Undoable",
     "UnknownStepError",
     "UnregisteredStepError",
     "UsageError",
