@@ -17,6 +17,7 @@ from treadle.authoring.decorators import (
     workflow,
 )
 from treadle.authoring.documents import dump_document, planned_of
+from treadle.authoring.isolation import Process
 from treadle.authoring.openings import Case, case, choose, gather, holds
 from treadle.authoring.options import Poll, Retry
 from treadle.authoring.outcomes import LaneRun, PhasesCancelled, PhasesResult, RowRun, Ticket
@@ -153,6 +154,7 @@ __all__ = [
     "PluginError",
     "Poll",
     "PredicateFunction",
+    "Process",
     "Registry",
     "Retention",
     "Retry",

@@ -12,6 +12,7 @@ from treadle.authoring.bound import UNSET, this_frame
 from treadle.authoring.builder import PlanBuilder, Planned, ask, current_builder, plan_call, raise_all
 from treadle.authoring.drafts import literal
 from treadle.authoring.durations import Duration
+from treadle.authoring.isolation import Process, isolation_of
 from treadle.authoring.options import (
     NOTHING,
     STATIC_NAMES,
@@ -360,6 +361,7 @@ def step(
     prepare: Callable[..., Any] | None = ...,
     reconcile: Callable[..., Any] | None = ...,
     resource: str = ...,
+    process: Process | bool = ...,
     **options: Unpack[StaticOptions],
 ) -> StepDecorator: ...
 def step(
@@ -373,6 +375,7 @@ def step(
     prepare: Callable[..., Any] | None = None,
     reconcile: Callable[..., Any] | None = None,
     resource: str = "",
+    process: Process | bool = False,
     **options: Unpack[StaticOptions],
 ) -> Any:
     """Make a function a step. It stays callable as what it is; `.bind` plans it, `.options` changes how it runs.
@@ -388,6 +391,8 @@ def step(
             step starts.
         reconcile: asked before the undo whether that is safe; False leaves things as they are.
         resource: undos of one resource are made one at a time.
+        process: execute it in a process of its own, which can be killed; `Process` limits its memory and sets its
+            environment.
         options: what holds for all steps planned through it; see `StaticOptions`.
 
     Raises:
@@ -408,6 +413,9 @@ def step(
             kept.fields["undo"] = stored
         definition = Definition(function, name=name, aliases=names, options=kept, namespace=namespace)
         definition.helpers = tuple(helpers)
+        definition.isolation = isolation_of(process, function)
+        if definition.isolation is not None and does_yield(function):
+            raise DefinitionError(f"{function.__qualname__!r} yields, which a process of its own cannot; return a list")
         (registry or default_registry).add(definition)
         if does_yield(function):
             kind = AsyncGeneratorStep[..., Any] if definition.is_async else GeneratorStep[..., Any]
