@@ -26,6 +26,7 @@ from treadle.authoring.phases import LanePlan, Phase, Phases, Rule
 from treadle.authoring.projections import Projection
 from treadle.authoring.registry import Registry
 from treadle.authoring.sleep import sleep
+from treadle.authoring.undoable import Undoable
 from treadle.connect import connect, lifespan
 from treadle.core.documents import Document
 from treadle.core.effects import Artifact
@@ -205,6 +206,7 @@ __all__ = [
     "Ticket",
     "TransitionError",
     "TreadleError",
+    "Undoable",
     "UnknownStepError",
     "UnregisteredStepError",
     "UsageError",

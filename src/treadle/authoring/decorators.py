@@ -43,10 +43,12 @@ C = TypeVar("C")
 class StepFunction(Generic[P, R]):
     """A function that can be planned as a step. `R` is the type of its value (for `async def`: the awaited one)."""
 
-    def __init__(self, definition: Definition, chosen: Chosen) -> None:
+    def __init__(self, definition: Definition, chosen: Chosen, declared: Declared | None = None) -> None:
         _look_like(self, definition.function)
         self.definition: Final = definition
         self.chosen = chosen
+        # The functions of its undo, if it has one.
+        self.declared = declared
 
     def bind(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Plan a step. Each argument is a value or a planned one; the result is a planned value of the function's type.
@@ -418,9 +420,10 @@ def step(
         if does_yield(function):
             kind = AsyncGeneratorStep[..., Any] if definition.is_async else GeneratorStep[..., Any]
             return kind(definition, kept)
+        undoing = declared if helpers else None
         if definition.is_async:
-            return AsyncStepFunction[..., Any](definition, kept)
-        return SyncStepFunction[..., Any](definition, kept)
+            return AsyncStepFunction[..., Any](definition, kept, undoing)
+        return SyncStepFunction[..., Any](definition, kept, undoing)
 
     return decorate if function is None else decorate(function, this_frame(1))
 
