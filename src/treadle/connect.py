@@ -172,12 +172,10 @@ def connect(
         elector=elector,
         retention=None if retention is None else rule_of(retention),
     )
-    named = [_plugins().plugin("projections", one) if isinstance(one, str) else one for one in projections]
-    found = check_projections([*named, *(one for package in brought for one in package.projections)])
+    found = _projections_of(projections, brought)
     joined = JoinedRegistry(known, brought) if brought else known
-    return Opening(
-        url, joined, chosen, create=create, artifacts=artifacts, clock=clock, projections=found, rebuild=rebuild
-    )
+    place: dict[str, Any] = {"artifacts": artifacts, "clock": clock, "projections": found, "rebuild": rebuild}
+    return Opening(url, joined, chosen, create=create, **place)
 
 
 def lifespan(
@@ -196,6 +194,11 @@ def lifespan(
     """
     connect(url, **options)
     return lifespan_of(lambda: connect(url, **options), state=state, grace=grace, around=around)
+
+
+def _projections_of(given: Sequence[Projection | str], packages: Sequence[Package]) -> dict[str, Projection]:
+    named = [_plugins().plugin("projections", one) if isinstance(one, str) else one for one in given]
+    return check_projections([*named, *(one for package in packages for one in package.projections)])
 
 
 def _plugins() -> Any:
