@@ -49,6 +49,7 @@ from treadle.errors import (
     Permanent,
     PhasesFailedError,
     PluginError,
+    QueueFullError,
     Retryable,
     RetryLater,
     RunCancelledError,
@@ -94,6 +95,7 @@ from treadle.runtime.documents import load_document, plan_document, save_documen
 from treadle.runtime.hooks import Boundary, Hooks
 from treadle.runtime.middleware import Next, StepCall
 from treadle.runtime.outcomes import StepOutcome
+from treadle.runtime.queues import Queue
 from treadle.runtime.retention import Retention
 from treadle.runtime.run import Run
 from treadle.runtime.run_analysis import Forecast, RunAnalysis
@@ -151,6 +153,8 @@ __all__ = [
     "PluginError",
     "Poll",
     "PredicateFunction",
+    "Queue",
+    "QueueFullError",
     "Registry",
     "Retention",
     "Retry",
