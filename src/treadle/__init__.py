@@ -6,7 +6,7 @@ every decision is committed before anything is done about it.
 
 from treadle.authoring.bound import FROM_DATA, lane_value, or_default, ref, scope, signal_value, state_value
 from treadle.authoring.builder import PlanBuilder, Planned, describe_run, group
-from treadle.authoring.cells import Cell, Patch, Row
+from treadle.authoring.cells import Cell, Compensation, Patch, Row
 from treadle.authoring.context import Dependency, RunRecord, StepContext, context
 from treadle.authoring.decorators import (
     PredicateFunction,
@@ -116,6 +116,7 @@ __all__ = [
     "Cell",
     "ChecksumError",
     "Collected",
+    "Compensation",
     "ConflictError",
     "Cycle",
     "CycleError",

@@ -29,6 +29,7 @@ def digest(run: RunState) -> dict[str, Any]:
     found["own"] = {number: scope.node.number for number, scope in run.own.items()}
     found["added_by"] = {number: added for number, added in run.added_by.items() if added}
     found["unwindings"] = list(run.unwindings)
+    found["compensable"] = _plain(run.compensable)
     found["states"] = [_facts(state) for state in run.states]
     return found
 
@@ -40,8 +41,12 @@ def _facts(state: StepState | ScopeState) -> dict[str, Any]:
     if isinstance(state, ScopeState) and (unwinding := state.unwinding) is not None:
         facts["unwinding"] = (
             [step.node.address for step in unwinding.taken],
-            (unwinding.left, unwinding.running, sorted(unwinding.busy), unwinding.parked, unwinding.rewind),
+            [row.node.address for row in unwinding.rows],
+            (unwinding.left, unwinding.rows_left, unwinding.running, sorted(unwinding.busy)),
+            (unwinding.parked, unwinding.hard, unwinding.rewind, _plain(unwinding.row), _plain(unwinding.compensation)),
         )
+    if isinstance(state, ScopeState):
+        facts["compensates"] = _plain(state.compensates)
     facts["bad"] = list(facts.get("bad", ()))
     node = state.node
     facts["node"] = (node.number, node.address, node.needs, node.refs, node.signals, node.optional, node.spec)
@@ -74,7 +79,7 @@ class Driver:
         limits: Limits = WIDE,
         key: str = "k",
         begin: bool = True,
-        on_failure: Literal["stop", "unwind"] = "stop",
+        on_failure: Literal["stop", "unwind", ""] = "",
         undo_limit: int = 0,
         started: ev.RunStarted | None = None,
         deadline: float = 0.0,

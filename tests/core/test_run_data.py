@@ -8,7 +8,7 @@ from treadle.core.apply import new_state
 from treadle.core.decide import Limits, start
 from treadle.core.events import Pick, StepFailed
 from treadle.core.graph import Graph
-from treadle.core.plan import Data, Group, ListOf, MapOf, Plan, Predicate
+from treadle.core.plan import Data, Given, Group, ListOf, MapOf, Plan, Predicate, encode_plan
 from treadle.core.run_data import needs_of
 from treadle.core.state import RunState
 from treadle.errors import SlotError
@@ -53,16 +53,24 @@ def test_a_datum_that_is_missing_fails_the_step() -> None:
 def test_all_needs_of_a_plan_are_found_with_their_place() -> None:
     nested = step("b", slots={"all": ListOf([MapOf({"k": Data("deep")})])})
     asked = step("c", when=Predicate("p", {"x": Data("host")}))
-    graph = Graph(Plan(workflow="w", blocks=[TAKES, Group(id="g", blocks=[nested]), asked]))
+    plan = Plan(workflow="w", blocks=[TAKES, Group(id="g", blocks=[nested]), asked])
+    graph, encoded = Graph(plan), encode_plan(plan)
 
-    needs = needs_of(graph)
+    needs = needs_of(graph, encoded)
 
     assert [(need.address, need.action, need.parameter, need.name, need.whole) for need in needs] == [
         ("a", "act", "host", "host", True),
         ("g/b", "act", "all", "deep", False),
         ("c", "p", "x", "host", True),
     ]
-    assert needs_of(graph) is needs
+    assert needs_of(graph, encoded) is needs
+
+
+def test_a_plan_that_only_speaks_of_data_needs_none() -> None:
+    said = step("a", slots={"x": Given('="\\"slot\\":\\"data\\""')})
+    plan = Plan(workflow='"slot":"data"', blocks=[said])
+
+    assert needs_of(Graph(plan), encode_plan(plan)) == ()
 
 
 def test_an_added_step_that_lacks_its_datum_fails_the_adder() -> None:

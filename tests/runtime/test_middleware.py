@@ -248,7 +248,7 @@ async def test_without_middleware_nothing_is_around_a_step() -> None:
     async with connect("memory://", registry=registry) as app:
         await (await app.start(both, 1)).result()
 
-        for callee in app._node.worker._callees.values():
+        for callee in app._node.worker._callees:
             assert callee.middleware == ()
             assert callee.invoke is registry.get(callee.action).invoke
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -362,9 +362,10 @@ async def test_an_attempt_that_is_cancelled_before_its_first_step_gives_its_slot
         node = app._node
         start_attempt = node.worker.start
 
-        def start_and_stop(task: Any) -> None:
-            start_attempt(task)
-            node.worker.interrupt(task.run, task.number)
+        def start_and_stop(tasks: Sequence[Any]) -> None:
+            start_attempt(tasks)
+            for task in tasks:
+                node.worker.interrupt(task.run, task.number)
 
         node._execute = start_and_stop
         run = await app.start(one, "a", id="r")
@@ -381,9 +382,10 @@ async def test_a_call_that_is_cancelled_before_its_first_step_gives_its_slot_bac
         node = app._node
         start_attempt = node.worker.start
 
-        def start_and_stop(task: Any) -> None:
-            start_attempt(task)
-            node.worker.interrupt(task.run, task.number)
+        def start_and_stop(tasks: Sequence[Any]) -> None:
+            start_attempt(tasks)
+            for task in tasks:
+                node.worker.interrupt(task.run, task.number)
 
         node._execute = start_and_stop
         run = await app.start(calling, "a", id="r")

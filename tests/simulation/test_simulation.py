@@ -125,8 +125,7 @@ def test_an_attempt_that_starts_before_its_commit_is_found(monkeypatch: pytest.M
 
     def hasty(self: Engine, owned: Owned, decision: Any, items: list[Pending]) -> Any:
         made = append(self, owned, decision, items)
-        for task in made.tasks:
-            self.on_leased(task)
+        self.on_leased(list(made.tasks))
         return made
 
     monkeypatch.setattr(Engine, "_append", hasty)

@@ -10,11 +10,12 @@ A builder notes mistakes and goes on, so that `build` reports all of them togeth
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping
+import inspect
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from types import FrameType
-from typing import Any, Final, Protocol, TypeVar, Unpack, cast, overload
+from typing import Any, Final, Protocol, TypeGuard, TypeVar, Unpack, cast, overload
 
 import msgspec
 
@@ -129,8 +130,8 @@ class Addition:
 class PlanBuilder:
     """Makes one plan, step by step.
 
-    `retry` is the policy of steps that have none. Inside `with builder:` every `.bind` adds to it too. With
-    `on_failure="unwind"` a run that fails undoes what its steps have done; `undo_limit` is how many undos may run
+    `retry` is the policy of steps that have none. Inside `with builder:` every `.bind` adds to it too. `on_failure`
+    says what becomes of what was done when something fails (see `workflow`); `undo_limit` is how many undos may run
     together (None: no limit of its own; 1: strictly the reverse of completion).
     """
 
@@ -143,7 +144,7 @@ class PlanBuilder:
         retry: Retry | RetryPolicy | int | None = None,
         result: object = UNSET,
         registry: Registry | None = None,
-        on_failure: OnFailure = "stop",
+        on_failure: OnFailure | None = None,
         undo_limit: int | None = None,
     ) -> None:
         self.name = name
@@ -347,15 +348,24 @@ class Additions:
     def add(self, bounds: Iterable[object], into: object = None) -> list[Addition]:
         """The blocks of the given planned steps and of all that they refer to, one addition for each scope.
 
+        A function among them plans steps and blocks (`gather`, `choose`, `Phases`, groups) as that of a workflow does.
         `into` (or a step's own `into=` option) is None for the adder's own scope, "root", or the address of a
         scope that contains the adder. What was added before is not added again.
 
         Raises:
             DefinitionError: a mistake; several are raised together. Then nothing was added.
         """
-        placed = _unplaced(bounds, self)
+        given = [*bounds]
+        placed = _unplaced([bound for bound in given if not _plans(bound)], self)
         for node in placed:
-            self._scope(node, into).place(node)
+            self._scope(node, node.chosen.into if node.chosen.into is not None else into).place(node)
+        known = {key: dict(scope.used) for key, scope in self._scopes.items()}
+        try:
+            for function in filter(_plans, given):
+                self._plan(function, into)
+        except BaseException:
+            self._take_back(placed, known)
+            raise
         for scope in self._scopes.values():
             scope.check_crossings()
             scope.crossings.clear()
@@ -364,14 +374,36 @@ class Additions:
             scope.blocks, scope.constants = [], []
         errors, self.errors = self.errors, []
         if errors:
-            for node in placed:
-                assert node.scope is not None
-                node.scope.release(node)
+            self._take_back(placed, known)
         raise_all(errors, f"the steps that {self.address!r} adds")
         return found
 
-    def _scope(self, node: Node, into: object) -> Scope:
-        wanted = node.chosen.into if node.chosen.into is not None else into
+    def _take_back(self, placed: list[Node], known: Mapping[str | None, Mapping[str, object]]) -> None:
+        """Forget what one call has placed and planned to no end."""
+        for node in placed:
+            assert node.scope is not None
+            node.scope.release(node)
+        for key, scope in self._scopes.items():
+            before = known.get(key, {})
+            scope.used = {id_: owner for id_, owner in scope.used.items() if before.get(id_) is owner}
+            scope.blocks, scope.constants = [], []
+            scope.crossings.clear()
+        self.errors = []
+
+    def _plan(self, function: Callable[[], object], into: object) -> None:
+        """Let a function plan steps and blocks in a scope, as a workflow's function does."""
+        builder = PlanBuilder(self.address)
+        builder.scope = builder.root = self._scope(function, into)
+        builder.errors = self.errors
+        with builder:
+            planned = function()
+        if inspect.iscoroutine(planned):
+            planned.close()
+            self.errors.append(DefinitionError(f"{function!r} is async; what plans steps is a plain function"))
+        for scope in builder.inner:
+            scope.check_crossings()
+
+    def _scope(self, node: object, wanted: object) -> Scope:
         key: str | None = None
         if isinstance(wanted, Bound):
             target = wanted.__treadle_node__
@@ -392,13 +424,19 @@ class Additions:
         return scope
 
 
+def _plans(bound: object) -> TypeGuard[Callable[[], object]]:
+    """Whether it is a function that plans, not what one has planned."""
+    return inspect.isroutine(bound)
+
+
 def _unplaced(bounds: Iterable[object], owner: PlanBuilder | Additions) -> list[Node]:
     """The planned steps that have no place yet, with all they refer to, in the order in which they were planned."""
     todo: list[Node] = []
     for bound in bounds:
         node = bound.__treadle_node__ if isinstance(bound, Bound) else None
         if not isinstance(node, Node):
-            owner.errors.append(DefinitionError(f"{bound!r} is no planned step; give what .bind(...) gives"))
+            text = f"{bound!r} is no planned step; give what .bind(...) gives, or a function that plans blocks"
+            owner.errors.append(DefinitionError(text))
         elif node.scope is not None and not node.scope.is_of(owner):
             owner.errors.append(DefinitionError(f"{node} belongs to another plan; plan it anew here"))
         else:

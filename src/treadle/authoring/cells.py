@@ -1,4 +1,4 @@
-"""What cells and rules of a Phases block are given, and what a cell may give back beside its value."""
+"""What cells, rules and compensations of a Phases block are given, and what a cell may give back beside its value."""
 
 from __future__ import annotations
 
@@ -41,6 +41,21 @@ class Cell(msgspec.Struct, frozen=True):
     state: Mapping[str, Any]
     previous: Mapping[str, Any]
     pending: Mapping[str, int] = {}
+
+
+class Compensation(msgspec.Struct, frozen=True):
+    """What a cell of a compensating phase is told of the row that it compensates.
+
+    `phase`, `index`, `step` and `entry` are those of that row. `state` are the variables as they were after the row's
+    barrier, `lanes` the values of its awaited cells; neither can be changed.
+    """
+
+    phase: str
+    index: int
+    step: int
+    entry: int
+    state: Mapping[str, Any]
+    lanes: Mapping[str, Any]
 
 
 class Row(msgspec.Struct, frozen=True):

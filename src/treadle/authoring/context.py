@@ -276,6 +276,7 @@ class StepContext(Protocol):
     def add(self, *bounds: object, into: object = None, now: bool = False) -> Awaitable[None]:
         """Add planned steps, and all they refer to, to the run.
 
+        A function among them plans as that of a workflow does: steps, groups, `gather`, `choose` and `Phases`.
         They appear when this step succeeds, or at once with `now`: then an async step awaits the result, and in
         a thread the call returns when it is done. `into` is "root" or the address of a scope
         that contains this step; without it they live below this step.

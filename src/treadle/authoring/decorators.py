@@ -279,7 +279,7 @@ def _plan(definition: WorkflowDefinition, call: Callable[[], Any]) -> Planned:
         definition.name,
         retry=definition.retry,
         result=UNSET if declared is Any else declared,
-        on_failure=definition.on_failure,
+        on_failure=definition.on_failure or None,
         undo_limit=definition.undo_limit or None,
     )
     with builder:
@@ -460,7 +460,7 @@ def workflow(
     name: str | None = ...,
     aliases: Iterable[str] = ...,
     retry: Retry | int | None = ...,
-    on_failure: OnFailure = ...,
+    on_failure: OnFailure | None = ...,
     undo_limit: int | None = ...,
     registry: Registry | None = ...,
 ) -> WorkflowDecorator: ...
@@ -471,14 +471,15 @@ def workflow(
     name: str | None = None,
     aliases: Iterable[str] = (),
     retry: Retry | int | None = None,
-    on_failure: OnFailure = "stop",
+    on_failure: OnFailure | None = None,
     undo_limit: int | None = None,
     registry: Registry | None = None,
 ) -> Any:
     """Make a function that plans steps a workflow. `retry` is the policy of steps that have none of their own.
 
-    With `on_failure="unwind"` a run that fails undoes what its steps have done. `undo_limit` is how many undos may
-    run together: 1 undoes strictly in the reverse order of completion, None has no limit of its own.
+    With `on_failure="unwind"` a run that fails undoes what its steps have done, with `"stop"` nothing is undone.
+    Without it a Phases block that fails is unwound, and all else stands. `undo_limit` is how many undos may run
+    together: 1 undoes strictly in the reverse order of completion, None has no limit of its own.
 
     Raises:
         DefinitionError: it is an `async def`; in this version a workflow is a `def` that plans steps.
@@ -486,7 +487,7 @@ def workflow(
     """
     policy = policy_of(retry)
     limit = undo_limit_of(undo_limit)
-    on_failure_of(on_failure)
+    failing = on_failure_of(on_failure)
     names = _names(aliases)
 
     def decorate(function: Callable[..., Any], frame: FrameType | None = None) -> Any:
@@ -500,7 +501,7 @@ def workflow(
         definition = WorkflowDefinition(
             function,
             retry=policy,
-            on_failure=on_failure,
+            on_failure=failing,
             undo_limit=limit,
             name=name,
             aliases=names,

@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
 from treadle.authoring.bound import kind_of
 from treadle.authoring.cells import Cell, Patch, Row
 from treadle.authoring.outcomes import PhasesCancelled, PhasesResult, Ticket, failed
-from treadle.authoring.turns import Turns, begin, rest
+from treadle.authoring.turns import RETURNED, Turns, rest
 from treadle.authoring.values import Held, held, value_of
 from treadle.core.apply import new_state
 from treadle.core.commands import Task
@@ -253,28 +253,34 @@ class Execution:
 
     # -- what happened -------------------------------------------------------------------------------------------
 
-    async def _run(self, live: _Live) -> None:
-        task = live.task
+    def _run(self, live: _Live) -> Coroutine[Any, Any, None] | None:
+        """Run a cell until it waits; gives the rest."""
+        if live.task.call.timeout is not None:
+            return self._finish(live, self._timed(live))
+        scope = contextvars.copy_context()
+        carrier = self._turns.carrier
         try:
-            if task.call.timeout is not None:
-                self._turns.keep(live)
-                async with asyncio.timeout(task.call.timeout):
-                    value = await live.function(*live.args)
-            else:
-                scope = contextvars.copy_context()
-                try:
-                    coroutine, awaited = scope.run(begin, live.function, *live.args)
-                except StopIteration as end:
-                    value = end.value
-                else:
-                    self._turns.keep(live)
-                    value = await rest(scope, coroutine, awaited)
-        except asyncio.CancelledError as error:
-            self._end(task, None, error)
-        except Exception as error:  # noqa: BLE001 - as in _start
-            self._end(task, None, error)
+            awaited = scope.run(carrier.send, (None, live.function, live.args))
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - as in _start
+            self._turns.renew()
+            self._end(live.task, None, error)
+            return None
+        if awaited is not RETURNED:
+            return self._finish(live, rest(scope, carrier, awaited))
+        self._end(live.task, carrier.take())
+        return None
+
+    async def _timed(self, live: _Live) -> Any:
+        async with asyncio.timeout(live.task.call.timeout):
+            return await live.function(*live.args)
+
+    async def _finish(self, live: _Live, ending: Awaitable[Any]) -> None:
+        try:
+            value = await ending
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - as in _start
+            self._end(live.task, None, error)
         else:
-            self._end(task, value)
+            self._end(live.task, value)
 
     def _end(self, task: Task, value: Any, error: BaseException | None = None) -> None:
         number = task.number

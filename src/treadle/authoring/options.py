@@ -226,12 +226,14 @@ def policy_of(value: Retry | RetryPolicy | int | None) -> RetryPolicy | None:
     )
 
 
-def on_failure_of(value: OnFailure) -> OnFailure:
-    """What a failed run does, checked.
+def on_failure_of(value: OnFailure | None) -> OnFailure | Literal[""]:
+    """What a failed run does, as it is stored: "" leaves it to its blocks.
 
     Raises:
         DefinitionError: it is no such word.
     """
+    if value is None:
+        return ""
     if value not in ("stop", "unwind"):
         raise DefinitionError(f"on_failure={value!r}: stop or unwind")
     return value

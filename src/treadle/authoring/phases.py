@@ -27,7 +27,7 @@ import msgspec
 
 from treadle.authoring.bound import Bound, Condition, Node, this_frame
 from treadle.authoring.builder import PlanBuilder, raise_all
-from treadle.authoring.cells import Cell, Row
+from treadle.authoring.cells import Cell, Compensation, Row
 from treadle.authoring.decorators import PredicateFunction, StepFunction
 from treadle.authoring.in_process import Execution, Table
 from treadle.authoring.openings import building, called, drafted
@@ -126,7 +126,7 @@ class Phase:
         detached: further cells, which nobody waits for; they set no variables.
         policy: the name of the policy that picks what follows.
         retry: how often the whole row is tried when a cell fails.
-        compensate: the id of the compensating phase.
+        compensate: the id of the compensating phase: once the row has succeeded, that is what undoes it.
     """
 
     def __init__(
@@ -179,7 +179,8 @@ class Phases:
         state: the variables and their first values.
         on_conflict: two cells of one row that set one variable: the later lane wins, or the row fails.
         on_finish: what becomes, at the end, of detached cells that still run.
-        compensations: phases that others name by `compensate=`.
+        compensations: phases that others name by `compensate=`. When the block, or its run, is unwound, they are
+            executed after all undos of steps, the last row first; their cells take a `Compensation`.
         id: what the block is called in a workflow.
     """
 
@@ -209,13 +210,17 @@ class Phases:
         self._compiled: dict[tuple[str, int, tuple[str, ...]], tuple[Graph, Table]] = {}
 
     def lowered(
-        self, how: Lowering, id_: str, state: dict[str, Slot], place: Callable[[Phase], list[core.Block]] | None = None
+        self,
+        how: Lowering,
+        id_: str,
+        state: dict[str, Slot],
+        place: Callable[[Phase, type], list[core.Block]] | None = None,
     ) -> core.Phases:
         """The block of the plan."""
 
-        def row(phase: Phase) -> core.Phase:
+        def row(phase: Phase, told: type = Cell) -> core.Phase:
             blocks = (
-                place(phase)
+                place(phase, told)
                 if place is not None
                 else [how.cell(phase.id, lane, cell) for lane, cell in (*phase.cells, *phase.detached)]
             )
@@ -236,7 +241,7 @@ class Phases:
                 for name, rules in self.policies.items()
             },
             otherwise=_rule(how, "otherwise", self.otherwise, 1) if self.otherwise is not None else None,
-            compensations=[row(phase) for phase in self.compensations],
+            compensations=[row(phase, Compensation) for phase in self.compensations],
             start=self.start,
             step_limit=self.step_limit,
             state=state,
@@ -390,16 +395,16 @@ class _Named:
         self.outer = outer
         self.errors: list[DefinitionError] = []
 
-    def place(self, phase: Phase) -> list[core.Block]:
-        """The blocks of a row; its cells are planned like any other step."""
+    def place(self, phase: Phase, told: type) -> list[core.Block]:
+        """The blocks of a row; its cells are planned like any other step, and take what they are `told`."""
         address = child(child(self.outer.address, self.node.segment), encode_id(phase.id))
         inner = Scope(self.outer.site, address, self.outer, self.outer.constants, kind="phase", block=self.node)
         with self.builder.inside(inner):
             for lane, cell in (*phase.cells, *phase.detached):
-                inner.blocks += [self.cell(phase.id, lane, cell)]
+                inner.blocks += [self.cell(phase.id, lane, cell, told)]
         return inner.blocks
 
-    def cell(self, phase: str, lane: str, cell: AnyCell) -> core.Block:
+    def cell(self, phase: str, lane: str, cell: AnyCell, told: type = Cell) -> core.Block:
         """The step of a cell."""
         words = f"{self.node}: the cell {lane!r} of phase {phase!r}"
         if isinstance(cell, LanePlan):
@@ -408,7 +413,7 @@ class _Named:
             self._note(f"{words} is {cell!r}; stored, a cell is a @step function, so that it can be found again")
             return core.Step(id=lane, action="")
         step = cast("StepFunction[..., Any]", cell)
-        slots = self._told(step.definition.parameters, Cell, words)
+        slots = self._told(step.definition.parameters, told, words)
         return core.Step(id=lane, action=step.name, slots=slots, **step.chosen.fields)
 
     def _group(self, lane: str, cell: LanePlan) -> core.Group:

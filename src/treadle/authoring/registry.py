@@ -119,7 +119,7 @@ class WorkflowDefinition(Definition):
         function: Callable[..., Any],
         *,
         retry: RetryPolicy | None = None,
-        on_failure: Literal["stop", "unwind"] = "stop",
+        on_failure: Literal["stop", "unwind", ""] = "",
         undo_limit: int = 0,
         **named: Any,
     ) -> None:

@@ -4,6 +4,9 @@ A task costs more than all else that happens to a small step, and a step that ne
 So one task takes the attempts in their order. The step that waits first keeps it, and is from then on what it would
 have been in a task of its own: its `current_task()` stays the same, and only it can be cancelled. Those behind it go
 to another task. Each step has a context of its own from beginning to end.
+
+For the same reason steps that do not wait share a coroutine: a `Carrier` awaits one after the other, so that none has
+to tell what it returned by an exception. Who waits keeps the carrier like the task.
 """
 
 from __future__ import annotations
@@ -11,16 +14,19 @@ from __future__ import annotations
 import asyncio
 import types
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from contextvars import Context
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
-T = TypeVar("T")
+from treadle.authoring.context import StepContext, step_context
+
 # Attempts that come while a task works, as those of a chain do, and are still taken before the loop gets its turn:
 # enough to make the loop's own cost small, few enough to hold up nobody.
 FEW = 16
-# What an `async def` gives when it is called.
-_COROUTINE: type[Any] = types.CoroutineType
+# What a carrier is given: the step's context if it has one, and what makes the awaitable.
+_Load = tuple[StepContext | None, Callable[..., Any], Sequence[Any]]
+# What a carrier gives when a step has returned; anything else is what the step waits for.
+RETURNED: Final = object()
 
 
 class Turn(Protocol):
@@ -38,29 +44,78 @@ class Turn(Protocol):
 A = TypeVar("A", bound=Turn)
 
 
-class Turns(Generic[A]):
-    """Executes attempts in their order. All methods are for the event loop's thread."""
+class Carrier:
+    """A coroutine that awaits what it is given, one after the other. What a step raises is its end."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, execute: Callable[[A], Awaitable[None]]) -> None:
+    __slots__ = ("_result", "send", "throw")
+
+    def __init__(self) -> None:
+        self._result: Any = None
+        work = self._work()
+        # By `Context.run(carrier.send, load)` a step runs until it waits.
+        self.send: Callable[[_Load | None], object] = work.send
+        self.throw = work.throw
+        work.send(None)
+
+    async def _work(self) -> None:
+        while True:
+            told, function, args = await _given()
+            if told is not None:
+                step_context.set(told)
+            self._result = await function(*args)
+            # It may be long until the next one comes.
+            del told, function, args
+
+    def take(self) -> Any:
+        """What the step has returned; once."""
+        result, self._result = self._result, None
+        return result
+
+
+@types.coroutine
+def _given() -> Generator[object, _Load, _Load]:
+    return (yield RETURNED)
+
+
+@types.coroutine
+def rest(scope: Context, carrier: Carrier, awaited: object) -> Generator[object, None, Any]:
+    """Go on with a step that has begun in `scope` and waits for `awaited`; gives what it returns."""
+    while awaited is not RETURNED:
+        thrown: BaseException | None = None
+        try:
+            yield awaited
+        except BaseException as error:  # noqa: BLE001 - whatever comes is the coroutine's
+            thrown = error
+        try:
+            awaited = scope.run(carrier.send, None) if thrown is None else scope.run(carrier.throw, thrown)
+        finally:
+            # An exception holds the frames that it has passed, and this is one of them.
+            thrown = None
+    return carrier.take()
+
+
+class Turns(Generic[A]):
+    """Executes attempts in their order. All methods are for the event loop's thread.
+
+    `execute` does all that there is to do without waiting, by the present `carrier`, and gives the rest, if any.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, execute: Callable[[A], Coroutine[Any, Any, None] | None]
+    ) -> None:
         self._loop = loop
         self._execute = execute
         self._waiting: deque[A] = deque()
         # The task that takes what waits, and whether it has yet to begin.
         self._taker: asyncio.Task[None] | None = None
         self._coming = False
+        self.carrier = Carrier()
 
     def add(self, attempt: A) -> None:
         """Execute an attempt soon."""
         self._waiting.append(attempt)
         if self._taker is None or self._taker.done():
             self._begin()
-
-    def keep(self, attempt: A) -> None:
-        """The attempt may wait from here on: its task is its own, and those behind it get another."""
-        if attempt.handle is self._taker:
-            self._taker = None
-            if self._waiting:
-                self._begin()
 
     def clear(self) -> None:
         """Forget what has not begun."""
@@ -78,59 +133,37 @@ class Turns(Generic[A]):
         assert taker is not None
         self._taker = taker
         self._coming = False
-        waiting = self._waiting
+        waiting, execute = self._waiting, self._execute
         left = max(len(waiting), FEW)
         try:
-            while waiting and left and self._taker is taker:
+            while waiting and left:
                 attempt = waiting.popleft()
                 if attempt.settled:
                     continue
                 left -= 1
                 attempt.handle = taker
-                await self._execute(attempt)
+                if (ending := execute(attempt)) is not None:
+                    # The task, and its carrier, are the attempt's own; those behind it get others.
+                    self.renew()
+                    self._leave()
+                    await ending
+                    break
                 if taker.cancelling():
                     # Meant for the step that is over, and not for those behind it.
                     break
+        except BaseException:
+            if self._taker is taker:
+                self.renew()
+            raise
         finally:
             if self._taker is taker:
-                self._taker = None
-                if waiting:
-                    self._begin()
+                self._leave()
 
+    def renew(self) -> None:
+        """Take another carrier: the present one has ended, or is an attempt's own."""
+        self.carrier = Carrier()
 
-def begin(function: Callable[..., Any], *args: Any) -> tuple[Coroutine[Any, Any, Any], object]:
-    """Let what a function makes run until it waits; gives its coroutine, and what that waits for.
-
-    Raises:
-        StopIteration: it has returned, without ever waiting.
-    """
-    try:
-        made = function(*args)
-    except StopIteration as error:
-        raise RuntimeError(f"{function!r} raised StopIteration") from error
-    # A function may be made async by hand, and give another awaitable.
-    coroutine: Coroutine[Any, Any, Any] = made if type(made) is _COROUTINE else _await(made)
-    return coroutine, coroutine.send(None)
-
-
-async def _await(made: Awaitable[T]) -> T:
-    return await made
-
-
-@types.coroutine
-def rest(scope: Context, coroutine: Coroutine[Any, Any, T], awaited: object) -> Generator[object, None, T]:
-    """Go on with a coroutine that has begun in `scope` and waits for `awaited`; gives what it returns."""
-    while True:
-        thrown: BaseException | None = None
-        try:
-            yield awaited
-        except BaseException as error:  # noqa: BLE001 - whatever comes is the coroutine's
-            thrown = error
-        try:
-            awaited = scope.run(coroutine.send, None) if thrown is None else scope.run(coroutine.throw, thrown)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-        finally:
-            # An exception holds the frames that it has passed, and this is one of them.
-            thrown = None
+    def _leave(self) -> None:
+        self._taker = None
+        if self._waiting:
+            self._begin()

@@ -13,11 +13,11 @@ from typing import Any
 
 import apsw
 
-_EVENTS = (
+EVENTS = (
     '[{"kind":"step_succeeded","at":"s17","attempt":1,"result":"=18","session":"0190f7a2-3a4b-7c5d-8e9f-0a1b2c3d4e5f",'
     '"token":4294967313,"started_at":1700000000.123456},{"kind":"step_dispatched","at":"s18"}]'
 )
-_CALL = '{"args":{"value":"=18"}}'
+CALL = '{"args":{"value":"=18"}}'
 _SCHEMA = """
 create table runs(n integer primary key, version integer, status text) strict;
 create table journal(run integer, version integer, commit_id integer, time real, events text,
@@ -36,18 +36,23 @@ _STATEMENTS = (
     "insert into steps values(?1, ?2, 's17', 'succeeded', '=18', 1700000000.5)",
 )
 
+# When each step began. The steps of the engine note it too, so that both sides do the same in a step.
+_starts: list[float] = []
+
+
+async def _bump(value: int) -> int:
+    _starts.append(time.perf_counter())
+    return value + 1
+
 
 def plain_chain(length: int) -> float:
     """Seconds of a chain of asyncio tasks, one created and awaited per step."""
-
-    async def bump(value: int) -> int:
-        return value + 1
 
     async def main() -> float:
         began = time.perf_counter()
         value = 0
         for _ in range(length):
-            value = await asyncio.create_task(bump(value))
+            value = await asyncio.create_task(_bump(value))
         return time.perf_counter() - began
 
     return asyncio.run(main())
@@ -56,13 +61,10 @@ def plain_chain(length: int) -> float:
 def plain_fan(width: int) -> float:
     """Seconds of a fan of asyncio tasks, one created and awaited per step."""
 
-    async def bump(value: int) -> int:
-        return value + 1
-
     async def main() -> float:
         began = time.perf_counter()
-        first = await asyncio.create_task(bump(0))
-        tasks = [asyncio.create_task(bump(first)) for _ in range(width)]
+        first = await asyncio.create_task(_bump(0))
+        tasks = [asyncio.create_task(_bump(first)) for _ in range(width)]
         sum([await task for task in tasks])
         return time.perf_counter() - began
 
@@ -87,13 +89,10 @@ def plain_phases(rows: int) -> float:
 def plain_many(runs: int, length: int) -> float:
     """Seconds of many chains of asyncio tasks at once."""
 
-    async def bump(value: int) -> int:
-        return value + 1
-
     async def one() -> None:
         value = 0
         for _ in range(length):
-            value = await asyncio.create_task(bump(value))
+            value = await asyncio.create_task(_bump(value))
 
     async def main() -> float:
         began = time.perf_counter()
@@ -123,9 +122,9 @@ def raw_commits(folder: Path, steps: int, group: int, sync: str) -> float:
                 cursor.execute("begin immediate")
                 plain = [(run, version) for run in range(group)]
                 cursor.executemany(_STATEMENTS[0], plain)
-                cursor.executemany(_STATEMENTS[1], [(run, version, _EVENTS) for run in range(group)])
+                cursor.executemany(_STATEMENTS[1], [(run, version, EVENTS) for run in range(group)])
                 cursor.executemany(_STATEMENTS[2], plain)
-                cursor.executemany(_STATEMENTS[3], [(run, version, _CALL) for run in range(group)])
+                cursor.executemany(_STATEMENTS[3], [(run, version, CALL) for run in range(group)])
                 cursor.executemany(_STATEMENTS[4], plain)
                 cursor.execute("commit")
             return (time.perf_counter() - began) * steps / (rounds * group)

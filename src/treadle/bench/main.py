@@ -202,16 +202,19 @@ def _ceiling(workload: str, size: int, steps: int, store: str) -> tuple[float, s
             "many": lambda: ceilings.plain_many(size, 5),
         }
         return steps / statistics.median(plain[workload]() for _ in range(3)), "plain asyncio"
+    group = 1 if workload == "chain" else RAW_GROUP
+    amount = min(steps, 2000) if group == 1 else max(steps, 4 * RAW_GROUP)
+    if store.startswith("postgres"):
+        from treadle.bench import postgres_ceiling
+
+        seconds = statistics.median(postgres_ceiling.raw_commits(store, amount, group) for _ in range(3))
+        return amount / seconds, f"raw commits of the same rows by the same driver, {group} a commit"
     if store.startswith(("nats:", "tls:")):
-        group = 1 if workload == "chain" else RAW_GROUP
-        amount = min(steps, 2000) if group == 1 else max(steps, 4 * RAW_GROUP)
         seconds = statistics.median(ceilings.raw_publishes(store, amount, group) for _ in range(3))
         return amount / seconds, f"publishes of messages of that size by the same client, {group} in flight"
     sync = "normal" if "sync=normal" in store else "full"
     folder = Path(store.partition("?")[0].removeprefix("sqlite:///")).absolute().parent
     if not folder.is_dir():
         folder = Path(tempfile.gettempdir())
-    group = 1 if workload == "chain" else RAW_GROUP
-    amount = min(steps, 2000) if group == 1 else max(steps, 4 * RAW_GROUP)
     seconds = statistics.median(ceilings.raw_commits(folder, amount, group, sync) for _ in range(3))
     return amount / seconds, f"raw commits of the same rows, {group} a commit, sync={sync}"

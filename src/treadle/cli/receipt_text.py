@@ -10,7 +10,7 @@ import msgspec
 from treadle.authoring.documents import inexact
 from treadle.cli.output import paint, table
 from treadle.cli.plans import tree
-from treadle.core.documents import Document, Fact, Outcome, RunRecord, Summary, Value
+from treadle.core.documents import Compensation, Document, Fact, Outcome, RunRecord, Summary, Value
 from treadle.runtime.report import GLYPHS, PREVIEW, clean, cut, duration, names
 
 UNDONE = "↩"
@@ -46,6 +46,8 @@ def _run(document: Document, run: RunRecord) -> str:
     if run.labels:
         lines.append("labels " + " ".join(f"{clean(key)}={clean(value)}" for key, value in run.labels.items()))
     lines += ["", table(("STEP", "STATUS", "UNDO", "TRIES", "TOOK", ""), [_row(step) for step in run.steps]).rstrip()]
+    if run.compensations:
+        lines += ["", "compensations:", *(f"  {_compensation(one)}" for one in run.compensations)]
     for title, facts in (("decisions", run.decisions), ("undo", run.undo), ("also", run.facts)):
         if facts:
             lines += ["", f"{title}:", *(f"  {_fact(fact)}" for fact in facts)]
@@ -57,7 +59,7 @@ def _run(document: Document, run: RunRecord) -> str:
 
 
 def _row(step: Outcome) -> list[str]:
-    undone = step.undo == "undone"
+    undone = step.undo == "undone" or step.compensated
     said: list[str] = []
     if step.failure is not None:
         said.append(cut(f"{step.failure.code}: {step.failure.message}", 2 * PREVIEW))
@@ -66,14 +68,25 @@ def _row(step: Outcome) -> list[str]:
         said.append(f"({step.skip_reason})" + (f" because of {names(causes)}" if causes else ""))
     if step.result is not None and not undone:
         said.append(f"= {_value(step.result)}")
+    if step.compensates:
+        said.append(f"compensates {clean(step.compensates)}")
     return [
         f"{UNDONE if undone else GLYPHS.get(step.status, '?')} {step.address}",
         step.status,
-        "" if step.undo == "none" else step.undo,
+        step.undo if step.undo != "none" else "compensated" if step.compensated else "",
         str(len(step.attempts) or ""),
         duration(_seconds(step.started_at, step.finished_at)),
         "  ".join(said),
     ]
+
+
+def _compensation(one: Compensation) -> str:
+    said = f"{clean(one.row)} by {clean(one.by)}  {one.status}"
+    if one.executed:
+        said += f"  at {names(one.executed)}"
+    if one.failure is not None:
+        said += f"  {cut(clean(f'{one.failure.code}: {one.failure.message}'), 2 * PREVIEW)}"
+    return f"{said}  ({clean(one.reason)})" if one.reason else said
 
 
 def _seconds(begin: datetime | None, end: datetime | None) -> float | None:

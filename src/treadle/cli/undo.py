@@ -14,6 +14,7 @@ from treadle.runtime.report import clean
 
 if TYPE_CHECKING:
     from treadle.runtime.run import Run
+    from treadle.runtime.undo import UndoEntry
 
 
 @click.command()
@@ -30,7 +31,10 @@ if TYPE_CHECKING:
 async def undo(
     desk: Desk, run_id: str, step: str | None, to: str, dry_run: bool, wait: bool, yes: bool, **verbs: bool
 ) -> None:
-    """Undo what a settled run has done, the last that ended first. STEP goes with --retry, --skip or --park."""
+    """Undo what a settled run has done, the last that ended first. STEP goes with --retry, --skip or --park.
+
+    STEP may also be the row of a phase that is compensated.
+    """
     chosen = _chosen(step, to, verbs, dry_run=dry_run)
     async with desk.connect() as app:
         run = await desk.find(app, run_id)
@@ -70,10 +74,17 @@ def _chosen(step: str | None, to: str, verbs: dict[str, bool], *, dry_run: bool)
 async def _list(desk: Desk, run: Run[Any], to: str) -> None:
     stack = await run.undo_stack(to=to)
     rows = [
-        [str(place), entry.address, entry.outcome, entry.undo, entry.resource] for place, entry in enumerate(stack, 1)
+        [str(place), entry.address, entry.outcome, _how(entry), entry.resource] for place, entry in enumerate(stack, 1)
     ]
     text = table(("", "STEP", "STATUS", "UNDO", "RESOURCE"), rows, status=2, empty="nothing is left to undo")
     emit([plainly(entry) for entry in stack], desk.output, text)
+
+
+def _how(entry: UndoEntry) -> str:
+    """How an effect is undone."""
+    if entry.kind == "call":
+        return "unwinds the run that it called"
+    return f"phase {entry.undo}" if entry.kind == "row" else entry.undo
 
 
 async def _steer(run: Run[Any], verb: str, step: str) -> None:

@@ -145,7 +145,7 @@ class _Draft:
         if not blocks and not aliases:
             return None
         for node in nodes:
-            link(node, self, {})
+            node.needs = link(node, self, {})
         if any(node.needs for node in nodes):
             self._refuse_cycle(nodes)
         # A step stands for the scope of what it adds, which may be new.

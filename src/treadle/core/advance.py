@@ -14,8 +14,8 @@ from typing import TypeGuard
 from msgspec.structs import replace
 
 from treadle.core import events as ev
-from treadle.core.apply import apply
-from treadle.core.children import child_key, tell_parent
+from treadle.core.apply import step_dispatched, steps_ready
+from treadle.core.children import answer_caller, child_key, tell_parent
 from treadle.core.commands import Call, ChildRun, Polling, Task
 from treadle.core.conditions import truth
 from treadle.core.decision import Decision, Limits
@@ -23,7 +23,7 @@ from treadle.core.events import Arg, Failure
 from treadle.core.gathers import proceed_choose, proceed_gather
 from treadle.core.inputs import Cancel
 from treadle.core.keys import key_of
-from treadle.core.opened import asking, may_succeed, value_of_iteration
+from treadle.core.opened import CANCELLING, asking, may_succeed, value_of_iteration
 from treadle.core.phases import proceed_phases, row_failure
 from treadle.core.plan import Body, Choose, Gather, Phase, Phases, Poll
 from treadle.core.progress import GatherProgress, PhasesProgress
@@ -51,7 +51,8 @@ from treadle.core.tables import (
     WAITING,
 )
 from treadle.core.undo_attempts import must_prepare, prepare, undo_revoked, undo_runs
-from treadle.core.unwinding import begin_unwinding, must_unwind, unwind
+from treadle.core.undoing import how_far
+from treadle.core.unwinding import begin_unwinding, must_unwind, unwind, unwind_block
 
 # An event names at most so many addresses of a cause.
 MAX_NAMED = 100
@@ -103,7 +104,9 @@ def _look_around(run: RunState, decision: Decision, limits: Limits, bound: int) 
         event = ev.IterationsSettled(at=gather.node.address, indexes=list(indexes), entry=gather.block.entry)
         decision.record(run, event)
     if held:
-        decision.record(run, ev.StepsReady(at=[step.node.address for step in held.values()]))
+        steps = held.values()
+        decision.events.append(ev.StepsReady(at=[step.node.address for step in steps]))
+        steps_ready(run, steps)
         return bound - len(held) + 1
     return bound
 
@@ -125,15 +128,19 @@ def _look_further(run: RunState, decision: Decision, state: StepState | ScopeSta
     """Look at what goes on already: a scope, or a step that its scope may not need any more."""
     if isinstance(state, ScopeState):
         _look_at_scope(run, decision, state, limits)
-    elif state.around.stopping and state.status not in OUTCOMES:
+    elif (
+        (stopping := state.around.stopping)
+        and state.status not in OUTCOMES
+        and (stopping != CANCELLING or state.status != DISPATCHED)
+    ):
         cancel(run, decision, state, hard=True)
 
 
 def _next_ready(run: RunState, limits: Limits) -> StepState | None:
     """The ready step that starts next, if there is room for it."""
-    ready = run.ready
+    ready, states = run.ready, run.states
     while ready and run.tasks < limits.dispatched and not run.cancelling:
-        step = run.states[number_of_key(ready[0])]
+        step = states[number_of_key(ready[0])]
         if type(step) is StepState and step.status == READY and not step.tasked:
             return step
         heappop(ready)
@@ -215,7 +222,7 @@ def dispatch(run: RunState, decision: Decision, step: StepState, not_before: flo
     """Ask for the step's next attempt (or its first half), at `not_before` at the earliest (0: at once)."""
     node = step.node
     poll = node.step.poll
-    if run.deadline and max(run.now, not_before) >= run.deadline:
+    if run.deadline and step.around.compensates is None and max(run.now, not_before) >= run.deadline:
         failure = Failure(code="deadline", message="the run's deadline passes before this attempt may begin")
         decision.settle(run, step, ev.StepFailed(at=node.address, attempt=0, failure=failure))
         return
@@ -237,7 +244,7 @@ def dispatch(run: RunState, decision: Decision, step: StepState, not_before: flo
         deadline=deadline_of(run, step, poll, not_before) if poll is not None else 0.0,
     )
     decision.events.append(event)
-    apply(run, event)
+    step_dispatched(run, step, event)
     decision.tasks.append(task_of(run, step, args, key))
 
 
@@ -245,9 +252,9 @@ def task_of(run: RunState, step: StepState, args: dict[str, Arg], key: str = "")
     """The task of a dispatched step's present attempt."""
     node = step.node
     spec = node.step
-    call = Call(
-        args, spec.timeout, "step", spec.placement, run.data, run.dry_run, deadline=run.deadline, trace=run.trace
-    )
+    # What undoes a run that came too late is not late itself.
+    deadline = run.deadline if not run.deadline or step.around.compensates is None else 0.0
+    call = Call(args, spec.timeout, "step", spec.placement, run.data, run.dry_run, deadline=deadline, trace=run.trace)
     if spec.poll is not None:
         call = replace(call, poll=Polling(spec.poll.interval, run.deadlines.get(node.number, 0.0)))
     if spec.annotations or run.reports:
@@ -416,7 +423,10 @@ def _look_at_scope(run: RunState, decision: Decision, scope: ScopeState, limits:
     if scope is run.root:
         _settle_run(run, decision)
         return
-    decision.record(run, _settled_as(run, scope))
+    settled_as = _settled_as(run, scope)
+    failing = settled_as.outcome == FAILED and isinstance(scope.node.spec, Phases)
+    if not failing or not unwind_block(run, decision, scope):
+        decision.record(run, settled_as)
 
 
 def _unwinds(scope: ScopeState) -> bool:
@@ -497,12 +507,15 @@ def _outcome_of(run: RunState, scope: ScopeState) -> tuple[str, list[StepState |
 
 def _settle_run(run: RunState, decision: Decision) -> None:
     root = run.root
+    if run.unwindings:
+        # In a detached cell; its end puts the root on the frontier.
+        return
     failures: list[str] = []
     faults: dict[str, Failure] = {}
     result: Arg = ev.NULL
     missing: list[str] = []
     # A cancel that came before the end wins, even if all steps could finish.
-    if run.cancelling:
+    if run.cancelling or run.cancelled:
         outcome = CANCELLED
     elif root.bad:
         outcome = FAILED
@@ -517,14 +530,18 @@ def _settle_run(run: RunState, decision: Decision) -> None:
         return
     if run.hold:
         decision.hold = 0
-    if root.unwound:
-        decision.unwound = root.unwound
+    unwound = how_far(run)
+    if unwound:
+        decision.unwound = unwound
     settled_as = ev.RunSettled(
-        outcome=outcome, result=result, missing=missing, failures=failures, faults=faults, unwound=root.unwound
+        outcome=outcome, result=result, missing=missing, failures=failures, faults=faults, unwound=unwound
     )
+    asked = run.asked
     decision.record(run, settled_as)
     if run.parent:
         tell_parent(run, decision, settled_as)
+        if asked:
+            answer_caller(run, decision, asked)
 
 
 def root_causes(run: RunState) -> list[str]:

@@ -2,12 +2,13 @@
 
 It checks every status change against `tables`, before anything has changed, and is total over the event kinds of
 `events`. Folding a journal with it gives the live state; nothing is ever un-applied. Its parts are here (attempts,
-steps, signals, breakpoints, scopes, the run), in `reshaping` (steps added and reopened) and in `counts`.
+steps, signals, breakpoints, scopes, the run), in `reshaping` (steps added and reopened) and in `counts`. For the most
+frequent kinds `decide`, which has the steps at hand, calls what an event does to them, and no name is looked up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from heapq import heappush
 from typing import Any
 
@@ -25,7 +26,7 @@ from treadle.core.counts import (
     untask,
 )
 from treadle.core.events import Event, Handle
-from treadle.core.graph import Graph
+from treadle.core.graph import Graph, Node
 from treadle.core.opened import settled_inside
 from treadle.core.progress import GatherProgress, PhasesProgress
 from treadle.core.reshaping import steps_added, steps_reopened
@@ -101,25 +102,39 @@ def _run_started(run: RunState, event: ev.RunStarted) -> None:
     states = run.states
     # Numbers only grow here, so that appending them keeps the heap.
     frontier = run.frontier
+    # The scope of the nodes at hand; the root lies in itself, and groups come before their content.
+    within: Node | None = None
+    around: ScopeState | None = None
     for node in run.graph.nodes:
-        # The root lies in itself, and groups come before their content.
-        around = states[node.scope.number] if node.scope is not None else None
-        assert around is None or isinstance(around, ScopeState)
-        state = StepState(node, around, now, len(node.needs)) if node.is_step and around else ScopeState(node, around)
-        states.append(state)
-        if node.owner is not None:
-            assert isinstance(state, ScopeState)
-            run.open_own(state, node.owner)
-        elif around is not None:
-            around.unsettled += 1
-            if around.gated:
-                state.waiting += 1
-            if isinstance(state, ScopeState):
-                state.gated = around.gated or bool(node.needs)
-            if state.waiting == 0:
-                frontier.append(node.number)
+        if node.scope is not within:
+            within = node.scope
+            around = _scope_of(run, within)
+        if node.is_step and around is not None:
+            waiting = len(node.needs) + around.gated
+            states.append(StepState(node, around, now, waiting))
+        else:
+            scope = ScopeState(node, around)
+            states.append(scope)
+            if node.owner is not None:
+                run.open_own(scope, node.owner)
+                continue
+            if around is None:
+                continue
+            scope.gated = around.gated or bool(node.needs)
+            waiting = scope.waiting = scope.waiting + around.gated
+        around.unsettled += 1
+        if not waiting:
+            frontier.append(node.number)
     if run.root.unsettled == 0:
         heappush(frontier, 0)
+
+
+def _scope_of(run: RunState, node: Node | None) -> ScopeState | None:
+    if node is None:
+        return None
+    scope = run.states[node.number]
+    assert isinstance(scope, ScopeState)
+    return scope
 
 
 def _run_settled(run: RunState, event: ev.RunSettled) -> None:
@@ -135,6 +150,8 @@ def _run_settled(run: RunState, event: ev.RunSettled) -> None:
     run.result = event.result
     run.missing = event.missing
     run.hold = 0
+    run.asked = 0
+    root.unwound = event.unwound
 
 
 def _paused(run: RunState, event: ev.Paused) -> None:
@@ -153,7 +170,7 @@ def _cancel_requested(run: RunState, event: ev.CancelRequested) -> None:
     run.unwind = run.unwind or event.unwind
     run.cancel_at = 1
     run.hold = 0
-    undoing.park_all(run)
+    undoing.park_all(run, hard=event.hard)
 
 
 def _signal_received(run: RunState, event: ev.SignalReceived) -> None:
@@ -168,11 +185,20 @@ def _nothing(run: RunState, event: Event) -> None:
 
 # -- steps and attempts --------------------------------------------------------------------------------------------
 
+# What the table allows for the most frequent kinds.
+_DISPATCHED = {before: after for (before, kind), after in STEP.items() if kind == "step_dispatched"}
+_SUCCEEDED = {before: after for (before, kind), after in STEP.items() if kind == "step_succeeded"}
+
 
 def _steps_ready(run: RunState, event: ev.StepsReady) -> None:
     # Each once, by whatever name.
-    steps = dict.fromkeys([step_of(run, at) for at in event.at])
-    for step in steps:
+    steps_ready(run, dict.fromkeys([step_of(run, at) for at in event.at]))
+
+
+def steps_ready(run: RunState, steps: Collection[StepState]) -> None:
+    """Apply `StepsReady` to the steps that it names."""
+    # One for each status that there is among them.
+    for step in {step.status: step for step in steps}.values():
         allowed_status(step, "steps_ready")
     now, ready = run.now, run.ready
     for step in steps:
@@ -183,10 +209,14 @@ def _steps_ready(run: RunState, event: ev.StepsReady) -> None:
 
 
 def _step_dispatched(run: RunState, event: ev.StepDispatched) -> None:
-    step = step_of(run, event.at)
+    step_dispatched(run, step_of(run, event.at), event)
+
+
+def step_dispatched(run: RunState, step: StepState, event: ev.StepDispatched) -> None:
+    """Apply `StepDispatched` to the step that it names."""
     before = step.status
     # Looked up here, not by `allowed_status`: this and `step_succeeded` are the hot path.
-    status = STEP.get((before, "step_dispatched"))
+    status = _DISPATCHED.get(before)
     if status is None or step.tasked:
         allowed_status(step, "step_dispatched")
         raise _no_attempt(step, "step_dispatched")
@@ -197,7 +227,8 @@ def _step_dispatched(run: RunState, event: ev.StepDispatched) -> None:
     elif before == READY:
         run.readied -= 1
     step.dispatched_at = now
-    step.not_before = event.not_before
+    if event.not_before or step.not_before:
+        step.not_before = event.not_before
     step.attempt = step.tasked = event.attempt
     run.tasks += 1
     if step.node.undoable and step.undo is None:
@@ -218,11 +249,17 @@ def _child_started(run: RunState, event: ev.ChildStarted) -> None:
     step.worker = event.session
     step.started_at = event.started_at
     run.calls[step.node.number] = event.child
+    if step.undo is not None:
+        step.undo.state = f'="{event.child}"'
 
 
 def _step_succeeded(run: RunState, event: ev.StepSucceeded) -> None:
-    step = step_of(run, event.at)
-    status = STEP.get((step.status, "step_succeeded"))
+    step_succeeded(run, step_of(run, event.at), event)
+
+
+def step_succeeded(run: RunState, step: StepState, event: ev.StepSucceeded) -> None:
+    """Apply `StepSucceeded` to the step that it names."""
+    status = _SUCCEEDED.get(step.status)
     if status is None or (step.tasked != event.attempt and step.node.number not in run.calls):
         allowed_status(step, "step_succeeded")
         raise _no_attempt(step, "step_succeeded")
@@ -469,15 +506,20 @@ _APPLY: dict[type, Callable[[RunState, Any], None]] = {
     ev.RunSettled: _run_settled,
     ev.UnwindingStarted: undoing.unwinding_started,
     ev.UndoDispatched: undoing.undo_dispatched,
+    ev.ChildAsked: undoing.child_asked,
     ev.UndoConfirmed: undoing.undo_confirmed,
     ev.UndoAttemptFailed: undoing.undo_attempt_failed,
     ev.UndoAttemptLost: undoing.undo_attempt_lost,
     ev.StepUndone: undoing.step_undone,
     ev.UndoFailed: undoing.undo_failed,
     ev.UndoNotCompensable: undoing.undo_failed,
+    ev.UndoNotNeeded: undoing.undo_not_needed,
+    ev.CompensationOpened: undoing.compensation_opened,
+    ev.PhaseCompensated: undoing.phase_compensated,
     ev.UndoSkipped: undoing.undo_put_off,
     ev.UndoParked: undoing.undo_put_off,
     ev.UndoReopened: undoing.undo_reopened,
+    ev.UnwindingAsked: undoing.unwinding_asked,
     ev.UnwindingParked: undoing.unwinding_parked,
     ev.Unwound: undoing.unwound,
     ev.InputRefused: _nothing,

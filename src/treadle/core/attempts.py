@@ -10,6 +10,7 @@ from treadle.core import events as ev
 from treadle.core import inputs as inp
 from treadle.core.additions import added_events
 from treadle.core.advance import dispatch, reach
+from treadle.core.apply import step_succeeded
 from treadle.core.commands import Refusal
 from treadle.core.decision import Decision
 from treadle.core.events import Failure
@@ -33,11 +34,15 @@ def _live(run: RunState, number: int, generation: int, attempt: int) -> StepStat
 
 def outcome(run: RunState, decision: Decision, value: inp.Outcome, cause: str) -> Refusal | None:
     """A worker reported the end of an attempt."""
-    step = _live(run, value.number, value.generation, value.attempt)
+    number, attempt = value.number, value.attempt
+    step = _live(run, number, value.generation, attempt)
     if step is None:
         return None
-    decision.ended.append(value.number)
-    if undo_runs(step):
+    decision.ended.append(number)
+    if attempt > 0 and value.status == SUCCEEDED and step.status == DISPATCHED:
+        # What is asked for the sake of a condition or an undo has a number below zero.
+        _succeeded(run, decision, step, value, cause)
+    elif undo_runs(step):
         undo_outcome(run, decision, step, value, cause)
     elif step.status in OUTCOMES:
         _ended(run, decision, step, value.status, value.session, cause)
@@ -48,8 +53,6 @@ def outcome(run: RunState, decision: Decision, value: inp.Outcome, cause: str) -
         _evaluated(run, decision, step, value, cause)
     elif value.status == SUCCEEDED and value.attempt < 0:
         _prepared(run, decision, step, value, cause)
-    elif value.status == SUCCEEDED:
-        _succeeded(run, decision, step, value, cause)
     else:
         _failed(run, decision, step, value, cause)
     return None
@@ -82,22 +85,21 @@ def _succeeded(run: RunState, decision: Decision, step: StepState, value: inp.Ou
     if value.patch and (refused := _patch_refused(run, step)) is not None:
         _fail(run, decision, step, value, refused, cause)
         return
-    decision.settle(
-        run,
-        step,
-        ev.StepSucceeded(
-            at=step.node.address,
-            attempt=value.attempt,
-            result=value.result,
-            session=value.session,
-            token=value.lease,
-            started_at=value.started_at,
-            cause=cause,
-            patch=value.patch,
-            items=value.items,
-            effects=value.effects,
-        ),
+    succeeded = ev.StepSucceeded(
+        at=step.node.address,
+        attempt=value.attempt,
+        result=value.result,
+        session=value.session,
+        token=value.lease,
+        started_at=value.started_at,
+        cause=cause,
+        patch=value.patch,
+        items=value.items,
+        effects=value.effects,
     )
+    decision.events.append(succeeded)
+    step_succeeded(run, step, succeeded)
+    decision.settled.append(step)
     if step.holding:
         reach(run, decision, step, "after", step.spec.break_after)
 
@@ -125,6 +127,8 @@ def _patch_refused(run: RunState, step: StepState) -> Failure | None:
     found = phases_around(run, step.node)
     if found is None or found[1] is None:
         return Failure(code="no_state", message="a state patch is for cells; no Phases block is around this step")
+    if found[1].compensates is not None:
+        return Failure(code="compensation_patch", message="a compensating phase reads the state and sets no variables")
     progress, row = found[0].block, found[1]
     assert isinstance(progress, PhasesProgress)
     around = step.around
@@ -231,13 +235,18 @@ def revoked(run: RunState, decision: Decision, value: inp.Revoked, cause: str) -
             undo_revoked(run, decision, step, cause)
             continue
         # Without a cancel it is a repetition from before the run was reopened.
-        if step is None or not step.tasked or not (run.cancelling or step.status in OUTCOMES):
+        if step is None or not step.tasked or not (run.cancelling or step.status in OUTCOMES or _is_parked(run, step)):
             continue
         if step.status in OUTCOMES:
             _ended(run, decision, step, "revoked", "", cause)
         else:
             decision.settle(run, step, ev.StepCancelled(at=step.node.address, cause=cause))
     return None
+
+
+def _is_parked(run: RunState, step: StepState) -> bool:
+    """Whether the step belongs to a compensating phase that a cancel has stopped."""
+    return step.around.compensates is not None and any(one.parked for one in run.unwindings.values())
 
 
 def add_steps(run: RunState, decision: Decision, value: inp.AddSteps, cause: str) -> Refusal | None:

@@ -35,6 +35,11 @@ AnyBody = Body | Branch | Phase
 Spec = Block | AnyBody
 
 
+def is_undoable(step: Step) -> bool:
+    """Whether what the step does can be undone; a run that it calls and waits for may have something to undo."""
+    return step.undo is not None or (step.child is not None and not step.child.detached)
+
+
 def refs_of(slot: object) -> Iterator[Ref]:
     """All Refs inside a slot or a condition."""
     if isinstance(slot, Ref):

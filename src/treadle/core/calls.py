@@ -11,6 +11,10 @@ finds the child settled.
 Cancel, pause and resume of the parent are inputs for its children's inboxes, written with the parent's decision. After
 a cancel no child is made any more: the store refuses the append that would end a task of a revoked run. A detached
 child (`wait=False`) is left alone once it was made.
+
+To undo the step is to let its child undo what that did. A task asks it (`inputs.Unwind`); the child answers when it has
+its outcome again (`inputs.ChildUnwound`), and that is the end of the step's undo. A child that goes on, since somebody
+has reopened it, is cancelled first. Where there is no child, none was made, or somebody has deleted it.
 """
 
 from __future__ import annotations
@@ -23,9 +27,10 @@ from treadle.core.advance import dispatch, reach
 from treadle.core.children import child_key
 from treadle.core.commands import Refusal
 from treadle.core.decision import Decision
-from treadle.core.events import Handle
+from treadle.core.events import NULL, Handle
 from treadle.core.state import RunState, StepState
-from treadle.core.tables import CANCELLED, DISPATCHED, OUTCOMES, RUNNING, SUCCEEDED
+from treadle.core.tables import CANCELLED, DISPATCHED, NONE, NOT_COMPENSABLE, OUTCOMES, PENDING, SUCCEEDED
+from treadle.core.undo_attempts import end_undo, undo_runs
 
 _encode = msgspec.json.Encoder().encode
 
@@ -84,6 +89,9 @@ def child_ended(run: RunState, decision: Decision, value: inp.ChildEnded, cause:
     step = _caller(run, value.at, value.child)
     if step is None:
         return None
+    undo = step.undo
+    if not value.undoes and undo is not None and undo.status in (NONE, PENDING) and undo.state != NULL:
+        end_undo(run, decision, step, ev.UndoNotNeeded(at=value.at))
     if step.status in OUTCOMES:
         if step.node.number in run.calls:
             # It was cancelled without waiting for its child.
@@ -114,11 +122,54 @@ def _succeed(run: RunState, decision: Decision, step: StepState, result: Handle,
         reach(run, decision, step, "after", step.spec.break_after)
 
 
+def child_asked(run: RunState, decision: Decision, value: inp.ChildAsked, cause: str) -> Refusal | None:
+    """The child of a step was asked to undo what it did; the task that asked is over."""
+    step = _caller(run, value.at, value.child)
+    if step is None or not undo_runs(step) or step.tasked != value.attempt:
+        # The child's answer was quicker than this report.
+        return None
+    decision.ended.append(step.node.number)
+    decision.record(run, ev.ChildAsked(at=value.at, number=-value.attempt, session=value.session, cause=cause))
+    if _is_parked(run, step):
+        decision.posts.append((value.child, inp.Cancel()))
+    elif run.hold:
+        decision.posts.append((value.child, inp.Pause()))
+    return None
+
+
+def child_unwound(run: RunState, decision: Decision, value: inp.ChildUnwound, cause: str) -> Refusal | None:
+    """The child of a step says how much of what it did is undone."""
+    step = _caller(run, value.at, value.child)
+    if step is None or not undo_runs(step) or step.asking != value.number:
+        return None
+    if step.tasked:
+        decision.ended.append(step.node.number)
+    end_undo(run, decision, step, _end_of_undo(run, step, value, cause))
+    return None
+
+
+def _end_of_undo(run: RunState, step: StepState, value: inp.ChildUnwound, cause: str) -> ev.AnyEvent:
+    at, failure = value.at, value.failure
+    if value.unwound == "fully":
+        return ev.StepUndone(at=at, number=value.number, cause=cause)
+    if failure is None:
+        return ev.UndoNotNeeded(at=at, cause=cause)
+    if failure.code == NOT_COMPENSABLE:
+        return ev.UndoNotCompensable(at=at, failure=failure, cause=cause)
+    if _is_parked(run, step):
+        return ev.UndoParked(at=at, reason="cancel", cause=cause)
+    return ev.UndoFailed(at=at, failure=failure, cause=cause)
+
+
+def _is_parked(run: RunState, step: StepState) -> bool:
+    return step.undo is not None and run.unwindings[step.undo.scope].parked
+
+
 def tell_children(run: RunState, decision: Decision, event: ev.AnyEvent) -> None:
-    """Pass a cancel, a pause or a resume on to the children that the run waits for."""
+    """Pass a cancel, a pause or a resume on to the children that the run waits for, or has asked to undo their work."""
     value: inp.AnyInput
     match event:
-        case ev.CancelRequested():
+        case ev.CancelRequested() | ev.UnwindingParked():
             value = inp.Cancel(hard=event.hard)
         case ev.Paused():
             value = inp.Pause()
@@ -126,6 +177,13 @@ def tell_children(run: RunState, decision: Decision, event: ev.AnyEvent) -> None
             value = inp.Resume()
         case _:
             return
-    # While the run unwinds, only children are left that are cancelled already.
-    if run.status == RUNNING:
-        decision.posts += [(child, value) for child in run.calls.values()]
+    # While the run unwinds, the children that it waits for are those of compensating phases, and cancelled ones.
+    decision.posts += [(child, value) for child in run.calls.values()]
+    decision.posts += [(asked_child(run, number), value) for number in sorted(run.asked_runs)]
+
+
+def asked_child(run: RunState, number: int) -> str:
+    """The run that a step has called and that was asked to undo what it did."""
+    step = run.step(number)
+    assert step is not None
+    return child_key(run.key, step.node.address, step.generation)

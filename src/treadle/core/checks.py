@@ -110,6 +110,8 @@ def _phases(block: Phases, called: Called) -> Found:
         yield DefinitionError(f"{called}: start={block.start!r} is not among its phases: {_listed(ids)}")
     for phase in (*block.phases, *block.compensations):
         yield from _phase(phase, block, called)
+    for phase in block.compensations:
+        yield from _compensation(phase, called)
     yield from _policies(block, ids, called)
 
 
@@ -123,6 +125,18 @@ def _phase(phase: Phase, block: Phases, called: Called) -> Found:
         yield DefinitionError(
             f"{called}: phase {phase.id!r} is compensated by {phase.compensate!r}, which is not there: {_listed(known)}"
         )
+
+
+def _compensation(phase: Phase, called: Called) -> Found:
+    """What a compensating phase has no use for: it is executed once, when something is unwound."""
+    for name, given, why in (
+        ("policy", phase.policy, "nothing follows it"),
+        ("retry", phase.retry, "give its cells a retry; an operator can try it again as a whole"),
+        ("compensate", phase.compensate, "nothing takes a compensation back"),
+        ("detached", phase.detached, "the unwinding waits for all of it"),
+    ):
+        if given:
+            yield DefinitionError(f"{called}: the compensating phase {phase.id!r} has {name}=: {why}")
 
 
 def _policies(block: Phases, ids: list[str], called: Called) -> Found:

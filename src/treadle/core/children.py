@@ -12,10 +12,13 @@ import msgspec
 from treadle.core import events as ev
 from treadle.core import inputs as inp
 from treadle.core.addresses import MAX_ID_BYTES
+from treadle.core.compensation import rows_below
 from treadle.core.decision import Decision
 from treadle.core.events import Arg, ArgList, ArgMap, Failure, Handle
-from treadle.core.state import RunState
-from treadle.core.tables import CANCELLED, SUCCEEDED
+from treadle.core.state import NodeState, RunState
+from treadle.core.tables import CANCELLED, NOT_COMPENSABLE, SUCCEEDED, UNDONE
+from treadle.core.undo import has_effect, undo_of
+from treadle.core.undoing import how_far
 
 # What fits into an event; `store.base.INLINE_BYTES` says the same to the runtime.
 _INLINE_BYTES = 1024
@@ -47,7 +50,9 @@ def tell_parent(run: RunState, decision: Decision, settled: ev.RunSettled) -> No
         failure = Failure(code="child_cancelled", message=f"run {run.run_id!r} was cancelled")
     else:
         failure = child_failure(run, settled)
-    ended = inp.ChildEnded(at=at, child=run.key, outcome=settled.outcome, result=result, failure=failure)
+    ended = inp.ChildEnded(
+        at=at, child=run.key, outcome=settled.outcome, result=result, failure=failure, undoes=run.undoes
+    )
     decision.posts.append((parent, ended))
 
 
@@ -67,6 +72,27 @@ def child_failure(run: RunState, settled: ev.RunSettled) -> Failure:
     # A payload row is the child's own; a blob, or what the handle holds itself, anyone can read.
     detail = "" if cause.detail.startswith("@") else cause.detail
     return Failure(code="child_failed", message=text, type=cause.type, detail=detail)
+
+
+def answer_caller(run: RunState, decision: Decision, number: int) -> None:
+    """Tell the run that has called this one, and asked it to undo what it did, how much of that is undone."""
+    parent, _, at = run.parent.partition("/")
+    unwound = how_far(run)
+    failure = _what_stands(run) if unwound == "partly" else None
+    told = inp.ChildUnwound(at=at, child=run.key, number=number, unwound=unwound, failure=failure)
+    decision.posts.append((parent, told))
+
+
+def _what_stands(run: RunState) -> Failure:
+    """Why something of what the run did stands: the first such undo, or that there is no way back."""
+    known: list[NodeState] = [*(step for step in run.steps() if has_effect(step)), *rows_below(run, run.root)]
+    left = [state for state in known if undo_of(state).status != UNDONE]
+    other = [state for state in left if undo_of(state).status != NOT_COMPENSABLE]
+    first = (other or left)[0]
+    undo = undo_of(first)
+    said = f" ({undo.failure.message})" if undo.failure is not None else ""
+    text = f"run {run.run_id!r} is unwound in part: the undo of {first.node.address!r} is {undo.status}{said}"
+    return Failure(code="child_partly_unwound" if other else NOT_COMPENSABLE, message=text)
 
 
 def _inline(arg: Arg) -> Handle:

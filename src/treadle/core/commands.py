@@ -27,6 +27,11 @@ class ChildRun(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     key: str
     depth: int = 1
     detached: bool = False
+    # If it is to be asked to undo what it did: the number that its answer repeats; whether to try again what failed;
+    # whether it is known to have been made.
+    unwind: int = 0
+    again: bool = False
+    made: bool = False
 
 
 class Call(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):

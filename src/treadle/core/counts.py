@@ -181,6 +181,7 @@ def unsettle(run: RunState, scope: ScopeState, reopened: dict[int, NodeState]) -
     scope.causes = []
     scope.failure = None
     scope.stopping = ""
+    scope.unwound = ""
     scope.result = NULL
     if isinstance(scope.block, PhasesProgress) and scope.block.detached is not None:
         scope.block.detached.stopping = ""

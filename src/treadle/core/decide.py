@@ -23,14 +23,15 @@ from treadle.core import events as ev
 from treadle.core import inputs as inp
 from treadle.core.advance import advance, causes_of, root_causes, task_of, withdraw
 from treadle.core.attempts import add_steps, lost, outcome, revoked
-from treadle.core.calls import child_ended, child_started, tell_children
+from treadle.core.calls import child_asked, child_ended, child_started, child_unwound, tell_children
+from treadle.core.children import answer_caller
 from treadle.core.commands import Refusal
 from treadle.core.decision import Decision, Limits
 from treadle.core.operators import operator_events
 from treadle.core.retrying import DEFAULT_RETRY
 from treadle.core.state import RunState
 from treadle.core.undo_attempts import undo_runs
-from treadle.core.unwinding import undo_run, undo_step
+from treadle.core.unwinding import asked_events, undo_run, undo_step
 
 # What is said of a run of which there is nothing to say.
 _STARTED = ev.RunStarted()
@@ -51,16 +52,16 @@ def decide(run: RunState, inputs: Sequence[tuple[inp.AnyInput, str]], *, now: fl
     # Journal time never runs backwards.
     if now > run.now:
         run.now = now
-    for position, (value, cause) in enumerate(inputs):
-        before = len(decision.events)
+    events, ends = decision.events, decision.ends
+    for value, cause in inputs:
         refusal = _HANDLERS[type(value)](run, decision, value, cause)
         if refusal is not None:
-            decision.refusals[position] = refusal
+            decision.refusals[len(ends)] = refusal
             if cause:
                 decision.record(run, ev.InputRefused(code=refusal.code, message=refusal.message, cause=cause))
-        elif cause and len(decision.events) == before:
+        elif cause and len(events) == (ends[-1] if ends else 0):
             decision.record(run, ev.InputAccepted(cause=cause))
-        decision.ends.append(len(decision.events))
+        ends.append(len(events))
     advance(run, decision, limits)
     return decision
 
@@ -69,9 +70,24 @@ def _operate(run: RunState, decision: Decision, value: Any, cause: str) -> Refus
     found = operator_events(run, value, cause)
     if isinstance(found, Refusal):
         return found
+    _steer(run, decision, found)
+    return None
+
+
+def _unwind(run: RunState, decision: Decision, value: inp.Unwind, cause: str) -> Refusal | None:
+    """The caller asks for what this run did to be undone, and waits for an answer."""
+    found = asked_events(run, value, cause)
+    if not found:
+        answer_caller(run, decision, value.number)
+    _steer(run, decision, found)
+    return None
+
+
+def _steer(run: RunState, decision: Decision, found: Sequence[ev.AnyEvent]) -> None:
+    """Record what somebody's word leads to, with all that has to follow at once."""
     for event in found:
         decision.record(run, event)
-        if run.calls:
+        if run.calls or run.asked_runs:
             tell_children(run, decision, event)
         if isinstance(event, ev.Paused):
             decision.hold = event.hold
@@ -82,11 +98,10 @@ def _operate(run: RunState, decision: Decision, value: Any, cause: str) -> Refus
             decision.hold = 0
             decision.revoke = True
             if event.hard and run.unwindings:
-                decision.interrupts += [step.node.number for step in run.steps() if undo_runs(step)]
+                decision.interrupts += [step.node.number for step in run.steps() if undo_runs(step) and step.tasked]
             withdraw(run, decision)
         else:
             decision.note_reopened(run, event)
-    return None
 
 
 def _look(run: RunState, decision: Decision, value: inp.Look, cause: str) -> Refusal | None:
@@ -99,6 +114,9 @@ _HANDLERS: dict[type, Callable[[RunState, Decision, Any, str], Refusal | None]] 
     inp.Lost: lost,
     inp.ChildStarted: child_started,
     inp.ChildEnded: child_ended,
+    inp.ChildAsked: child_asked,
+    inp.ChildUnwound: child_unwound,
+    inp.Unwind: _unwind,
     inp.Revoked: revoked,
     inp.Look: _look,
     inp.AddSteps: add_steps,

@@ -99,13 +99,19 @@ class Attempt(Part, frozen=True, kw_only=True):
 
 
 class Outcome(Part, frozen=True, kw_only=True):
-    """What became of one step. `undo` says whether its effect still stands (`undone`: it does not)."""
+    """What became of one step. `undo` says whether its effect still stands (`undone`: it does not).
+
+    `compensated` tells that the phase it belongs to was taken back as a whole; `compensates` is the row that it took
+    back itself, for a step of a compensating phase.
+    """
 
     address: str
     action: str
     status: str
     generation: int = 1
     undo: str = "none"
+    compensated: bool = False
+    compensates: str = ""
     optional: bool = False
     ready_at: datetime | None = None
     started_at: datetime | None = None
@@ -118,6 +124,18 @@ class Outcome(Part, frozen=True, kw_only=True):
     # The step that added it, if the plan does not hold it.
     added_by: str = ""
     attempts: list[Attempt] = []
+
+
+class Compensation(Part, frozen=True, kw_only=True):
+    """What became of the undo of one row: its phase names a compensating one (`by`), executed at these addresses."""
+
+    row: str
+    by: str
+    status: str
+    executed: list[str] = []
+    failure: Fault | None = None
+    # Who or what has put it off.
+    reason: str = ""
 
 
 class Fact(Part, frozen=True, kw_only=True):
@@ -140,7 +158,10 @@ class Added(Part, frozen=True, kw_only=True):
 
 
 class Summary(Part, frozen=True, kw_only=True):
-    """Counts of a receipt. `standing` are the steps that succeeded and were not undone, in all and by action."""
+    """Counts of a receipt. `standing` are the steps that succeeded and were not undone, in all and by action.
+
+    What belongs to a phase that was compensated does not stand, and what compensates is no work that could.
+    """
 
     steps: int
     attempts: int
@@ -178,6 +199,7 @@ class RunRecord(Part, frozen=True, kw_only=True):
     entries: list[Fact] = []
     decisions: list[Fact] = []
     undo: list[Fact] = []
+    compensations: list[Compensation] = []
     facts: list[Fact] = []
     summary: Summary
 

@@ -7,6 +7,7 @@ A stored kind never changes its meaning; an unknown kind stops the load. Times a
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal
 
 import msgspec
@@ -277,7 +278,10 @@ class ScopeSettled(Event, frozen=True, tag="scope_settled"):
 
 
 class ScopeStopped(Event, frozen=True, tag="scope_stopped"):
-    """The scope's outcome no longer needs what lives in it: that is cancelled. `reason`: failed, met or cancelled."""
+    """What lives in the scope is cancelled, since its outcome does not need it (failed, met) or somebody says so.
+
+    That is cancelled; of a compensating phase also skipped, parked, and cancelling: what is executed comes to its end.
+    """
 
     at: str
     reason: str
@@ -395,6 +399,14 @@ class UndoDispatched(Event, frozen=True, tag="undo_dispatched"):
     not_before: float = 0.0
 
 
+class ChildAsked(Event, frozen=True, tag="child_asked"):
+    """The run that the step has called was asked to undo what it did; its answer ends the step's undo."""
+
+    at: str
+    number: int
+    session: str = ""
+
+
 class UndoConfirmed(Event, frozen=True, tag="undo_confirmed"):
     """The step's `reconcile` found that its undo is safe; it is not asked again."""
 
@@ -429,7 +441,7 @@ class StepUndone(Event, frozen=True, tag="step_undone"):
 
 
 class UndoFailed(Event, frozen=True, tag="undo_failed"):
-    """The last attempt to undo the step failed; what it had done stands. The unwinding goes on."""
+    """The last attempt to undo the step (or to compensate the row) failed; what it did stands, the rest goes on."""
 
     at: str
     failure: Failure
@@ -442,6 +454,26 @@ class UndoNotCompensable(Event, frozen=True, tag="undo_not_compensable"):
     at: str
     failure: Failure
     session: str = ""
+
+
+class UndoNotNeeded(Event, frozen=True, tag="undo_not_needed"):
+    """The run that the step has called has done nothing that can be undone."""
+
+    at: str
+
+
+class CompensationOpened(Event, frozen=True, tag="compensation_opened"):
+    """The row `at` is compensated: the compensating phase was entered for the `entry`-th time."""
+
+    at: str
+    phase: str
+    entry: int = 1
+
+
+class PhaseCompensated(Event, frozen=True, tag="phase_compensated"):
+    """The compensating phase has succeeded: what the phase of the row `at` had done is taken back."""
+
+    at: str
 
 
 class UndoSkipped(Event, frozen=True, tag="undo_skipped"):
@@ -462,6 +494,12 @@ class UndoReopened(Event, frozen=True, tag="undo_reopened"):
     """An operator asked for an undo once more that had ended without undoing, while its unwinding goes on."""
 
     at: str
+
+
+class UnwindingAsked(Event, frozen=True, tag="unwinding_asked"):
+    """The run that had called this one undoes the call; it is told the end of that, by the number that it gave."""
+
+    number: int
 
 
 class UnwindingParked(Event, frozen=True, tag="unwinding_parked"):
@@ -491,58 +529,23 @@ class InputAccepted(Event, frozen=True, tag="input_accepted"):
 
 
 AnyEvent = (
-    RunStarted
-    | StepsAdded
-    | StepsReady
-    | StepDispatched
-    | PrepareDispatched
-    | StepPrepared
-    | ChildStarted
-    | StepSucceeded
-    | AttemptFailed
-    | AttemptLost
-    | AttemptEnded
-    | StepFailed
-    | StepSkipped
-    | StepCancelled
-    | EvaluationAsked
-    | ConditionEvaluated
-    | SignalReceived
-    | BreakpointReached
-    | BreakpointReleased
-    | Paused
-    | Resumed
-    | CancelRequested
-    | StepsReopened
-    | ScopeOpened
-    | ScopeSettled
-    | ScopeStopped
-    | ScopeAsked
-    | RowOpened
-    | DecisionMade
-    | IterationsOpened
-    | IterationsSettled
-    | BranchChosen
-    | RunSettled
-    | UnwindingStarted
-    | UndoDispatched
-    | UndoConfirmed
-    | UndoAttemptFailed
-    | UndoAttemptLost
-    | StepUndone
-    | UndoFailed
-    | UndoNotCompensable
-    | UndoSkipped
-    | UndoParked
-    | UndoReopened
-    | UnwindingParked
-    | Unwound
-    | InputRefused
-    | InputAccepted
-)
+    RunStarted | StepsAdded | StepsReady | StepDispatched | PrepareDispatched | StepPrepared | ChildStarted
+    | StepSucceeded | AttemptFailed | AttemptLost | AttemptEnded | StepFailed | StepSkipped | StepCancelled
+    | EvaluationAsked | ConditionEvaluated | SignalReceived | BreakpointReached | BreakpointReleased | Paused
+    | Resumed | CancelRequested | StepsReopened | ScopeOpened | ScopeSettled | ScopeStopped | ScopeAsked | RowOpened
+    | DecisionMade | IterationsOpened | IterationsSettled | BranchChosen | RunSettled | UnwindingStarted
+    | UndoDispatched | ChildAsked | UndoConfirmed | UndoAttemptFailed | UndoAttemptLost | StepUndone | UndoFailed
+    | UndoNotCompensable | UndoNotNeeded | CompensationOpened | PhaseCompensated | UndoSkipped | UndoParked
+    | UndoReopened | UnwindingAsked | UnwindingParked | Unwound | InputRefused | InputAccepted
+)  # fmt: skip
 
 _encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(list[AnyEvent])
+
+
+@cache
+def _decoder() -> msgspec.json.Decoder[list[AnyEvent]]:
+    # To make one for so many kinds takes longer than to import the rest of the kernel.
+    return msgspec.json.Decoder(list[AnyEvent])
 
 
 def encode_events(events: list[AnyEvent]) -> str:
@@ -556,7 +559,7 @@ def decode_events(text: str | bytes) -> list[AnyEvent]:
     Raises:
         msgspec.ValidationError: an unknown kind or a broken row; the run cannot be decided by this kernel.
     """
-    return _decoder.decode(text)
+    return _decoder().decode(text)
 
 
 def kind_of(event: Event) -> str:

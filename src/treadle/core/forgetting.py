@@ -6,7 +6,7 @@ Only who decides a run forgets; whoever shows it folds all of the journal.
 
 An iteration is closed when it has succeeded and nothing below it lives. One that leaves something behind that the run
 may come back to of itself is kept: a step that can be undone, has called a run, has a dedup key or has added steps,
-and one that a breakpoint holds.
+a row that can be compensated, and one that a breakpoint holds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NOWHERE = ScopeState(Node(-1, "", None, None), None)
 FORGOTTEN = StepState(_NOWHERE.node, _NOWHERE, 0.0, 0, status=SUCCEEDED, generation=0)
 
 # What may be about an iteration that is closed.
-_ABOUT_ALL = (inp.Retry, inp.Rewind, inp.Release, inp.Undo, inp.UndoStep)
+_ABOUT_ALL = (inp.Retry, inp.Rewind, inp.Release, inp.Undo, inp.UndoStep, inp.Unwind)
 
 
 def needs_all(run: RunState, value: Any) -> bool:
@@ -76,7 +76,7 @@ def _is_over(run: RunState, state: NodeState) -> bool:
         kept = spec.undo is not None or spec.child is not None or spec.dedup is not None
         return not (kept or state.tasked or state.holding)
     detached = isinstance(state.block, PhasesProgress) and state.block.detached is not None
-    return not (detached or state.holding or state.unwinding is not None)
+    return not (detached or state.holding or state.unwinding is not None or state.undo is not None)
 
 
 def _drop(run: RunState, found: Sequence[NodeState]) -> None:

@@ -22,6 +22,7 @@ from treadle.core.blocks import (
     Spec,
     free_names,
     has_value,
+    is_undoable,
     refs_of,
     slots_of,
 )
@@ -92,7 +93,7 @@ class Node(msgspec.Struct, gc=False, eq=False):
         self.optional = spec.optional
         self.is_step = type(spec) is Step
         self.step = spec if isinstance(spec, Step) else _NO_STEP
-        self.undoable = self.step.undo is not None
+        self.undoable = is_undoable(self.step)
 
 
 def node_of(number: int, address: str, scope: Node, spec: Spec | None) -> Node:
@@ -166,19 +167,22 @@ class Graph:
         self.index: dict[str, int] = {"": 0}
         self.children: dict[int, dict[str, Node]] = {}
         self.dedup: dict[str, int] = {}
-        self._place(plan.blocks, root)
-        self._link()
-        self._enter_dependents()
         # Whether any step can be undone.
-        self.undoable = any(node.undoable for node in self.nodes)
+        self.undoable = False
+        names: dict[int, dict[str, int]] = {}
+        self._place(plan.blocks, root, names)
+        self._link(names)
+        self._enter_dependents()
         # Filled by `run_data.needs_of` when it is first asked for.
         self.data_needs: tuple[Need, ...] | None = None
         root.refs = {ref.step: _step_named(root, ref.step, self, None).number for ref in refs_of(plan.output)}
 
-    def _place(self, blocks: list[Block], scope: Node) -> None:
-        """Make the nodes of blocks, groups before their content."""
+    def _place(self, blocks: list[Block], scope: Node, names: dict[int, dict[str, int]]) -> None:
+        """Make the nodes of blocks, groups before their content; `names` gets what Refs mean in each scope."""
         nodes, index = self.nodes, self.index
         children = self.children[scope.number] = {}
+        # What a Ref names is a sibling first of all.
+        refs = names[scope.number] = {}
         prefix = f"{scope.address}/" if scope.address else ""
         for block in blocks:
             segment = encode_id(block.id)
@@ -186,53 +190,57 @@ class Graph:
             if segment in children:
                 raise DuplicateStepError(f"step id {block.id!r} is used twice: {address!r} is there already")
             number = index[address] = len(nodes)
-            node = children[segment] = Node(number, address, scope, block, False, block.optional)
-            nodes.append(node)
             if isinstance(block, Step):
-                node.is_step = True
-                node.step = block
-                node.undoable = block.undo is not None
-            elif isinstance(block, Group):
-                self._place(block.blocks, node)
+                # Nearly all at once: a struct's field costs more to set than to give.
+                node = Node(number, address, scope, block, True, block.optional, (), (), refs, (), None, None, block)
+                refs[segment] = number
+                if is_undoable(block):
+                    node.undoable = self.undoable = True
+                if block.dedup is not None and self.dedup.setdefault(block.dedup, number) != number:
+                    raise DuplicateStepError(f"two steps have the dedup key {block.dedup!r}")
+            else:
+                node = Node(number, address, scope, block, False, block.optional)
+                if has_value(block):
+                    refs[segment] = number
+            children[segment] = node
+            nodes.append(node)
+            if isinstance(block, Group):
+                self._place(block.blocks, node, names)
 
-    def _link(self) -> None:
+    def _link(self, names: dict[int, dict[str, int]]) -> None:
         """Set the needs of all nodes. Equal ones are one tuple: the steps of a fan have the same."""
         shared: dict[Sequence[tuple[int, int]], Sequence[tuple[int, int]]] = {}
-        names: dict[int, dict[str, int]] = {}
+        within: Node | None = None
+        refs: dict[str, int] = {}
         # Links may make scopes of what steps add, and those have nothing to link.
         for node in self.nodes[1:]:
-            scope = node.scope
-            assert scope is not None
-            refs = names.get(scope.number)
-            if refs is None:
-                # What a Ref names is a sibling first of all.
-                siblings = self.children[scope.number].items()
-                refs = names[scope.number] = {
-                    segment: other.number for segment, other in siblings if other.is_step or has_value(other.spec)
-                }
-            link(node, self, refs)
-            node.needs = shared.setdefault(node.needs, node.needs)
-            key = node.step.dedup
-            if key is not None and self.dedup.setdefault(key, node.number) != node.number:
-                raise DuplicateStepError(f"two steps have the dedup key {key!r}")
+            if node.scope is not within:
+                within = node.scope
+                assert within is not None
+                refs = names[within.number]
+            if needs := link(node, self, refs):
+                node.needs = shared.setdefault(needs, needs)
 
     def _enter_dependents(self) -> None:
         """Set what waits for each node. Equal ones are one tuple: a join's steps have the same."""
+        nodes = self.nodes
         shared: dict[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]] = {}
-        dependents: dict[int, list[tuple[int, int]]] = {}
-        for node in self.nodes:
-            edge = (node.number, 0)
+        several: dict[int, list[tuple[int, int]]] = {}
+        for node in nodes:
+            only: tuple[tuple[int, int]] = ((node.number, 0),)
             for number, flags in node.needs:
-                if flags != edge[1]:
-                    edge = (node.number, flags)
-                found = dependents.get(number)
-                if found is None:
-                    dependents[number] = [edge]
+                if flags != only[0][1]:
+                    only = ((node.number, flags),)
+                upstream = nodes[number]
+                if not upstream.dependents:
+                    upstream.dependents = only
+                elif (found := several.get(number)) is not None:
+                    found += only
                 else:
-                    found.append(edge)
-        for number, found in dependents.items():
+                    several[number] = [*upstream.dependents, *only]
+        for number, found in several.items():
             made = tuple(found)
-            self.nodes[number].dependents = shared.setdefault(made, made)
+            nodes[number].dependents = shared.setdefault(made, made)
 
     def find(self, scope: Node, segment: str) -> Node | None:
         """The child of a scope, or None."""
@@ -270,27 +278,26 @@ def place(blocks: list[Block], scope: Node, constants: list[str] | None, space: 
     return nodes
 
 
-def link(node: Node, names: Names, refs: dict[str, int]) -> None:
-    """Resolve the names that a node of a block uses and set its needs.
+def link(node: Node, names: Names, refs: dict[str, int]) -> tuple[tuple[int, int], ...]:
+    """Resolve the names that a node of a block uses; gives its needs.
 
     `refs` keeps the numbers of what Refs name; nodes of one scope that are linked together share it.
     """
     spec = node.spec
-    assert spec is not None
-    assert not isinstance(spec, (Body, Branch, Phase))
     needs: dict[int, int] = {}
     if isinstance(spec, Step):
         _link_step(node, spec, names, needs, refs)
     elif isinstance(spec, Group):
         link_output(node, spec.output, names)
     else:
+        assert spec is not None
+        assert not isinstance(spec, (Body, Branch, Phase))
         _link_opening(node, spec, names, needs, refs)
     if spec.after or spec.after_any:
         for upstreams, flag in ((spec.after, AFTER), (spec.after_any, ANY)):
             for name in upstreams:
                 _order(node, name, flag, names, needs)
-    # Set even if there are none: a step that a rewind took back may have had some.
-    node.needs = tuple(needs.items())
+    return tuple(needs.items())
 
 
 def _link_step(node: Node, spec: Step, names: Names, needs: dict[int, int], refs: dict[str, int]) -> None:
@@ -309,7 +316,8 @@ def _link_step(node: Node, spec: Step, names: Names, needs: dict[int, int], refs
         number = refs[placed.step] = _number_named(node, node.scope, placed.step, names)
         if number >= 0:
             needs[number] = needs.get(number, 0) | AFTER
-    node.refs = refs
+    if node.refs is not refs:
+        node.refs = refs
     if signals or node.signals:
         node.signals = tuple(signals)
 
@@ -327,7 +335,11 @@ def _link_slot(
             needs[number] = needs.get(number, 0) | (REF if slot.default < 0 else DEFAULT)
     elif isinstance(slot, ListOf):
         for item in slot.items:
-            _link_slot(node, item, names, needs, refs, signals)
+            # The plain case, as in `_link_step`: a join has as many items as there are steps before it.
+            if type(item) is Ref and item.default < 0 and (known := refs.get(item.step, -1)) >= 0:
+                needs[known] = needs.get(known, 0) | REF
+            else:
+                _link_slot(node, item, names, needs, refs, signals)
     elif isinstance(slot, (MapOf, Predicate, Holds)):
         # A condition holds slots, and is walked like a map.
         for item in (slot.items if isinstance(slot, MapOf) else slot.slots).values():

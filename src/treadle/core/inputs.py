@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal
 
 import msgspec
@@ -73,13 +74,47 @@ class ChildStarted(Input, frozen=True, tag="child_started"):
 class ChildEnded(Input, frozen=True, tag="child_ended"):
     """A child run has its outcome (written by the child's last append).
 
-    `result` is a handle that any run can read; it is empty if the value has to be fetched.
+    `result` is a handle that any run can read; it is empty if the value has to be fetched. `undoes` tells whether the
+    child may have done something that can be undone.
     """
 
     at: str
     child: str
     outcome: str
     result: Handle = ""
+    failure: Failure | None = None
+    undoes: bool = False
+
+
+class Unwind(Input, frozen=True, tag="unwind"):
+    """The run that called this one undoes the call: undo all that was done, and tell the caller, by this number.
+
+    `again` also takes on what did not undo before.
+    """
+
+    number: int
+    again: bool = False
+
+
+class ChildAsked(Input, frozen=True, tag="child_asked"):
+    """The run that the step at `at` has called was asked to undo what it did (written with the end of the attempt)."""
+
+    at: str
+    child: str
+    attempt: int
+    session: str = ""
+
+
+class ChildUnwound(Input, frozen=True, tag="child_unwound"):
+    """A child run says how much of what it did is undone (`fully`, `partly`, "": there was nothing of that kind).
+
+    `number` is that of the question; `failure` tells why something stands.
+    """
+
+    at: str
+    child: str
+    number: int
+    unwound: str = ""
     failure: Failure | None = None
 
 
@@ -169,6 +204,9 @@ AnyInput = (
     | Lost
     | ChildStarted
     | ChildEnded
+    | Unwind
+    | ChildAsked
+    | ChildUnwound
     | Revoked
     | Look
     | AddSteps
@@ -184,7 +222,11 @@ AnyInput = (
 )
 
 _encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(AnyInput)
+
+
+@cache
+def _decoder() -> msgspec.json.Decoder[AnyInput]:
+    return msgspec.json.Decoder(AnyInput)
 
 
 def encode_input(value: AnyInput) -> bytes:
@@ -194,5 +236,5 @@ def encode_input(value: AnyInput) -> bytes:
 
 def decode_input(data: bytes) -> AnyInput:
     """The input of an inbox row."""
-    value: AnyInput = _decoder.decode(data)
+    value: AnyInput = _decoder().decode(data)
     return value

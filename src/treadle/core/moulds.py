@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from heapq import heappush
 from typing import NamedTuple
 
-from treadle.core.blocks import Spec
+from treadle.core.blocks import Spec, is_undoable
 from treadle.core.events import NULL
 from treadle.core.graph import Node
 from treadle.core.plan import Body, Gather, Ref, Step
@@ -104,7 +104,7 @@ def cast_steps(run: RunState, block: ScopeState, mould: Mould, base: str, indexe
     assert isinstance(progress, GatherProgress)
     spec, signals, _, segment, path, _, named = mould.parts[0]
     assert isinstance(spec, Step)
-    body, undoable = gather.body, spec.undo is not None
+    body, undoable = gather.body, is_undoable(spec) and block.compensates is None
     names, own = mould.names[named], mould.names[mould.own]
     states, addresses, children, frontier, now = run.states, run.index, run.children, run.frontier, run.now
     within = block.node
@@ -115,6 +115,7 @@ def cast_steps(run: RunState, block: ScopeState, mould: Mould, base: str, indexe
         above = Node(number, at, within, body, False, body.optional, (), (), own.at(number + 1), (), constants)
         scope = ScopeState(above, block)
         scope.index, scope.unsettled = index, 1
+        scope.compensates = block.compensates
         inner = at + path
         refs = names.at(number + 1)
         node = Node(
@@ -154,13 +155,14 @@ def cast(run: RunState, scope: ScopeState, mould: Mould) -> None:
             node = Node(
                 number, address, around.node, spec, True, spec.optional, (), (), refs, signals, constants, None, spec
             )
-            node.undoable = spec.undo is not None
+            node.undoable = is_undoable(spec) and scope.compensates is None
             state = StepState(node, around, now, waiting)
         else:
             node = Node(
                 number, address, around.node, spec, False, spec.optional, (), (), names[named], signals, constants
             )
             state = ScopeState(node, around)
+            state.compensates = scope.compensates
             state.waiting = waiting
             state.gated = waiting > 0
             if around.stopping:

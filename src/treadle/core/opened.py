@@ -10,7 +10,7 @@ from treadle.core.addresses import child, encode_id
 from treadle.core.blocks import AnyBody
 from treadle.core.counts import allowed_scope_status, release, retire, scope_at
 from treadle.core.events import Arg
-from treadle.core.graph import Node, link, link_output, place
+from treadle.core.graph import Names, Node, link, link_output, place
 from treadle.core.moulds import cast, cast_steps, is_plain, mould_of
 from treadle.core.plan import (
     Block,
@@ -31,8 +31,11 @@ from treadle.core.progress import ChooseProgress, GatherProgress, PhasesProgress
 from treadle.core.resolve import handle_of, known_items, lane_of, pending_of, resolve, scope_value
 from treadle.core.state import NodeState, RunState, ScopeState, StepState, settled
 from treadle.core.tables import OPEN, SUCCEEDED
+from treadle.core.undo import StepUndo
 from treadle.errors import InternalError
 
+# Why a scope is stopped in which attempts that are executed come to their end.
+CANCELLING = "cancelling"
 # Built-in actions that evaluate what the kernel cannot see.
 ITEMS = "treadle:items"
 TEST = "treadle:test"
@@ -67,6 +70,12 @@ def row_address(block: ScopeState, phase: str, entry: int) -> str:
     return child(base_of(block), segment if entry == 1 else f"{segment}#{entry}")
 
 
+def compensation_address(row: str, phase: str, entry: int) -> str:
+    """The address of a compensating phase's n-th entry: beside the row, in the same entry of the block."""
+    segment = encode_id(phase)
+    return child(row.rpartition("/")[0], segment if entry == 1 else f"{segment}#{entry}")
+
+
 def iteration_address(block: ScopeState, index: int) -> str:
     """The address of an item's body."""
     return f"{base_of(block)}[{index}]"
@@ -88,7 +97,13 @@ def _open(run: RunState, block: ScopeState, address: str, segment: str, body: An
     return scope
 
 
-def _fill(run: RunState, scope: ScopeState, blocks: list[Block], apart: ScopeState | None = None) -> list[Node]:
+def fill(
+    run: RunState,
+    scope: ScopeState,
+    blocks: list[Block],
+    apart: ScopeState | None = None,
+    names: Names | None = None,
+) -> list[Node]:
     """Place and link a body's blocks; what waits for nothing goes to the frontier. Detached cells lie `apart`.
 
     Returns the nodes of them, groups before their content.
@@ -104,7 +119,7 @@ def _fill(run: RunState, scope: ScopeState, blocks: list[Block], apart: ScopeSta
         state = states[node.number]
         state.around.unsettled += 1
         assert node.scope is not None
-        link(node, run, refs.setdefault(node.scope, {}))
+        node.needs = link(node, names or run, refs.setdefault(node.scope, {}))
         run.undoes = run.undoes or node.undoable
         if is_iteration:
             # What it takes from outside was there before the gather began.
@@ -153,11 +168,12 @@ def row_opened(run: RunState, event: ev.RowOpened) -> None:
     row.index = event.step
     row.sight = Sight(event.entry, progress.state, progress.previous, pending_of(run, progress))
     progress.row = row
+    run.undoes = run.undoes or phase.compensate != ""
     mould = progress.moulds.get(event.phase)
     if mould is not None:
         cast(run, row, mould)
         return
-    nodes = _fill(run, row, phase.blocks, _outside(run, block, progress) if phase.detached else None)
+    nodes = fill(run, row, phase.blocks, _outside(run, block, progress) if phase.detached else None)
     if event.entry > 1 and not phase.detached and (mould := mould_of(run, row, nodes)) is not None and mould.closed:
         progress.moulds[event.phase] = mould
 
@@ -211,8 +227,21 @@ def row_settled(run: RunState, row: ScopeState) -> None:
             found = run.states[node.number]
             if found.status == SUCCEEDED:
                 progress.previous[cell.id] = found.result
+    if phase.compensate:
+        _leave(run, row, state, progress.previous)
     # From now on the phase's name means this entry to the rows that follow.
     run.enter(block.node, encode_id(phase.id), row.node)
+
+
+def _leave(run: RunState, row: ScopeState, state: dict[str, ev.Arg], lanes: dict[str, ev.Arg]) -> None:
+    """Keep what the compensating phase of a row is to see."""
+    assert row.sight is not None
+    if row.undo is None:
+        row.undo = StepUndo()
+        run.compensable.append(row)
+    run.position += 1
+    row.ended = run.position
+    row.left = Sight(row.sight.entry, state, lanes, {})
 
 
 def conflicts(progress: PhasesProgress) -> list[str]:
@@ -258,7 +287,7 @@ def iterations_opened(run: RunState, event: ev.IterationsOpened) -> None:
         if mould is not None:
             cast(run, scope, mould)
             continue
-        nodes = _fill(run, scope, body.blocks)
+        nodes = fill(run, scope, body.blocks)
         link_output(scope.node, body.output, run)
         # One that is not closed lasts as long as no name can change what it means.
         if index > 0 and (mould := mould_of(run, scope, nodes)) is not None and mould.closed:
@@ -326,7 +355,7 @@ def branch_chosen(run: RunState, event: ev.BranchChosen) -> None:
         return
     body = next(branch for branch in spec.branches if branch.id == event.branch)
     scope = progress.scope = _open(run, block, branch_address(block, body.id), encode_id(body.id), body)
-    _fill(run, scope, body.blocks)
+    fill(run, scope, body.blocks)
     link_output(scope.node, body.output, run)
 
 
@@ -420,13 +449,14 @@ def scope_stopped(run: RunState, event: ev.ScopeStopped) -> None:
 
 def _stop(run: RunState, scope: ScopeState, reason: str) -> None:
     scope.stopping = reason
+    inside = reason if reason == CANCELLING else "cancelled"
     for state in _inside(run, scope):
         if isinstance(state, StepState) and (own := run.own.get(state.node.number)) is not None and not settled(own):
-            _stop(run, own, "cancelled")
+            _stop(run, own, inside)
         if not settled(state):
             heappush(run.frontier, state.node.number)
             if isinstance(state, ScopeState):
-                _stop(run, state, "cancelled")
+                _stop(run, state, inside)
     progress = scope.block
     if isinstance(progress, PhasesProgress) and progress.detached is not None:
         _stop(run, progress.detached, "cancelled")

@@ -39,6 +39,13 @@ def _shown(run: RunState) -> str:
     return "cancelling" if run.cancelling else "paused" if run.hold else RUNNING
 
 
+def _goes_on(run: RunState) -> bool:
+    """Whether steps may still start that are no undos: those of the run, or of a compensating phase."""
+    if run.status == UNWINDING:
+        return any(unwinding.compensation is not None for unwinding in run.unwindings.values())
+    return run.status == RUNNING and not run.cancelling
+
+
 def _pause(run: RunState, cause: str) -> list[ev.AnyEvent] | Refusal:
     shown = _shown(run)
     if shown not in (RUNNING, UNWINDING):
@@ -54,8 +61,8 @@ def _resume(run: RunState, cause: str) -> list[ev.AnyEvent] | Refusal:
 
 
 def _signal(run: RunState, value: inp.Signal, cause: str) -> list[ev.AnyEvent] | Refusal:
-    shown = _shown(run)
-    if run.status != RUNNING or run.cancelling:
+    if not _goes_on(run):
+        shown = _shown(run)
         return Refusal("run_not_active", f"run {run.run_id!r} is {shown}; the signal was not delivered", shown)
     if not value.name:
         return Refusal("usage", "a signal needs a name")
@@ -89,7 +96,7 @@ def blocked_before(run: RunState, step: StepState) -> bool:
 
 def _release(run: RunState, label: str, cause: str) -> list[ev.AnyEvent]:
     """The label goes on once; it stays armed for what comes later."""
-    if run.status != RUNNING or run.cancelling:
+    if not _goes_on(run):
         return []
     steps = run.steps()
     before = [s.node.address for s in steps if label in s.spec.break_before and blocked_before(run, s)]

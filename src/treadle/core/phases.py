@@ -18,9 +18,9 @@ from treadle.core.opened import conflicts
 from treadle.core.plan import Phase, Phases, Rule
 from treadle.core.progress import PhasesProgress
 from treadle.core.resolve import UnresolvedError, resolve
-from treadle.core.state import RunState, ScopeState, StepState, settled
-from treadle.core.tables import FAILED, SUCCEEDED
-from treadle.core.unwinding import begin_unwinding
+from treadle.core.state import RunState, ScopeState, settled
+from treadle.core.tables import FAILED, RUNNING, SUCCEEDED
+from treadle.core.unwinding import begin_unwinding, unwind_block
 
 # What follows where no rule says it.
 _ADVANCE = Rule(id="", move="advance")
@@ -76,7 +76,9 @@ def _enter(run: RunState, decision: Decision, scope: ScopeState, progress: Phase
 
 
 def _fail(run: RunState, decision: Decision, scope: ScopeState, failure: Failure) -> bool:
-    """End the block by a failure of its own."""
+    """End the block by a failure of its own, once what it did is undone."""
+    if unwind_block(run, decision, scope):
+        return False
     decision.record(run, ev.ScopeSettled(at=scope.node.address, outcome=FAILED, failure=failure))
     return False
 
@@ -100,9 +102,11 @@ def _try_again(
         or row.status != FAILED
         or (policy.attempts and progress.attempts + 1 >= policy.attempts)
         or (policy.never and _first_code(run, row) in policy.never)
+        # In a detached cell that outlives its run nothing is undone first.
+        or (run.undoes and run.status != RUNNING)
     ):
         return _ended(run, decision, spec, progress)
-    if is_live(run, row):
+    if run.is_busy(row):
         return False
     if not row.unwound and begin_unwinding(run, decision, row, reason="retry"):
         return False
@@ -128,20 +132,6 @@ def _first_code(run: RunState, scope: ScopeState) -> str:
             return first.failure.code if first is not None and first.failure is not None else ""
         scope = first
     return scope.failure.code
-
-
-def is_live(run: RunState, scope: ScopeState) -> bool:
-    """Whether attempts of what lies in a scope are still executed."""
-    for state in run.content(scope):
-        if isinstance(state, StepState):
-            if run.is_live(state):
-                return True
-            own = run.own.get(state.node.number)
-            if own is not None and is_live(run, own):
-                return True
-        elif is_live(run, state):
-            return True
-    return False
 
 
 # -- after a row that succeeded --------------------------------------------------------------------------------------
@@ -239,6 +229,9 @@ def row_failure(row: ScopeState) -> Failure | None:
     """Why a row fails whose cells have succeeded: two of them set one variable, and that is not allowed."""
     spec, progress = row.around.node.spec, row.around.block
     if not isinstance(spec, Phases) or not isinstance(progress, PhasesProgress) or spec.on_conflict != "error":
+        return None
+    if progress.row is not row:
+        # A compensating phase sets no variables.
         return None
     names = conflicts(progress)
     if not names:

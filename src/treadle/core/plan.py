@@ -350,8 +350,8 @@ class Plan(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     blocks: list[Block]
     output: Slot | None = None
     retry: RetryPolicy | None = None
-    # What a failed run does about what its steps have done.
-    on_failure: Literal["stop", "unwind"] = "stop"
+    # What a failed run does about what its steps have done; "": a Phases block that fails is unwound, all else stands.
+    on_failure: Literal["stop", "unwind", ""] = ""
     # How many undos of one unwinding may run together; 0 is as many as the run may have tasks.
     undo_limit: int = 0
 

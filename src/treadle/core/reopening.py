@@ -18,6 +18,8 @@ from collections.abc import Iterable
 
 from treadle.core import events as ev
 from treadle.core.commands import Refusal
+from treadle.core.compensation import compensable, rows_below
+from treadle.core.graph import Node
 from treadle.core.plan import Phase
 from treadle.core.reshaping import below, steps_below
 from treadle.core.state import (
@@ -113,7 +115,8 @@ def rewind(run: RunState, at: str, cause: str, *, keep: bool) -> list[ev.AnyEven
         return refused
     if busy := _named(s for s in found.closing if not settled(s)):
         return Refusal("step_busy", f"{busy} would be closed but has no outcome yet; wait, or cancel the run")
-    if not keep and (standing := found.standing()):
+    standing: list[AnyState] = [*found.standing(), *found.standing_rows()] if not keep else []
+    if standing:
         if run.status == RUNNING:
             text = f"the run goes on, so what {_named(standing)} did cannot be undone first; cancel it, or keep that"
             return Refusal("run_not_settled", text, RUNNING)
@@ -161,13 +164,25 @@ def rewound_effects(run: RunState, at: str) -> list[StepState]:
     return _Rewind(run, state).standing() if state is not None else []
 
 
+def rewound_rows(run: RunState, at: str) -> list[ScopeState]:
+    """The rows that a rewind leaves behind, and that can be compensated."""
+    state = run.at(at)
+    return _Rewind(run, state).standing_rows() if state is not None else []
+
+
 def _undone(run: RunState, reopened: Iterable[AnyState]) -> str:
-    """The steps of a retry, and those whose results they take, that do not stand as they once ended."""
-    found: dict[StepState, None] = {}
+    """What of a retry, and of what it goes on from, does not stand as it once ended: steps, and rows before them."""
+    found: dict[AnyState, None] = {}
+    blocks = {row.node.scope: row for row in run.compensable if row.undo is not None and row.undo.status != NONE}
     for state in reopened:
         for near in (state, *(run.states[number] for number, _ in state.node.needs)):
             if isinstance(near, StepState) and near.undo is not None and near.undo.status != NONE:
                 found[near] = None
+        node: Node | None = state.node if blocks else None
+        while node is not None:
+            if node in blocks:
+                found[blocks[node]] = None
+            node = node.scope
     return _named(found)
 
 
@@ -397,6 +412,10 @@ class _Rewind:
         for block in self.restarted:
             steps.update(dict.fromkeys(steps_below(self.run, block)))
         return [step for step in steps if is_standing(step)]
+
+    def standing_rows(self) -> list[ScopeState]:
+        """The rows of the entries left behind whose phases can be compensated."""
+        return compensable([row for block in self.restarted for row in rows_below(self.run, block)])
 
     def _take(self, state: AnyState) -> None:
         state = _phases_above(self.run, state) or state

@@ -101,7 +101,8 @@ def _revive(run: RunState, state: StepState | ScopeState, changed: dict[int, Nod
 def _connect(run: RunState, node: Node, adder: StepState) -> None:
     """Resolve the names of an added node and enter it with its upstreams and its adder."""
     state = run.states[node.number]
-    link(node, run, {})
+    # Set even if there are none: a step that a rewind took back may have had some.
+    node.needs = link(node, run, {})
     if isinstance(state, ScopeState):
         state.gated = bool(node.needs) or state.around.gated
     elif node.step.dedup is not None:
@@ -137,9 +138,9 @@ def steps_reopened(run: RunState, event: ev.StepsReopened) -> None:
         raise InternalError(f"run {run.run_id!r}: {busy[0]!r} was reopened while it is being executed")
     run.status = status
     run.cancelling = ""
+    run.unwind = run.cancelled = run.unwound = False
     # Who has it run again wants it to.
     run.deadline = 0.0
-    run.unwind = False
     run.root.unwound = ""
     run.result = ev.NULL
     run.missing = []
@@ -257,4 +258,5 @@ def _close(run: RunState, block: ScopeState) -> None:
         state.around = apart
     run.children.pop(block.node.number, None)
     block.block = new_progress(spec, progress.entry + 1)
+    block.unwound = ""
     block.bad, block.cancelled, block.unsettled = {}, 0, 0

@@ -232,6 +232,8 @@ def _resolve_variable(run: RunState, node: Node, constants: list[Handle], slot: 
 # What a cell is told of its place, and what a rule is (it stands outside of the rows) of what a row has left.
 _OF_CELLS = ("phase", "index", "step", "entry", "state", "previous", "pending")
 _OF_RULES = ("policy", "phase", "index", "step", "entry", "state", "lanes", "pending")
+# What a compensating phase is told of the row that it compensates.
+_OF_COMPENSATIONS = ("phase", "index", "step", "entry", "state", "lanes")
 
 
 def _phase_info(run: RunState, node: Node, name: str) -> Arg:
@@ -242,7 +244,7 @@ def _phase_info(run: RunState, node: Node, name: str) -> Arg:
     block, row = found
     progress = block.block
     assert isinstance(progress, PhasesProgress)
-    names = _OF_RULES if row is None else _OF_CELLS
+    names = _OF_RULES if row is None else _OF_COMPENSATIONS if row.compensates is not None else _OF_CELLS
     if name:
         return _fact(run, progress, row, name) if name in names else NULL
     return ArgMap({each: _fact(run, progress, row, each) for each in names})
@@ -259,6 +261,8 @@ def _fact(run: RunState, progress: PhasesProgress, row: ScopeState | None, name:
         # By lane, those of earlier rows that have not ended.
         return handle_of(pending_of(run, progress) if sight is None else sight.pending)
     at = row if row is not None else progress.row
+    if at is not None and at.compensates is not None:
+        at = at.compensates
     if at is None or at.sight is None:
         return NULL
     if name == "step":

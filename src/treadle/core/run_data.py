@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 import msgspec
 
 from treadle.core.blocks import Part, outline, slots_of
 from treadle.core.graph import Graph
 from treadle.core.plan import Block, Branch, Const, Data, Holds, ListOf, MapOf, Phase, Predicate, Ref, Step
+
+# How a slot that takes data looks in an encoded plan. A text in it that says the same has its quotes escaped.
+_TAKES_DATA: Final = b'"slot":"data"'
 
 
 class Need(msgspec.Struct, frozen=True):
@@ -29,10 +33,12 @@ class Need(msgspec.Struct, frozen=True):
         )
 
 
-def needs_of(graph: Graph) -> tuple[Need, ...]:
-    """What the blocks of a plan take from the run's data, in plan order."""
+def needs_of(graph: Graph, encoded: bytes) -> tuple[Need, ...]:
+    """What the blocks of a plan, whose stored bytes are `encoded`, take from the run's data, in plan order."""
     if graph.data_needs is None:
-        graph.data_needs = tuple(_needs(outline(graph.plan.blocks)))
+        # Most plans take nothing, and to walk one costs as much as to compile it.
+        takes = _TAKES_DATA in encoded
+        graph.data_needs = tuple(_needs(outline(graph.plan.blocks))) if takes else ()
     return graph.data_needs
 
 

@@ -43,12 +43,15 @@ class ScopeState:
         "by_condition",
         "cancelled",
         "causes",
+        "compensates",
         "doomed",
         "dropped",
+        "ended",
         "failure",
         "gated",
         "holding",
         "index",
+        "left",
         "more",
         "node",
         "removed",
@@ -56,6 +59,7 @@ class ScopeState:
         "sight",
         "status",
         "stopping",
+        "undo",
         "unsettled",
         "unwinding",
         "unwound",
@@ -99,8 +103,14 @@ class ScopeState:
         spec = node.spec
         self.block: Progress | None = new_progress(spec) if isinstance(spec, (Gather, Choose, Phases)) else None
         self.index = 0
-        # For a row: what its cells see of the block.
+        # For a row: what its cells see of the block; what it left there, where its phase can be compensated; when it
+        # ended, in the run's order, and its undo.
         self.sight: Sight | None = None
+        self.left: Sight | None = None
+        self.ended = 0
+        self.undo: StepUndo | None = None
+        # For what a compensating phase holds: the row that is compensated.
+        self.compensates: ScopeState | None = None
         # The number of the scope to look at when its children have settled; where detached cells lie, their block's.
         self.wakes = node.number
         # Whether the end of any child may be the time to go on.
@@ -172,11 +182,15 @@ class RunState:
     __slots__ = (
         "added_by",
         "adder",
+        "asked",
+        "asked_runs",
         "calls",
         "cancel_at",
+        "cancelled",
         "cancelling",
         "children",
         "closed",
+        "compensable",
         "constants",
         "data",
         "data_names",
@@ -215,6 +229,7 @@ class RunState:
         "undoes",
         "unwind",
         "unwindings",
+        "unwound",
         "version",
     )
 
@@ -243,7 +258,7 @@ class RunState:
         self.result: Arg = NULL
         self.missing: list[str] = []
         self.hold = 0
-        # "", "soft" or "hard"; the next number that a cancel has to look at.
+        # "", "soft" or "hard"; the next number that a cancel has to look at. Unwinding leaves `cancelled` of it.
         self.cancelling = ""
         self.cancel_at = 0
         # Tasks in the store; steps whose status is ready.
@@ -282,6 +297,12 @@ class RunState:
         self.on_failure: str = graph.plan.on_failure
         self.unwind = False
         self.unwindings: dict[int, Unwinding] = {}
+        # Rows whose phase can be compensated, in the order they succeeded; whether a block was unwound by itself.
+        self.compensable: list[ScopeState] = []
+        self.unwound = self.cancelled = False
+        # By which number the caller asked to undo this run (0: it did not); steps whose undo goes on in called runs.
+        self.asked = 0
+        self.asked_runs: set[int] = set()
 
     # -- names -------------------------------------------------------------------------------------------
 
@@ -315,6 +336,16 @@ class RunState:
     def is_live(self, step: StepState) -> bool:
         """Whether something of the step goes on: an attempt, an evaluation, or the run that it called."""
         return step.tasked != 0 or step.node.number in self.calls
+
+    def is_busy(self, scope: ScopeState) -> bool:
+        """Whether something goes on of a step that lies in a scope."""
+        for state in self.content(scope):
+            if isinstance(state, ScopeState):
+                if self.is_busy(state):
+                    return True
+            elif self.is_live(state) or ((own := self.own.get(state.node.number)) is not None and self.is_busy(own)):
+                return True
+        return False
 
     def steps(self) -> list[StepState]:
         """All steps, in the order they came into the run."""
@@ -361,9 +392,12 @@ class RunState:
         around = self.states[scope.number]
         assert isinstance(around, ScopeState)
         if node.is_step:
+            # Nothing takes a compensation back.
+            node.undoable = node.undoable and around.compensates is None
             self.states.append(StepState(node, around, self.now, len(node.needs)))
         else:
             inner = ScopeState(node, around)
+            inner.compensates = around.compensates
             if around.stopping:
                 inner.stopping = "cancelled"
             self.states.append(inner)

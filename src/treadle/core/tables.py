@@ -14,6 +14,7 @@ Rules of the file:
 - A step's undo has its own status beside the outcome, which it never changes. Attempts to prepare and to undo are not
   in the attempt table: they are live while the step is dispatched, and while its undo is `running`. A rewind forgets
   the undo with the generation it belongs to.
+- The row of a phase that names a compensating one has the same statuses: its undo is that phase, executed.
 """
 
 from __future__ import annotations
@@ -176,13 +177,21 @@ RUN: Final[Table] = {
 UNDO: Final[Table] = {
     (NONE, "unwinding_started"): PENDING,
     (PENDING, "undo_dispatched"): RUNNING,
+    # Of a row: its phase is compensated.
+    (PENDING, "compensation_opened"): RUNNING,
     (PENDING, "undo_skipped"): SKIPPED,
     (PENDING, "undo_parked"): PARKED,
     (RUNNING, "undo_dispatched"): RUNNING,
     (RUNNING, "undo_confirmed"): RUNNING,
     (RUNNING, "undo_attempt_failed"): RUNNING,
     (RUNNING, "undo_attempt_lost"): RUNNING,
+    # Of a call: the run that was called undoes what it did, or has done nothing of that kind.
+    (RUNNING, "child_asked"): RUNNING,
+    (NONE, "undo_not_needed"): NONE,
+    (PENDING, "undo_not_needed"): NONE,
+    (RUNNING, "undo_not_needed"): NONE,
     (RUNNING, "step_undone"): UNDONE,
+    (RUNNING, "phase_compensated"): UNDONE,
     (RUNNING, "undo_failed"): FAILED,
     (RUNNING, "undo_not_compensable"): NOT_COMPENSABLE,
     (RUNNING, "undo_skipped"): SKIPPED,

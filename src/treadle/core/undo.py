@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from treadle.core.events import Failure
+from treadle.core.events import NULL, Failure
 from treadle.core.tables import NONE, PARKED, PENDING, RUNNING
 
 if TYPE_CHECKING:
-    from treadle.core.state import ScopeState, StepState
+    from treadle.core.state import NodeState, ScopeState, StepState
 
 # Nothing is left to do about an undo that is neither of these, but by an operator's word.
 UNFINISHED: Final = frozenset({PENDING, RUNNING})
@@ -29,18 +29,21 @@ STANDING: Final = frozenset({NONE, PARKED})
 
 
 class StepUndo(msgspec.Struct, gc=False):
-    """The undo of a step that has begun."""
+    """The undo of a step that has begun, or of a row whose phase can be compensated."""
 
     # The run's position when the step was first dispatched.
-    began: int
+    began: int = 0
     status: str = NONE
-    # The handle of the undo state, once the step is prepared.
+    # The handle of the undo state, once the step is prepared; of the key of the run that it calls, once that is
+    # known to be there (null: it has nothing to undo).
     state: str = ""
     # The number of the scope whose unwinding took it on.
     scope: int = 0
     # The live task asks `reconcile`; it was asked, and found the undo safe.
     checking: bool = False
     confirmed: bool = False
+    # It did not undo before, and is tried again.
+    again: bool = False
     # Attempts of this unwinding that failed and that were lost; why the last one failed.
     failures: int = 0
     lost: int = 0
@@ -51,22 +54,24 @@ class StepUndo(msgspec.Struct, gc=False):
     changed_at: float = 0.0
 
 
-def undo_of(step: StepState) -> StepUndo:
-    """The undo of a step that has one."""
-    assert step.undo is not None
-    return step.undo
+def undo_of(state: NodeState) -> StepUndo:
+    """The undo of a step or a row that has one."""
+    assert state.undo is not None
+    return state.undo
 
 
 def has_effect(step: StepState) -> bool:
     """Whether the step may have done something that its undo takes back.
 
-    A step whose `prepare` did not come to an end has not started to act.
+    A step whose `prepare` did not come to an end has not started to act. Of a call only the run that it has called
+    knows; if that has said that there is nothing, so it is.
     """
     undo = step.undo
     if undo is None or not step.node.undoable:
         return False
     declared = step.spec.undo
-    assert declared is not None
+    if declared is None:
+        return undo.state != NULL
     return bool(undo.state) or not declared.prepare
 
 
@@ -136,8 +141,8 @@ class UndoOrder:
             heappush(self._freed, held.popleft())
 
 
-def _by_end(step: StepState) -> int:
-    return -step.ended
+def _by_end(state: NodeState) -> int:
+    return -state.ended
 
 
 class Unwinding:
@@ -146,41 +151,71 @@ class Unwinding:
     __slots__ = (
         "below",
         "busy",
+        "compensation",
+        "hard",
         "left",
         "live",
         "looked",
+        "looked_at",
         "order",
         "parked",
         "parked_to",
         "rewind",
+        "row",
+        "rows",
+        "rows_left",
         "running",
         "scope",
         "taken",
     )
 
-    def __init__(self, scope: ScopeState, below: list[StepState], taken: list[StepState], rewind: str) -> None:
+    def __init__(
+        self, scope: ScopeState, below: list[StepState], taken: list[StepState], rows: list[ScopeState], rewind: str
+    ) -> None:
         self.scope = scope
-        # The steps below the scope, and those of them that it undoes.
+        # The steps below the scope, and those of them that it undoes; rows that it compensates, the last one first.
         self.below = below
         self.taken = taken
+        self.rows = sorted(rows, key=_by_end)
         self.rewind = rewind
-        # Undos that are not final; those with a task; the resources that these take.
+        # Undos of steps that are not final; those that run; the resources that these take.
         self.left = len(taken)
         self.running = 0
         self.busy: set[str] = set()
+        # Rows whose undo is not final; the one that is being compensated, and the scope in which that is done.
+        self.rows_left = len(rows)
+        self.row: ScopeState | None = None
+        self.compensation: ScopeState | None = None
+        # Nothing more is begun; what runs of it is interrupted.
         self.parked = False
-        # Hints: how many of the steps below are known to be over, and of the undos to be parked; attempts that
-        # still run; the order of undos.
+        self.hard = False
+        # Hints: how many of the steps below are known to be over, of the undos to be parked, and of the rows to be
+        # compensated; attempts that still run; the order of undos.
         self.looked = 0
         self.parked_to = 0
+        self.looked_at = 0
         self.live: list[StepState] = []
         self.order: UndoOrder | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all undos are final."""
+        return not self.left and not self.rows_left
 
     def first(self) -> StepState | None:
         """The undo that may start now and comes first, or None."""
         if self.order is None:
             self.order = UndoOrder(self.taken)
         return self.order.first(self.busy)
+
+    def first_row(self) -> ScopeState | None:
+        """The row that is compensated next, or None."""
+        while self.looked_at < len(self.rows):
+            row = self.rows[self.looked_at]
+            if undo_of(row).status == PENDING:
+                return row
+            self.looked_at += 1
+        return None
 
     def started(self, step: StepState) -> None:
         """An undo got its first task."""
@@ -199,8 +234,19 @@ class Unwinding:
             if self.order is not None:
                 self.order.free(resource)
 
+    def row_ended(self, row: ScopeState) -> None:
+        """The undo of a row is final."""
+        self.rows_left -= 1
+        if self.row is row:
+            self.row = self.compensation = None
+
     def again(self) -> None:
-        """An undo that was final is not any more."""
+        """The undo of a step that was final is not any more."""
         self.left += 1
         self.order = None
         self.parked_to = 0
+
+    def row_again(self) -> None:
+        """The undo of a row that was final is not any more."""
+        self.rows_left += 1
+        self.looked_at = 0

@@ -1,14 +1,16 @@
 """What workers are asked for the sake of undo: the first half of a step, whether an undo is safe, and the undo.
 
 They are attempts of their step with numbers below zero: fenced, leased, timed out and placed like those of its action,
-and counted apart from them. An undo is tried by the step's own retry policy.
+and counted apart from them. An undo is tried by the step's own retry policy. The undo of a call asks the run that was
+called, and ends with that run's answer (`calls`).
 """
 
 from __future__ import annotations
 
 from treadle.core import events as ev
 from treadle.core import inputs as inp
-from treadle.core.commands import Call, Task
+from treadle.core.children import child_key
+from treadle.core.commands import Call, ChildRun, Task
 from treadle.core.decision import Decision
 from treadle.core.events import NULL, Arg, Failure
 from treadle.core.resolve import resolve_args, truth_of
@@ -17,6 +19,8 @@ from treadle.core.state import RunState, StepState
 from treadle.core.tables import CANCELLED, RUNNING, SUCCEEDED
 from treadle.core.undo import undo_of
 
+# The built-in action that asks the run which a step has called to undo what it did.
+UNWIND = "treadle:unwind"
 # The code of a failure by which an undo says that there is no way back.
 NOT_COMPENSABLE = "not_compensable"
 
@@ -28,15 +32,19 @@ def undo_runs(step: StepState) -> bool:
 
 def dispatch_undo(run: RunState, decision: Decision, step: StepState, not_before: float) -> None:
     """Ask for the next attempt to undo a step, or first for whether that is safe."""
-    declared = step.spec.undo
-    assert declared is not None
-    check = bool(declared.reconcile) and not undo_of(step).confirmed
-    at = step.node.address
-    event = ev.UndoDispatched(at=at, number=step.asking + 1, check=check, not_before=not_before)
-    decision.record(run, event)
+    declared, undo = step.spec.undo, undo_of(step)
+    at, number = step.node.address, step.asking + 1
+    check = declared is not None and bool(declared.reconcile) and not undo.confirmed
+    decision.record(run, ev.UndoDispatched(at=at, number=number, check=check, not_before=not_before))
+    if declared is None:
+        child = ChildRun(
+            child_key(run.key, at, step.generation), unwind=number, again=undo.again, made=undo.state != ""
+        )
+        decision.tasks.append(_task(run, step, "undo", UNWIND, {}, not_before, child))
+        return
     purpose, action = ("reconcile", declared.reconcile) if check else ("undo", declared.action)
     args = resolve_args(run, step.node, step.spec.slots)
-    args["state"] = undo_of(step).state or NULL
+    args["state"] = undo.state or NULL
     args["result"] = step.result or NULL
     decision.tasks.append(_task(run, step, purpose, action, args, not_before))
 
@@ -58,8 +66,18 @@ def must_prepare(step: StepState) -> bool:
     return declared is not None and bool(declared.prepare) and not (step.undo is not None and step.undo.state)
 
 
-def _task(run: RunState, step: StepState, purpose: str, action: str, args: dict[str, Arg], not_before: float) -> Task:
+def _task(
+    run: RunState,
+    step: StepState,
+    purpose: str,
+    action: str,
+    args: dict[str, Arg],
+    not_before: float,
+    child: ChildRun | None = None,
+) -> Task:
     node, spec = step.node, step.spec
+    # To ask a run is quick, and can be done anywhere.
+    timeout, placement = (None, None) if child is not None else (spec.timeout, spec.placement)
     return Task(
         run=run.key,
         number=node.number,
@@ -70,7 +88,7 @@ def _task(run: RunState, step: StepState, purpose: str, action: str, args: dict[
         queue=spec.queue,
         priority=spec.priority,
         not_before=not_before,
-        call=Call(args, spec.timeout, purpose, spec.placement, run.data, run.dry_run),
+        call=Call(args, timeout, purpose, placement, run.data, run.dry_run, child=child),
         run_id=run.run_id,
     )
 
@@ -88,6 +106,9 @@ def undo_outcome(run: RunState, decision: Decision, step: StepState, value: inp.
         end_undo(run, decision, step, ev.UndoParked(at=at, reason="cancel", cause=cause))
     elif value.status != SUCCEEDED:
         _failed(run, decision, step, value, value.failure or Failure(code="error"), cause)
+    elif step.spec.undo is None:
+        # There is no such run, and there never was one.
+        end_undo(run, decision, step, ev.UndoNotNeeded(at=at, cause=cause))
     elif undo_of(step).checking:
         _checked(run, decision, step, value, cause)
     else:
@@ -148,7 +169,7 @@ def undo_lost(run: RunState, decision: Decision, step: StepState, value: inp.Los
     decision.record(run, ev.UndoAttemptLost(at=at, number=-value.attempt, session=value.session, cause=cause))
     if _is_parked(run, step):
         end_undo(run, decision, step, ev.UndoParked(at=at, reason="cancel"))
-    elif undo.lost >= step.spec.lost_limit:
+    elif step.spec.undo is not None and undo.lost >= step.spec.lost_limit:
         text = f"{undo.lost} attempts were lost: each time the process that ran the undo died"
         end_undo(run, decision, step, ev.UndoFailed(at=at, failure=Failure(code="lost", message=text)))
     else:

@@ -39,7 +39,7 @@ class Steps(Protocol):
         ...
 
     async def call(self, task: Task, values: dict[str, Any], started_at: float) -> str | None:
-        """Make the run that a step calls, or find it: its result, or None while it goes on."""
+        """Make the run that a step calls, find it, or ask it to undo what it did: its result, or None if it goes on."""
         ...
 
 
@@ -49,12 +49,13 @@ class Attempt(msgspec.Struct, eq=False):
     task: Task
     kind: int
     started_at: float
+    # What its code can ask; an async step has it from the start.
+    context: RunningStep | None = None
     # Its outcome went to the engine; nothing that comes later counts.
     settled: bool = False
     # The task that it runs in; None while an async one has not begun.
     handle: asyncio.Task[None] | None = None
     timer: asyncio.TimerHandle | None = None
-    context: RunningStep | None = None
     # Its coroutine is in a middleware around a thread.
     around_thread: bool = False
     # The task of a call has begun: one that is cancelled before that never runs at all.
@@ -64,3 +65,19 @@ class Attempt(msgspec.Struct, eq=False):
     def cancellable(self) -> bool:
         """Whether its coroutine runs code that has to be told when the attempt is over."""
         return self.kind == ASYNC or self.around_thread
+
+    @property
+    def is_unborn_call(self) -> bool:
+        """Whether it is to make a run, and its task has not begun."""
+        return self.task.call.child is not None and not self.calling
+
+    def facts(self) -> dict[str, Any]:
+        """What its outcome says of it, whatever that is."""
+        task = self.task
+        return {
+            "number": task.number,
+            "generation": task.generation,
+            "attempt": task.attempt,
+            "lease": task.lease,
+            "started_at": self.started_at,
+        }

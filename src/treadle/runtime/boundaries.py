@@ -12,7 +12,7 @@ from treadle.core.addresses import child, encode_id
 from treadle.core.blocks import Spec
 from treadle.core.events import Arg, Event
 from treadle.core.graph import Node
-from treadle.core.opened import branch_address, iteration_address, row_address
+from treadle.core.opened import branch_address, compensation_address, iteration_address, row_address
 from treadle.core.plan import Block, Body, Branch, Group, Phase
 from treadle.core.state import RunState, ScopeState, StepState
 from treadle.core.tables import CANCELLED, FAILED, SKIPPED, SUCCEEDED
@@ -154,6 +154,12 @@ class _Reading:
         if isinstance(block, ScopeState):
             self.scope("scope_started", row_address(block, event.phase, event.entry))
 
+    def compensation(self, event: ev.CompensationOpened) -> None:
+        """A compensating phase was entered."""
+        row = self.run.at(event.at)
+        if row is not None:
+            self.scope("scope_started", compensation_address(row.node.address, event.phase, event.entry))
+
     def iterations(self, event: ev.IterationsOpened) -> None:
         """The bodies of some items were opened."""
         block = self.run.at(event.at)
@@ -213,6 +219,7 @@ def _table() -> dict[type[Event], Callable[[_Reading, Any], None]]:
         ev.RunSettled: _Reading.settled,
         ev.StepsAdded: _Reading.added,
         ev.RowOpened: _Reading.row,
+        ev.CompensationOpened: _Reading.compensation,
         ev.IterationsOpened: _Reading.iterations,
         ev.IterationsSettled: _Reading.succeeded,
         ev.BranchChosen: _Reading.branch,

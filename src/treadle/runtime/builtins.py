@@ -9,6 +9,7 @@ from treadle.authoring.registry import Definition, Registry
 from treadle.authoring.sleep import sleep
 from treadle.core.expressions import holds, lookup_in, parse
 from treadle.core.opened import ITEMS, PAUSE, TEST, TRUTH
+from treadle.core.undo_attempts import UNWIND
 from treadle.runtime.streams import Stream, Yielded
 
 
@@ -41,11 +42,15 @@ async def items(items: AsyncIterable[Any]) -> Any:
     return Listed([item async for item in items])
 
 
+async def unwind() -> None:
+    """Nothing: the worker asks the run that was called (`children.ask_child`)."""
+
+
 async def pause() -> None:
     """Nothing: the task's own start time is the timer."""
 
 
-_STEPS: Final[dict[str, Callable[..., Any]]] = {ITEMS: items, PAUSE: pause}
+_STEPS: Final[dict[str, Callable[..., Any]]] = {ITEMS: items, PAUSE: pause, UNWIND: unwind}
 _PREDICATES: Final[dict[str, Callable[..., Any]]] = {TRUTH: truth, TEST: test}
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from functools import partial
 from typing import Any
 
-from treadle.authoring.registry import StepDefinition
+from treadle.authoring.registry import Registry, StepDefinition
 from treadle.authoring.signatures import Parameter
 from treadle.authoring.undo import RESULT, STATE, UndoDefinition
-from treadle.errors import DecodeError
+from treadle.core.commands import Task
+from treadle.errors import DecodeError, UnregisteredStepError
 from treadle.runtime.middleware import Middleware, around
 from treadle.runtime.streams import collecting
 
@@ -81,3 +82,55 @@ class Callee:
     def unknown(self, name: str) -> DecodeError:
         """The error of an argument that the function does not take."""
         return DecodeError(f"step {self.action!r} has no parameter {name!r}; its signature has changed")
+
+
+class Callees:
+    """What the names of actions stand for, as the registry has them now."""
+
+    __slots__ = ("_callers", "_changes", "_found", "_middleware", "_registry")
+
+    def __init__(self, registry: Registry, middleware: Sequence[Middleware]) -> None:
+        self._registry = registry
+        self._middleware = middleware
+        self._changes = registry.changes
+        self._found: dict[str, Callee] = {}
+        # Workflows that steps call.
+        self._callers: dict[str, Callee] = {}
+
+    def __iter__(self) -> Iterator[Callee]:
+        """All steps that were called so far."""
+        return iter(self._found.values())
+
+    def of(self, task: Task) -> Callee:
+        """What a task calls.
+
+        Raises:
+            UnregisteredStepError: nothing has the name here.
+        """
+        if self._changes != self._registry.changes:
+            # In a notebook a function is defined again under its name.
+            self._found.clear()
+            self._callers.clear()
+            self._changes = self._registry.changes
+        call = task.call
+        if call.child is not None:
+            return self._caller(task.action)
+        found = self._found.get(task.action)
+        if found is None:
+            found = self._made(task.action)
+        return found if call.poll is None else found.probing()
+
+    def _made(self, action: str) -> Callee:
+        made = self._found[action] = Callee(action, self._registry.get(action), self._middleware)
+        return made
+
+    def _caller(self, action: str) -> Callee:
+        found = self._callers.get(action)
+        if found is None:
+            definition = self._registry.workflow(action)
+            if definition is None:
+                raise UnregisteredStepError(
+                    f"no workflow {action!r} is registered here; import the module that defines it"
+                )
+            found = self._callers[action] = Callee(action, definition, ())
+        return found

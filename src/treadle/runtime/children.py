@@ -4,6 +4,8 @@ An attempt makes the run, or finds that an earlier one did: the run's key is der
 the run is there, by the very transaction that makes it; from then on the step waits for what the child tells it
 (`core.calls`). An attempt that finds its child settled reports its result, or reopens it if it did not succeed: then an
 operator has retried the step.
+
+To undo such a step an attempt puts the question into the child's inbox, and ends; the child answers the run itself.
 """
 
 from __future__ import annotations
@@ -23,7 +25,14 @@ from treadle.core.children import child_id
 from treadle.core.commands import ChildRun, Task
 from treadle.core.events import Handle, RunSettled, decode_events
 from treadle.core.tables import RUNNING, SUCCEEDED
-from treadle.errors import Permanent, RetryLater, RunNotFoundError, StoreUnavailableError, UnregisteredStepError
+from treadle.errors import (
+    NotCompensable,
+    Permanent,
+    RetryLater,
+    RunNotFoundError,
+    StoreUnavailableError,
+    UnregisteredStepError,
+)
 from treadle.runtime.payloads import assemble, handles_of
 from treadle.runtime.posts import tell
 from treadle.runtime.requests import request
@@ -55,8 +64,11 @@ async def call_child(node: Node, task: Task, values: dict[str, Any], started_at:
     definition = node.registry.workflow(task.action)
     if definition is None:
         raise UnregisteredStepError(f"no workflow {task.action!r} is registered here; import its module")
+    # What never changes: a start that is made twice has the same labels.
+    caller = await node.read(partial(node.reader.head, task.run))
     wanted = Start(
         key=child.key,
+        inherited=caller[0].labels if caller is not None else {},
         id=child_id(task.run_id, task.address, task.generation),
         parent=f"{task.run}/{task.address}",
         detached=child.detached,
@@ -65,6 +77,30 @@ async def call_child(node: Node, task: Task, values: dict[str, Any], started_at:
         trace=task.call.trace,
     )
     return await _make(node, task, definition, values, wanted, started_at)
+
+
+async def ask_child(node: Node, task: Task, child: ChildRun) -> str | None:
+    """Ask the run that a step has called to undo what it did: None, or a text if there never was such a run.
+
+    Asked twice, it answers the last one.
+
+    Raises:
+        NotCompensable: the run is known to have been made, and somebody has deleted it.
+        StoreUnavailableError: try again; nothing is done twice.
+    """
+    question = inp.Unwind(number=child.unwind, again=child.again)
+    item = InboxInput(f"unwind:{task.lease}", child.key, inp.encode_input(question))
+    session = node.session
+    if not (await node.committer.call(lambda store: store.post([item])))[0]:
+        if child.made:
+            raise NotCompensable(f"run {child.key}, which step {task.address!r} had called, was deleted")
+        return "null"
+    tell(node.engine, [child.key])
+    asked = inp.ChildAsked(at=task.address, child=child.key, attempt=task.attempt, session=session)
+    report = Report(task.number, task.lease, InboxInput(f"asked:{task.lease}", task.run, inp.encode_input(asked)))
+    await node.committer.call(lambda store: store.report(session, [report]))
+    tell(node.engine, [task.run])
+    return None
 
 
 async def _make(

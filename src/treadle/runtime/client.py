@@ -181,7 +181,7 @@ class App(DeadLetters, DataOperations):
         planned = self._plan(workflow, args, kwargs)
         if id is not None:
             check_id(id, "run id")
-        failing = "" if on_failure is None else on_failure_of(on_failure)
+        failing = on_failure_of(on_failure)
         armed = list(breakpoints)
         if any(not label for label in armed):
             raise DefinitionError("a breakpoint label is empty; give the label that the steps carry")

@@ -54,7 +54,7 @@ class Engine:
         ids: Ids,
         hub: Hub,
         limits: Limits,
-        on_leased: Callable[[Task], None],
+        on_leased: Callable[[list[Task]], None],
         on_adopted: Callable[[Task], None],
         on_queued: Callable[[], None],
         on_interrupt: Callable[[str, int], None],
@@ -505,8 +505,8 @@ class Engine:
 
     def _announce(self, key: str, append: Append, decision: Decision, answer: Answer, items: list[Pending]) -> None:
         """What is durable leaves the engine: attempts start, callers and watchers are told."""
-        for task in answer.leased:
-            self.on_leased(task)
+        if answer.leased:
+            self.on_leased(answer.leased)
         if append.hold == 0:
             # What waited under the hold may be claimed now, here and elsewhere.
             self.committer.submit(lambda _store: self.committer.notify(tasks=True, keys=()), _ignore)

@@ -92,6 +92,12 @@ async def read(
     return values
 
 
+async def values_of(payloads: Payloads, callee: Callee, task: Task) -> dict[str, Any]:
+    """The decoded arguments, from wherever they are."""
+    values = inline(payloads, callee, task)
+    return await fetch(payloads, callee, task) if values is None else values
+
+
 async def fetch(payloads: Payloads, callee: Callee, task: Task) -> dict[str, Any]:
     """The decoded arguments, read from the store where they are not at hand."""
     whole: list[Handle] = []

@@ -25,7 +25,6 @@ from treadle.core.tables import (
     DISPATCHED,
     FAILED,
     NONE,
-    NOT_COMPENSABLE,
     OPEN,
     OUTCOMES,
     READY,
@@ -35,7 +34,6 @@ from treadle.core.tables import (
     UNWINDING,
     WAITING,
 )
-from treadle.core.undo import StepUndo
 from treadle.runtime.failure_views import FailureView, failures_of
 from treadle.runtime.replaying import Replay, replay
 from treadle.runtime.scopes import (
@@ -47,6 +45,7 @@ from treadle.runtime.scopes import (
     needs_of,
     place_of,
     scope_views,
+    undo_reason,
 )
 from treadle.store.base import Loaded, SessionRow, TaskRow
 
@@ -184,7 +183,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     inbox: int
     # Of the workflow's own steps, by shown status.
     counts: dict[str, int]
-    # Steps by the status of their undo; those with `none` are left out. What is `undone` does not stand.
+    # Steps, and rows that can be compensated, by the status of their undo; those with `none` are left out. What is
+    # `undone` does not stand.
     undos: dict[str, int]
     steps: list[StepView]
     # Groups, blocks that open their content, and their rows, iterations and branches; those around come first.
@@ -291,7 +291,7 @@ def snapshot_of(loaded: Loaded, told: Replay, sessions: Sequence[SessionRow], no
         owner_worker=workers.get(loaded.owner, ""),
         inbox=len(loaded.inbox),
         counts=counts,
-        undos=dict(Counter(step.undo for step in steps if step.undo != NONE)),
+        undos=_undos(steps, scopes),
         steps=steps,
         scopes=scopes,
         decisions=told.scopes.decisions,
@@ -306,6 +306,12 @@ def snapshot_of(loaded: Loaded, told: Replay, sessions: Sequence[SessionRow], no
         result=_result(run),
         missing=run.missing,
     )
+
+
+def _undos(steps: Sequence[StepView], scopes: Sequence[ScopeView]) -> dict[str, int]:
+    statuses = Counter([step.undo for step in steps] + [scope.undo for scope in scopes])
+    del statuses[NONE]
+    return dict(statuses)
 
 
 def _result(run: RunState) -> Arg:
@@ -363,19 +369,9 @@ def _view(told: Replay, step: StepState, row: TaskRow | None, workers: dict[str,
         added_by=run.states[adder].node.address if adder is not None else "",
         queue=spec.queue,
         undo=step.undo.status if step.undo is not None else NONE,
-        undo_reason=_undo_reason(step.undo),
+        undo_reason=undo_reason(step.undo),
         undo_state=step.undo.state if step.undo is not None else "",
     )
-
-
-def _undo_reason(undo: StepUndo | None) -> str:
-    if undo is None:
-        return ""
-    if undo.failure is not None and undo.status in (FAILED, RUNNING):
-        return f"{undo.failure.code}: {undo.failure.message}"
-    if undo.failure is not None and undo.status == NOT_COMPENSABLE:
-        return undo.failure.message
-    return undo.reason
 
 
 def _started(step: StepState, row: TaskRow | None, *, called: bool) -> float | None:

@@ -17,6 +17,7 @@ from treadle.authoring.sleep import SLEEP
 from treadle.core import inputs as inp
 from treadle.core.commands import Call, Refusal, Task
 from treadle.core.decide import Limits
+from treadle.core.events import decode_events
 from treadle.core.plan import Fragment, Plan, RetryPolicy
 from treadle.errors import (
     DefinitionError,
@@ -28,7 +29,7 @@ from treadle.errors import (
 )
 from treadle.ports import Elector, Environment
 from treadle.runtime.attempts import Finish
-from treadle.runtime.children import call_child
+from treadle.runtime.children import ask_child, call_child
 from treadle.runtime.cycles import Cycles
 from treadle.runtime.engine import Engine
 from treadle.runtime.exchange import RETRY_SECONDS, place_fragments
@@ -144,6 +145,8 @@ class Node:
     async def open(self) -> None:
         """Open the store's session and begin to work."""
         self.loop = asyncio.get_running_loop()
+        # What reads journals is made at its first use, and that must not hold up steps that are under way.
+        decode_events("[]")
         self.reader: Reader = await self._in_reader(self.store.reader)
         self.payloads = Payloads(self.reader, self.blobs, self._in_reader, self._beside)
         self.observers: Observers | None = None
@@ -374,22 +377,23 @@ class Node:
             return None
         return ASYNC if definition.is_async else THREAD
 
-    def _leased(self, task: Task) -> None:
+    def _leased(self, tasks: Sequence[Task]) -> None:
         if not self.engine.closed:
-            self._execute(task)
+            self._execute(tasks)
 
     def _adopted(self, task: Task) -> None:
         """Start a task whose lease came with an answer that was lost, and with it the slot that it had taken."""
         if self.slots.kind(task.action) is None or self.engine.closed:
             return
         self.slots.adopt(task.action)
-        self._execute(task)
+        self._execute([task])
 
-    def _execute_observed(self, task: Task) -> None:
+    def _execute_observed(self, tasks: Sequence[Task]) -> None:
         assert self.observers is not None
-        if self.slots.kind(task.action) is not None:
-            self.observers.attempt_started(task)
-            self.worker.start(task)
+        for task in tasks:
+            if self.slots.kind(task.action) is not None:
+                self.observers.attempt_started(task)
+                self.worker.start([task])
 
     def _knows(self, task: Task) -> bool:
         """Whether a lease is at work here: executed, or on its way back to wait."""
@@ -450,8 +454,8 @@ class Node:
         if room and self._shares_room:
             self._share_room()
         self._shares_room = False
-        for task in tasks:
-            self._leased(task)
+        if tasks:
+            self._leased(tasks)
         if due is not None:
             self._due_at(due)
         if left:
@@ -543,7 +547,10 @@ class Node:
         self.committer.submit(lambda store: store.progress(self.session, [item]), lambda _value, _error: None)
 
     async def call(self, task: Task, values: dict[str, Any], started_at: float) -> str | None:
-        """Make the run that a step calls."""
+        """Make the run that a step calls, or ask it to undo what it did."""
+        child = task.call.child
+        if child is not None and child.unwind:
+            return await ask_child(self, task, child)
         return await call_child(self, task, values, started_at)
 
     async def add_now(self, task: Task, fragments: Sequence[Fragment]) -> None:

@@ -20,8 +20,10 @@ from treadle.core import events as ev
 from treadle.core.canonical import canonical, digest
 from treadle.core.documents import Document, Provenance, moment, moment_or_none
 from treadle.core.events import AnyEvent, Arg, Handle, kind_of
-from treadle.core.plan import decode_plan
-from treadle.core.tables import SUCCEEDED
+from treadle.core.opened import compensation_address
+from treadle.core.plan import Phase, decode_plan
+from treadle.core.state import RunState
+from treadle.core.tables import NONE, SUCCEEDED, UNDONE
 from treadle.runtime.documents import provenance
 from treadle.runtime.inspection import Snapshot, StepView, snapshot_of
 from treadle.runtime.node import Node
@@ -50,19 +52,21 @@ _TOLD: Final = frozenset(
         "prepare_dispatched",
         "undo_dispatched",
         "undo_confirmed",
+        "child_asked",
     }
 )
 _ENTRIES: Final = frozenset(
     {"scope_opened", "scope_settled", "scope_stopped", "row_opened", "iterations_opened", "iterations_settled"}
 )
 _DECISIONS: Final = frozenset({"condition_evaluated", "decision_made", "branch_chosen"})
-_UNDO: Final = frozenset({"step_prepared", "step_undone", "unwound"})
+_UNDO: Final = frozenset({"step_prepared", "step_undone", "unwound", "compensation_opened", "phase_compensated"})
 _UNDO_PREFIXES: Final = ("undo_", "unwinding_")
 # What an event makes of a step's undo status.
 _UNDO_STATUS: Final[dict[str, str]] = {
     "undo_dispatched": "running",
     "undo_reopened": "pending",
     "step_undone": "undone",
+    "undo_not_needed": "none",
     "undo_failed": "failed",
     "undo_not_compensable": "not_compensable",
     "undo_skipped": "skipped",
@@ -121,6 +125,7 @@ def receipt_of(
         entries=[fact for fact in facts if fact.kind in _ENTRIES],
         decisions=[fact for fact in facts if fact.kind in _DECISIONS],
         undo=[fact for fact in facts if _is_undo(fact.kind)],
+        compensations=_compensations(told),
         facts=[fact for fact in facts if not (fact.kind in _ENTRIES | _DECISIONS or _is_undo(fact.kind))],
         summary=summary_of(steps),
     )
@@ -132,16 +137,22 @@ def receipt_of(
 
 def _outcomes(told: Replay, snapshot: Snapshot, undo: Mapping[str, str]) -> list[doc.Outcome]:
     attempts = _attempts(told.events)
-    return [_outcome(view, attempts.get(view.address, []), undo.get(view.address, "none")) for view in snapshot.steps]
+    return [
+        _outcome(told.run, view, attempts.get(view.address, []), undo.get(view.address, "none"))
+        for view in snapshot.steps
+    ]
 
 
-def _outcome(view: StepView, attempts: list[doc.Attempt], undo: str) -> doc.Outcome:
+def _outcome(run: RunState, view: StepView, attempts: list[doc.Attempt], undo: str) -> doc.Outcome:
+    compensated, compensates = _of_rows(run, view.address) if run.compensable else (False, "")
     return doc.Outcome(
         address=view.address,
         action=view.action,
         status=view.shown,
         generation=view.generation,
         undo=undo,
+        compensated=compensated,
+        compensates=compensates,
         optional=view.optional,
         ready_at=moment_or_none(view.ready_at),
         started_at=moment_or_none(view.started_at),
@@ -153,6 +164,45 @@ def _outcome(view: StepView, attempts: list[doc.Attempt], undo: str) -> doc.Outc
         added_by=view.added_by,
         attempts=attempts,
     )
+
+
+def _of_rows(run: RunState, address: str) -> tuple[bool, str]:
+    """Whether a row around a step was compensated, and which row the step compensates, if it does."""
+    step = run.step_at(address)
+    if step is None:
+        return False, ""
+    own = step.around.compensates
+    node = step.node.scope
+    while node is not None:
+        row = run.states[node.number]
+        if row.undo is not None and row.undo.status == UNDONE:
+            return True, ""
+        node = node.scope
+    return False, own.node.address if own is not None else ""
+
+
+def _compensations(told: Replay) -> list[doc.Compensation]:
+    """What became of the rows that something was asked about, in the order in which they had succeeded."""
+    executed: dict[str, list[str]] = {}
+    for _, event in told.events:
+        if isinstance(event, ev.CompensationOpened):
+            executed.setdefault(event.at, []).append(compensation_address(event.at, event.phase, event.entry))
+    found: list[doc.Compensation] = []
+    for row in told.run.compensable:
+        undo, phase, at = row.undo, row.node.spec, row.node.address
+        if undo is None or not isinstance(phase, Phase) or undo.status == NONE:
+            continue
+        found.append(
+            doc.Compensation(
+                row=at,
+                by=phase.compensate,
+                status=undo.status,
+                executed=executed.get(at, []),
+                failure=_fault(undo.failure),
+                reason=undo.reason,
+            )
+        )
+    return found
 
 
 def _attempts(events: Iterable[tuple[float, AnyEvent]]) -> dict[str, list[doc.Attempt]]:
@@ -206,9 +256,9 @@ def summary_of(steps: Sequence[doc.Outcome]) -> doc.Summary:
     outcomes: Counter[str] = Counter()
     actions: Counter[str] = Counter()
     for step in steps:
-        undone = step.undo == "undone"
-        outcomes["undone" if undone else step.status] += 1
-        if step.status == SUCCEEDED and not undone:
+        undone = step.undo == UNDONE or step.compensated
+        outcomes[UNDONE if undone else step.status] += 1
+        if step.status == SUCCEEDED and not undone and not step.compensates:
             actions[step.action] += 1
     return doc.Summary(
         steps=len(steps),

@@ -176,13 +176,19 @@ def _marks(step: StepView) -> list[str]:
     if step.skip_reason:
         causes = [name for name in step.skip_causes if name != step.address]
         said.append(f"({step.skip_reason})" + (f" because of {names(causes)}" if causes else ""))
-    if step.undo != NONE:
-        said.append(f"undo {step.undo}" + (f" ({cut(clean(step.undo_reason), PREVIEW)})" if step.undo_reason else ""))
+    said += _undo_of(step)
     if step.breakpoint:
         said.append(f"⦿ {step.breakpoint}")
     if step.missing_signals:
         said.append(f"⚑ {names(step.missing_signals)}")
     return said
+
+
+def _undo_of(item: StepView | ScopeView) -> list[str]:
+    """What became of an undo, if there is one."""
+    if item.undo == NONE:
+        return []
+    return [f"undo {item.undo}" + (f" ({cut(clean(item.undo_reason), PREVIEW)})" if item.undo_reason else "")]
 
 
 # -- scopes ------------------------------------------------------------------------------------------------------------
@@ -202,6 +208,7 @@ def facts_of(scope: ScopeView) -> list[str]:
     said += [word for word, holds in (("optional", scope.optional), ("detached", scope.detached)) if holds]
     if scope.failure is not None:
         said.append(cut(failure_line(scope.failure.code, scope.failure.message, 0), 2 * PREVIEW))
+    said += _undo_of(scope)
     if scope.status == SKIPPED and scope.causes:
         said.append(f"because of {names(scope.causes)}")
     if scope.waiting_on and scope.status == WAITING:
@@ -222,6 +229,8 @@ def _progress_of(scope: ScopeView) -> list[str]:
         return said
     if scope.kind == "choose" and scope.branch is not None:
         return [f"→ {clean(scope.branch)}" if scope.branch else "no branch"]
+    if scope.kind == "compensation":
+        return [f"compensates {clean(scope.compensates)}"]
     if scope.kind == "row":
         return [f"step {scope.index}", *(["tried again"] if scope.again else [])]
     return []

@@ -351,9 +351,12 @@ class Run(UndoOperations, EffectOperations, Generic[R]):
         """Remove a closed run wholly, and with it the runs that its steps called and waited for.
 
         Raises:
-            ConflictError: it, or one of those, is still open; cancel it first.
+            ConflictError: it, or one of those, is still open; cancel it first. Or another run has called it and waited
+                for it: it is kept as long as that one, whose undo needs it.
         """
         key = await self.key()
+        if caller := await self._caller(key):
+            raise ConflictError(f"run {self.id!r} was called by run {caller!r}, and goes with it; delete that one")
         answer = await self._node.committer.call(lambda store: store.delete(key))
         if answer == "missing":
             raise self._not_found()
@@ -363,6 +366,17 @@ class Run(UndoOperations, EffectOperations, Generic[R]):
             if row.status not in LIVE and not row.leased:
                 state = "runs that it called go on"
             raise ConflictError(f"run {self.id!r} is still open ({state}); cancel it, then delete it")
+
+    async def _caller(self, key: str) -> str:
+        """The id of the run that has called this one and waits for it, while that is there."""
+        reader = self._node.reader
+
+        def read() -> str:
+            found = reader.head(key)
+            caller = reader.run(found[0].parent.partition("/")[0]) if found is not None and found[0].parent else None
+            return caller.id if found is not None and caller is not None and not found[0].detached else ""
+
+        return await self._node.read(read)
 
     async def _request(self, value: inp.AnyInput) -> list[AnyEvent]:
         key = await self.key()

@@ -16,14 +16,15 @@ from treadle.core.addresses import encode_id
 from treadle.core.blocks import AnyBody, bodies_of
 from treadle.core.events import AnyEvent, Arg
 from treadle.core.graph import Node
-from treadle.core.opened import base_of
+from treadle.core.opened import base_of, compensation_address
 from treadle.core.plan import Block, Body, Branch, Choose, Gather, Group, Phase, Phases, Step
 from treadle.core.progress import ChooseProgress, GatherProgress, PhasesProgress
 from treadle.core.resolve import pending_of
 from treadle.core.state import NodeState, RunState, ScopeState, StepState, settled
-from treadle.core.tables import OPEN, WAITING
+from treadle.core.tables import FAILED, NONE, NOT_COMPENSABLE, OPEN, RUNNING, WAITING
+from treadle.core.undo import StepUndo
 
-Kind = Literal["group", "phases", "row", "gather", "iteration", "choose", "branch"]
+Kind = Literal["group", "phases", "row", "compensation", "gather", "iteration", "choose", "branch"]
 _KINDS: Final[dict[type, Kind]] = {
     Group: "group",
     Phases: "phases",
@@ -92,6 +93,11 @@ class ScopeView(msgspec.Struct, frozen=True, kw_only=True):
     phases: PhasesFacts | None = None
     # For a choose: the branch that was chosen, empty for none of them, None while that is open.
     branch: str | None = None
+    # For a row whose phase can be compensated: the status of that; why it failed, is skipped or parked. For a
+    # compensation: the row that it is for.
+    undo: str = NONE
+    undo_reason: str = ""
+    compensates: str = ""
 
 
 class DecisionView(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,6 +139,8 @@ class ScopeHistory:
                 self.finished.update(dict.fromkeys(event.addresses(), time))
             case ev.RowOpened() | ev.IterationsOpened() | ev.BranchChosen() | ev.DecisionMade():
                 self._note_block(run, time, event)
+            case ev.CompensationOpened():
+                self.opened[compensation_address(event.at, event.phase, event.entry)] = time
             case ev.StepsReopened():
                 # A scope that is open again has no end.
                 self.finished = {at: since for at, since in self.finished.items() if _is_settled(run, at)}
@@ -264,7 +272,8 @@ def _view(run: RunState, scope: ScopeState, history: ScopeHistory, opened: dict[
     at = node.address
     around = place_of(node)
     is_open = scope.status == OPEN
-    kind = _KINDS[type(node.spec)]
+    own = scope.compensates if isinstance(node.spec, Phase) else None
+    kind: Kind = _KINDS[type(node.spec)] if own is None else "compensation"
     facts = _facts(run, scope)
     return ScopeView(
         address=at,
@@ -275,7 +284,7 @@ def _view(run: RunState, scope: ScopeState, history: ScopeHistory, opened: dict[
         status=WAITING if is_open and scope.gated else scope.status,
         optional=node.optional,
         detached=is_detached(scope),
-        index=scope.index if kind in ("row", "iteration") else None,
+        index=scope.index if kind in ("row", "iteration", "compensation") else None,
         again=at in history.again,
         opened_at=None if scope.gated else history.opened.get(at, opened.get(around)),
         finished_at=history.finished.get(at),
@@ -288,7 +297,21 @@ def _view(run: RunState, scope: ScopeState, history: ScopeHistory, opened: dict[
         gather=facts if isinstance(facts, GatherFacts) else None,
         phases=facts if isinstance(facts, PhasesFacts) else None,
         branch=scope.block.branch if isinstance(scope.block, ChooseProgress) else None,
+        undo=scope.undo.status if scope.undo is not None else NONE,
+        undo_reason=undo_reason(scope.undo),
+        compensates=own.node.address if own is not None else "",
     )
+
+
+def undo_reason(undo: StepUndo | None) -> str:
+    """Why an undo failed, is skipped or parked."""
+    if undo is None:
+        return ""
+    if undo.failure is not None and undo.status in (FAILED, RUNNING):
+        return f"{undo.failure.code}: {undo.failure.message}"
+    if undo.failure is not None and undo.status == NOT_COMPENSABLE:
+        return undo.failure.message
+    return undo.reason
 
 
 def _facts(run: RunState, scope: ScopeState) -> GatherFacts | PhasesFacts | None:

@@ -50,11 +50,13 @@ class Slots:
             kind = self.kind(action)
         if kind is None or self._closed:
             return False
-        if self._taken[kind] - self._freed[kind] >= self._sizes[kind]:
+        taken = self._taken
+        before = taken[kind]
+        if before - self._freed[kind] >= self._sizes[kind]:
             return False
-        if self._allowed is not None and sum(self._taken) >= self._allowed:
+        if self._allowed is not None and sum(taken) >= self._allowed:
             return False
-        self._taken[kind] += 1
+        taken[kind] = before + 1
         return True
 
     def mark(self) -> object:

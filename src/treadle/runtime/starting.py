@@ -52,6 +52,8 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     # These go before what the workflow says of its run; an empty name is the workflow's.
     name: str = ""
     labels: dict[str, str] = {}
+    # Labels of the run that calls this one; what the run itself is labelled with goes before them.
+    inherited: dict[str, str] = {}
     metadata: dict[str, str] = {}
     breakpoints: list[str] = []
     # The run's data as the text of one JSON object ("" for none), and the names in it.
@@ -125,7 +127,7 @@ async def begin(node: Node, planned: Planned, start: Start, report: Report | Non
     plan = node.with_defaults(planned.plan)
     encoded = encode_plan(plan)
     hash_ = plan_hash(encoded)
-    needs = needs_of(node.engine.graphs.of(hash_, encoded, plan))
+    needs = needs_of(node.engine.graphs.of(hash_, encoded, plan), encoded)
     if needs:
         _check_data(needs, start, node.registry, plan.workflow)
     given = await input_of(node.payloads, planned, start)
@@ -137,7 +139,7 @@ async def begin(node: Node, planned: Planned, start: Start, report: Report | Non
         constants=given.constants,
         breakpoints=start.breakpoints,
         name=start.name or planned.about.name or node.titles.get(plan.workflow, ""),
-        labels={**planned.about.labels, **start.labels},
+        labels={**start.inherited, **planned.about.labels, **start.labels},
         metadata={**planned.about.metadata, **start.metadata},
         parent=start.parent,
         detached=start.detached,

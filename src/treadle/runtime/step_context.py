@@ -29,6 +29,8 @@ from treadle.runtime.readings import OnLoop, Ready
 from treadle.runtime.streams import Stream, Yielded
 
 T = TypeVar("T")
+# Results that bring more than their value.
+UNUSUAL: Final = frozenset({Patch, Listed, Yielded})
 _NO_DATA: Mapping[str, Any] = MappingProxyType({})
 _data_of = codec.adapter(dict[str, Any]).decode
 # A report is journaled when its attempt does not succeed, so it has to be small.
@@ -163,23 +165,20 @@ class RunningStep(msgspec.Struct, eq=False):
     _additions: Additions | None = None
     _logger: logging.LoggerAdapter[logging.Logger] | None = None
     _data: Mapping[str, Any] | None = None
-    _out: LineOutput | None = None
     # The run's data as JSON text, read before the step's code starts; "" for none.
     data_text: str = ""
+    # What it writes, once it has begun to.
+    lines: LineOutput | None = None
     # What the step adds when it succeeds, the variables that it sets, the items that it found for a gather.
-    fragments: list[Fragment] = []
+    fragments: tuple[Fragment, ...] = ()
     patch: dict[str, Any] | None = None
     items: list[Any] | None = None
     # Where the items lie, if they are stored already.
     chunks: Items | None = None
     # What it makes beside its value.
     making: Making | None = None
-
-    @property
-    def brings_more(self) -> bool:
-        """Whether the step has more to give than its result."""
-        found = self.items is not None or self.chunks is not None or self.making is not None
-        return found or bool(self.fragments) or self.patch is not None
+    # Whether it has any of these to give.
+    brings_more: bool = False
 
     def take(self, value: Any) -> Any:
         """The value of what the step returned; what else it brings is kept here."""
@@ -187,12 +186,15 @@ class RunningStep(msgspec.Struct, eq=False):
         if kind is Patch:
             patch: Patch[Any] = value
             self.patch = patch.state
+            self.brings_more = True
             return patch.value
         if kind is Listed:
             self.items = value.items
+            self.brings_more = True
             return None
         if kind is Yielded:
             self.chunks = value.items
+            self.brings_more = self.brings_more or value.items is not None
             return value.text
         return value
 
@@ -261,14 +263,9 @@ class RunningStep(msgspec.Struct, eq=False):
     @property
     def out(self) -> LineOutput:
         """Where the step writes lines for people to read."""
-        if self._out is None:
-            self._out = LineOutput(self)
-        return self._out
-
-    def close(self) -> None:
-        """The attempt has its outcome: a line that was begun counts as one."""
-        if self._out is not None:
-            self._out.flush()
+        if self.lines is None:
+            self.lines = LineOutput(self)
+        return self.lines
 
     @property
     def attempt(self) -> int:
@@ -425,7 +422,8 @@ class RunningStep(msgspec.Struct, eq=False):
         fragments = [Fragment(blocks=item.blocks, constants=item.constants, into=item.into) for item in found]
         if now:
             return self._worker.add_now(self._task, fragments)
-        self.fragments += fragments
+        self.fragments += tuple(fragments)
+        self.brings_more = True
         return _DONE
 
     # -- effects -------------------------------------------------------------------------------------------------
@@ -452,6 +450,7 @@ class RunningStep(msgspec.Struct, eq=False):
         self._check_effects("make artifacts")
         if self.making is None:
             self.making = self._worker.making(self._task)
+            self.brings_more = True
         making = self.making
         draft = making.named(name, content, id, kind, content_type, metadata)
         loop = self._worker.loop

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from treadle.core import events as ev
 from treadle.core import inputs as inp
 from treadle.core.events import AnyEvent
+from treadle.core.plan import Phase
+from treadle.core.state import NodeState, ScopeState
 from treadle.core.undo import undo_of
 from treadle.core.unwinding import undo_stack
 from treadle.errors import StepNotFoundError
-from treadle.runtime.replaying import replay
+from treadle.runtime.replaying import Replay, replay
 from treadle.store.base import Loaded
 
 
 class UndoEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """A step whose effect stands and can be undone. `state` is the handle of its undo state, if it prepared one."""
+    """A step whose effect stands and can be undone, or a row whose phase can be compensated.
+
+    Of a row, `action` is its phase and `undo` the compensating one. A step that calls a workflow has no `undo`: what
+    the run that it has called did is undone, and `state` is the handle of that run's key.
+    """
 
     address: str
+    kind: Literal["step", "call", "row"] = "step"
     action: str
     undo: str
     resource: str
+    # The handle of the undo state, if the step prepared one.
     state: str
     # The step's outcome: one that acted in part is undone too.
     outcome: str
@@ -33,24 +43,39 @@ def stack_of(loaded: Loaded, to: str = "") -> list[UndoEntry]:
     Raises:
         StepNotFoundError: there is no such step.
     """
-    run = replay(loaded).run
+    told = replay(loaded)
+    run = told.run
     if to and run.step_at(to) is None:
         raise StepNotFoundError(f"run {run.run_id!r} has no step {to!r}", run_id=run.run_id)
-    entries: list[UndoEntry] = []
-    for step in undo_stack(run, to):
-        declared = step.spec.undo
-        assert declared is not None
-        entry = UndoEntry(
-            address=step.node.address,
-            action=step.spec.action,
-            undo=declared.action,
-            resource=declared.resource,
-            state=undo_of(step).state,
-            outcome=step.status,
-            finished_at=step.finished_at,
+    return [_entry(told, state) for state in undo_stack(run, to)]
+
+
+def _entry(told: Replay, state: NodeState) -> UndoEntry:
+    at = state.node.address
+    if isinstance(state, ScopeState):
+        phase = state.node.spec
+        assert isinstance(phase, Phase)
+        return UndoEntry(
+            address=at,
+            kind="row",
+            action=phase.id,
+            undo=phase.compensate,
+            resource="",
+            state="",
+            outcome=state.status,
+            finished_at=told.scopes.finished.get(at, 0.0),
         )
-        entries.append(entry)
-    return entries
+    declared = state.spec.undo
+    return UndoEntry(
+        address=at,
+        kind="step" if declared is not None else "call",
+        action=state.spec.action,
+        undo=declared.action if declared is not None else "",
+        resource=declared.resource if declared is not None else "",
+        state=undo_of(state).state,
+        outcome=state.status,
+        finished_at=state.finished_at,
+    )
 
 
 def reopened(events: list[AnyEvent]) -> list[str]:

@@ -20,7 +20,6 @@ from treadle.core.progress import ChooseProgress
 from treadle.core.state import ScopeState, StepState, settled
 from treadle.core.tables import CANCELLED, DISPATCHED, FAILED, OUTCOMES, PENDING, READY, SKIPPED, SUCCEEDED
 from treadle.core.undo import UNFINISHED
-from treadle.core.undo_attempts import undo_runs
 from treadle.errors import StepNotFoundError
 from treadle.runtime.inspection import (
     CANCELLING,
@@ -36,6 +35,8 @@ from treadle.runtime.replaying import Replay, replay
 from treadle.runtime.scopes import needs_of
 from treadle.runtime.why_scopes import CODES as SCOPE_CODES
 from treadle.runtime.why_scopes import Missing, missing_reason, scope_reasons, stopped_reason
+from treadle.runtime.why_undo import CODES as UNDO_CODES
+from treadle.runtime.why_undo import all_rows, count, history_of, row_reasons, unwinding_reason
 from treadle.store.base import Loaded, SessionRow, TaskRow
 
 # Every code with its meaning, for documentation and for `treadle schema`.
@@ -63,9 +64,6 @@ CODES: Final[dict[str, str]] = {
     "no_owner": "inputs of the run wait and no process decides it yet",
     "no_process": "no living process is connected to the store",
     "undecided": "an attempt has ended and its outcome is not decided yet",
-    "unwinding": "the run is being unwound: what its steps did is undone",
-    "undo": "the step's undo waits for undos of other steps, or for room",
-    "undoing": "the step's undo is being executed, or follows",
     "added": "the step came into the run",
     "ready": "no fence held the step any more",
     "dispatched": "an attempt could start",
@@ -76,9 +74,7 @@ CODES: Final[dict[str, str]] = {
     "succeeded": "the step succeeded",
     "failed": "the step failed for good",
     "cancelled": "the step was cancelled",
-    "prepared": "the step's undo state was kept before it acted",
-    "undo_failed": "an attempt to undo the step failed",
-    "undone": "what the step did was taken back, or will not be",
+    **UNDO_CODES,
     **SCOPE_CODES,
 }
 
@@ -140,6 +136,7 @@ def why(
     reasons.sort(key=lambda reason: reason.code == "needs")
     if run.unwindings:
         reasons += [reason for state in run.steps() for reason in _undo_reasons(scene, state)]
+        reasons += all_rows(run)
     return [*_run_reasons(scene, loaded), *reasons]
 
 
@@ -159,17 +156,12 @@ def _run_reasons(scene: _Scene, loaded: Loaded) -> Iterator[Reason]:
     if shown in (PAUSED, PAUSING):
         text = "the run is paused: no step starts until it is resumed"
         if shown == PAUSING:
-            text = f"the run is pausing: {_count(leased, 'attempt')} still run; nothing else starts until it is resumed"
+            text = f"the run is pausing: {count(leased, 'attempt')} still run; nothing else starts until it is resumed"
         yield Reason(code="pause", kind="fence", message=text, at=scene.told.paused_at)
     elif shown == CANCELLING:
-        text = f"the run is being cancelled: {_count(leased, 'attempt')} still run, and nothing new starts"
+        text = f"the run is being cancelled: {count(leased, 'attempt')} still run, and nothing new starts"
         yield Reason(code="cancel", kind="fence", message=text)
-    for unwinding in run.unwindings.values():
-        where = unwinding.scope.node.address or "the run"
-        ends = sum(1 for step in unwinding.below if step.tasked and not undo_runs(step))
-        text = f"{where} is being unwound: {_count(unwinding.left, 'undo')} left of {len(unwinding.taken)}"
-        text += f", once {_count(ends, 'attempt')} ended" if ends else ""
-        yield Reason(code="unwinding", message=text)
+    yield from map(unwinding_reason, run.unwindings.values())
     yield from _deciders(scene, loaded)
 
 
@@ -180,7 +172,7 @@ def _deciders(scene: _Scene, loaded: Loaded) -> Iterator[Reason]:
         yield Reason(code="no_process", kind="capacity", message=text)
     if not loaded.inbox:
         return
-    inputs = _count(len(loaded.inbox), "input")
+    inputs = count(len(loaded.inbox), "input")
     if not loaded.owner:
         yield Reason(code="no_owner", kind="capacity", message=f"{inputs} wait and no process decides the run yet")
     elif loaded.owner not in alive:
@@ -229,6 +221,7 @@ def _scope_reasons(scene: _Scene, scope: ScopeState) -> Iterator[Reason]:
     ended = scene.told.scopes.finished.get(at)
     for reason in scope_reasons(run, scope):
         yield msgspec.structs.replace(reason, at=ended) if settled(scope) else reason
+    yield from row_reasons(run, scope)
     if not settled(scope):
         for name in held_by(run, scope):
             text = f"held by the breakpoint after {name}; release it"
@@ -321,6 +314,10 @@ def _undo_reasons(scene: _Scene, step: StepState) -> Iterator[Reason]:
     if undo.status == PENDING:
         text = "its undo waits for those of steps that began after it ended, for its resource, or for room"
         yield Reason(step=at, code="undo", kind="fence", message=text)
+    elif step.node.number in scene.told.run.asked_runs:
+        child = scene.told.children.get(at, "")
+        text = f"the run {child!r} that it called undoes what it did; ask why of that one"
+        yield Reason(step=at, code="child", message=text, on=[child])
     elif row is None:
         text = "an attempt to undo it has ended; its outcome waits to be decided"
         yield Reason(step=at, code="undecided", kind="capacity", message=text)
@@ -337,9 +334,7 @@ def _undo_reasons(scene: _Scene, step: StepState) -> Iterator[Reason]:
 
 
 def _next_probe(poll: Polling, due: float, left: float, now: float) -> str:
-    text = (
-        f"waits for its next probe at {clock_time(due)}, in {left:.1f} s; {_count(poll.probes, 'probe')} said not yet"
-    )
+    text = f"waits for its next probe at {clock_time(due)}, in {left:.1f} s; {count(poll.probes, 'probe')} said not yet"
     return f"{text}; it gives up in {max(poll.deadline - now, 0.0):.1f} s" if poll.deadline else text
 
 
@@ -363,7 +358,7 @@ def _queued(scene: _Scene, row: TaskRow) -> Iterator[Reason]:
         workers = f"all slots of {listing([session.worker for session in able[:NAMED]], len(able))} are busy"
         text = f"waits in queue {task.queue!r}: {workers}"
         if ahead:
-            text = f"waits in queue {task.queue!r} behind {_count(ahead, 'task')}: {workers}"
+            text = f"waits in queue {task.queue!r} behind {count(ahead, 'task')}: {workers}"
         yield Reason(step=at, code="busy", kind="capacity", message=text, on=[session.worker for session in able])
 
 
@@ -463,25 +458,7 @@ def _ended(event: AnyEvent) -> tuple[str, str] | None:
         case ev.StepCancelled():
             return CANCELLED, "cancelled"
         case _:
-            return _of_undo(event)
-
-
-def _of_undo(event: AnyEvent) -> tuple[str, str] | None:
-    match event:
-        case ev.StepPrepared():
-            return "prepared", "prepared: its undo state is kept"
-        case ev.UndoDispatched(check=check):
-            return "undoing", "asked whether its undo is safe" if check else "an attempt to undo it was dispatched"
-        case ev.UndoAttemptFailed(failure=failure) | ev.UndoFailed(failure=failure):
-            return "undo_failed", f"its undo failed: {failure.code}: {failure.message}"
-        case ev.UndoNotCompensable(failure=failure):
-            return "undone", f"cannot be undone: {failure.message}"
-        case ev.UndoSkipped(reason=reason) | ev.UndoParked(reason=reason):
-            return "undone", f"its undo was {'skipped' if isinstance(event, ev.UndoSkipped) else 'parked'} ({reason})"
-        case ev.StepUndone():
-            return "undone", "undone"
-        case _:
-            return None
+            return history_of(event)
 
 
 def _of_upstream(event: AnyEvent, needs: set[str]) -> tuple[str, str] | None:
@@ -514,7 +491,3 @@ def _of_run(event: AnyEvent, step: StepState) -> tuple[str, str] | None:
             return "cancel", f"a {'hard' if hard else 'soft'} cancel was asked for"
         case _:
             return None
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"

@@ -247,6 +247,8 @@ def _stop_text(run: RunState, scope: ScopeState) -> str:
         if isinstance(progress, GatherProgress) and progress.winner >= 0:
             first = f": {base_of(scope)}[{progress.winner}]"
         return f"the first success is enough for {at}{first}"
+    if scope.compensates is not None and scope.stopping != "failed":
+        return f"{at} was told to end ({scope.stopping})"
     causes = [run.states[number].node.address for number in scope.bad]
     what = "row" if isinstance(scope.node.spec, Phase) else "gather"
     return f"its {what} {at} failed because of {listing(causes[:NAMED], len(causes))}"

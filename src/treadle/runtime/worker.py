@@ -12,7 +12,7 @@ import concurrent.futures
 import contextlib
 import contextvars
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any, cast
@@ -20,11 +20,10 @@ from typing import Any, cast
 import msgspec
 
 from treadle.authoring.bound import kind_of
-from treadle.authoring.cells import Patch
 from treadle.authoring.context import step_context
 from treadle.authoring.durations import seconds_of
 from treadle.authoring.registry import Registry
-from treadle.authoring.turns import Turns, begin, rest
+from treadle.authoring.turns import RETURNED, Turns, rest
 from treadle.core.commands import Task
 from treadle.core.effects import Artifact
 from treadle.core.events import Handle
@@ -43,13 +42,11 @@ from treadle.errors import (
     StoreFullError,
     StoreUnavailableError,
     TreadleError,
-    UnregisteredStepError,
 )
 from treadle.ports import Clock, Threads
 from treadle.runtime.artifacts import ArtifactStream, Making
 from treadle.runtime.attempts import Attempt, Finish, Postpone, Steps
-from treadle.runtime.builtins import Listed
-from treadle.runtime.callee import Callee
+from treadle.runtime.callee import Callee, Callees
 from treadle.runtime.exchange import (
     fetch,
     inline,
@@ -58,19 +55,19 @@ from treadle.runtime.exchange import (
     place_items,
     place_patch,
     read,
+    values_of,
 )
 from treadle.runtime.failures import ErrorText, describe
 from treadle.runtime.middleware import Middleware, around
 from treadle.runtime.payloads import Payloads, Row
 from treadle.runtime.probes import next_probe
 from treadle.runtime.slots import ASYNC, THREAD, TIMER, Slots
-from treadle.runtime.step_context import RunningStep
-from treadle.runtime.streams import Yielded
+from treadle.runtime.step_context import UNUSUAL, RunningStep
 
-# Results that bring more than their value.
-UNUSUAL = frozenset({Patch, Listed, Yielded})
 # Shared by the outcomes without payload rows; never changed.
 _NO_ROWS: list[Row] = []
+# Likewise of those that set no variables.
+_NO_PATCH: dict[str, Handle] = {}
 
 
 class Worker:
@@ -110,11 +107,7 @@ class Worker:
         self._on_free = on_free
         self._loop = asyncio.get_running_loop()
         self._now: Callable[[], float] = clock.now
-        # By action's name, as of so many changes of the registry.
-        self._callees: dict[str, Callee] = {}
-        # Workflows that steps call.
-        self._callers: dict[str, Callee] = {}
-        self._changes = registry.changes
+        self._callees = Callees(registry, middleware)
         # By lease: a store gives no number twice.
         self.active: dict[int, Attempt] = {}
         self._turns = Turns(self._loop, self._run_async)
@@ -122,8 +115,9 @@ class Worker:
         self.stuck = 0
         self._done: deque[Callable[[], None]] = deque()
         self._ringing = False
-        self._idle: asyncio.Event = asyncio.Event()
-        self._idle.set()
+        self._abandoned = False
+        # Where somebody waits until no attempt is live.
+        self._idle: asyncio.Event | None = None
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -132,22 +126,36 @@ class Worker:
 
     # -- life ------------------------------------------------------------------------------------------------
 
-    def start(self, task: Task) -> None:
-        """Execute a leased task; its slot is taken already."""
-        kind = self.slots.kind(task.action)
-        if kind is None:
-            # It was leased for a session that executes more than this process knows now.
-            return
-        attempt = Attempt(task, kind, self._now())
-        self.active[task.lease] = attempt
-        if kind == TIMER:
+    def start(self, tasks: Sequence[Task]) -> None:
+        """Execute leased tasks; their slots are taken already."""
+        active, kind_of_action, now = self.active, self.slots.kind, self._now()
+        for task in tasks:
+            kind = kind_of_action(task.action)
+            if kind is None:
+                # It was leased for a session that executes more than this process knows now.
+                continue
+            call = task.call
+            if kind == ASYNC and call.timeout is None and not call.deadline and call.child is None:
+                attempt = active[task.lease] = Attempt(task, kind, now, RunningStep(self, task, now))
+                self._turns.add(attempt)
+            else:
+                active[task.lease] = attempt = Attempt(task, kind, now)
+                self._start(attempt)
+                if self._abandoned:
+                    # It has ended at once, and in telling that the session was found to be lost.
+                    return
+
+    def _start(self, attempt: Attempt) -> None:
+        task = attempt.task
+        if attempt.kind == TIMER:
             self._ring_timer(attempt)
             return
         if (task.call.timeout is not None or task.call.deadline) and not self._arm(attempt):
             return
         if task.call.child is not None:
             attempt.handle = self._loop.create_task(self._run_child(attempt))
-        elif kind == ASYNC:
+        elif attempt.kind == ASYNC:
+            attempt.context = RunningStep(self, task, attempt.started_at)
             self._turns.add(attempt)
         else:
             attempt.handle = self._loop.create_task(self._run_in_thread(attempt))
@@ -164,6 +172,7 @@ class Worker:
 
     def abandon(self) -> None:
         """The session is lost: end everything and report nothing."""
+        self._abandoned = True
         for attempt in list(self.active.values()):
             attempt.settled = True
             if attempt.context is not None:
@@ -172,12 +181,12 @@ class Worker:
                 attempt.handle.cancel()
         self.active.clear()
         self._turns.clear()
-        self._idle.set()
+        self._tell_idle()
 
     async def drained(self) -> None:
         """Wait until no attempt is live."""
         while self.active:
-            self._idle.clear()
+            self._idle = asyncio.Event()
             await self._idle.wait()
 
     def _ring_timer(self, attempt: Attempt) -> None:
@@ -191,7 +200,7 @@ class Worker:
     async def _fall_asleep(self, attempt: Attempt) -> None:
         task = attempt.task
         try:
-            callee = self._callee(task)
+            callee = self._callees.of(task)
             values = inline(self.payloads, callee, task)
             if values is None:
                 values = await fetch(self.payloads, callee, task)
@@ -206,40 +215,52 @@ class Worker:
 
     # -- execution ---------------------------------------------------------------------------------------------
 
-    async def _run_async(self, attempt: Attempt) -> None:
-        task = attempt.task
+    def _run_async(self, attempt: Attempt) -> Coroutine[Any, Any, None] | None:
+        """Run an async step until it waits; gives the rest, None if it is over."""
+        task, context = attempt.task, attempt.context
+        assert context is not None
         try:
-            callee = self._callees.get(task.action)
-            if callee is None or self._changes != self.registry.changes or task.call.poll is not None:
-                callee = self._callee(task)
+            callee = self._callees.of(task)
             values = inline(self.payloads, callee, task)
-            context = attempt.context = RunningStep(self, task, attempt.started_at)
             if values is None or task.call.data:
-                self._turns.keep(attempt)
-                values = await read(self.payloads, callee, task, values, context)
+                return self._go_on(attempt, callee, context, self._read_and_run(task, callee, values, context))
             scope = contextvars.copy_context()
-            try:
-                scope.run(step_context.set, context)
-                coroutine, awaited = scope.run(begin, callee.invoke, values)
-            except StopIteration as end:
-                value = end.value
-            else:
-                self._turns.keep(attempt)
-                value = await rest(scope, coroutine, awaited)
+            carrier = self._turns.carrier
+            awaited = scope.run(carrier.send, (context, callee.invoke, (values,)))
+            if awaited is not RETURNED:
+                return self._go_on(attempt, callee, context, rest(scope, carrier, awaited))
+            value = carrier.take()
             text = callee.encode(context.take(value) if kind_of(value) in UNUSUAL else value)
         except BaseException as error:  # noqa: BLE001 - whatever user code raises becomes the attempt's outcome
-            self._slot_free(attempt)
-            self._turns.keep(attempt)
-            if not attempt.settled:
-                if isinstance(error, asyncio.CancelledError):
-                    # Cancelled by something else than the worker: the step cancelled itself.
-                    error = RuntimeError("the step was cancelled from inside the program")
-                await self._raised(attempt, error)
+            return self._caught(attempt, error)
+        return self._ended(attempt, context, text)
+
+    async def _read_and_run(
+        self, task: Task, callee: Callee, values: dict[str, Any] | None, context: RunningStep
+    ) -> Any:
+        """An async step whose arguments have to be read first."""
+        values = await read(self.payloads, callee, task, values, context)
+        step_context.set(context)
+        return await callee.invoke(values)
+
+    async def _go_on(self, attempt: Attempt, callee: Callee, context: RunningStep, ending: Awaitable[Any]) -> None:
+        """Await the end of a step that has begun."""
+        try:
+            value = await ending
+            text = callee.encode(context.take(value) if kind_of(value) in UNUSUAL else value)
+        except BaseException as error:  # noqa: BLE001 - as in _run_async
+            await self._caught(attempt, error)
             return
+        if (more := self._ended(attempt, context, text)) is not None:
+            await more
+
+    def _ended(self, attempt: Attempt, context: RunningStep, text: str) -> Coroutine[Any, Any, None] | None:
+        """An async step has returned: hand in its outcome, or give what there is to do for that."""
         self.slots.put_back(ASYNC)
         if attempt.settled:
             self._on_free()
         elif text and len(text) <= 1024 and not context.brings_more:
+            task = attempt.task
             outcome = Outcome(
                 number=task.number,
                 generation=task.generation,
@@ -249,16 +270,27 @@ class Worker:
                 worker=self.name,
                 started_at=attempt.started_at,
                 result="=" + text,
+                patch=_NO_PATCH,
             )
-            self._settle(attempt, outcome, _NO_ROWS)
+            self._leave(attempt)
+            self._finish(task, outcome, _NO_ROWS)
         else:
-            self._turns.keep(attempt)
-            await self._returned(attempt, text)
+            return self._returned(attempt, text)
+        return None
+
+    async def _caught(self, attempt: Attempt, error: BaseException) -> None:
+        """An async step has raised, or could not begin."""
+        self._slot_free(attempt)
+        if not attempt.settled:
+            if isinstance(error, asyncio.CancelledError):
+                # Cancelled by something else than the worker: the step cancelled itself.
+                error = RuntimeError("the step was cancelled from inside the program")
+            await self._raised(attempt, error)
 
     async def _run_in_thread(self, attempt: Attempt) -> None:
         task = attempt.task
         try:
-            callee = self._callee(task)
+            callee = self._callees.of(task)
             values = inline(self.payloads, callee, task)
             context = attempt.context = RunningStep(self, task, attempt.started_at, True)
             values = await read(self.payloads, callee, task, values, context)
@@ -344,16 +376,18 @@ class Worker:
             self.to_loop(partial(done.set_result, value))
 
     async def _run_child(self, attempt: Attempt) -> None:
-        """Make the run that the step calls; the attempt ends with that, and the step goes on without a slot."""
+        """Make the run that the step calls, or ask it to undo what it did: with that the attempt ends.
+
+        The step, or its undo, goes on without a slot.
+        """
         attempt.calling = True
         task = attempt.task
         rows: list[Row] = []
         result: Handle | None = None
         try:
-            callee = self._callee(task)
-            values = inline(self.payloads, callee, task)
-            if values is None:
-                values = await fetch(self.payloads, callee, task)
+            # To undo a call neither the arguments are needed, nor the workflow.
+            unwinds = task.call.child is not None and task.call.child.unwind
+            values = {} if unwinds else await values_of(self.payloads, self._callees.of(task), task)
             text = await patiently(partial(self.steps.call, task, values, attempt.started_at))
             if text is not None:
                 result = await patiently(partial(self.payloads.place, text, rows))
@@ -423,32 +457,6 @@ class Worker:
 
     # -- arguments and results -----------------------------------------------------------------------------------
 
-    def _callee(self, task: Task) -> Callee:
-        """What a task calls."""
-        if self._changes != self.registry.changes:
-            # In a notebook a function is defined again under its name.
-            self._callees.clear()
-            self._callers.clear()
-            self._changes = self.registry.changes
-        action = task.action
-        if task.call.child is not None:
-            return self._caller(action)
-        found = self._callees.get(action)
-        if found is None:
-            found = self._callees[action] = Callee(action, self.registry.get(action), self.middleware)
-        return found if task.call.poll is None else found.probing()
-
-    def _caller(self, action: str) -> Callee:
-        found = self._callers.get(action)
-        if found is None:
-            definition = self.registry.workflow(action)
-            if definition is None:
-                raise UnregisteredStepError(
-                    f"no workflow {action!r} is registered here; import the module that defines it"
-                )
-            found = self._callers[action] = Callee(action, definition, ())
-        return found
-
     async def _returned(self, attempt: Attempt, text: str) -> None:
         if not text:
             self._not_yet(attempt)
@@ -504,16 +512,7 @@ class Worker:
     # -- ends ------------------------------------------------------------------------------------------------------
 
     def _base(self, attempt: Attempt) -> dict[str, Any]:
-        task = attempt.task
-        return {
-            "number": task.number,
-            "generation": task.generation,
-            "attempt": task.attempt,
-            "lease": task.lease,
-            "session": self.session,
-            "worker": self.name,
-            "started_at": attempt.started_at,
-        }
+        return {**attempt.facts(), "session": self.session, "worker": self.name}
 
     def _failed(self, attempt: Attempt, status: str = "failed") -> dict[str, Any]:
         """What the outcome of an attempt that did not succeed says: what it reported is for the next one."""
@@ -530,11 +529,15 @@ class Worker:
         attempt.settled = True
         if attempt.timer is not None:
             attempt.timer.cancel()
-        if attempt.context is not None:
-            attempt.context.close()
-        task = attempt.task
-        self.active.pop(task.lease, None)
-        if not self.active:
+        context = attempt.context
+        if context is not None and context.lines is not None:
+            # The attempt has its outcome: a line that was begun counts as one.
+            context.lines.flush()
+        self.active.pop(attempt.task.lease, None)
+        self._tell_idle()
+
+    def _tell_idle(self) -> None:
+        if self._idle is not None and not self.active:
             self._idle.set()
 
     def _not_yet(self, attempt: Attempt) -> None:
@@ -581,14 +584,11 @@ class Worker:
         if attempt.kind == THREAD:
             self.stuck += 1
         self._settle(attempt, outcome, [])
-        if attempt.kind == ASYNC and (attempt.handle is None or self._is_unborn_call(attempt)):
+        if attempt.kind == ASYNC and (attempt.handle is None or attempt.is_unborn_call):
             # It never begins, so nothing in it frees the slot.
             self._slot_free(attempt)
         if attempt.handle is not None and attempt.cancellable:
             attempt.handle.cancel()
-
-    def _is_unborn_call(self, attempt: Attempt) -> bool:
-        return attempt.task.call.child is not None and not attempt.calling
 
     def _slot_free(self, attempt: Attempt) -> None:
         self.slots.put_back(attempt.kind)

@@ -12,13 +12,13 @@ import msgspec
 
 from treadle.authoring.bound import or_default
 from treadle.authoring.builder import PlanBuilder
-from treadle.authoring.cells import Cell, Patch, Row
+from treadle.authoring.cells import Cell, Compensation, Patch, Row
 from treadle.authoring.context import context
 from treadle.authoring.decorators import predicate, step
 from treadle.authoring.openings import Case, case, choose, gather, holds
 from treadle.authoring.options import Retry
 from treadle.authoring.phases import LanePlan, Phase, Phases, Rule
-from treadle.errors import Retryable
+from treadle.errors import NotCompensable, Retryable
 from treadle.testing.sim_conduct import Conduct, fraction, value_of
 from treadle.testing.sim_workload import OBSERVER, Planner, heavy_truth, registry, truth
 
@@ -28,7 +28,7 @@ VARIABLES = ("v0", "v1", "v2")
 # -- what cells and rules do -------------------------------------------------------------------------------------------
 
 
-def facts_of(told: Cell | Row) -> dict[str, Any]:
+def facts_of(told: Cell | Row | Compensation) -> dict[str, Any]:
     """What of a cell's or a rule's place does not depend on when it is looked at."""
     facts = {"phase": told.phase, "index": told.index, "step": told.step, "entry": told.entry}
     values = told.previous if isinstance(told, Cell) else told.lanes
@@ -47,9 +47,51 @@ def rule_truth(facts: Mapping[str, Any]) -> bool:
     return crc32(msgspec.json.encode(facts, order="deterministic")) % 3 == 0
 
 
+def back_value(address: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a cell of a compensating phase returns."""
+    return {"of": address, "sum": crc32(msgspec.json.encode([address, facts], order="deterministic")), "odd": False}
+
+
 @step(registry=registry, name="sim:cell")
 async def cell(cell: Cell) -> Any:
     """A cell: its value is made of all that it sees."""
+    return await _fill(cell)
+
+
+def _look(cell: Cell) -> dict[str, Any]:
+    OBSERVER.get().asked(context(), "prepares", "")
+    return facts_of(cell)
+
+
+async def _take_back(cell: Cell, state: dict[str, Any]) -> None:
+    own = context()
+    wrong = state != facts_of(cell)
+    OBSERVER.get().asked(own, "undoes", f"its state is {state}, its cell {cell}" if wrong else "")
+    await asyncio.sleep(fraction("take back", own.step, own.attempt))
+    if fraction("stuck", own.step, own.generation, own.attempt) < 0.1:
+        raise NotCompensable("there is no way back") if own.attempt % 2 else ValueError("it cannot be taken back")
+
+
+@step(registry=registry, name="sim:sure-cell", prepare=_look, undo=_take_back)
+async def sure_cell(cell: Cell) -> Any:
+    """A cell that can be undone."""
+    return await _fill(cell)
+
+
+@step(registry=registry, name="sim:back")
+async def back(told: Compensation) -> Any:
+    """A cell of a compensating phase: its value is made of all that it sees."""
+    own = context()
+    number = OBSERVER.get().began(own)
+    await asyncio.sleep(2 * fraction("back", own.step, own.attempt))
+    if fraction("fails", own.step, own.generation, own.attempt) < 0.15:
+        raise NotCompensable("too late") if own.attempt % 2 else ValueError("it is not taken back")
+    value = back_value(own.step, facts_of(told))
+    OBSERVER.get().ended(number, value)
+    return value
+
+
+async def _fill(cell: Cell) -> Any:
     own = context()
     number = OBSERVER.get().began(own)
     await asyncio.sleep(2 * fraction("sleep", own.step, own.attempt))
@@ -248,8 +290,10 @@ class BlockPlanner(Planner):
         state: dict[str, Any] = {variable: rng.randrange(7) for variable in VARIABLES[: rng.randrange(4)]}
         if self.placed and rng.random() < 0.3:
             state["v1"] = or_default(rng.choice(self.placed)["sum"], 3)
+        named = sorted({row.compensate for row in rows if row.compensate})
         made = Phases(
             *rows,
+            compensations=[Phase(id_, self._backs(builder, depth)) for id_ in named],
             policies=policies,
             otherwise=Rule.stop(id="else") if policies and rng.random() < 0.7 else None,
             start=rng.choice(["", *ids]),
@@ -265,7 +309,21 @@ class BlockPlanner(Planner):
         cells = {lane: self._cell(builder, depth) for lane in ("a", "b", "c")[: rng.choice((1, 1, 2, 3))]}
         detached = {"d": self._cell(builder, depth)} if rng.random() < 0.3 else {}
         retry = Retry(attempts=rng.choice((2, 3)), initial=rng.choice((0, 0.5))) if rng.random() < 0.4 else None
-        return Phase(id_, cells, detached=detached, policy=rng.choice(policies) if policies else "", retry=retry)
+        policy = rng.choice(policies) if policies else ""
+        # Some phases share a compensating one.
+        by = rng.choice(("", "", f"un{id_}", "back"))
+        return Phase(id_, cells, detached=detached, policy=policy, retry=retry, compensate=by)
+
+    def _backs(self, builder: PlanBuilder, depth: int) -> dict[str, Any]:
+        """The cells of a compensating phase."""
+        rng = self.rng
+        cells: dict[str, Any] = {}
+        for lane in ("a", "b")[: rng.choice((1, 1, 2))]:
+            retry = Retry(attempts=3, initial=rng.choice((0, 0.3)))
+            cells[lane] = back.options(retry=retry) if rng.random() < 0.5 else back
+            if depth < 2 and rng.random() < 0.2:
+                cells[lane] = LanePlan(lambda: self._body(builder, depth))
+        return cells
 
     def _cell(self, builder: PlanBuilder, depth: int) -> Any:
         rng = self.rng
@@ -276,7 +334,8 @@ class BlockPlanner(Planner):
             options["retry"] = Retry(attempts=3, initial=rng.choice((0, 0.3)))
         if rng.random() < 0.15:
             options["optional"] = True
-        return cell.options(**options) if options else cell
+        function: Any = cell if rng.random() < 0.5 else sure_cell
+        return function.options(**options) if options else function
 
 
 def _rules(rng: random.Random, ids: list[str]) -> list[Rule]:

@@ -11,6 +11,8 @@ from zlib import crc32
 import msgspec
 
 from treadle.authoring.context import StepContext
+from treadle.authoring.openings import case, choose, gather, holds
+from treadle.authoring.options import Retry
 from treadle.core.effects import Artifact, Effects
 from treadle.core.events import encode_events
 from treadle.errors import Retryable, StoreError, StoreUnavailableError
@@ -42,6 +44,24 @@ def value_of(conduct: Conduct, values: list[Any]) -> dict[str, Any]:
 def truth_of(value: Any, salt: int) -> bool:
     """What the predicate answers."""
     return crc32(msgspec.json.encode([value, salt], order="deterministic")) % 3 != 0
+
+
+def spreads(conduct: Conduct) -> bool:
+    """Whether a step adds blocks. Not drawn, so that all else in a plan stays as it is."""
+    return "leaf" not in conduct and fraction("spreads", conduct["name"]) < 0.08
+
+
+def spread(conduct: Conduct, function: Any) -> None:
+    """Plan blocks that open their content while the run goes on: a gather, and a choice by what came of it."""
+
+    def leaf(item: int) -> Any:
+        own = {"name": f"{conduct['name']}-leaf", "sleep": 0.6, "leaf": True}
+        return function.options(id="leaf", retry=Retry(attempts=4, initial=0.2)).bind(own, [item])
+
+    found = gather([3, 1, 2][: 1 + int(3 * fraction(conduct["name"]))], leaf, id="spread")
+    choose(
+        case(holds("len(found) > 1", found=found), lambda: leaf(7), id="many"), otherwise=lambda: leaf(8), id="picked"
+    )
 
 
 def artifacts_of(conduct: Conduct) -> list[tuple[str, bytes]]:

@@ -39,7 +39,7 @@ from treadle.runtime.folding import state_of
 from treadle.runtime.payloads import chunks_of, joined
 from treadle.store.base import StepRow
 from treadle.testing.invariants import ANSWERS, BLOCKS, CALLS, EFFECTS, FOLD, RESULTS, ROWS, Fail, Journal
-from treadle.testing.sim_blocks import cell_value, rule_truth, yielded
+from treadle.testing.sim_blocks import back_value, cell_value, rule_truth, yielded
 from treadle.testing.sim_conduct import Shelf, effects_fault, truth_of, value_of
 from treadle.testing.sim_undo import UndoOracle
 from treadle.testing.sim_walks import Blocks, stable
@@ -130,9 +130,11 @@ class Oracle:
 
     def _is_right(self, step: StepState, event: ev.StepSucceeded, found: Any, arguments: dict[str, Any]) -> bool:
         """Whether a step gave what its function gives; only those of the simulation's own workload are known."""
-        if step.spec.action == "sim:cell":
+        if step.spec.action in ("sim:cell", "sim:sure-cell"):
             patch = {name: self.value(handle) for name, handle in event.patch.items()}
             return (found, patch) == cell_value(event.at, stable(arguments["cell"]))
+        if step.spec.action == "sim:back":
+            return bool(found == back_value(event.at, stable(arguments["told"])))
         if step.spec.action == "sim:rule":
             return found is rule_truth(stable(arguments["row"]))
         if step.spec.action == "sim:spring":

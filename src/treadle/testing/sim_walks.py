@@ -12,6 +12,7 @@ from typing import Any, Final
 from treadle.core import events as ev
 from treadle.core.expressions import holds, lookup_in, parse
 from treadle.core.graph import Node
+from treadle.core.opened import compensation_address
 from treadle.core.plan import (
     Body,
     Branch,
@@ -63,8 +64,9 @@ class Blocks:
         self._assembled = assembled
         self._fail = fail
         self._walks: dict[str, Walk] = {}
-        # Row's address -> what its cells are told.
+        # Row's address -> what its cells are told; what a compensating phase is told that is executed for it.
         self._told: dict[str, dict[str, Any]] = {}
+        self._left: dict[str, dict[str, Any]] = {}
         # Gather's address -> its items (None: it cannot be told), and the iteration that succeeded first.
         self._items: dict[str, list[Any] | None] = {}
         self._first: dict[str, int] = {}
@@ -85,6 +87,8 @@ class Blocks:
                 self._chosen(run, event)
             case ev.RowOpened():
                 self._row(run, event)
+            case ev.CompensationOpened(at=at):
+                self._told[compensation_address(at, event.phase, event.entry)] = self._left[at]
             case ev.DecisionMade():
                 self._decided(run, event)
             case ev.StepDispatched(at=at) | ev.EvaluationAsked(at=at):
@@ -281,8 +285,7 @@ class Blocks:
 
     def lane(self, run: RunState, node: Node, name: str) -> Any:
         """A lane's value as a cell or a rule sees it."""
-        told = self.told(run, node, "")
-        return told.get("lanes", told["previous"])[name]
+        return _values(self.told(run, node, ""))[name]
 
     def _barrier(self, run: RunState, row: ScopeState, outcome: str) -> None:
         """A row has its outcome: variables are set if it succeeded, and must not be if two cells contradict."""
@@ -308,6 +311,8 @@ class Blocks:
             found = run.find(row.node, cell.id)
             if found is not None and cell.id not in phase.detached and run.states[found.number].status == SUCCEEDED:
                 walk.previous[cell.id] = self.result(run.states[found.number])
+        told = {name: self._told[walk.row][name] for name in ("phase", "index", "step", "entry")}
+        self._left[walk.row] = {**told, "state": dict(walk.state), "lanes": dict(walk.previous)}
 
     def _decided(self, run: RunState, event: ev.DecisionMade) -> None:
         block = _scope(run, event.at)
@@ -407,7 +412,11 @@ class Blocks:
 def stable(told: Mapping[str, Any]) -> dict[str, Any]:
     """What of a cell's or a rule's place does not depend on when it is looked at: see `sim_blocks.facts_of`."""
     facts = {name: told[name] for name in ("phase", "index", "step", "entry", "state")}
-    return {**facts, "values": told.get("lanes", told["previous"])}
+    return {**facts, "values": _values(told)}
+
+
+def _values(told: Mapping[str, Any]) -> Any:
+    return told["lanes"] if "lanes" in told else told["previous"]
 
 
 def _target(spec: Phases, phase: str, rule: Rule) -> str:

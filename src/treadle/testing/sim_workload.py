@@ -26,6 +26,8 @@ from treadle.testing.sim_conduct import (
     fraction,
     make_artifacts,
     make_artifacts_in_thread,
+    spread,
+    spreads,
     truth_of,
     value_of,
 )
@@ -123,6 +125,8 @@ async def _work(conduct: Conduct, values: list[Any]) -> dict[str, Any]:
                 now.append(child["id"])
         else:
             own.add(bound, into=into)
+    if spreads(conduct):
+        await own.add(lambda: spread(conduct, work), now=fraction("now", conduct["name"]) < 0.3)
     observer.added(own, now)
     _fail(conduct, own)
     value = value_of(conduct, values)
@@ -158,6 +162,8 @@ def _toil(conduct: Conduct, values: list[Any]) -> dict[str, Any]:
         raise StepInterrupt
     for child, into, _ in _additions(conduct):
         own.add(_bound(child), into=into)
+    if spreads(conduct):
+        own.add(lambda: spread(conduct, toil))
     make_artifacts_in_thread(conduct, own)
     _fail(conduct, own)
     value = value_of(conduct, values)
@@ -255,7 +261,7 @@ def heavy_truth(value: Any, salt: int) -> bool:
 def called(conduct: Conduct, values: list[Any]) -> Any:
     """A workflow that steps call: a step or two, and perhaps a call of its own."""
     policy = Retry(attempts=2, initial=0.5) if conduct["retry"] else None
-    first = work.options(id="first", retry=policy).bind(conduct["first"], values)
+    first = (make if conduct["undo"] else work).options(id="first", retry=policy).bind(conduct["first"], values)
     if conduct["inner"] is None:
         return first
     if conduct["detached"]:
@@ -454,6 +460,7 @@ class Planner:
         inner = self.called(f"{name}/inner", depth + 1) if depth < 2 and rng.random() < 0.4 else None
         return {
             "first": self.conduct(f"{name}/first", depth=2),
+            "undo": rng.random() < 0.5,
             "retry": rng.random() < 0.5,
             "inner": inner,
             "detached": rng.random() < 0.2,
@@ -495,7 +502,7 @@ class Planner:
             builder = PlanBuilder(
                 self.name,
                 registry=registry,
-                on_failure="unwind" if rng.random() < 0.5 else "stop",
+                on_failure=rng.choice(("unwind", "unwind", "unwind", "stop", None, None)),
                 undo_limit=rng.choice((None, None, 1, 3)),
             )
             try:
@@ -531,7 +538,7 @@ OPERATIONS = (
     "undo", "undo", "undo_to", "cancel_unwind", "cancel_unwind", "rewind_keep", "retry_undo", "skip_undo", "park_undo",
 )  # fmt: skip
 # What operators also ask of runs that were called.
-AT_CHILDREN = frozenset({"pause", "resume", "cancel", "cancel_hard", "retry", "inspect"})
+AT_CHILDREN = frozenset({"pause", "resume", "cancel", "cancel_hard", "retry", "inspect", "undo", "cancel_unwind"})
 INSTANTS = ("crash", "crash", "condemn", "steal", "steal", "steal", "jump", "restart")
 
 

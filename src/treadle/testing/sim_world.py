@@ -13,11 +13,12 @@ import hashlib
 import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 from treadle.authoring.registry import Registry
-from treadle.core.tables import LIVE, RUNNING
-from treadle.errors import InternalError, StoreError, TreadleError
+from treadle.core.tables import LIVE
+from treadle.errors import InternalError, RunNotActiveError, StoreError, TreadleError
 from treadle.ports import Environment
 from treadle.runtime.builtins import with_builtins
 from treadle.runtime.client import App
@@ -457,9 +458,10 @@ class World:
             run = app.run(id_)
             if journal.run.hold:
                 await run.resume()
-            # A run that unwinds takes no signals any more.
-            for name in missing if journal.run.status == RUNNING else ():
-                await run.signal(name, "calm")
+            for name in missing:
+                # A run that unwinds takes signals only while a phase is compensated.
+                with suppress(RunNotActiveError):
+                    await run.signal(name, "calm")
             for label in labels:
                 await run.release(label)
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Literal
+
+import msgspec
 
 # What an expression reads: the name of a root, then keys and positions.
 Path = tuple[str | int, ...]
@@ -29,51 +30,54 @@ POWERS: dict[str, int] = {
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     """A part of an expression; `at` is the place of its first character, from 0."""
 
-    at: int = field(compare=False, repr=False, kw_only=True, default=0)
+    at: int = 0
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and other._said() == self._said()
+
+    def __hash__(self) -> int:
+        return hash((type(self), self._said()))
+
+    def _said(self) -> tuple[object, ...]:
+        """All that it says, which is not where."""
+        return tuple(getattr(self, name) for name in self.__struct_fields__ if name != "at")
 
 
-@dataclass(frozen=True, slots=True)
-class Constant(Node):
+class Constant(Node, frozen=True):
     """null, true, false, a number or a text."""
 
     value: bool | int | float | str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Read(Node):
+class Read(Node, frozen=True):
     """A value found by a path that is known before the evaluation."""
 
     path: Path
 
 
-@dataclass(frozen=True, slots=True)
-class Item(Node):
+class Item(Node, frozen=True):
     """An item of a computed value, or one whose key is computed."""
 
     base: Node
     key: Node
 
 
-@dataclass(frozen=True, slots=True)
-class Not(Node):
+class Not(Node, frozen=True):
     """true where its operand is false."""
 
     operand: Node
 
 
-@dataclass(frozen=True, slots=True)
-class Negative(Node):
+class Negative(Node, frozen=True):
     """A number with its sign turned."""
 
     operand: Node
 
 
-@dataclass(frozen=True, slots=True)
-class Compare(Node):
+class Compare(Node, frozen=True):
     """A comparison of two values."""
 
     operator: Comparison
@@ -81,8 +85,7 @@ class Compare(Node):
     right: Node
 
 
-@dataclass(frozen=True, slots=True)
-class Compute(Node):
+class Compute(Node, frozen=True):
     """Arithmetic on two values; `+` also joins two texts or two lists."""
 
     operator: Arithmetic
@@ -90,22 +93,19 @@ class Compute(Node):
     right: Node
 
 
-@dataclass(frozen=True, slots=True)
-class All(Node):
+class All(Node, frozen=True):
     """Operands joined by `and`: looked at from the left until one is false."""
 
     operands: tuple[Node, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Any(Node):
+class Any(Node, frozen=True):
     """Operands joined by `or`: looked at from the left until one is true."""
 
     operands: tuple[Node, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Choice(Node):
+class Choice(Node, frozen=True):
     """`then if condition else otherwise`; only the chosen side is evaluated."""
 
     then: Node
@@ -113,23 +113,20 @@ class Choice(Node):
     otherwise: Node
 
 
-@dataclass(frozen=True, slots=True)
-class Call(Node):
+class Call(Node, frozen=True):
     """A function of the language, applied."""
 
     function: str
     arguments: tuple[Node, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Items(Node):
+class Items(Node, frozen=True):
     """A list, written out."""
 
     items: tuple[Node, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Entries(Node):
+class Entries(Node, frozen=True):
     """A dict, written out; its keys are texts."""
 
     entries: tuple[tuple[str, Node], ...]

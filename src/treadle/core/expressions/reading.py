@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Collection
-from dataclasses import replace
 from typing import NamedTuple, cast
+
+import msgspec
 
 from treadle.core.expressions import nodes
 from treadle.core.expressions.functions import FUNCTIONS
@@ -310,7 +311,7 @@ class _Reader:
         if word.kind == "(":
             inner = self._recovering()
             self._close(")")
-            return replace(inner, at=word.at)
+            return msgspec.structs.replace(inner, at=word.at)
         if word.kind == "[":
             return nodes.Items(tuple(self._listed("]")), at=word.at)
         return self._entries(word)

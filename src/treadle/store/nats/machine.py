@@ -12,25 +12,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+from treadle.core.commands import Task
 from treadle.core.tables import FAILED
 from treadle.errors import InternalError, LeaseLostError
-from treadle.store.base import Acquired, Answer, Append, Loaded, Offer, Postponement
+from treadle.store.base import Acquired, Answer, Append, Loaded, Offer, Postponement, SessionRow
 from treadle.store.memory import MemoryData, MemoryStore
 from treadle.store.memory_data import StoredRun
-from treadle.store.memory_lines import Entry
 from treadle.store.nats import wire
-from treadle.store.nats.foresight import waiting_ended_by, without
+from treadle.store.nats.foresight import aside, claimable, full_queue, handed_over, look_afresh, takes_of
 from treadle.store.nats.wire import Takes
 
 
 class Room:
     """An offer as an operation tells it: so many tasks of an action and queue, and no more."""
 
-    def __init__(self, takes: Takes | None, actions: Sequence[str]) -> None:
-        counts = () if takes is None else takes.counts
-        self._left = {(action, queue): count for action, queue, count in counts}
-        self._actions = actions if takes is None or takes.actions is None else takes.actions
-        self._targets: Sequence[str] = () if takes is None else takes.targets
+    def __init__(self, takes: Takes, row: SessionRow | None) -> None:
+        self._left = {(action, queue): count for action, queue, count in takes.counts}
+        actions, targets = ((), ()) if row is None else (row.actions, row.targets)
+        self._actions: Sequence[str] = actions if takes.actions is None else takes.actions
+        self._targets: Sequence[str] = targets if takes.targets is None else takes.targets
 
     def take(self, action: str, queue: str) -> bool:
         """Use up one of what is left."""
@@ -65,14 +65,6 @@ class Room:
         self._left = cast("dict[tuple[str, str], int]", mark)
 
 
-class NoSlots(Room):
-    """An offer that takes nothing any more."""
-
-    def __init__(self, offer: Offer) -> None:
-        super().__init__(None, offer.actions())
-        self._targets = offer.targets()
-
-
 class Machine:
     """Applies operations; each answer is a value, or the LeaseLostError of a session that has ended."""
 
@@ -85,15 +77,13 @@ class Machine:
         self.deleted: dict[str, int] = {}
         # Up to this message a snapshot covers the log.
         self.cleared = 0
-        # Some operation has made room in a queue with limits, and this process has not said so yet.
-        self.made_room = False
         self._apply: dict[type[Any], Callable[[Any, int], Any]] = {
             wire.OpenOp: lambda op, _: self.store.open_session(op.row),
-            wire.TargetsOp: lambda op, _: self.store.set_targets(op.session, op.targets),
-            wire.QueuesOp: lambda op, _: self.store.set_queues(op.changes, op.now),
             wire.RenewOp: lambda op, _: self.store.renew(op.session, op.waits),
             wire.BuryOp: lambda op, _: self.store.bury(op.dead),
             wire.ElectOp: lambda op, _: self.store.elect(op.role, op.session),
+            wire.TargetsOp: lambda op, _: self.store.set_targets(op.session, op.targets),
+            wire.QueuesOp: self._set_queues,
             wire.AppendOp: self._append,
             wire.ClaimOp: self._claim,
             wire.ReportOp: lambda op, _: self.store.report(op.session, op.reports),
@@ -109,9 +99,7 @@ class Machine:
     def apply(self, op: wire.Operation, number: int) -> Any:
         """Apply the operation that is message `number` of the log. It never raises: the log goes on."""
         try:
-            result = self._apply[type(op)](op, number)
-            self.made_room = self.made_room or self.store.made_room
-            return result
+            return self._apply[type(op)](op, number)
         except LeaseLostError as error:
             self._no_effect(op, number)
             return error
@@ -162,9 +150,10 @@ class Machine:
             report=op.report,
             posts=op.posts,
         )
-        session = self.data.sessions.get(op.session)
-        room = Room(op.takes, session.row.actions if session is not None else ())
-        (answer,) = self.store.commit(op.session, [append], room if op.takes is not None else None)
+        look_afresh(self.data.waiting, op.time)
+        own = self.data.sessions.get(op.session)
+        room = None if op.takes is None else Room(op.takes, None if own is None else own.row)
+        (answer,) = self.store.commit(op.session, [append], room)
         if answer.status == "committed":
             self.data.runs[op.key].rows.clear()
         else:
@@ -174,8 +163,14 @@ class Machine:
     def _void(self, key: str, number: int) -> None:
         self.voids.setdefault(key, []).append(number)
 
-    def refusal(self, session: str, append: Append) -> str:
-        """Why an append would not take effect now: the status of its answer, "" if it would."""
+    def refusal(self, session: str, append: Append) -> tuple[str, str]:
+        """Why an append would not take effect now: the status of its answer ("" if it would), and the full queue."""
+        status = self._status(session, append)
+        if status or append.head is None or not (queue := full_queue(self.data, append)):
+            return status, ""
+        return "full", queue
+
+    def _status(self, session: str, append: Append) -> str:
         data = self.data
         own = data.sessions[session]
         run = data.runs.get(append.key)
@@ -189,9 +184,7 @@ class Machine:
             return "conflict"
         if run is not None or append.head.id in data.ids:
             return "exists"
-        if append.expect != 0:
-            return "conflict"
-        return "full" if data.waiting.limited and data.waiting.full_queue(append) else ""
+        return "" if append.expect == 0 else "conflict"
 
     def _may_report(self, session: str, append: Append) -> bool:
         report = append.report
@@ -205,85 +198,58 @@ class Machine:
         """Whether an append changes which of the tasks that wait may be claimed, other than by adding some."""
         if append.hold is not None or append.revoke or append.interrupts:
             return True
+        if any(task.queue in self.data.waiting.limited for task in append.tasks):
+            # What it leases, or lets wait, counts for the next one.
+            return True
         run = self.data.runs.get(append.key)
         if run is None or not run.tasks:
             return False
         numbers = [*append.ended, *(task.number for task in append.tasks)]
         return any(number in run.tasks and not run.tasks[number].session for number in numbers)
 
+    # -- tasks -----------------------------------------------------------------------------------------
+
     def hand_over(
         self, session: str, append: Append, offer: Offer, queued: dict[str, list[tuple[int, str]]]
     ) -> Takes | None:
-        """Take slots of the offer for those of an append's tasks that it would be handed now.
+        """Take slots of the offer for those of an append's tasks that it would be handed now."""
+        counts = handed_over(self.data, append, offer, queued)
+        row = self.data.sessions[session].row
+        return takes_of(counts, offer, row.actions, row.targets)
 
-        `queued` are the tasks, by queue, that earlier appends leave waiting; those of this append are added.
-        """
-        run = self.data.runs.get(append.key)
-        held = append.hold if append.hold is not None else run.hold if run is not None else 0
-        counts: dict[tuple[str, str], int] = {}
-        waiting = self.data.waiting
-        with without(self.data, [] if run is None else waiting_ended_by(append, run), append.time):
-            for task in sorted(append.tasks, key=lambda task: -task.priority):
-                if held or task.not_before > append.time or (task.target and task.target not in offer.targets()):
-                    continue
-                ahead = any(
-                    priority >= task.priority and (action == task.action or action in offer.actions())
-                    for priority, action in queued.get(task.queue, ())
-                )
-                kind = (task.action, task.queue)
-                # What limits leave room for is the log's business; a slot that was taken in vain is given back.
-                if not ahead and not waiting.is_behind(task, append.time, offer) and offer.take(*kind):
-                    counts[kind] = counts.get(kind, 0) + 1
-                else:
-                    queued.setdefault(task.queue, []).append((task.priority, task.action))
-        if not counts:
-            return None
-        actions = list(offer.actions())
-        known = actions == self.data.sessions[session].row.actions
-        takes = [(*kind, count) for kind, count in counts.items()]
-        return Takes(takes, None if known else actions, list(offer.targets()))
+    def claimable(self, session: str, offer: Offer, now: float) -> tuple[Takes | None, float | None, bool]:
+        """Take slots of the offer for the tasks that a claim would get now; when more, and whether some are left."""
+        counts, due, left = claimable(self.data, offer, now)
+        row = self.data.sessions[session].row
+        return takes_of(counts, offer, row.actions, row.targets), due, left
 
-    # -- tasks -----------------------------------------------------------------------------------------
-
-    def claimable(self, offer: Offer, now: float) -> Takes | None:
-        """Take slots of the offer for the tasks that a claim would get now."""
-        waiting = self.data.waiting
-        waiting.promote(now)
-        if offer.free() <= 0:
-            return None
-        counts: dict[tuple[str, str], int] = {}
-        taken: list[Entry] = []
-        # Limits are asked, and are not used up: where they leave room for some only, the log decides for which.
-        for entry in waiting.candidates(offer, now, []):
-            kind = (entry.task.action, entry.task.queue)
-            taken.append(entry)
-            counts[kind] = counts.get(kind, 0) + 1
-        for entry in taken:
-            waiting.enqueue(entry, now)
-        if not counts:
-            return None
-        return Takes([(*kind, count) for kind, count in counts.items()], targets=list(offer.targets()))
-
-    def next_due(self, offer: Offer, now: float) -> float | None:
-        """When to claim again, if nothing is to be had now; others may have to be told that there is room for them."""
-        dues: list[float] = []
-        waiting = self.data.waiting
-        waiting.promote(now)
-        for entry in waiting.candidates(NoSlots(offer), now, dues):
-            waiting.enqueue(entry, now)
-        if (due := waiting.next_due()) is not None:
-            dues.append(due)
-        self.made_room = self.made_room or any(waiting.has_work(queue, now) for queue in waiting.limited.values())
-        return min(dues, default=None)
-
-    def _claim(self, op: wire.ClaimOp, _number: int) -> Any:
-        actions = [action for action, _queue, _count in op.takes.counts]
-        tasks, due = self.store.claim(op.session, Room(op.takes, actions), op.now)
-        return tasks, due
+    def _claim(self, op: wire.ClaimOp, _number: int) -> list[Task]:
+        look_afresh(self.data.waiting, op.now)
+        own = self.data.sessions.get(op.session)
+        tasks, _ = self.store.claim(op.session, Room(op.takes, None if own is None else own.row), op.now)
+        return tasks
 
     def _postpone(self, op: wire.PostponeOp, _number: int) -> list[bool]:
+        look_afresh(self.data.waiting, op.now)
         items = [Postponement(item.key, item.number, item.lease, item.not_before, item.call) for item in op.items]
         return self.store.postpone(op.session, items, op.now)
+
+    def _set_queues(self, op: wire.QueuesOp, _number: int) -> list[bool]:
+        look_afresh(self.data.waiting, op.now)
+        return self.store.set_queues(op.changes, op.now)
+
+    def may_have_room(self, now: float | None) -> bool:
+        """Whether a task waits in a queue that has limits, and may start; without a time rates are not asked."""
+        waiting = self.data.waiting
+        if now is None or not waiting.limited:
+            return any(waiting.has_work(queue, None) for queue in waiting.limited.values())
+        with aside(waiting, now):
+            return any(waiting.has_work(queue, now) for queue in waiting.limited.values())
+
+    def due(self, now: float) -> float | None:
+        """When the next waiting task falls due."""
+        with aside(self.data.waiting, now):
+            return self.data.waiting.next_due()
 
     # -- runs ------------------------------------------------------------------------------------------
 

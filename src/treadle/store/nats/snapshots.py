@@ -13,39 +13,25 @@ from treadle.errors import SchemaVersionError
 from treadle.store.base import InboxInput, RunHead, SessionRow, StepRow
 from treadle.store.memory_data import StoredRun, StoredSession
 from treadle.store.memory_lines import Entry
-from treadle.store.memory_queues import Queue, Waiting
+from treadle.store.memory_queues import Key, Queue
 from treadle.store.nats.machine import Machine
-from treadle.store.queues import NO_LIMITS, Bucket, QueueChange, QueueLimits
+from treadle.store.queues import NO_LIMITS, Bucket, QueueLimits
 
 FORMAT = 1
 _NEVER = float("-inf")
 
 
 class TaskState(msgspec.Struct, array_like=True):
-    """As `memory_lines.Entry`."""
+    """As `memory_data.Entry`."""
 
     task: Task
     age: int
+    since: float
     session: str
-    started_at: float
     interrupt: bool
     progress: str
     last: bool
-    turn: float = 0.0
-
-
-class QueueState(msgspec.Struct, array_like=True):
-    """What is stored of a queue that was defined: its limits, what its rates allow, and whose turn it is."""
-
-    name: str
-    defined: QueueLimits | None
-    override: QueueLimits | None
-    paused: bool
-    version: int
-    bucket: Bucket | None
-    keys: dict[str, Bucket]
-    turns: list[tuple[int, float]]
-    shares: list[tuple[int, str, float]]
+    turn: float
 
 
 class RunState(msgspec.Struct, array_like=True):
@@ -71,6 +57,20 @@ class SessionState(msgspec.Struct, array_like=True):
     leases: list[tuple[str, int]]
 
 
+class QueueState(msgspec.Struct):
+    """As `memory_queues.Queue`; buckets of keys by name, turns by priority, shares by priority and key."""
+
+    name: str
+    defined: QueueLimits | None
+    override: QueueLimits | None
+    paused: bool
+    version: int
+    bucket: Bucket | None
+    buckets: dict[str, Bucket]
+    turns: list[tuple[int, float]]
+    shares: list[tuple[int, str, float]]
+
+
 class Snapshot(msgspec.Struct):
     """The state after message `seq`."""
 
@@ -86,20 +86,19 @@ class Snapshot(msgspec.Struct):
     voids: dict[str, list[int]]
     deleted: dict[str, int]
     cleared: int
-    queues: list[QueueState] = []
-    # When queues were served last, in turns of their own.
-    served: dict[str, int] = {}
-    turn: int = 0
+    queues: list[QueueState]
+    fading: list[tuple[float, str, str]]
+    served: dict[str, int]
+    turn: int
 
     def machine(self) -> Machine:
         """The state, as a machine that goes on from it."""
         machine = Machine()
         data = machine.data
         data.age, data.token = self.age, self.token
-        waiting = data.waiting
-        waiting.served, waiting.turn = self.served, self.turn
-        for queue in self.queues:
-            _restore_queue(waiting, queue)
+        for limits in self.queues:
+            queue = data.waiting.limited[limits.name] = data.waiting.queue(limits.name)
+            _limit(queue, limits)
         for state in self.runs:
             run = data.runs[state.head.key] = _stored(state)
             data.ids[run.head.id] = run.key
@@ -107,7 +106,7 @@ class Snapshot(msgspec.Struct):
                 data.children.setdefault(run.head.parent.partition("/")[0], {})[run.key] = None
             for entry in run.tasks.values():
                 if not entry.session:
-                    waiting.enqueue(entry, _NEVER)
+                    data.waiting.enqueue(entry, _NEVER)
         data.tombstones = dict.fromkeys(self.tombstones)
         for session in self.sessions:
             own = data.sessions[session.row.id] = StoredSession(session.row)
@@ -116,7 +115,10 @@ class Snapshot(msgspec.Struct):
             for key, number in session.leases:
                 entry = data.runs[key].tasks[number]
                 own.leases[entry.task.lease] = entry
-                waiting.adopt(entry)
+        for name, queue in data.waiting.limited.items():
+            leased = [entry for own in data.sessions.values() for entry in own.leases.values()]
+            queue.count([entry for entry in leased if entry.task.queue == name])
+        data.waiting.fading, data.waiting.served, data.waiting.turn = self.fading, self.served, self.turn
         data.elected = {role: data.sessions[holder] for role, holder in self.elected.items()}
         data.inboxes = {key: data.runs[key] for key in self.inboxes}
         machine.voids = self.voids
@@ -152,6 +154,7 @@ def encode_snapshot(seq: int, machine: Machine) -> bytes:
             deleted=machine.deleted,
             cleared=machine.cleared,
             queues=[_queue_state(queue) for queue in data.waiting.limited.values()],
+            fading=sorted(data.waiting.fading),
             served=data.waiting.served,
             turn=data.waiting.turn,
         )
@@ -171,7 +174,7 @@ def decode_snapshot(data: bytes) -> Snapshot:
 
 def _run_state(run: StoredRun) -> RunState:
     tasks = [
-        TaskState(e.task, e.age, e.session, e.since, e.interrupt, e.progress, e.last, e.turn)
+        TaskState(e.task, e.age, e.since, e.session, e.interrupt, e.progress, e.last, e.turn)
         for e in run.tasks.values()
     ]
     return RunState(
@@ -188,6 +191,11 @@ def _run_state(run: StoredRun) -> RunState:
     )
 
 
+def _session_state(own: StoredSession) -> SessionState:
+    leases = [(entry.task.run, entry.task.number) for entry in own.leases.values()]
+    return SessionState(own.row, list(own.owned), leases)
+
+
 def _queue_state(queue: Queue) -> QueueState:
     return QueueState(
         name=queue.name,
@@ -196,27 +204,22 @@ def _queue_state(queue: Queue) -> QueueState:
         paused=queue.paused,
         version=queue.version,
         bucket=queue.bucket,
-        keys={name: key.bucket for name, key in queue.keys.items() if key.bucket is not None},
-        turns=list(queue.turns.items()),
-        shares=[(*place, share) for place, share in queue.shares.items()],
+        buckets={name: key.bucket for name, key in sorted(queue.keys.items()) if key.bucket is not None},
+        turns=sorted(queue.turns.items()),
+        shares=sorted((priority, key, share) for (priority, key), share in queue.shares.items()),
     )
 
 
-def _restore_queue(waiting: Waiting, state: QueueState) -> None:
-    queue = waiting.queue(state.name)
-    queue.change(QueueChange(name=state.name, defined=state.defined or NO_LIMITS, override=state.override))
-    queue.defined, queue.paused, queue.version = state.defined, state.paused, state.version
+def _limit(queue: Queue, state: QueueState) -> None:
+    queue.defined, queue.override, queue.paused = state.defined, state.override, state.paused
+    queue.limits = state.override or state.defined or NO_LIMITS
+    queue.version = state.version
     queue.bucket = state.bucket
     queue.turns = dict(state.turns)
     queue.shares = {(priority, key): share for priority, key, share in state.shares}
-    waiting.limited[state.name] = queue
-    for name, bucket in state.keys.items():
-        waiting.keep_bucket(queue, name, bucket)
-
-
-def _session_state(own: StoredSession) -> SessionState:
-    leases = [(entry.task.run, entry.task.number) for entry in own.leases.values()]
-    return SessionState(own.row, list(own.owned), leases)
+    for name, bucket in state.buckets.items():
+        queue.keys[name] = Key()
+        queue.keys[name].bucket = bucket
 
 
 def _stored(state: RunState) -> StoredRun:
@@ -228,9 +231,8 @@ def _stored(state: RunState) -> StoredRun:
     run.updated_at = state.updated_at
     run.inbox = {value.id: value for value in state.inbox}
     for stored in state.tasks:
-        entry = run.tasks[stored.task.number] = Entry(stored.task, stored.age)
-        entry.session, entry.since, entry.progress = stored.session, stored.started_at, stored.progress
-        entry.turn = stored.turn
+        entry = run.tasks[stored.task.number] = Entry(stored.task, stored.age, stored.since, stored.session)
+        entry.progress, entry.turn = stored.progress, stored.turn
         entry.interrupt, entry.last = stored.interrupt, stored.last
     for row in state.steps:
         run.steps[row.number] = row

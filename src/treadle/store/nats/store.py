@@ -31,6 +31,7 @@ from treadle.store.base import (
 )
 from treadle.store.nats import streams, wire
 from treadle.store.nats.blobs import NatsBlobs
+from treadle.store.nats.foresight import clock_was_set_back
 from treadle.store.nats.link import Link, Loop
 from treadle.store.nats.location import Location, parse_url
 from treadle.store.nats.reader import NatsReader, Rooms
@@ -50,6 +51,7 @@ class NatsStore(NatsReader):
         self.durability = "unknown until it is open"
         # The last call was a commit, so that the state is what the session's last transaction saw.
         self._committed = False
+        self.made_room = False
         super().__init__(Loop("treadle-nats"), Rooms(Link(location)))
 
     @classmethod
@@ -137,7 +139,7 @@ class NatsStore(NatsReader):
         return self._loop.call(work())
 
     def set_targets(self, session: str, targets: Sequence[str]) -> None:
-        """Change what the session's row says of its targets."""
+        """Change the targets that the session's row names."""
 
         async def work() -> None:
             await self._see_living(session)
@@ -146,20 +148,14 @@ class NatsStore(NatsReader):
         self._loop.call(work())
 
     def set_queues(self, changes: Sequence[QueueChange], now: float) -> list[bool]:
-        """Change the limits of queues; what waits in them is lined up anew."""
-        return cast("list[bool]", self._loop.call(self._write(wire.QueuesOp(changes=list(changes), now=now))))
+        """Change what is stored of queues; whether each changed anything."""
 
-    @property
-    def made_room(self) -> bool:
-        """Whether any operation that was applied here since this was asked last has made room."""
+        async def work() -> list[bool]:
+            answers: list[bool] = await self._write(wire.QueuesOp(now=now, changes=list(changes)))
+            self.made_room = self._rooms.log.machine.may_have_room(now)
+            return answers
 
-        async def work() -> bool:
-            machine = self._rooms.log.machine
-            found, machine.made_room = machine.made_room, False
-            return found
-
-        # Asked after every call; where nothing has limits that is not worth a change of threads.
-        return bool(self._rooms.log.machine.data.waiting.limited) and self._loop.call(work())
+        return self._loop.call(work())
 
     def dead_sessions(self) -> list[str]:
         """None: a process that has died looks like one that is slow."""
@@ -172,7 +168,9 @@ class NatsStore(NatsReader):
             sessions = self._rooms.log.machine.data.sessions
             if not await self._ask(lambda: session in sessions, final=bool):
                 return []
-            return cast("list[str]", await self._write(wire.BuryOp(dead=session)))
+            keys: list[str] = await self._write(wire.BuryOp(dead=session))
+            self.made_room = self._rooms.log.machine.may_have_room(None)
+            return keys
 
         return self._loop.call(work())
 
@@ -216,6 +214,7 @@ class NatsStore(NatsReader):
             while left:
                 wave, left = split(self._rooms.log.machine, left)
                 answers += await self._commit_wave(session, wave, offer)
+            self.made_room = self._rooms.log.machine.may_have_room(appends[-1].time if appends else None)
             return answers
 
         found = self._loop.call(work())
@@ -237,17 +236,13 @@ class NatsStore(NatsReader):
         ]
         results = iter(await log.write(operations) if operations else ())
         answers: list[Answer] = []
-        for append, refusal in zip(appends, wave.refusals, strict=True):
-            result = self._refused(append, refusal) if refusal else next(results)
+        for refusal, full in zip(wave.refusals, wave.full, strict=True):
+            result = Answer(cast(Any, refusal), queue=full) if refusal else next(results)
             if isinstance(result, Exception):
                 raise result
             answers.append(result)
         wave.settle([task for answer in answers for task in answer.leased])
         return answers
-
-    def _refused(self, append: Append, status: str) -> Answer:
-        queue = self._rooms.log.machine.data.waiting.full_queue(append) if status == "full" else ""
-        return Answer(cast(Any, status), queue=queue)
 
     async def _put_values(self, appends: Sequence[Append]) -> None:
         """Store what the appends name and the log does not hold."""
@@ -279,18 +274,20 @@ class NatsStore(NatsReader):
             fresh = False
             while True:
                 mark = offer.mark()
-                takes = log.machine.claimable(offer, now)
-                if takes is None:
-                    if fresh:
-                        return claimed, log.machine.next_due(offer, now)
+                takes, due, left = log.machine.claimable(session, offer, now)
+                if takes is not None:
+                    tasks = await self._write(wire.ClaimOp(session=session, now=now, takes=takes))
+                    retake(offer, mark, takes, tasks)
+                    claimed += tasks
+                elif fresh and clock_was_set_back(log.machine.data.waiting, now):
+                    await self._write(wire.ClaimOp(session=session, now=now, takes=Takes([])))
+                elif fresh:
+                    self.made_room = left
+                    return claimed, due
+                else:
                     await log.follow()
                     log.machine.living(session)
-                    fresh = True
-                    continue
-                tasks, _ = await self._write(wire.ClaimOp(session=session, now=now, takes=takes))
-                retake(offer, mark, takes, tasks)
-                claimed += tasks
-                # What came before this claim in the log is applied now, so the next look is at the present.
+                # After a claim of ours, what came before it in the log is applied too: the next look is at the present.
                 fresh = True
 
         return self._loop.call(work())
@@ -329,6 +326,7 @@ class NatsStore(NatsReader):
                 await self._rooms.values.put(values)
             op = wire.ReportOp(session=session, reports=[_without_payloads(report) for report in chosen])
             results = iter(await self._write(op))
+            self.made_room = self._rooms.log.machine.may_have_room(None)
             return [alive and next(results) for alive in live]
 
         return self._loop.call(work())
@@ -342,7 +340,9 @@ class NatsStore(NatsReader):
                 return live
             waits = [wire.Wait(item.key, item.number, item.lease, item.not_before, item.call) for item in items]
             op = wire.PostponeOp(session=session, now=now, items=waits)
-            return cast("list[bool]", await self._write(op))
+            answers: list[bool] = await self._write(op)
+            self.made_room = self._rooms.log.machine.may_have_room(now)
+            return answers
 
         return self._loop.call(work())
 
@@ -414,7 +414,10 @@ class NatsStore(NatsReader):
 
         async def work() -> Swept:
             await self._rooms.log.follow()
-            swept = self._rooms.log.machine.store.sweep(session, now)
+            machine = self._rooms.log.machine
+            machine.living(session)
+            stranded = [run.key for run in machine.data.inboxes.values() if run.owner is None]
+            swept = Swept(stranded, machine.due(now))
             await self._rooms.log.clear_up()
             return swept
 

@@ -21,13 +21,12 @@ SCHEMA = 1
 class Takes(msgspec.Struct, frozen=True, array_like=True):
     """What a session has room for: at most `counts` tasks of an action and queue.
 
-    `actions` are all that it executes; None: those of its row.
+    `actions` are all that it executes, `targets` those whose tasks it takes; None: as in its row.
     """
 
     counts: list[tuple[str, str, int]]
     actions: list[str] | None = None
-    # The targets whose tasks it takes.
-    targets: list[str] = []
+    targets: list[str] | None = None
 
 
 class Operation(msgspec.Struct, tag_field="op", omit_defaults=True, kw_only=True, gc=False):
@@ -40,19 +39,6 @@ class OpenOp(Operation, tag="open"):
     """A session begins."""
 
     row: SessionRow
-
-
-class TargetsOp(Operation, tag="targets"):
-    """A session takes the tasks of other targets from now on."""
-
-    targets: list[str]
-
-
-class QueuesOp(Operation, tag="queues"):
-    """Limits of queues change."""
-
-    changes: list[QueueChange]
-    now: float
 
 
 class RenewOp(Operation, tag="renew"):
@@ -71,6 +57,19 @@ class ElectOp(Operation, tag="elect"):
     """A session wants a role."""
 
     role: str
+
+
+class TargetsOp(Operation, tag="targets"):
+    """A session takes the tasks of other targets."""
+
+    targets: list[str]
+
+
+class QueuesOp(Operation, tag="queues"):
+    """Limits of queues change."""
+
+    now: float
+    changes: list[QueueChange]
 
 
 class AppendOp(Operation, tag="append"):
@@ -169,11 +168,11 @@ class ClearOp(Operation, tag="clear"):
 
 AnyOperation = (
     OpenOp
-    | TargetsOp
-    | QueuesOp
     | RenewOp
     | BuryOp
     | ElectOp
+    | TargetsOp
+    | QueuesOp
     | AppendOp
     | ClaimOp
     | ReportOp

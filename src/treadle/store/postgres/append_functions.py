@@ -21,15 +21,17 @@ CEILING = Function(
         WHERE t.state = 0 AND t.queue = of_queue AND t.action > name ORDER BY t.action LIMIT 1;
         EXIT WHEN NOT FOUND;
         IF name = ANY (executable) THEN
-            SELECT t.priority INTO got FROM @tasks t JOIN @runs r ON r.n = t.run
-            WHERE t.state = 0 AND t.queue = of_queue AND t.action = name AND t.not_before <= at AND r.hold = 0
+            SELECT t.priority INTO got FROM @tasks t
+            CROSS JOIN LATERAL (SELECT 1 FROM @runs r WHERE r.n = t.run AND r.hold = 0 OFFSET 0) r
+            WHERE t.state = 0 AND t.queue = of_queue AND t.action = name AND t.not_before <= at
             ORDER BY t.priority DESC, t.age LIMIT 1;
             top := greatest(top, got);
         END IF;
     END LOOP;
     -- Those that fell due and were not moved over yet.
-    SELECT max(t.priority) INTO got FROM @tasks t JOIN @runs r ON r.n = t.run
-    WHERE t.state = 1 AND t.not_before <= at AND t.queue = of_queue AND t.action = ANY (executable) AND r.hold = 0;
+    SELECT max(t.priority) INTO got FROM @tasks t
+    CROSS JOIN LATERAL (SELECT 1 FROM @runs r WHERE r.n = t.run AND r.hold = 0 OFFSET 0) r
+    WHERE t.state = 1 AND t.not_before <= at AND t.queue = of_queue AND t.action = ANY (executable);
     RETURN greatest(top, got);
     """,
     declare="name text := ''; top integer; got integer;",
@@ -55,7 +57,7 @@ POST = Function(
     PERFORM 1 FROM @runs r WHERE r.key = ANY (keys) ORDER BY r.n FOR KEY SHARE;
     INSERT INTO @inbox (run, id, body)
     SELECT r.n, u.id, u.body FROM unnest(keys, ids, bodies) WITH ORDINALITY AS u (key, id, body, place)
-    JOIN @runs r ON r.key = u.key ORDER BY r.n, u.place
+    CROSS JOIN LATERAL (SELECT r.n FROM @runs r WHERE r.key = u.key OFFSET 0) r ORDER BY r.n, u.place
     ON CONFLICT DO NOTHING;
     RETURN (
         SELECT array_agg(EXISTS (SELECT 1 FROM @runs r WHERE r.key = u.key) ORDER BY u.place)
@@ -178,12 +180,12 @@ COMMIT = Function(
     END IF;
 
     IF run_n IS NOT NULL THEN
-        UPDATE @runs r SET version = u.version, hold = u.hold, status = u.status, owner = u.owner, updated_at = u.time
-        FROM unnest(run_n, run_was, run_hold_was, run_version, run_hold, run_status, run_owner, run_time)
-            AS u (n, was, hold_was, version, hold, status, owner, time)
-        WHERE r.n = u.n AND r.version = u.was AND r.owner = me AND r.hold = u.hold_was;
-        GET DIAGNOSTICS changed = ROW_COUNT;
-        IF changed <> cardinality(run_n) THEN RAISE EXCEPTION 'changed' USING ERRCODE = '{CHANGED}'; END IF;
+        FOR place IN 1 .. cardinality(run_n) LOOP
+            UPDATE @runs r SET version = run_version[place], hold = run_hold[place], status = run_status[place],
+                owner = run_owner[place], updated_at = run_time[place]
+            WHERE r.n = run_n[place] AND r.version = run_was[place] AND r.owner = me AND r.hold = run_hold_was[place];
+            IF NOT FOUND THEN RAISE EXCEPTION 'changed' USING ERRCODE = '{CHANGED}'; END IF;
+        END LOOP;
     END IF;
     IF new_n IS NOT NULL THEN
         -- Shared by all who make runs; who clears plans away that no run uses holds it alone.
@@ -199,7 +201,7 @@ COMMIT = Function(
             new_labels, new_created, new_time, new_parent, new_name, new_metadata)
             AS u (n, key, id, workflow, plan, status, hold, version, owner, labels, created_at, time, parent, name,
                 metadata)
-        JOIN @plans p ON p.hash = u.plan
+        CROSS JOIN LATERAL (SELECT p.n FROM @plans p WHERE p.hash = u.plan OFFSET 0) p
         ON CONFLICT DO NOTHING;
         GET DIAGNOSTICS changed = ROW_COUNT;
         IF changed <> cardinality(new_n) OR EXISTS (SELECT 1 FROM @tombstones t WHERE t.key = ANY (new_key)) THEN
@@ -211,7 +213,9 @@ COMMIT = Function(
         END IF;
     END IF;
     IF unwound_run IS NOT NULL THEN
-        UPDATE @runs r SET unwound = u.unwound FROM unnest(unwound_run, unwound) AS u (n, unwound) WHERE r.n = u.n;
+        FOR place IN 1 .. cardinality(unwound_run) LOOP
+            UPDATE @runs r SET unwound = commit_1.unwound[place] WHERE r.n = unwound_run[place];
+        END LOOP;
     END IF;
     INSERT INTO @journal (run, version, commit_id, time, session, events)
     SELECT u.run, u.version, u.commit_id, u.time, me, u.events
@@ -219,11 +223,12 @@ COMMIT = Function(
         AS u (run, version, commit_id, time, events);
 
     IF ended_run IS NOT NULL THEN
-        WITH gone AS (
-            DELETE FROM @tasks t USING unnest(ended_run, ended_number) AS u (run, number)
-            WHERE t.run = u.run AND t.number = u.number RETURNING t.state
-        )
-        SELECT count(*) INTO changed FROM gone g WHERE g.state < 3;
+        changed := 0;
+        FOR place IN 1 .. cardinality(ended_run) LOOP
+            DELETE FROM @tasks t WHERE t.run = ended_run[place] AND t.number = ended_number[place]
+            RETURNING t.state INTO was;
+            IF FOUND AND was < 3 THEN changed := changed + 1; END IF;
+        END LOOP;
         IF changed > 0 AND queues IS NOT NULL THEN
             -- They held others back until their turn came.
             IF cardinality(journal_run) > 1 THEN RAISE EXCEPTION 'late' USING ERRCODE = '{LATE}'; END IF;
@@ -235,8 +240,9 @@ COMMIT = Function(
         END IF;
     END IF;
     IF unsettled_run IS NOT NULL THEN
-        DELETE FROM @steps s USING unnest(unsettled_run, unsettled_number) AS u (run, number)
-        WHERE s.run = u.run AND s.number = u.number;
+        FOR place IN 1 .. cardinality(unsettled_run) LOOP
+            DELETE FROM @steps s WHERE s.run = unsettled_run[place] AND s.number = unsettled_number[place];
+        END LOOP;
     END IF;
     IF step_run IS NOT NULL THEN
         INSERT INTO @steps ({_STEP_COLUMNS})
@@ -246,17 +252,20 @@ COMMIT = Function(
         ON CONFLICT (run, number) DO UPDATE SET {_STEP_SETS};
     END IF;
     IF undo_run IS NOT NULL THEN
-        UPDATE @steps s SET undo = u.status FROM unnest(undo_run, undo_address, undo_status) AS u (run, address, status)
-        WHERE s.run = u.run AND hashtextextended(s.address, 0) = hashtextextended(u.address, 0)
-            AND s.address = u.address;
+        FOR place IN 1 .. cardinality(undo_run) LOOP
+            UPDATE @steps s SET undo = undo_status[place] WHERE s.run = undo_run[place]
+                AND hashtextextended(s.address, 0) = hashtextextended(undo_address[place], 0)
+                AND s.address = undo_address[place];
+        END LOOP;
     END IF;
     IF payload_run IS NOT NULL THEN
         INSERT INTO @payloads (run, digest, body) SELECT * FROM unnest(payload_run, payload_digest, payload_body)
         ON CONFLICT DO NOTHING;
     END IF;
     IF consumed_run IS NOT NULL THEN
-        DELETE FROM @inbox i USING unnest(consumed_run, consumed_id) AS u (run, id)
-        WHERE i.run = u.run AND i.id = u.id;
+        FOR place IN 1 .. cardinality(consumed_run) LOOP
+            DELETE FROM @inbox i WHERE i.run = consumed_run[place] AND i.id = consumed_id[place];
+        END LOOP;
     END IF;
     IF task_run IS NOT NULL THEN
         INSERT INTO @tasks (run, number, state, interrupt, generation, attempt, priority, session, lease, age,
@@ -282,7 +291,7 @@ COMMIT = Function(
         SELECT bit_or(s.waits) FROM @sessions s WHERE NOT s.ended AND s.n <> me AND s.wake <> ''
     ), 0);
     """,
-    declare="got integer[]; changed bigint;",
+    declare="got integer[]; changed bigint; was smallint;",
 )
 
 # What an append does to tasks that are there, before its own are entered. It goes with `commit_1` in one transaction.

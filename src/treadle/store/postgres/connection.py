@@ -13,6 +13,7 @@ hands each transaction another connection does no harm.
 from __future__ import annotations
 
 import os
+import select
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -58,6 +59,20 @@ _PARAMETERS = {
 }
 # A client that hangs inside a transaction (a claim is two round trips) must not hold its locks for ever.
 _OPTIONS = "-c idle_in_transaction_session_timeout=30s"
+
+
+def _wait_by_poll(socket: int) -> None:
+    poll = select.poll()
+    poll.register(socket, select.POLLIN)
+    poll.poll()
+
+
+def _wait_by_select(socket: int) -> None:
+    select.select([socket], [], [])
+
+
+# `select` knows no descriptor above 1023, `poll` is not there on Windows.
+wait_for = _wait_by_poll if hasattr(select, "poll") else _wait_by_select
 
 
 class RaisedError(Exception):
@@ -338,7 +353,7 @@ def _pipelined(pgconn: pq.abc.PGconn, statements: Sequence[Statement]) -> list[p
             pgconn.send_query_params(sql, values, types, [1] * len(values), 1)
         pgconn.pipeline_sync()
         while True:
-            result = pgconn.get_result()
+            result = _awaited(pgconn)
             if result is None:
                 continue
             if result.status == pq.ExecStatus.PIPELINE_SYNC:
@@ -350,6 +365,14 @@ def _pipelined(pgconn: pq.abc.PGconn, statements: Sequence[Statement]) -> list[p
         if pgconn.status != pq.ConnStatus.BAD:
             pgconn.exit_pipeline_mode()
     return results
+
+
+def _awaited(pgconn: pq.abc.PGconn) -> pq.abc.PGresult | None:
+    """The next result. The driver's own wait for it would keep all other threads of the process from working."""
+    while pgconn.flush() or pgconn.is_busy():
+        wait_for(pgconn.socket)
+        pgconn.consume_input()
+    return pgconn.get_result()
 
 
 # -- what errors mean -----------------------------------------------------------------------------------

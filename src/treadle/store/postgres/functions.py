@@ -10,8 +10,9 @@ How they refuse
   believes; TR002 a task was ended that waits, in a group; TR003 as `behind`, with what waits in the detail; TR004 a
   task that an append reports is not live.
 
-All plans are generic, and rows are found by index in the order of the arrays: so locks are taken in that order, and no
-statistics of a table that has just been filled mislead the planner.
+All plans are generic, and made when the tables may be empty. So rows are changed one by one, by their key, in the order
+of the arrays; and where rows are joined, a LATERAL that cannot be flattened (`OFFSET 0`) says which are looked up for
+which. No statistics can mislead the planner to look at a whole table for each row, and locks are taken in that order.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import msgspec
 
 from treadle.core.commands import Task
 from treadle.core.events import encode_events
-from treadle.store.base import Answer, Append, Offer
+from treadle.store.base import Answer, Append, Offer, StepRow
 from treadle.store.postgres.append_functions import COMMIT
 from treadle.store.postgres.arrays import (
     big,
@@ -377,8 +377,8 @@ def _third(row: Values) -> Any:
     return row[2]
 
 
-# Places of what people and programs write: message and worker.
-_MESSAGE, _WORKER = 10, 17
+# Places of what people and programs write, behind the number of the run.
+_MESSAGE, _WORKER = (1 + StepRow.__struct_fields__.index(name) for name in ("message", "worker"))
 
 
 def _stored(step: Values) -> Values:

@@ -95,7 +95,7 @@ def _condition(query: RunQuery) -> tuple[list[str], list[Any]]:
     where: list[str] = []
     values: list[Any] = []
 
-    def want(sql: str, *given: str) -> None:
+    def want(sql: str, *given: str | float) -> None:
         where.append(sql)
         values.extend(given)
 

@@ -87,8 +87,12 @@ class PostgresStore(PostgresReader):
         """Connect, and make or migrate the schema; opening an open store does nothing."""
         if self._ready:
             return
-        prepare(self._link, create=create)
-        self.durability = describe_durability(settings_of(self._link))
+        try:
+            prepare(self._link, create=create)
+            self.durability = describe_durability(settings_of(self._link))
+        except BaseException:
+            self._link.close()
+            raise
         self._ready = True
 
     def close(self) -> None:

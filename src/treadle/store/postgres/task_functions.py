@@ -24,8 +24,8 @@ REPORT = Function(
     {ALIVE}
     IF NOT FOUND THEN RETURN NULL; END IF;
     FOR place IN 1 .. cardinality(keys) LOOP
-        DELETE FROM @tasks t USING @runs r WHERE r.key = keys[place] AND t.run = r.n AND t.number = numbers[place]
-            AND t.lease = leases[place] AND t.session = me AND t.state = 3
+        DELETE FROM @tasks t WHERE t.run = (SELECT r.n FROM @runs r WHERE r.key = keys[place])
+            AND t.number = numbers[place] AND t.lease = leases[place] AND t.session = me AND t.state = 3
         RETURNING t.run INTO got;
         answers[place] := FOUND;
         IF FOUND THEN
@@ -60,7 +60,7 @@ POSTPONE = Function(
     FOR place IN 1 .. cardinality(keys) LOOP
         UPDATE @tasks t SET state = CASE WHEN times[place] > at THEN 1 ELSE 0 END, session = 0, lease = 0,
             started_at = 0, age = nextval('@ages'), not_before = times[place], call = calls[place]
-        FROM @runs r WHERE r.key = keys[place] AND t.run = r.n AND t.number = numbers[place]
+        WHERE t.run = (SELECT r.n FROM @runs r WHERE r.key = keys[place]) AND t.number = numbers[place]
             AND t.lease = leases[place] AND t.session = me AND t.state = 3 AND t.interrupt = 0;
         answers[place] := FOUND;
     END LOOP;
@@ -82,11 +82,14 @@ PROGRESS = Function(
     "text",
     f"""
     {ALIVE_OR_ANSWER}
-    UPDATE @tasks t SET progress = u.note
-    FROM unnest(keys, numbers, leases, notes) AS u (key, number, lease, note) JOIN @runs r ON r.key = u.key
-    WHERE t.run = r.n AND t.number = u.number AND t.lease = u.lease AND t.session = me AND t.state = 3;
+    FOR place IN 1 .. cardinality(keys) LOOP
+        SELECT r.n INTO of_run FROM @runs r WHERE r.key = keys[place];
+        UPDATE @tasks t SET progress = notes[place] WHERE t.run = of_run AND t.number = numbers[place]
+            AND t.lease = leases[place] AND t.session = me AND t.state = 3;
+    END LOOP;
     RETURN 'done';
     """,
+    declare="of_run bigint;",
 )
 
 # Counts the beat up. The answer is a JSON array of the interrupts: [key, number, lease].
@@ -149,10 +152,12 @@ CANDIDATES = Function(
     f"""
     {ALIVE_OR_ANSWER}
     -- Let the tasks that are due by now wait among the due ones.
-    UPDATE @tasks t SET state = 0 FROM (
-        SELECT d.run, d.number FROM @tasks d WHERE d.state = 1 AND d.not_before <= at
+    FOR head IN
+        SELECT d.run, d.number, 0, 0, 0 FROM @tasks d WHERE d.state = 1 AND d.not_before <= at
         ORDER BY d.not_before FOR UPDATE SKIP LOCKED
-    ) u WHERE t.run = u.run AND t.number = u.number;
+    LOOP
+        UPDATE @tasks t SET state = 0 WHERE t.run = head.run AND t.number = head.number;
+    END LOOP;
     LOOP
         heads := '{{}}'; held := '{{}}';
         in_queue := '';
@@ -171,7 +176,8 @@ CANDIDATES = Function(
                     );
                 heads := heads || ARRAY(
                     SELECT ROW (t.run, t.number, t.priority, t.age, r.hold)::@head
-                    FROM @tasks t JOIN @runs r ON r.n = t.run
+                    FROM @tasks t
+                    CROSS JOIN LATERAL (SELECT r.hold FROM @runs r WHERE r.n = t.run OFFSET 0) r
                     WHERE t.state = 0 AND t.queue = in_queue AND t.action = name AND t.not_before <= at
                     ORDER BY t.priority DESC, t.age LIMIT greatest(most, 64)
                 );
@@ -190,10 +196,11 @@ CANDIDATES = Function(
         END LOOP;
         SELECT json_agg(json_build_array(c.run, c.number, c.queue, c.action)) INTO got FROM (
             SELECT t.run, t.number, t.queue, t.action
-            FROM unnest(heads) h JOIN @tasks t ON t.run = h.run AND t.number = h.number
-            WHERE h.hold = 0 AND t.state = 0
-            ORDER BY h.priority DESC, h.age LIMIT most
-            FOR UPDATE OF t SKIP LOCKED
+            FROM (SELECT * FROM unnest(heads) o WHERE o.hold = 0 ORDER BY o.priority DESC, o.age) h
+            CROSS JOIN LATERAL (
+                SELECT w.run, w.number, w.queue, w.action FROM @tasks w
+                WHERE w.run = h.run AND w.number = h.number AND w.state = 0 FOR UPDATE SKIP LOCKED
+            ) t LIMIT most
         ) c;
         EXIT WHEN got IS NOT NULL OR cardinality(held) = 0;
     END LOOP;
@@ -214,19 +221,19 @@ LEASE = Function(
     """,
     "text",
     f"""
-    UPDATE @tasks t SET state = 3, session = me, lease = u.lease, started_at = at
-    FROM unnest(runs, numbers, leases) AS u (run, number, lease)
-    WHERE t.run = u.run AND t.number = u.number AND t.state = 0;
-    GET DIAGNOSTICS changed = ROW_COUNT;
-    IF changed <> cardinality(runs) THEN RAISE EXCEPTION 'changed' USING ERRCODE = '{CHANGED}'; END IF;
+    FOR place IN 1 .. cardinality(runs) LOOP
+        UPDATE @tasks t SET state = 3, session = me, lease = leases[place], started_at = at
+        WHERE t.run = runs[place] AND t.number = numbers[place] AND t.state = 0;
+        IF NOT FOUND THEN RAISE EXCEPTION 'changed' USING ERRCODE = '{CHANGED}'; END IF;
+    END LOOP;
     RETURN (
         SELECT json_agg(json_build_array(r.key, t.number, t.address, t.generation, t.attempt, t.action, t.queue,
             t.priority, t.not_before, t.call, r.id, t.lease) ORDER BY u.place)
         FROM unnest(runs, numbers) WITH ORDINALITY AS u (run, number, place)
-        JOIN @tasks t ON t.run = u.run AND t.number = u.number JOIN @runs r ON r.n = t.run
+        CROSS JOIN LATERAL (SELECT * FROM @tasks o WHERE o.run = u.run AND o.number = u.number OFFSET 0) t
+        CROSS JOIN LATERAL (SELECT o.key, o.id FROM @runs o WHERE o.n = t.run OFFSET 0) r
     )::text;
     """,
-    declare="changed bigint;",
 )
 
 # Own a run if nobody alive does, or in any case; [owner's number, owner's id], or nothing if there is no such run.
