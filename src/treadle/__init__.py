@@ -17,6 +17,7 @@ from treadle.authoring.decorators import (
     workflow,
 )
 from treadle.authoring.documents import dump_document, planned_of
+from treadle.authoring.isolation import Process
 from treadle.authoring.openings import Case, case, choose, gather, holds
 from treadle.authoring.options import Poll, Retry
 from treadle.authoring.outcomes import LaneRun, PhasesCancelled, PhasesResult, RowRun, Ticket
@@ -24,6 +25,7 @@ from treadle.authoring.packages import Package
 from treadle.authoring.phases import LanePlan, Phase, Phases, Rule
 from treadle.authoring.registry import Registry
 from treadle.authoring.sleep import sleep
+from treadle.authoring.undoable import Undoable
 from treadle.connect import connect, lifespan
 from treadle.core.documents import Document
 from treadle.core.effects import Artifact
@@ -154,6 +156,7 @@ __all__ = [
     "PluginError",
     "Poll",
     "PredicateFunction",
+    "Process",
     "Queue",
     "QueueFullError",
     "Registry",
@@ -203,6 +206,7 @@ __all__ = [
     "Ticket",
     "TransitionError",
     "TreadleError",
+    "Undoable",
     "UnknownStepError",
     "UnregisteredStepError",
     "UsageError",

@@ -155,3 +155,46 @@ def test_three_processes_share_the_work_while_one_after_the_other_is_killed(url:
 
     assert all(life.returncode == 0 for life in lives), [err for _, err in answers]
     asyncio.run(check(url, length, log))
+
+
+@pytest.mark.soak
+def test_a_saga_killed_again_and_again_while_it_acts_unwinds_and_compensates_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Phases, a gather and runs that were called: each undo and each compensation is made, in its order."""
+    url, log, folder = f"sqlite:///{tmp_path}/kill.db", tmp_path / "log", tmp_path / "files"
+    folder.mkdir()
+    (folder / "item-0").write_text("was here")
+    monkeypatch.setenv("KILL_FOLDER", str(folder))
+    program, rounds = TARGET.with_name("saga_target.py"), max(3, KILLS // 2)
+    dice = random.Random(11)
+
+    for _ in range(2 * KILLS):
+        before = lines(log)
+        life = start_program(log, program, url, rounds)
+        if wait_for_lines(log, before + dice.randint(0, 12), [life]):
+            life.send_signal(signal.SIGKILL)
+        life.communicate()
+    last = start_program(log, program, url, rounds)
+    out, err = last.communicate(timeout=300)
+
+    assert last.returncode == 0, err
+    assert out.split() == ["failed", "fully"]
+    assert {file.name: file.read_text() for file in folder.iterdir()} == {"item-0": "was here"}
+    asyncio.run(check_saga(url, rounds))
+
+
+async def check_saga(url: str, rounds: int) -> None:
+    """Every run was unwound fully: steps first, then each row once, the last one first."""
+    async with connect(url, worker=False) as app:
+        for name in ("victim", "victim/sub0", "victim/sub1"):
+            run = app.run(name)
+            assert (await run.row()).unwound == "fully"
+            events = [event async for _version, _time, event in run.events()]
+            undone = [place for place, event in enumerate(events) if isinstance(event, ev.StepUndone)]
+            opened = [place for place, event in enumerate(events) if isinstance(event, ev.CompensationOpened)]
+            assert max(undone) < min(opened)
+            rows = [event.at for event in events if isinstance(event, ev.PhaseCompensated)]
+            entries = [f"accounts/account#{entry}" for entry in range(rounds, 1, -1)]
+            assert rows == [*entries, "accounts/account"]
+        assert not (await app.check()).problems

@@ -12,6 +12,7 @@ from treadle.authoring.bound import UNSET, this_frame
 from treadle.authoring.builder import PlanBuilder, Planned, ask, current_builder, plan_call, raise_all
 from treadle.authoring.drafts import literal
 from treadle.authoring.durations import Duration
+from treadle.authoring.isolation import Process, isolation_of
 from treadle.authoring.options import (
     NOTHING,
     STATIC_NAMES,
@@ -42,10 +43,12 @@ C = TypeVar("C")
 class StepFunction(Generic[P, R]):
     """A function that can be planned as a step. `R` is the type of its value (for `async def`: the awaited one)."""
 
-    def __init__(self, definition: Definition, chosen: Chosen) -> None:
+    def __init__(self, definition: Definition, chosen: Chosen, declared: Declared | None = None) -> None:
         _look_like(self, definition.function)
         self.definition: Final = definition
         self.chosen = chosen
+        # The functions of its undo, if it has one.
+        self.declared = declared
 
     def bind(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Plan a step. Each argument is a value or a planned one; the result is a planned value of the function's type.
@@ -358,6 +361,7 @@ def step(
     prepare: Callable[..., Any] | None = ...,
     reconcile: Callable[..., Any] | None = ...,
     resource: str = ...,
+    process: Process | bool = ...,
     **options: Unpack[StaticOptions],
 ) -> StepDecorator: ...
 def step(
@@ -371,6 +375,7 @@ def step(
     prepare: Callable[..., Any] | None = None,
     reconcile: Callable[..., Any] | None = None,
     resource: str = "",
+    process: Process | bool = False,
     **options: Unpack[StaticOptions],
 ) -> Any:
     """Make a function a step. It stays callable as what it is; `.bind` plans it, `.options` changes how it runs.
@@ -386,6 +391,8 @@ def step(
             step starts.
         reconcile: asked before the undo whether that is safe; False leaves things as they are.
         resource: undos of one resource are made one at a time.
+        process: execute it in a process of its own, which can be killed; `Process` limits its memory and sets its
+            environment.
         options: what holds for all steps planned through it; see `StaticOptions`.
 
     Raises:
@@ -406,13 +413,17 @@ def step(
             kept.fields["undo"] = stored
         definition = Definition(function, name=name, aliases=names, options=kept, namespace=namespace)
         definition.helpers = tuple(helpers)
+        definition.isolation = isolation_of(process, function)
+        if definition.isolation is not None and does_yield(function):
+            raise DefinitionError(f"{function.__qualname__!r} yields, which a process of its own cannot; return a list")
         (registry or default_registry).add(definition)
         if does_yield(function):
             kind = AsyncGeneratorStep[..., Any] if definition.is_async else GeneratorStep[..., Any]
             return kind(definition, kept)
+        undoing = declared if helpers else None
         if definition.is_async:
-            return AsyncStepFunction[..., Any](definition, kept)
-        return SyncStepFunction[..., Any](definition, kept)
+            return AsyncStepFunction[..., Any](definition, kept, undoing)
+        return SyncStepFunction[..., Any](definition, kept, undoing)
 
     return decorate if function is None else decorate(function, this_frame(1))
 

@@ -15,9 +15,10 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from treadle.authoring.bound import kind_of
-from treadle.authoring.cells import Cell, Patch, Row
+from treadle.authoring.cells import Cell, Compensation, Patch, Row
 from treadle.authoring.outcomes import PhasesCancelled, PhasesResult, Ticket, failed
 from treadle.authoring.turns import RETURNED, Turns, rest
+from treadle.authoring.undoable import UndoCall
 from treadle.authoring.values import Held, held, value_of
 from treadle.core.apply import new_state
 from treadle.core.commands import Task
@@ -26,7 +27,7 @@ from treadle.core.decide import Decision, Limits, decide, start
 from treadle.core.events import Arg, DecisionMade, Failure, RowOpened
 from treadle.core.expressions import holds, lookup_in
 from treadle.core.graph import Graph
-from treadle.core.inputs import AnyInput, Outcome
+from treadle.core.inputs import AnyInput, Cancel, Outcome
 from treadle.core.opened import PAUSE, TEST
 from treadle.core.plan import Phase
 from treadle.core.progress import PhasesProgress
@@ -35,6 +36,8 @@ from treadle.core.state import RunState, ScopeState, StepState
 from treadle.core.tables import RUNNING, SUCCEEDED
 
 _UNBOUNDED: Final = Limits(dispatched=2**31, events=2**31)
+# What attempts are for that belong to the undo of a cell.
+_OF_UNDO: Final = frozenset({"prepare", "reconcile", "undo"})
 
 
 class Table:
@@ -43,6 +46,7 @@ class Table:
     def __init__(self) -> None:
         # Action -> the function, whether it takes the cell (or row), and whether it is a coroutine function.
         self.functions: dict[str, tuple[Callable[..., Any], bool, bool]] = {}
+        self.undos: dict[str, UndoCall] = {}
 
     def add(self, name: str, function: Callable[..., Any]) -> None:
         """Enter a function under a name."""
@@ -82,7 +86,9 @@ class Execution:
         # The state of the block, and how far it is; set when it is executed.
         self.block: ScopeState
         self.progress: PhasesProgress
+        # What cells and rules have raised, and the last attempts to undo cells, by the numbers of their steps.
         self.errors: dict[int, BaseException] = {}
+        self.undo_errors: dict[int, BaseException] = {}
         self.decisions: list[DecisionMade] = []
         self.pendings: list[dict[str, int]] = []
         self.tickets: list[Ticket] = []
@@ -122,6 +128,8 @@ class Execution:
                 await asyncio.wait(self._stopping)
         except asyncio.CancelledError as error:
             await self._stop()
+            # What was told to stop has its outcome then, and undos that have not been made are parked.
+            decide(run, [(Cancel(hard=True), ""), *self._ended], now=0.0, limits=_UNBOUNDED)
             raise PhasesCancelled(PhasesResult(self)) from error
         if run.status != SUCCEEDED:
             raise failed(PhasesResult(self), self)
@@ -169,17 +177,25 @@ class Execution:
         if action == TEST:
             self._test(task)
             return
-        function, takes, is_async = self.table.functions[action]
         step = self.run.states[task.number]
         assert isinstance(step, StepState)
-        row = step.node.scope
         args: tuple[Any, ...] = ()
+        if task.call.purpose in _OF_UNDO:
+            call = self.table.undos[action]
+            given = {name: value_of(arg) for name, arg in task.call.args.items()}
+            self._call(task, call, (self._told(step), given), call.is_async)
+            return
+        function, takes, is_async = self.table.functions[action]
+        row = step.node.scope
         if takes:
             args = (self._told(step) if row is not None and isinstance(row.spec, Phase) else self._row(),)
         if step.around is self.progress.detached:
             ticket = Ticket(step.spec.id, self.progress.step, self._loop.create_future())
             self._tickets[task.number] = ticket
             self.tickets.append(ticket)
+        self._call(task, function, args, is_async)
+
+    def _call(self, task: Task, function: Callable[..., Any], args: tuple[Any, ...], is_async: bool) -> None:
         if is_async:
             self._await(task, function, args)
             return
@@ -205,25 +221,39 @@ class Execution:
             live.settled = True
             self._end(live.task, None, asyncio.CancelledError())
 
-    def _told(self, step: StepState) -> Cell:
-        """What the cells of the present row are told; one object for all of them."""
+    def _told(self, step: StepState) -> Cell | Compensation:
+        """What the cells of a row are told; one object for all of those of the present row."""
+        assert step.node.scope is not None
+        row = self.run.states[step.node.scope.number]
+        assert isinstance(row, ScopeState)
+        if row is not self.progress.row:
+            return self._cell_of(row) if row.compensates is None else self._compensation(row, row.compensates)
         cell = self._cell
         if cell is None:
-            progress = self.progress
-            row = progress.row
-            assert row is not None
-            phase = row.node.spec
-            assert isinstance(phase, Phase)
-            cell = self._cell = Cell(
-                phase.id,
-                progress.phases[phase.id].position,
-                row.index,
-                progress.entries[phase.id],
-                _view(progress.state),
-                _view(progress.previous),
-                MappingProxyType(row.sight.pending if row.sight is not None else {}),
-            )
+            cell = self._cell = self._cell_of(row)
         return cell
+
+    def _cell_of(self, row: ScopeState) -> Cell:
+        phase, sight = row.node.spec, row.sight
+        assert isinstance(phase, Phase)
+        assert sight is not None
+        return Cell(
+            phase.id,
+            self.progress.phases[phase.id].position,
+            row.index,
+            sight.entry,
+            _view(sight.state),
+            _view(sight.previous),
+            MappingProxyType(sight.pending),
+        )
+
+    def _compensation(self, scope: ScopeState, row: ScopeState) -> Compensation:
+        """What the cells of a compensating phase are told of the row that they take back."""
+        phase, sight = row.node.spec, scope.sight
+        assert isinstance(phase, Phase)
+        assert sight is not None
+        position = self.progress.phases[phase.id].position
+        return Compensation(phase.id, position, row.index, sight.entry, _view(sight.state), _view(sight.previous))
 
     def _row(self) -> Row:
         progress = self.progress
@@ -286,9 +316,10 @@ class Execution:
         number = task.number
         self._live.pop(number, None)
         patch: Mapping[str, Any] = {}
-        if kind_of(value) is Patch:
+        of_undo = task.call.purpose in _OF_UNDO
+        if kind_of(value) is Patch and not of_undo:
             value, patch = value.value, value.state
-        ticket = self._tickets.get(number)
+        ticket = self._tickets.get(number) if not of_undo else None
         if ticket is not None and patch and error is None:
             error = TypeError(f"the detached cell {ticket.lane!r} cannot return state patch: nobody waits for it")
         if error is None:
@@ -311,7 +342,8 @@ class Execution:
     def _failed(self, task: Task, error: BaseException) -> Outcome:
         if isinstance(error, asyncio.CancelledError):
             return Outcome(number=task.number, generation=task.generation, attempt=task.attempt, status="cancelled")
-        self.errors[task.number] = error
+        errors = self.undo_errors if task.call.purpose in ("undo", "reconcile") else self.errors
+        errors[task.number] = error
         failure = Failure(code=getattr(error, "code", "error"), message=str(error), type=type(error).__name__)
         return Outcome(
             number=task.number, generation=task.generation, attempt=task.attempt, status="failed", failure=failure

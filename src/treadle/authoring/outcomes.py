@@ -12,7 +12,7 @@ from treadle.core.addresses import encode_id
 from treadle.core.events import DecisionMade
 from treadle.core.plan import Phase
 from treadle.core.state import NodeState, RunState, ScopeState, StepState, settled
-from treadle.core.tables import SUCCEEDED
+from treadle.core.tables import NONE, SUCCEEDED
 from treadle.errors import PhasesFailedError, StepLimitError, TransitionError
 
 if TYPE_CHECKING:
@@ -65,7 +65,10 @@ class Ticket:
 
 @dataclass(frozen=True)
 class LaneRun:
-    """One cell of an executed row. `status` is its outcome, or how far it is; `value` what it returned."""
+    """One cell of an executed row. `status` is its outcome, or how far it is; `value` what it returned.
+
+    `undo` is the status of its undo, `undo_error` what the last attempt to undo it raised.
+    """
 
     lane: str
     mode: Mode
@@ -73,13 +76,17 @@ class LaneRun:
     value: Any = None
     ticket: Ticket | None = None
     error: BaseException | None = None
+    undo: str = NONE
+    undo_error: BaseException | None = None
 
 
 @dataclass(frozen=True)
 class RowRun:
     """One executed row, with what its policy decided; `move` is empty if that did not come to pass.
 
-    `pending` counts the detached cells that had not ended when the decision was made, by lane.
+    `pending` counts the detached cells that had not ended when the decision was made, by lane. `undo` is the status of
+    its compensation, if its phase has one. For a compensating phase `compensates` is the phase that it took back, and
+    `step` and `entry` are that row's.
     """
 
     phase: str
@@ -92,6 +99,8 @@ class RowRun:
     policy: str = ""
     rule: str = ""
     overwritten: tuple[str, ...] = ()
+    undo: str = NONE
+    compensates: str = ""
 
     @property
     def values(self) -> dict[str, Any]:
@@ -109,6 +118,7 @@ class PhasesResult:
     def __init__(self, execution: Execution) -> None:
         self._execution = execution
         self._rows: list[RowRun] | None = None
+        self._compensations: list[RowRun] | None = None
 
     @property
     def state(self) -> dict[str, Any]:
@@ -134,6 +144,19 @@ class PhasesResult:
         if self._rows is None:
             self._rows = [*_rows(self._execution)]
         return self._rows
+
+    @property
+    def compensations(self) -> list[RowRun]:
+        """The compensating phases that were executed, in that order."""
+        if self._compensations is None:
+            execution = self._execution
+            self._compensations = [*_compensations(execution)] if execution.run.compensable else []
+        return self._compensations
+
+    @property
+    def unwound(self) -> str:
+        """How much of what a block did that failed is undone: `fully`, `partly`, or empty if nothing had to be."""
+        return self._execution.block.unwound
 
     async def wait_detached(self, timeout: float | None = None) -> list[Ticket]:
         """Wait until all detached cells have ended (or `timeout` seconds are over); gives those that have."""
@@ -167,14 +190,15 @@ def _rows(execution: Execution) -> Generator[RowRun]:
     tickets = {(ticket.step, ticket.lane): ticket for ticket in execution.tickets}
     entries: dict[str, int] = {}
     for state in run.states:
-        if not isinstance(state, ScopeState) or not isinstance(state.node.spec, Phase):
+        if not isinstance(state, ScopeState) or not isinstance(state.node.spec, Phase) or state.compensates is not None:
             continue
         phase = state.node.spec
         entries[phase.id] = entry = entries.get(phase.id, 0) + 1
         lanes = tuple(_lane(run, execution, state, block.id, phase, tickets) for block in phase.blocks)
         made: DecisionMade | None = decisions.get(state.index)
+        undo = state.undo.status if state.undo is not None else NONE
         if made is None:
-            yield RowRun(phase.id, state.index, entry, lanes, {})
+            yield RowRun(phase.id, state.index, entry, lanes, {}, undo=undo)
             continue
         pending = execution.pendings[execution.decisions.index(made)]
         yield RowRun(
@@ -188,7 +212,20 @@ def _rows(execution: Execution) -> Generator[RowRun]:
             made.policy,
             made.rule,
             tuple(made.overwritten),
+            undo,
         )
+
+
+def _compensations(execution: Execution) -> Generator[RowRun]:
+    run = execution.run
+    for scope in run.states:
+        own = scope.compensates if isinstance(scope, ScopeState) else None
+        if isinstance(scope, ScopeState) and isinstance(scope.node.spec, Phase) and own is not None:
+            phase, row = scope.node.spec, own.node.spec
+            assert isinstance(row, Phase)
+            lanes = tuple(_lane(run, execution, scope, block.id, phase, {}) for block in phase.blocks)
+            entry = own.sight.entry if own.sight is not None else 1
+            yield RowRun(phase.id, own.index, entry, lanes, {}, compensates=row.id)
 
 
 def _lane(
@@ -205,7 +242,9 @@ def _lane(
     mode: Mode = "detached" if lane in phase.detached else "awaited"
     ticket = tickets.get((row.index, lane))
     status = state.status if settled(state) else "running"
-    return LaneRun(lane, mode, status, value, ticket, execution.errors.get(number))
+    undo = state.undo.status if state.undo is not None else NONE
+    error = execution.errors.get(number)
+    return LaneRun(lane, mode, status, value, ticket, error, undo, execution.undo_errors.get(number))
 
 
 def _cell(run: RunState, row: ScopeState, lane: str) -> NodeState:

@@ -37,6 +37,7 @@ from treadle.authoring.decorators import (
     WorkflowDecorator,
     WorkflowFunction,
 )
+from treadle.authoring.isolation import Process
 from treadle.authoring.options import OnFailure, Retry, StaticOptions
 from treadle.authoring.registry import Defined, Definition, Registry
 from treadle.errors import DecodeError, DefinitionError, EncodeError, StepNameError, UsageError
@@ -55,6 +56,12 @@ class ProjectionLike(Protocol):
     def name(self) -> str:
         """What steps call it."""
         ...
+
+
+class EncodedSettings(str):
+    """The JSON text of settings: in a step's own process their type is known only to the package."""
+
+    __slots__ = ()
 
 
 class Package:
@@ -115,6 +122,7 @@ class Package:
         prepare: Callable[..., Any] | None = ...,
         reconcile: Callable[..., Any] | None = ...,
         resource: str = ...,
+        process: Process | bool = ...,
         **options: Unpack[StaticOptions],
     ) -> StepDecorator: ...
     def step(
@@ -234,7 +242,8 @@ class Package:
             raise UsageError(f"package {self.name!r} has no settings; declare a type for them: Package(settings=...)")
         own = step_context.get(None)
         known = own.settings if own is not None else planning_settings.get()
-        return known[self.name] if self.name in known else self.settings_type()
+        found = known[self.name] if self.name in known else self.settings_type()
+        return codec.decode(str(found), self.settings_type) if isinstance(found, EncodedSettings) else found
 
     def read_settings(self, given: Mapping[str, Any], mistakes: list[DefinitionError]) -> Any:
         """The settings of one application, from what it gives; what is wrong with that is added to the mistakes."""

@@ -31,10 +31,12 @@ from treadle.authoring.cells import Cell, Compensation, Row
 from treadle.authoring.decorators import PredicateFunction, StepFunction
 from treadle.authoring.in_process import Execution, Table
 from treadle.authoring.openings import building, called, drafted
-from treadle.authoring.options import Retry, policy_of
+from treadle.authoring.options import OnFailure, Retry, on_failure_of, policy_of
 from treadle.authoring.outcomes import PhasesResult
 from treadle.authoring.scopes import Scope
 from treadle.authoring.signatures import Parameter
+from treadle.authoring.undo import Declared
+from treadle.authoring.undoable import Undoable, undo_calls
 from treadle.authoring.values import held
 from treadle.core import plan as core
 from treadle.core.addresses import child, encode_id
@@ -207,7 +209,7 @@ class Phases:
         self.on_finish: Final = on_finish
         self.compensations: Final = list(compensations)
         self.id: Final = id
-        self._compiled: dict[tuple[str, int, tuple[str, ...]], tuple[Graph, Table]] = {}
+        self._compiled: dict[tuple[str, int, OnFailure | Literal[""], tuple[str, ...]], tuple[Graph, Table]] = {}
 
     def lowered(
         self,
@@ -250,14 +252,23 @@ class Phases:
         )
 
     async def run(
-        self, state: Mapping[str, Any] | None = None, *, start: str = "", step_limit: int | None = None
+        self,
+        state: Mapping[str, Any] | None = None,
+        *,
+        start: str = "",
+        step_limit: int | None = None,
+        on_failure: OnFailure | None = None,
     ) -> PhasesResult:
         """Execute the block here and now, without a store; cells and rules may be any callable.
+
+        A block that fails undoes what it did, as a stored one does: cells that are `Undoable`, or steps with an undo,
+        and then phases with a compensating one. The error's `partial` tells what was undone.
 
         Args:
             state: first values of variables, over those of the block; the mapping is copied.
             start: the phase to begin with, instead of the block's.
             step_limit: as the block's.
+            on_failure: `stop` leaves what a block did that fails.
 
         Raises:
             DefinitionError: the block is wrong; nothing was executed. Several mistakes come as DefinitionErrors.
@@ -267,20 +278,23 @@ class Phases:
             Both of the last carry `partial`: the rows that were executed, the state, the tickets.
         """
         values = {**self.state, **(state or {})}
-        key = (start or self.start, self.step_limit if step_limit is None else step_limit, tuple(values))
+        limit = self.step_limit if step_limit is None else step_limit
+        key = (start or self.start, limit, on_failure_of(on_failure), tuple(values))
         compiled = self._compiled.get(key)
         if compiled is None:
             compiled = self._compiled[key] = self._compile(*key)
         graph, table = compiled
         return await Execution(graph, table, [held(value) for value in values.values()]).execute()
 
-    def _compile(self, start: str, step_limit: int, names: tuple[str, ...]) -> tuple[Graph, Table]:
+    def _compile(
+        self, start: str, step_limit: int, on_failure: OnFailure | Literal[""], names: tuple[str, ...]
+    ) -> tuple[Graph, Table]:
         """The checked plan of the block alone, and what its names mean."""
         how = _Plain()
         slots: dict[str, Slot] = {name: core.Const(number) for number, name in enumerate(names)}
         block = self.lowered(how, self.id, slots)
         block = msgspec.structs.replace(block, start=start, step_limit=step_limit)
-        plan = core.Plan(workflow=self.id, blocks=[block])
+        plan = core.Plan(workflow=self.id, blocks=[block], on_failure=on_failure)
         words = f"phases {self.id!r}"
         raise_all([*how.errors, *check_plan(plan, lambda address: _words(self.id, address))], words)
         return Graph(plan), how.table
@@ -321,16 +335,24 @@ class _Plain:
         """The step of a cell."""
         name = f"cell {phase}/{lane}"
         fields: dict[str, Any] = {}
+        declared: Declared | None = None
         if isinstance(cell, StepFunction):
             step = cast("StepFunction[..., Any]", cell)
             self.table.add(name, step.definition.function)
             fields = {key: step.chosen.fields[key] for key in _IN_PROCESS & step.chosen.fields.keys()}
+            declared = step.declared
+        elif isinstance(cell, Undoable):
+            self.table.add(name, cell.function)
+            declared = cell.declared
         elif callable(cell) and not isinstance(cell, LanePlan):
             self.table.add(name, cell)
         else:
             self.errors.append(
                 DefinitionError(f"the cell {lane!r} of phase {phase!r} is {cell!r}; in process a cell is a function")
             )
+        if declared is not None:
+            fields["undo"], calls = undo_calls(name, self.table.functions[name][0], declared, self.errors)
+            self.table.undos.update(calls)
         return core.Step(id=lane, action=name, **fields)
 
     def condition(self, policy: str, rule: Rule, number: int) -> core.Condition | None:

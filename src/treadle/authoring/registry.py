@@ -22,6 +22,7 @@ from typing import Any, Final, Literal, Protocol
 
 from treadle.authoring.bound import kind_of
 from treadle.authoring.codec import Adapter
+from treadle.authoring.isolation import Isolation
 from treadle.authoring.options import NOTHING, Chosen
 from treadle.authoring.signatures import Parameter, Signature
 from treadle.authoring.streams import does_yield, runs_on_loop
@@ -63,6 +64,8 @@ class Definition:
         self.short: Final = _short(function, self.name)
         self.aliases: Final = tuple(_check_name(alias) for alias in aliases)
         self.options: Final = options
+        # How its process is made, if it is to have one of its own.
+        self.isolation: Isolation | None = None
         # What its undo calls; known wherever it is.
         self.helpers: tuple[Definition, ...] = ()
         self.is_async: Final = runs_on_loop(function)

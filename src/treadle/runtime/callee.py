@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
+from treadle.authoring.context import step_context
+from treadle.authoring.isolation import Isolation
 from treadle.authoring.registry import Registry, StepDefinition
 from treadle.authoring.signatures import Parameter
 from treadle.authoring.undo import RESULT, STATE, UndoDefinition
 from treadle.core.commands import Task
-from treadle.errors import DecodeError, UnregisteredStepError
+from treadle.errors import DecodeError, UnregisteredStepError, UsageError
 from treadle.runtime.middleware import Middleware, around
+from treadle.runtime.step_context import RunningStep
 from treadle.runtime.streams import collecting
 
 
@@ -46,10 +49,12 @@ class Callee:
         }
         # The question of a condition is no attempt of a step.
         self.middleware = middleware if definition.kind == "step" else ()
-        if self.middleware and definition.is_async:
-            self.invoke = around(self.invoke, self.middleware)
         # Of what is yielded, the text is there already.
         self.encode = definition.result.encode if definition.yields is None else str
+        if definition.isolation is not None:
+            self._be_isolated(definition, definition.isolation)
+        elif self.middleware and definition.is_async:
+            self.invoke = around(self.invoke, self.middleware)
         # Whether it takes only some of the arguments it is offered.
         self.picks = isinstance(definition, UndoDefinition)
         if isinstance(definition, UndoDefinition):
@@ -67,6 +72,23 @@ class Callee:
             self.encode = _nothing
         if defaults := definition.defaults:
             self.invoke = partial(_with_defaults, definition.invoke, defaults)
+
+    def _be_isolated(self, definition: StepDefinition, isolation: Isolation) -> None:
+        """Call it in a process of its own, from the thread that the attempt has."""
+        from treadle.runtime.processes import encoded_text
+
+        if self.read:
+            raise UsageError(
+                f"step {self.action!r} reads {', '.join(map(repr, self.read))} piece by piece, which it cannot in a"
+                " process of its own; take a list, or leave process= out"
+            )
+
+        def invoke(values: dict[str, Any]) -> Any:
+            own = cast("RunningStep", step_context.get())
+            return own.processes.execute(isolation, definition, values)
+
+        self.invoke = invoke
+        self.encode = encoded_text
 
     def probing(self) -> Callee:
         """The same as a probe: while its value is not true, it has no text."""

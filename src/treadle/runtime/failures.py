@@ -11,7 +11,18 @@ import msgspec
 from treadle.authoring import codec
 from treadle.authoring.durations import seconds_of
 from treadle.core.events import Failure
-from treadle.errors import EncodeError, TreadleError
+from treadle.errors import (
+    DecodeError,
+    EncodeError,
+    NotCompensable,
+    Permanent,
+    Retryable,
+    RetryLater,
+    StepInterrupt,
+    StoreFullError,
+    StoreUnavailableError,
+    TreadleError,
+)
 
 # Error text kept in events and rows; the full text is a payload of its own.
 DEFAULT_CAP = 4096
@@ -71,6 +82,9 @@ class ErrorText:
 
     def encode(self, text: str, error: BaseException | None = None) -> str:
         """The JSON text of an account: the full text, with the details and the causes of the error if it has any."""
+        if isinstance(error, ForeignError):
+            # It was made there.
+            return text
         readable = _readable(text)
         details = getattr(error, "details", None) if isinstance(error, TreadleError) else None
         causes = [] if error is None else [self.cut(line) for line in _chain(error)]
@@ -120,8 +134,58 @@ def message_of(error: BaseException) -> str:
         return "(its text cannot be shown)"
 
 
+class ForeignError(Exception):
+    """An error of a step in another process, as it was described there.
+
+    `account` is the JSON text of its account, `steers` the name of the steering class that it was, `fatal` says that
+    the process is gone with it.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        type: str = "",
+        account: str = "",
+        steers: str = "",
+        delay: float | str | None = None,
+        *,
+        fatal: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.type = type
+        self.account = account
+        self.steers = steers
+        self.delay = delay
+        self.fatal = fatal
+
+
+def verdict_of(error: BaseException) -> tuple[str, float | str | None]:
+    """What an error says of a further attempt ("": the policy decides, `retry`, `final`), and its delay."""
+    kind = type(error)
+    if isinstance(error, ForeignError):
+        kind = _STEERING.get(error.steers, kind)
+    if issubclass(kind, Permanent):
+        return "final", None
+    if issubclass(kind, RetryLater):
+        return "retry", getattr(error, "delay", None)
+    if issubclass(kind, (Retryable, StoreUnavailableError, StoreFullError)):
+        # What the step does not store now it may store later.
+        return "retry", None
+    # The same value would fail again.
+    return ("final" if issubclass(kind, (EncodeError, DecodeError, StepInterrupt, NotCompensable)) else ""), None
+
+
+_STEERING: dict[str, type[BaseException]] = {
+    kind.__name__: kind for kind in (Permanent, RetryLater, Retryable, EncodeError, DecodeError, NotCompensable)
+}
+
+
 def describe(error: BaseException, errors: ErrorText) -> tuple[Failure, str]:
     """The failure of an exception, and its full text with the traceback (of user code, not of the worker)."""
+    if isinstance(error, ForeignError):
+        return errors.failure(error.code, str(error), error.type), error.account
     code = error.code if isinstance(error, TreadleError) else "error"
     if isinstance(error, (SystemExit, KeyboardInterrupt)):
         code = "exit"

@@ -293,6 +293,7 @@ class Node:
         self.sweeper.stop()
         self.slots.close()
         self.worker.abandon()
+        self.worker.close()
         self.engine.close()
         for timer in (self._due, self._asking):
             if timer is not None:
@@ -325,6 +326,7 @@ class Node:
         self.engine.close()
         self.sweeper.stop()
         self.worker.abandon()
+        self.worker.close()
         self.slots.close()
         hub, committer = self.hub, self.committer
         waiting = [item for owned in self.engine.runs.values() for item in (owned.in_flight or []) + owned.pending]
@@ -375,7 +377,7 @@ class Node:
             definition = self.registry.get(action)
         except TreadleError:
             return None
-        return ASYNC if definition.is_async else THREAD
+        return ASYNC if definition.is_async and definition.isolation is None else THREAD
 
     def _leased(self, tasks: Sequence[Task]) -> None:
         if not self.engine.closed:

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any, Final, Generic, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, cast
 
 import msgspec
 
@@ -27,6 +27,10 @@ from treadle.runtime.builtins import Listed
 from treadle.runtime.output import LineOutput
 from treadle.runtime.readings import OnLoop, Ready
 from treadle.runtime.streams import Stream, Yielded
+
+if TYPE_CHECKING:
+    from treadle.runtime.processes import Processes
+    from treadle.runtime.worker import Worker
 
 T = TypeVar("T")
 # Results that bring more than their value.
@@ -177,6 +181,8 @@ class RunningStep(msgspec.Struct, eq=False):
     chunks: Items | None = None
     # What it makes beside its value.
     making: Making | None = None
+    # Ends its process, if it has one of its own.
+    on_cancel: Callable[[], None] | None = None
     # Whether it has any of these to give.
     brings_more: bool = False
 
@@ -482,8 +488,44 @@ class RunningStep(msgspec.Struct, eq=False):
             return True
 
     def cancel(self) -> None:
-        """Mark the attempt as interrupted."""
+        """Mark the attempt as interrupted, and end its process if it has one."""
         self._cancelled = True
+        if self.on_cancel is not None:
+            self.on_cancel()
+
+    # -- for a step in a process of its own, in the worker -------------------------------------------------------
+
+    @property
+    def task(self) -> Task:
+        """What the attempt was given."""
+        return self._task
+
+    @property
+    def processes(self) -> Processes:
+        """The processes of steps."""
+        return cast("Worker", self._worker).processes
+
+    def relay(self, text: str) -> None:
+        """Take a report that is encoded already."""
+        self._reports = True
+        self._report(text)
+
+    def ask_for(
+        self, question: str, details: list[str], then: Callable[[str, Any, BaseException | None], None]
+    ) -> None:
+        """Ask a question; `then` is told the answer, on any thread."""
+        future = self._worker.ask(question, self._task, *details)
+
+        def done(found: concurrent.futures.Future[Any]) -> None:
+            error = found.exception()
+            then(question, None if error is not None else found.result(), error)
+
+        future.add_done_callback(done)
+
+    def add_fragments(self, fragments: list[Fragment]) -> None:
+        """Add steps at once; returns when they are added."""
+        self.check_cancelled()
+        self._worker.add_now(self._task, fragments)
 
 
 def _data_trees(text: str) -> dict[str, Any]:

@@ -11,11 +11,12 @@ import asyncio
 import concurrent.futures
 import contextlib
 import contextvars
+import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
@@ -30,17 +31,8 @@ from treadle.core.events import Handle
 from treadle.core.inputs import Outcome
 from treadle.core.plan import Fragment
 from treadle.errors import (
-    DecodeError,
     DefinitionError,
-    EncodeError,
-    NotCompensable,
-    Permanent,
-    Retryable,
-    RetryLater,
-    StepInterrupt,
     StoreError,
-    StoreFullError,
-    StoreUnavailableError,
     TreadleError,
 )
 from treadle.ports import Clock, Threads
@@ -57,12 +49,15 @@ from treadle.runtime.exchange import (
     read,
     values_of,
 )
-from treadle.runtime.failures import ErrorText, describe
+from treadle.runtime.failures import ErrorText, describe, verdict_of
 from treadle.runtime.middleware import Middleware, around
 from treadle.runtime.payloads import Payloads, Row
 from treadle.runtime.probes import next_probe
 from treadle.runtime.slots import ASYNC, THREAD, TIMER, Slots
 from treadle.runtime.step_context import UNUSUAL, RunningStep
+
+if TYPE_CHECKING:
+    from treadle.runtime.processes import Processes
 
 # Shared by the outcomes without payload rows; never changed.
 _NO_ROWS: list[Row] = []
@@ -107,6 +102,8 @@ class Worker:
         self._on_free = on_free
         self._loop = asyncio.get_running_loop()
         self._now: Callable[[], float] = clock.now
+        self._processes: Processes | None = None
+        self._process_lock = threading.Lock()
         self._callees = Callees(registry, middleware)
         # By lease: a store gives no number twice.
         self.active: dict[int, Attempt] = {}
@@ -159,6 +156,21 @@ class Worker:
             self._turns.add(attempt)
         else:
             attempt.handle = self._loop.create_task(self._run_in_thread(attempt))
+
+    @property
+    def processes(self) -> Processes:
+        """The processes of steps; from any thread."""
+        with self._process_lock:
+            if self._processes is None:
+                from treadle.runtime.processes import Processes
+
+                self._processes = Processes()
+            return self._processes
+
+    def close(self) -> None:
+        """End the processes of steps."""
+        if self._processes is not None:
+            self._processes.close()
 
     def knows(self, task: Task) -> bool:
         """Whether this very lease is being executed."""
@@ -481,18 +493,9 @@ class Worker:
 
     async def _raised(self, attempt: Attempt, error: BaseException, *, verdict: str = "") -> None:
         """The outcome of an attempt that raised."""
-        delay: float | None = None
-        if isinstance(error, Permanent):
-            verdict = "final"
-        elif isinstance(error, RetryLater):
-            verdict = "retry"
-            delay = self.errors.seconds(error.delay)
-        elif isinstance(error, (Retryable, StoreUnavailableError, StoreFullError)):
-            # What the step does not store now it may store later.
-            verdict = "retry"
-        elif isinstance(error, (EncodeError, DecodeError, StepInterrupt, NotCompensable)):
-            # The same value would fail again.
-            verdict = "final"
+        found, given = verdict_of(error)
+        verdict = found or verdict
+        delay = None if given is None else self.errors.seconds(given)
         rows: list[Row] = []
         failure, full = describe(error, self.errors)
         if full:
