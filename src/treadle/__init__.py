@@ -53,6 +53,7 @@ from treadle.errors import (
     PhasesFailedError,
     PluginError,
     ProjectionError,
+    QueueFullError,
     Retryable,
     RetryLater,
     RunCancelledError,
@@ -98,6 +99,7 @@ from treadle.runtime.documents import load_document, plan_document, save_documen
 from treadle.runtime.hooks import Boundary, Hooks
 from treadle.runtime.middleware import Next, StepCall
 from treadle.runtime.outcomes import StepOutcome
+from treadle.runtime.queues import Queue
 from treadle.runtime.retention import Retention
 from treadle.runtime.run import Run
 from treadle.runtime.run_analysis import Forecast, RunAnalysis
@@ -159,6 +161,8 @@ __all__ = [
     "Projection",
     "ProjectionError",
     "Process",
+    "Queue",
+    "QueueFullError",
     "Registry",
     "Retention",
     "Retry",

@@ -25,6 +25,7 @@ from treadle.runtime.hooks import Hooks, check_hooks
 from treadle.runtime.middleware import Middleware, check_middleware
 from treadle.runtime.node import Node, Settings
 from treadle.runtime.projections import Live
+from treadle.runtime.queues import Queue, changes_of
 from treadle.runtime.retention import Retention, rule_of
 from treadle.runtime.serving import Lifespan, lifespan_of
 from treadle.runtime.threads import ThreadPool
@@ -123,6 +124,8 @@ def connect(
     package_settings: Mapping[str, Mapping[str, Any]] | None = None,
     actions: str | Sequence[str] = (),
     elector: Elector | None = None,
+    queues: Sequence[Queue] = (),
+    targets: Sequence[str] = (),
     artifacts: Place | None = None,
     projections: Sequence[Projection | str] = (),
     rebuild: bool = False,
@@ -134,17 +137,17 @@ def connect(
 
     `url` is `memory://`, `sqlite:///relative.db`, `sqlite:////absolute.db`, `postgresql://user@host/database` or
     `nats://host:4222/NAME`. With `worker=False` it executes no steps: it starts, reads and operates runs, and decides
-    those that nobody else decides; with `worker="cycles"` it executes when `run_once` and `work` ask for it.
-    `slots` is how many async steps run at a time, `threads` how many sync ones; `lease` seconds without a sign of life
-    end a session; `retry` is the policy of steps that have none, nor their workflow. `hooks` are told of what begins
-    and ends here; `middleware` is around each attempt that is executed here, the first one outermost. `packages` are
-    the domains that it serves beside the registry, `package_settings` what they are set to, by package and setting; a
+    those that nobody else decides; with `worker="cycles"` it executes when `run_once` and `work` ask for it. `slots`
+    is how many async steps run at a time, `threads` how many sync ones; `lease` seconds without a sign of life end a
+    session; `retry` is the policy of steps that have none, nor their workflow. `hooks` are told of what begins and
+    ends here; `middleware` is around each attempt that is executed here, the first one outermost. `packages` are the
+    domains that it serves beside the registry, `package_settings` what they are set to, by package and setting; a
     package may be given by the name of its entry point, and "installed" is all of those. `actions` names entry points
-    with steps. `elector` says which session sweeps, instead of the store. `artifacts` is where artifacts and large
-    values are kept: a directory, or a URL (`s3://bucket/prefix`, `gs://`, `az://`) with the extra `objects`; by default
-    beside the store's file. `projections` are read models, besides those of the packages; `rebuild` makes their tables
-    anew, also where a migration was changed. `retention` deletes closed runs by and by; `clock` is another clock than
-    the machine's. Use the result with `async with`, or with `with`.
+    with steps. `elector` says which session sweeps, instead of the store. `queues` are limits, stored and kept by all
+    processes; an operator's go before. `targets` are the names, beside its `worker_id`, for which it executes steps
+    that are placed `on` them. `artifacts` is where artifacts and large values are kept: a directory, or a URL with the
+    extra `objects`; by default beside the store's file. `projections` are read models, besides those of the packages;
+    `rebuild` makes their tables anew. `retention` deletes closed runs by and by; `clock` is another than the machine's.
 
     Raises:
         UsageError: a hook is no `Hooks`, or a middleware is no coroutine function.
@@ -152,11 +155,8 @@ def connect(
         PluginError: what is named is not installed, or cannot be imported.
     """
     brought: list[Package] = _plugins().packages_of(packages) if packages else []
-    known = registry if registry is not None else default_registry
-    if actions:
-        _plugins().add_actions(known, actions)
-    check_hooks(hooks)
-    check_middleware(middleware)
+    known = _registry_of(registry, actions)
+    _check_boundaries(hooks, middleware)
     chosen = settings or Settings(
         worker=bool(worker),
         cycles=worker == "cycles",
@@ -170,12 +170,18 @@ def connect(
         packages=tuple(brought),
         package_settings=check_packages(brought, package_settings or {}),
         elector=elector,
+        queues=changes_of(queues) if queues else (),
+        targets=tuple(targets),
         retention=None if retention is None else rule_of(retention),
     )
     found = _projections_of(projections, brought)
-    joined = JoinedRegistry(known, brought) if brought else known
-    place: dict[str, Any] = {"artifacts": artifacts, "clock": clock, "projections": found, "rebuild": rebuild}
-    return Opening(url, joined, chosen, create=create, **place)
+    more: dict[str, Any] = {"artifacts": artifacts, "clock": clock, "projections": found, "rebuild": rebuild}
+    return Opening(url, JoinedRegistry(known, brought) if brought else known, chosen, create=create, **more)
+
+
+def _check_boundaries(hooks: Sequence[Hooks], middleware: Sequence[Middleware]) -> None:
+    check_hooks(hooks)
+    check_middleware(middleware)
 
 
 def lifespan(
@@ -194,6 +200,13 @@ def lifespan(
     """
     connect(url, **options)
     return lifespan_of(lambda: connect(url, **options), state=state, grace=grace, around=around)
+
+
+def _registry_of(registry: Registry | None, actions: str | Sequence[str]) -> Registry:
+    known = registry if registry is not None else default_registry
+    if actions:
+        _plugins().add_actions(known, actions)
+    return known
 
 
 def _projections_of(given: Sequence[Projection | str], packages: Sequence[Package]) -> dict[str, Projection]:

@@ -6,7 +6,7 @@
     │   ├─ ExpressionSyntaxError(source, column)
     │   └─ DefinitionErrors   several of them at once
     ├─ RunError(run_id)       what a caller learns about one run
-    │   ├─ RunNotFoundError · StepNotFoundError · ArtifactNotFoundError · RunExistsError
+    │   ├─ RunNotFoundError · StepNotFoundError · ArtifactNotFoundError · RunExistsError · QueueFullError
     │   ├─ RunNotActiveError ─ RunNotRunningError · RunNotPausedError
     │   ├─ RunNotSettledError
     │   ├─ RunFailedError · RunCancelledError
@@ -168,6 +168,12 @@ class RunExistsError(RunError):
     """A run of this id exists and does something else; choose another id or another `on_conflict`."""
 
     code = "run_exists"
+
+
+class QueueFullError(RunError):
+    """A queue in which the run would begin is as long as it may be; the run was not made, start it again later."""
+
+    code = "queue_full"
 
 
 class RunNotActiveError(RunError):

@@ -20,6 +20,8 @@ TASK = cast(Task, object())
 class Waiting:
     """A store in which tasks wait; `meanwhile` is what the event loop does while a claim is under way."""
 
+    made_room = False
+
     def __init__(self, count: int, meanwhile: Callable[[], None]) -> None:
         self.count = count
         self.meanwhile = meanwhile
@@ -42,7 +44,7 @@ def slots_of(size: int, taken: int) -> Slots:
 
 async def claimed(slots: Slots, store: Waiting) -> tuple[int, bool]:
     committer = Committer(cast(Store, store), "me", slots, NoWakeups(), InlineDriver(renew_seconds=60))
-    tasks, _, left = committer.claim(cast(Any, store), 0.0)
+    tasks, _, left, _ = committer.claim(cast(Any, store), 0.0)
     await committer.stop()
     return len(tasks), left
 

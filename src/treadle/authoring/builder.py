@@ -28,6 +28,7 @@ from treadle.authoring.options import (
     OnFailure,
     Retry,
     StepOptions,
+    check_key,
     choose,
     on_failure_of,
     policy_of,
@@ -485,6 +486,7 @@ def _drafted(
     signature = definition.signature
     node = Node(definition, chosen, signature, frame.f_code, frame.f_lasti)
     node.drafts = draft_arguments(signature, args, kwargs, node.complaints)
+    node.complaints += check_key(chosen, node.drafts if signature is None else signature.parameters)
     return node
 
 

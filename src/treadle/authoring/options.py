@@ -14,8 +14,9 @@ from typing import Any, Final, Literal, TypedDict
 from treadle.authoring.durations import Duration, seconds_of
 from treadle.core import plan
 from treadle.core.addresses import check_id
+from treadle.core.expressions import parse
 from treadle.core.plan import Placement, RetryPolicy
-from treadle.errors import DefinitionError
+from treadle.errors import DefinitionError, ExpressionSyntaxError
 
 Labels = str | Iterable[str]
 # What a failed run does about what its steps have done.
@@ -66,6 +67,8 @@ class StaticOptions(TypedDict, total=False):
     timeout: Duration | None
     delay: Duration
     queue: str
+    # What the queue's limits by key go by: a parameter's name, or an expression over the arguments.
+    key: str
     priority: int
     optional: bool
     signals: Labels
@@ -328,6 +331,23 @@ def _target(value: object) -> Placement:
     return Placement(mode="target", target=_text(value))
 
 
+def _key(value: object) -> str:
+    try:
+        return parse(_text(value)).text
+    except ExpressionSyntaxError as error:
+        raise DefinitionError(f"a key is a parameter's name or an expression: {error}") from error
+
+
+def check_key(chosen: Chosen, parameters: Iterable[str]) -> list[str]:
+    """What is wrong with a key for a function of these parameters."""
+    text = chosen.fields.get("key")
+    if not text:
+        return []
+    known = list(parameters)
+    unknown = {str(path[0]) for path in parse(text).names()}.difference(known)
+    return [f"key={text!r}: there is no parameter {name!r}; there are {', '.join(known)}" for name in sorted(unknown)]
+
+
 def _annotations(value: Mapping[str, str]) -> dict[str, str]:
     notes: dict[Any, Any] = dict(value)
     if not all(isinstance(text, str) for pair in notes.items() for text in pair):
@@ -341,6 +361,7 @@ _READERS: Final[dict[str, Callable[[Any], Any]]] = {
     "break_before": _labels,
     "dedup": _text,
     "delay": _delay,
+    "key": _key,
     "lost_limit": _positive,
     "on": _target,
     "optional": _truth,

@@ -37,6 +37,7 @@ VERBS: Final[dict[str, str]] = {
     "breakpoints": "reading",
     "delete": "operating",
     "dead": "dead",
+    "queues": "queues",
     "receipt": "receipts",
     "projection": "projection",
     "store": "store",

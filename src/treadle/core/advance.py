@@ -22,6 +22,7 @@ from treadle.core.decision import Decision, Limits
 from treadle.core.events import Arg, Failure
 from treadle.core.gathers import proceed_choose, proceed_gather
 from treadle.core.inputs import Cancel
+from treadle.core.keys import key_of
 from treadle.core.opened import CANCELLING, asking, may_succeed, value_of_iteration
 from treadle.core.phases import proceed_phases, row_failure
 from treadle.core.plan import Body, Choose, Gather, Phase, Phases, Poll
@@ -227,6 +228,7 @@ def dispatch(run: RunState, decision: Decision, step: StepState, not_before: flo
         return
     try:
         args = resolve_args(run, node, node.step.slots)
+        key = key_of(node.step.key, args) if node.step.key else ""
     except UnresolvedError as error:
         failure = Failure(code="unresolved", message=str(error))
         decision.settle(run, step, ev.StepFailed(at=node.address, attempt=0, failure=failure))
@@ -243,10 +245,10 @@ def dispatch(run: RunState, decision: Decision, step: StepState, not_before: flo
     )
     decision.events.append(event)
     step_dispatched(run, step, event)
-    decision.tasks.append(task_of(run, step, args))
+    decision.tasks.append(task_of(run, step, args, key))
 
 
-def task_of(run: RunState, step: StepState, args: dict[str, Arg]) -> Task:
+def task_of(run: RunState, step: StepState, args: dict[str, Arg], key: str = "") -> Task:
     """The task of a dispatched step's present attempt."""
     node = step.node
     spec = node.step
@@ -272,6 +274,9 @@ def task_of(run: RunState, step: StepState, args: dict[str, Arg]) -> Task:
         step.not_before,
         call,
         run.run_id,
+        0,
+        key,
+        spec.placement.target if spec.placement is not None else "",
     )
 
 

@@ -205,6 +205,8 @@ class Step(msgspec.Struct, frozen=True, gc=False, tag="step", tag_field="block",
     # Seconds from ready to the earliest start.
     delay: float = 0.0
     queue: str = "default"
+    # What its queue's limits by key go by: an expression over the arguments; empty for none.
+    key: str = ""
     # Higher goes first.
     priority: int = 0
     when: Condition | None = None

@@ -32,6 +32,7 @@ from treadle.runtime.run_analysis import RunAnalysis
 from treadle.runtime.undo import UndoEntry
 from treadle.runtime.why import Reason
 from treadle.store.base import Health, RunRow, SessionRow
+from treadle.store.queues import QueueChange, QueueRow
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -128,6 +129,14 @@ class BlockingApp:
     def gc(self, **rule: Any) -> Removal:
         """Delete closed runs; see `App.gc`."""
         return self._thread.call(self._app.gc(**rule))
+
+    def queues(self) -> list[QueueRow]:
+        """Queues that have limits or tasks; see `App.queues`."""
+        return self._thread.call(self._app.queues())
+
+    def change_queue(self, change: QueueChange) -> bool:
+        """Change what is stored of a queue; see `App.change_queue`."""
+        return self._thread.call(self._app.change_queue(change))
 
     def backup(self, path: str | os.PathLike[str]) -> Path:
         """Copy the store; see `App.backup`."""

@@ -25,6 +25,7 @@ from treadle.authoring.registry import Registry
 from treadle.core.addresses import check_id
 from treadle.errors import (
     DefinitionError,
+    QueueFullError,
     RunExistsError,
     StoreUnavailableError,
     UsageError,
@@ -40,6 +41,7 @@ from treadle.runtime.run import Run
 from treadle.runtime.serving import serve
 from treadle.runtime.starting import Deadline, Start, begin, closing_time, data_text, is_same, opening_time, trace_of
 from treadle.store.base import Health, RunQuery, RunRow, SessionRow
+from treadle.store.queues import QueueChange, QueueRow
 
 R = TypeVar("R")
 OnConflict = Literal["reuse", "reject", "replace"]
@@ -266,6 +268,10 @@ class App(DeadLetters, DataOperations):
             return Run[Any](node, start.id or key, planned.result, key)
         if status == "exists":
             return None
+        if status == "full":
+            raise QueueFullError(
+                f"run {start.id or key!r} was not made: a queue that it begins in is full; try again later"
+            )
         raise StoreUnavailableError(f"the run could not be made ({status}); try again")
 
     async def _attach(self, run: Run[Any], planned: Planned, start: Start, *, reject: bool) -> None:
@@ -393,6 +399,18 @@ class App(DeadLetters, DataOperations):
         program's main thread; elsewhere `stop` is the way to end it.
         """
         return await serve(self, grace=grace, stop=stop)
+
+    async def queues(self) -> list[QueueRow]:
+        """Queues that have limits or tasks, with what goes on in them."""
+        node = self._node
+        now = node.environment.clock.now()
+        return await node.read(lambda: node.reader.queues(now))
+
+    async def change_queue(self, change: QueueChange) -> bool:
+        """Change what is stored of a queue, for all processes at once; False if it was so already."""
+        node = self._node
+        now = node.environment.clock.now()
+        return (await node.committer.call(lambda store: store.set_queues([change], now)))[0]
 
     async def gc(
         self,

@@ -52,6 +52,7 @@ from treadle.runtime.worker import Worker
 from treadle.store.base import WAITS_CHANGES, WAITS_TASKS, Append, Reader, Renewal, SessionRow, Store
 from treadle.store.blob_port import Blobs
 from treadle.store.committer import Committer, Driver
+from treadle.store.queues import QueueChange
 
 _log = logging.getLogger("treadle.node")
 T = TypeVar("T")
@@ -83,6 +84,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     # Who is told of boundaries, and what is around each attempt; both in their order.
     hooks: tuple[Hooks, ...] = ()
     middleware: tuple[Middleware, ...] = ()
+    # Limits of queues, that it makes known to the store when it begins.
+    queues: tuple[QueueChange, ...] = ()
+    # The targets whose tasks it executes, besides its own name.
+    targets: tuple[str, ...] = ()
     # It executes only in the cycles that it is asked for.
     cycles: bool = False
     # Which closed runs are kept; None: all.
@@ -131,6 +136,8 @@ class Node:
         # The hungry worker has reason to believe that tasks wait in the store.
         self._hungry = False
         self._claiming = False
+        # This claim is for room that was made: what it leaves is for others.
+        self._shares_room = False
         self._due: asyncio.TimerHandle | None = None
         # Set while a question for interrupts is on its way.
         self._asking: asyncio.TimerHandle | None = None
@@ -170,11 +177,12 @@ class Node:
         if self.cycles is not None:
             self.slots.close()
         waits = WAITS_TASKS if settings.worker else 0
-        self.store.open_session(self._session_row(waits, actions if settings.worker else []))
+        self._enter(waits, actions if settings.worker else [])
         offer = self.slots if settings.worker else None
         self.committer = Committer(self.store, self.session, offer, environment.wakeups, self._driver())
         self.committer.waits = waits
         self.committer.on_renewal = self._renewed
+        self.committer.on_room = self._room_made
         self.hub = Hub(self._watching)
         self.engine = Engine(
             session=self.session,
@@ -254,6 +262,13 @@ class Node:
 
         return ended
 
+    def _enter(self, waits: int, actions: list[str]) -> None:
+        """Open the store's session, and make known what this node says of queues."""
+        self.slots.aim((self.name, *self.settings.targets))
+        self.store.open_session(self._session_row(waits, actions))
+        if self.settings.queues:
+            self.store.set_queues(self.settings.queues, self.environment.clock.now())
+
     def _session_row(self, waits: int, actions: list[str]) -> SessionRow:
         slots = self.settings.slots if self.settings.worker else 0
         return SessionRow(
@@ -263,6 +278,7 @@ class Node:
             beat=0,
             waits=waits,
             actions=actions,
+            targets=[self.name, *self.settings.targets] if self.settings.worker else [],
             info={"host": socket.gethostname(), "pid": os.getpid(), "slots": slots},
         )
 
@@ -422,7 +438,19 @@ class Node:
         committer, clock = self.committer, self.environment.clock
         committer.submit(lambda store: committer.claim(store, clock.now()), self._claimed)
 
-    def _claimed(self, found: tuple[list[Task], float | None, bool] | None, error: BaseException | None) -> None:
+    def _room_made(self) -> None:
+        """A queue with limits has room for tasks that waited: they are claimed here, or others are told of them."""
+        if self.settings.worker and self.cycles is None and self.slots.free() > 0 and not self.engine.closed:
+            self._shares_room = True
+            self.look_for_tasks()
+        else:
+            self._share_room()
+
+    def _share_room(self) -> None:
+        committer = self.committer
+        committer.submit(lambda _store: committer.notify(tasks=True, keys=()), lambda _value, _error: None)
+
+    def _claimed(self, found: tuple[list[Task], float | None, bool, bool] | None, error: BaseException | None) -> None:
         self._claiming = False
         if found is None:
             if isinstance(error, LeaseLostError):
@@ -432,7 +460,10 @@ class Node:
                 self.engine.adopt()
                 self.loop.call_later(0.2, self.look_for_tasks)
             return
-        tasks, due, left = found
+        tasks, due, left, room = found
+        if room and self._shares_room:
+            self._share_room()
+        self._shares_room = False
         if tasks:
             self._leased(tasks)
         if due is not None:

@@ -98,6 +98,10 @@ class Slots:
         """The names that can be executed."""
         return [] if self._closed else self._names
 
+    def aim(self, targets: Sequence[str]) -> None:
+        """Take the tasks of these targets from now on."""
+        self._targets = tuple(targets)
+
     def targets(self) -> Sequence[str]:
         """The targets whose tasks are taken, besides those that have none."""
         return self._targets

@@ -56,10 +56,11 @@ Promises
    claim's price does not grow with the number of those that wait so. Free slots and a task that may start mean that a
    claim leases one, and no queue waits for another for ever.
 11. `claim` also gives the time when a rate allows the next start for a task that waits for it now, if that is earlier
-   than the next one that falls due. `made_room` tells of the last `commit`, `report`, `postpone`, `bury` and
+   than the next one that falls due. `made_room` tells of a `commit`, `report`, `postpone`, `bury` and
    `set_queues` whether a waiting task may start now that could not before, because its queue or key was full or
-   paused; and of the last `claim` whether a queue with limits has room for a task that waits and was not taken. True
-   may be said too often, and never too rarely. Whoever is told claims, or wakes those who wait for tasks.
+   paused; and of a `claim` whether a queue with limits has room for a task that waits and was not taken. It is said
+   once: True is for all calls since it was asked last. True may be said too often, and never too rarely. Whoever is
+   told claims, or wakes those who wait for tasks.
 12. A run with a due task for a queue in which `length` due tasks wait already is not made (**full**). Tasks of runs
    that were made are never refused.
 """

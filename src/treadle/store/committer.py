@@ -65,6 +65,8 @@ class Committer:
         self._queued = False
         # Wakes others after a commit: set by the session while others may listen.
         self.on_renewal: Callable[[Renewal | None, BaseException | None], None] = lambda renewal, error: None
+        # A queue with limits has room for tasks that waited. Told on the event loop, with the answers.
+        self.on_room: Callable[[], None] = lambda: None
         self.waits = 0
         driver.start(self)
 
@@ -126,7 +128,12 @@ class Committer:
                 answers.append((then, None, error))
         if group:
             self._commit(group, answers)
+        if self.store.made_room:
+            answers.append((self._tell_room, None, None))
         return answers
+
+    def _tell_room(self, _value: object, _error: BaseException | None) -> None:
+        self.on_room()
 
     def _commit(self, group: list[tuple[Append, Then]], answers: list[tuple[Then, Any, BaseException | None]]) -> None:
         appends = [append for append, _ in group]
@@ -161,8 +168,11 @@ class Committer:
         if self.offer is not None:
             self.offer.reset(mark)
 
-    def claim(self, store: Store, now: float) -> tuple[list[Task], float | None, bool]:
-        """Claim what the offer takes; for `submit`. Also says whether tasks may be left for want of slots."""
+    def claim(self, store: Store, now: float) -> tuple[list[Task], float | None, bool, bool]:
+        """Claim what the offer takes; for `submit`.
+
+        Also says whether tasks may be left for want of slots, and whether a queue with limits has room for others.
+        """
         offer = self.offer
         assert offer is not None
         mark = offer.mark()
@@ -170,7 +180,7 @@ class Committer:
         try:
             tasks, due = store.claim(self.session, offer, now)
             # A slot that the event loop freed meanwhile hides that tasks were left for want of it.
-            return tasks, due, full or offer.full() or offer.free() > free - len(tasks)
+            return tasks, due, full or offer.full() or offer.free() > free - len(tasks), store.made_room
         except StoreError:
             offer.reset(mark)
             raise

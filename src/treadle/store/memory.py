@@ -45,11 +45,20 @@ _by_priority = attrgetter("priority")
 class MemoryStore(MemoryReader):
     """A store that lives as long as its data: see the head of this module, and `store.base` for the promises."""
 
-    __slots__ = ("made_room",)
+    __slots__ = ("_room",)
 
     def __init__(self, data: MemoryData | None = None) -> None:
         super().__init__(data)
-        self.made_room = False
+        self._room = False
+
+    @property
+    def made_room(self) -> bool:
+        """Whether some call since this was asked last has made room."""
+        found, self._room = self._room, False
+        return found
+
+    def _told(self, room: bool) -> None:
+        self._room = self._room or room
 
     def open(self, *, create: bool = True) -> None:
         """There is nothing to open."""
@@ -93,7 +102,7 @@ class MemoryStore(MemoryReader):
         with data.lock:
             leased = (entry for own in data.sessions.values() for entry in own.leases.values())
             answers = data.waiting.set_limits(changes, leased, now)
-            self.made_room = data.waiting.left_room(now)
+            self._told(data.waiting.left_room(now))
             return answers
 
     def dead_sessions(self) -> list[str]:
@@ -129,7 +138,7 @@ class MemoryStore(MemoryReader):
                     data.put_input(run, InboxInput(f"look:{session}", key, encode_input(Look(session=session))))
                 data.free(run)
             # No time is given, so rates are not asked.
-            self.made_room = data.waiting.left_room(None)
+            self._told(data.waiting.left_room(None))
             data.elected = {role: holder for role, holder in data.elected.items() if holder is not own}
             return [key for key in touched if data.runs[key].inbox]
 
@@ -165,7 +174,8 @@ class MemoryStore(MemoryReader):
             own = self._living(session)
             for append in appends:
                 answers.append(self._append(own, append, offer))  # noqa: PERF401 - most often there is one
-            self.made_room = bool(data.waiting.limited and appends and data.waiting.left_room(appends[-1].time))
+            if data.waiting.limited and appends:
+                self._told(data.waiting.left_room(appends[-1].time))
         return answers
 
     def _append(self, own: StoredSession, append: Append, offer: Offer | None) -> Answer:
@@ -321,7 +331,7 @@ class MemoryStore(MemoryReader):
                 for entry in waiting.candidates(offer, now, dues):
                     data.lease(entry, own, now)
                     claimed.append(entry.task)
-            self.made_room = any(waiting.has_work(queue, now) for queue in waiting.limited.values())
+            self._told(any(waiting.has_work(queue, now) for queue in waiting.limited.values()))
             if (due := waiting.next_due()) is not None:
                 dues.append(due)
             return claimed, min(dues, default=None)
@@ -344,7 +354,7 @@ class MemoryStore(MemoryReader):
                 if live:
                     self._report(report)
                 answers.append(live)
-            self.made_room = data.waiting.left_room(None)
+            self._told(data.waiting.left_room(None))
             return answers
 
     def postpone(self, session: str, items: Sequence[Postponement], now: float) -> list[bool]:
@@ -366,7 +376,7 @@ class MemoryStore(MemoryReader):
                     again.turn = queue.turn_of(task)
                 data.waiting.enqueue(again, now)
                 answers.append(True)
-            self.made_room = data.waiting.left_room(now)
+            self._told(data.waiting.left_room(now))
             return answers
 
     def progress(self, session: str, items: Sequence[tuple[str, int, int, str]]) -> None:

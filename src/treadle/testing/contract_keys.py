@@ -17,6 +17,8 @@ from treadle.testing.contract_kit import NOW, OTHER, RUN, MakeStore, Party, key_
 def limited(party: Party, *, name: str = "default", now: float = NOW, **limits: Any) -> None:
     """Define the limits of a queue."""
     party.store.set_queues([QueueChange(name=name, defined=QueueLimits(**limits))], now)
+    # Said once, and not of interest here.
+    bool(party.store.made_room)
 
 
 def row_of(party: Party, name: str = "default", *, now: float = NOW) -> QueueRow:

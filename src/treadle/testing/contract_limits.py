@@ -328,7 +328,7 @@ class DefinitionsContract:
         limited(one, concurrency=1)
         one.start(tasks=[task_of(RUN, number) for number in range(6)], slots=9)
 
-        limited(one, concurrency=4)
+        one.store.set_queues([QueueChange(name="default", defined=QueueLimits(concurrency=4))], NOW)
 
         assert one.store.made_room
         assert len(one.claim(9)) == 3

@@ -53,6 +53,7 @@ class StoreModel(ModelAnswers, RuleBasedStateMachine):
     @contextmanager
     def telling_of_room(self, store: Store) -> Generator[None, None, None]:
         """If what waited under a limit may start after what is done inside, the store must have told so."""
+        bool(store.made_room)
         before = {id(model): model for model in self.stopped()}
         yield
         free = [model for model in self.admitted() if id(model) in before]

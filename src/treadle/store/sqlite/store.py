@@ -73,7 +73,7 @@ class SqliteStore(SqliteReader):
         # The living sessions as they were last read: number, id, wake address, what it waits for, and of which change
         # of the queues it was told.
         self._wake_rows: list[tuple[int, str, str, int, int]] = []
-        self.made_room = False
+        self._room = False
         # When queues were served last.
         self._served: dict[str, int] = {}
 
@@ -86,6 +86,12 @@ class SqliteStore(SqliteReader):
         """
         path, sync, unsafe_network = parse_url(url)
         return cls(path, sync=sync, kernel=kernel, unsafe_network=unsafe_network)
+
+    @property
+    def made_room(self) -> bool:
+        """Whether some call since this was asked last has made room."""
+        found, self._room = self._room, False
+        return found
 
     # -- connecting ------------------------------------------------------------------------------------
 
@@ -251,7 +257,7 @@ class SqliteStore(SqliteReader):
             answers = limits.set_queues(changes, now)
             limits.write(now)
         self._wake_rows = []
-        self.made_room = any(answers)
+        self._room = self._room or any(answers)
         return answers
 
     def dead_sessions(self) -> list[str]:
@@ -267,7 +273,7 @@ class SqliteStore(SqliteReader):
             limits = self._begin_limits(con)
             keys = [] if n is None else self._end_session(con, session, n)
             room = limits.write(None)
-        self.made_room = room
+        self._room = self._room or room
         self._own.pop(session, None)
         self._held.discard(session)
         self._locks.drop(session)
@@ -379,7 +385,7 @@ class SqliteStore(SqliteReader):
 
             answers = self._appends.write(own, appends, offer, restart) if appends else []
             room = bool(appends) and self._appends.limits.write(appends[-1].time)
-        self.made_room = room
+        self._room = self._room or room
         self._appends.settled()
         return answers
 
@@ -394,7 +400,6 @@ class SqliteStore(SqliteReader):
         with map_exceptions(self.path):
             if not anything_due(con, now):
                 self._living(con, session)
-                self.made_room = False
                 return [], next_due(con, now)
         with self._writing():
             own = self._living(con, session)
@@ -402,7 +407,7 @@ class SqliteStore(SqliteReader):
             claimed = claim.take(self._served)
             self._appends.limits.write(now)
             times = [time for time in (claim.due, next_due(con, now)) if time is not None]
-        self.made_room = claim.left_room
+        self._room = self._room or claim.left_room
         return claimed, min(times, default=None)
 
     def leased(self, session: str) -> list[Task]:
@@ -433,7 +438,7 @@ class SqliteStore(SqliteReader):
                         con.executemany(INSERT_PAYLOAD, [(n, digest, body) for digest, body in report.payloads])
                 answers.append(live)
             room = self._appends.limits.write(None)
-        self.made_room = room
+        self._room = self._room or room
         return answers
 
     def postpone(self, session: str, items: Sequence[Postponement], now: float) -> list[bool]:
@@ -443,7 +448,7 @@ class SqliteStore(SqliteReader):
             limits = self._appends.limits
             answers = [postpone(con, own, limits, self._appends.number(item.key), item, now) for item in items]
             room = limits.write(now)
-        self.made_room = room
+        self._room = self._room or room
         return answers
 
     def progress(self, session: str, items: Sequence[tuple[str, int, int, str]]) -> None:

@@ -1,0 +1,105 @@
+"""Limits of queues, from the definition in a program to the steps that wait for them."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from treadle import DefinitionError, Queue, QueueFullError, connect, step, workflow
+from treadle.runtime.queues import changes_of
+from treadle.store.queues import QueueChange
+
+active: dict[str, int] = {}
+most: dict[str, int] = {}
+
+
+@step(queue="limited", key="host")
+async def touch(host: str, number: int) -> int:
+    for name in ("", host):
+        active[name] = active.get(name, 0) + 1
+        most[name] = max(most.get(name, 0), active[name])
+    for _ in range(3):
+        await asyncio.sleep(0)
+    for name in ("", host):
+        active[name] -= 1
+    return number
+
+
+@workflow
+def touch_all(count: int):
+    return [touch.bind(f"host-{number % 4}", number) for number in range(count)]
+
+
+@workflow
+def wrong(count: int):
+    return touch.options(key="hots").bind("a", count)
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    active.clear()
+    most.clear()
+
+
+async def test_never_more_run_than_the_limits_allow_and_all_come_to_their_end(tmp_path) -> None:
+    for url in ("memory://", f"sqlite:///{tmp_path / 'runs.db'}?sync=normal"):
+        most.clear()
+        async with connect(url, queues=[Queue("limited", concurrency=5, key_concurrency=2, fair=True)]) as app:
+            run = await app.start(touch_all, 60)
+
+            assert await run.result() == list(range(60))
+
+        assert most[""] <= 5
+        assert max(count for name, count in most.items() if name) <= 2
+        assert most[""] > 1
+
+
+async def test_a_paused_queue_goes_on_when_it_is_resumed() -> None:
+    async with connect("memory://") as app:
+        await app.change_queue(QueueChange(name="limited", paused=True))
+        run = await app.start(touch_all, 3)
+        (row,) = await app.queues()
+        assert (row.name, row.waiting, row.running, row.paused) == ("limited", 3, 0, True)
+
+        await app.change_queue(QueueChange(name="limited", paused=False))
+
+        assert await run.result() == [0, 1, 2]
+
+
+async def test_a_run_for_a_full_queue_is_refused_and_may_be_started_later() -> None:
+    async with connect("memory://", queues=[Queue("limited", length=2)]) as app:
+        await app.change_queue(QueueChange(name="limited", paused=True))
+        first = await app.start(touch_all, 2)
+
+        with pytest.raises(QueueFullError):
+            await app.start(touch_all, 1)
+
+        await app.change_queue(QueueChange(name="limited", paused=False))
+        await first.result()
+        assert await (await app.start(touch_all, 1)).result() == [0]
+
+
+@pytest.mark.parametrize(
+    ("queue", "said"),
+    [
+        (Queue("q", rate=0), "rate=0"),
+        (Queue("q", rate="0/s"), "rate='0/s'"),
+        (Queue("q", rate="ten"), "rate='ten'"),
+        (Queue("q", concurrency=-1), "concurrency=-1"),
+        (Queue("q", burst=3), "burst= without rate="),
+        (Queue("q", key_burst=3), "key_burst= without key_rate="),
+        (Queue("q", fair={"a": 0}), "a weight is a number above 0"),
+        (Queue("q", length=0), "length=0"),
+    ],
+)
+def test_limits_that_make_no_sense_are_refused_where_they_are(queue: Queue, said: str) -> None:
+    with pytest.raises(DefinitionError, match="queue 'q'") as found:
+        changes_of([queue])
+
+    assert said in str(found.value)
+
+
+def test_a_key_of_an_unknown_parameter_is_refused_when_the_step_is_planned() -> None:
+    with pytest.raises(DefinitionError, match="there is no parameter 'hots'"):
+        wrong.plan(1)
