@@ -200,3 +200,9 @@ def test_every_decision_note_is_short_and_has_its_four_parts() -> None:
         lines = note.read_text(encoding="utf-8").splitlines()
         assert len(lines) <= MAX_DECISION_LINES, f"{where(note)} has {len(lines)} lines"
         assert [line for line in lines if line.startswith("## ")] == list(parts), where(note)
+
+
+def test_decisions_are_numbered_from_one_without_gaps() -> None:
+    notes = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+
+    assert [path.name[:4] for path in notes] == [f"{number:04d}" for number in range(1, len(notes) + 1)]

@@ -4,6 +4,9 @@ A workflow is planned from decorated functions, started on a store given by its 
 every decision is committed before anything is done about it.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from treadle.authoring.bound import FROM_DATA, lane_value, or_default, ref, scope, signal_value, state_value
 from treadle.authoring.builder import PlanBuilder, Planned, describe_run, group
 from treadle.authoring.cells import Cell, Compensation, Patch, Row
@@ -90,22 +93,60 @@ from treadle.errors import (
     UnregisteredStepError,
     UsageError,
 )
-from treadle.runtime.artifacts import ArtifactStream
-from treadle.runtime.blocking import BlockingApp, BlockingRun
-from treadle.runtime.client import App
-from treadle.runtime.collecting import Collected
-from treadle.runtime.cycles import Cycle
-from treadle.runtime.documents import load_document, plan_document, save_document
-from treadle.runtime.hooks import Boundary, Hooks
-from treadle.runtime.middleware import Next, StepCall
-from treadle.runtime.outcomes import StepOutcome
-from treadle.runtime.queues import Queue
-from treadle.runtime.retention import Retention
-from treadle.runtime.run import Run
-from treadle.runtime.run_analysis import Forecast, RunAnalysis
-from treadle.runtime.signing.verification import Verification, sign_document, verify_document
+
+if TYPE_CHECKING:
+    from treadle.runtime.artifacts import ArtifactStream
+    from treadle.runtime.blocking import BlockingApp, BlockingRun
+    from treadle.runtime.client import App
+    from treadle.runtime.collecting import Collected
+    from treadle.runtime.cycles import Cycle
+    from treadle.runtime.documents import load_document, plan_document, save_document
+    from treadle.runtime.hooks import Boundary, Hooks
+    from treadle.runtime.middleware import Next, StepCall
+    from treadle.runtime.outcomes import StepOutcome
+    from treadle.runtime.queues import Queue
+    from treadle.runtime.retention import Retention
+    from treadle.runtime.run import Run
+    from treadle.runtime.run_analysis import Forecast, RunAnalysis
+    from treadle.runtime.signing.verification import Verification, sign_document, verify_document
 
 __version__ = "0.1.0"
+
+# What is imported when it is first asked for: programs that plan steps do not wait for what executes them.
+_LATER = {
+    "App": "runtime.client",
+    "ArtifactStream": "runtime.artifacts",
+    "BlockingApp": "runtime.blocking",
+    "BlockingRun": "runtime.blocking",
+    "Boundary": "runtime.hooks",
+    "Collected": "runtime.collecting",
+    "Cycle": "runtime.cycles",
+    "Forecast": "runtime.run_analysis",
+    "Hooks": "runtime.hooks",
+    "Next": "runtime.middleware",
+    "Queue": "runtime.queues",
+    "Retention": "runtime.retention",
+    "Run": "runtime.run",
+    "RunAnalysis": "runtime.run_analysis",
+    "StepCall": "runtime.middleware",
+    "StepOutcome": "runtime.outcomes",
+    "Verification": "runtime.signing.verification",
+    "load_document": "runtime.documents",
+    "plan_document": "runtime.documents",
+    "save_document": "runtime.documents",
+    "sign_document": "runtime.signing.verification",
+    "verify_document": "runtime.signing.verification",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name of the runtime, by its module."""
+    module = _LATER.get(name)
+    if module is None:
+        raise AttributeError(f"module 'treadle' has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f"treadle.{module}"), name)
+    return value
+
 
 __all__ = [
     "Analysis",
@@ -158,9 +199,9 @@ __all__ = [
     "PluginError",
     "Poll",
     "PredicateFunction",
+    "Process",
     "Projection",
     "ProjectionError",
-    "Process",
     "Queue",
     "QueueFullError",
     "Registry",

@@ -21,7 +21,7 @@ process they are whatever Python objects they are.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, cast
 
 import msgspec
 
@@ -29,7 +29,6 @@ from treadle.authoring.bound import Bound, Condition, Node, this_frame
 from treadle.authoring.builder import PlanBuilder, raise_all
 from treadle.authoring.cells import Cell, Compensation, Row
 from treadle.authoring.decorators import PredicateFunction, StepFunction
-from treadle.authoring.in_process import Execution, Table
 from treadle.authoring.openings import building, called, drafted
 from treadle.authoring.options import OnFailure, Retry, on_failure_of, policy_of
 from treadle.authoring.outcomes import PhasesResult
@@ -45,6 +44,9 @@ from treadle.core.expressions import parse
 from treadle.core.graph import Graph
 from treadle.core.plan import Move, RetryPolicy, Slot
 from treadle.errors import DefinitionError, UsageError
+
+if TYPE_CHECKING:
+    from treadle.authoring.in_process import Table
 
 # Options of a step function that hold for a cell in process too.
 _IN_PROCESS: Final = frozenset({"retry", "timeout", "delay", "optional"})
@@ -277,6 +279,9 @@ class Phases:
 
             Both of the last carry `partial`: the rows that were executed, the state, the tickets.
         """
+        # The kernel is not imported for a program that only plans.
+        from treadle.authoring.in_process import Execution
+
         values = {**self.state, **(state or {})}
         limit = self.step_limit if step_limit is None else step_limit
         key = (start or self.start, limit, on_failure_of(on_failure), tuple(values))
@@ -328,6 +333,8 @@ class _Plain:
     """Cells and rules as the objects they are."""
 
     def __init__(self) -> None:
+        from treadle.authoring.in_process import Table
+
         self.table = Table()
         self.errors: list[DefinitionError] = []
 

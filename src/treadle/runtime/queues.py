@@ -101,7 +101,7 @@ def limits_of(queue: Queue, mistakes: list[str]) -> QueueLimits:
 def _weights(queue: Queue, where: str, mistakes: list[str]) -> dict[str, float]:
     weights = dict(queue.fair) if isinstance(queue.fair, Mapping) else {}
     for key, weight in weights.items():
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:  # pyright: ignore[reportUnnecessaryIsInstance]  # callers without a checker
             mistakes.append(f"{where}: fair={{{key!r}: {weight!r}}}: a weight is a number above 0")
     return weights
 
