@@ -15,7 +15,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 # A promise of the README; what a script pays for `import treadle` before its first line.
 IMPORT_SECONDS = 0.150
-ROUNDS = 5
+ROUNDS = 10
 
 
 def documented_names() -> set[str]:

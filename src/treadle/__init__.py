@@ -23,7 +23,6 @@ from treadle.authoring.documents import dump_document, planned_of
 from treadle.authoring.isolation import Process
 from treadle.authoring.openings import Case, case, choose, gather, holds
 from treadle.authoring.options import Poll, Retry
-from treadle.authoring.outcomes import LaneRun, PhasesCancelled, PhasesResult, RowRun, Ticket
 from treadle.authoring.packages import Package
 from treadle.authoring.phases import LanePlan, Phase, Phases, Rule
 from treadle.authoring.projections import Projection
@@ -95,6 +94,7 @@ from treadle.errors import (
 )
 
 if TYPE_CHECKING:
+    from treadle.authoring.outcomes import LaneRun, PhasesCancelled, PhasesResult, RowRun, Ticket
     from treadle.runtime.artifacts import ArtifactStream
     from treadle.runtime.blocking import BlockingApp, BlockingRun
     from treadle.runtime.client import App
@@ -112,7 +112,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# What is imported when it is first asked for: programs that plan steps do not wait for what executes them.
+# What is imported when it is first asked for: programs that plan steps do not wait for what executes them, or asyncio.
 _LATER = {
     "App": "runtime.client",
     "ArtifactStream": "runtime.artifacts",
@@ -123,13 +123,18 @@ _LATER = {
     "Cycle": "runtime.cycles",
     "Forecast": "runtime.run_analysis",
     "Hooks": "runtime.hooks",
+    "LaneRun": "authoring.outcomes",
     "Next": "runtime.middleware",
+    "PhasesCancelled": "authoring.outcomes",
+    "PhasesResult": "authoring.outcomes",
     "Queue": "runtime.queues",
     "Retention": "runtime.retention",
+    "RowRun": "authoring.outcomes",
     "Run": "runtime.run",
     "RunAnalysis": "runtime.run_analysis",
     "StepCall": "runtime.middleware",
     "StepOutcome": "runtime.outcomes",
+    "Ticket": "authoring.outcomes",
     "Verification": "runtime.signing.verification",
     "load_document": "runtime.documents",
     "plan_document": "runtime.documents",

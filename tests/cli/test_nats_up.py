@@ -34,6 +34,8 @@ def doubled(value: int) -> int:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["interrupted", "terminated"])
 async def test_servers_run_until_the_command_ends(number: signal.Signals, tmp_path: Path) -> None:
+    # Where the tests themselves run in the background, SIGINT is ignored, and whoever they start would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     (port,) = free_ports(1)
     command = [sys.executable, "-m", "treadle.cli", "nats", "up", "--port", str(port), "--folder", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -46,7 +46,7 @@ def test_a_session_that_stands_still_for_the_lease_time_is_buried() -> None:
     for second in range(12):
         clock.time = float(second)
         store.renew("lively")
-        buried += sweeper._bury(store)
+        buried += sweeper._bury(store)[0]
 
     assert buried == ["quiet"]
     assert [row.id for row in store.sessions()] == ["one", "lively"]
@@ -57,15 +57,15 @@ def test_after_the_store_was_away_everybody_has_the_lease_time_again() -> None:
     sweeper = sweeper_of(clock)
     for name in ("one", "other", "dead"):
         Party(store, name)
-    assert sweeper._bury(store) == []
+    assert sweeper._bury(store)[0] == []
 
     # Nobody could renew for a minute; this process is the first that can ask again.
     clock.time = 60.0
-    assert sweeper._bury(store) == []
+    assert sweeper._bury(store)[0] == []
     buried: list[str] = []
     for second in range(61, 72):
         clock.time = float(second)
         store.renew("other")
-        buried += sweeper._bury(store)
+        buried += sweeper._bury(store)[0]
 
     assert buried == ["dead"]

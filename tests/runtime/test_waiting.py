@@ -111,7 +111,7 @@ async def test_a_probe_is_asked_until_it_is_true(url: str, threads: bool) -> Non
 
 async def test_a_probe_that_is_never_true_times_out_after_a_last_look(url: str) -> None:
     async with connect(url) as app:
-        run = await app.start(waits, 10**9, 0.02)
+        run = await app.start(waits, 10**9, 0.2)
 
         with pytest.raises(StepFailedError, match="not true in time") as caught:
             await run.step("ready")

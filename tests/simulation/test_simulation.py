@@ -98,6 +98,11 @@ def test_every_kind_of_trouble_reaches_the_journals() -> None:
 # -- planted bugs ---------------------------------------------------------------------------------------------------
 
 
+def finds(invariant: str, seeds: range) -> bool:
+    """Whether one of these seeds breaks this invariant; others may break more than that."""
+    return any(invariant in [name for name, *_ in run_seed(seed).failures] for seed in seeds)
+
+
 def found_by(seeds: range) -> str:
     """The invariant that the first of these seeds breaks."""
     for seed in seeds:
@@ -215,7 +220,7 @@ def test_an_answer_made_of_what_others_asked_is_found(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Engine, "_perform", shared)
 
-    assert found_by(range(600)) == invariants.ANSWERS
+    assert finds(invariants.ANSWERS, range(600))
 
 
 def test_a_hook_that_is_told_before_its_commit_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,6 @@ from treadle.authoring.cells import Cell, Compensation, Row
 from treadle.authoring.decorators import PredicateFunction, StepFunction
 from treadle.authoring.openings import building, called, drafted
 from treadle.authoring.options import OnFailure, Retry, on_failure_of, policy_of
-from treadle.authoring.outcomes import PhasesResult
 from treadle.authoring.scopes import Scope
 from treadle.authoring.signatures import Parameter
 from treadle.authoring.undo import Declared
@@ -47,6 +46,7 @@ from treadle.errors import DefinitionError, UsageError
 
 if TYPE_CHECKING:
     from treadle.authoring.in_process import Table
+    from treadle.authoring.outcomes import PhasesResult
 
 # Options of a step function that hold for a cell in process too.
 _IN_PROCESS: Final = frozenset({"retry", "timeout", "delay", "optional"})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any, Final, Self, Unpack
 
 from treadle.authoring.bound import Bound, this_frame
@@ -16,6 +15,8 @@ SLEEP: Final = "treadle:sleep"
 
 def _define() -> Definition:
     async def sleep(duration: Duration = 0.0) -> None:
+        import asyncio
+
         await asyncio.sleep(seconds_of(duration))
 
     return Definition(sleep, name=SLEEP)
@@ -33,6 +34,8 @@ class SleepFunction:
 
     async def __call__(self, duration: Duration) -> None:
         """Wait here and now, as `asyncio.sleep`; nothing is planned or stored."""
+        import asyncio
+
         await asyncio.sleep(seconds_of(duration))
 
     # The value is None; as Any, since checkers refuse to pass on what they know to be None.
