@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from treadle.authoring.projections import Projection
     from treadle.authoring.registry import Registry
     from treadle.opening import Place
-    from treadle.ports import Clock, Elector
+    from treadle.ports import Clock, Elector, PayloadCodec
     from treadle.runtime.blocking import BlockingApp
     from treadle.runtime.client import App
     from treadle.runtime.hooks import Hooks
@@ -121,6 +121,7 @@ def connect(
     projections: Sequence[Projection | str] = (),
     rebuild: bool = False,
     retention: Retention | None = None,
+    codec: PayloadCodec | str | None = None,
     clock: Clock | None = None,
     settings: Settings | None = None,
 ) -> Opening:
@@ -138,7 +139,9 @@ def connect(
     processes; an operator's go before. `targets` are the names, beside its `worker_id`, for which it executes steps
     that are placed `on` them. `artifacts` is where artifacts and large values are kept: a directory, or a URL with the
     extra `objects`; by default beside the store's file. `projections` are read models, besides those of the packages;
-    `rebuild` makes their tables anew. `retention` deletes closed runs by and by; `clock` is another than the machine's.
+    `rebuild` makes their tables anew. `retention` deletes closed runs by and by. `codec` stands between values and the
+    store: an `Encryption`, or where its keys are (`file:PATH`, `env:NAME`, or the scheme of an installed codec).
+    `clock` is another than the machine's.
 
     Raises:
         UsageError: a hook is no `Hooks`, or a middleware is no coroutine function.
@@ -149,24 +152,23 @@ def connect(
 
     brought: list[Package] = opening.plugins().packages_of(packages) if packages else []
     known = opening.registry_of(registry, actions)
+    more: dict[str, Any] = {"hooks": hooks, "middleware": middleware, "elector": elector, "queues": queues}
     chosen = settings or opening.settings_of(
         worker=worker,
         slots=slots,
         threads=threads,
         worker_id=worker_id,
+        targets=targets,
         lease=lease,
         retry=retry,
-        hooks=hooks,
-        middleware=middleware,
         packages=brought,
         package_settings=package_settings or {},
-        elector=elector,
-        queues=queues,
-        targets=targets,
         retention=retention,
+        codec=codec,
+        **more,
     )
     found = opening.projections_of(projections, brought)
-    more: dict[str, Any] = {"artifacts": artifacts, "clock": clock, "projections": found, "rebuild": rebuild}
+    more = {"artifacts": artifacts, "clock": clock, "projections": found, "rebuild": rebuild}
     return Opening(url, JoinedRegistry(known, brought) if brought else known, chosen, create=create, **more)
 
 
