@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from treadle.runtime.queues import Queue
     from treadle.runtime.retention import Retention
     from treadle.runtime.serving import Lifespan
+    from treadle.runtime.targets import Targets
 
 
 class Opening:
@@ -116,7 +117,7 @@ def connect(
     actions: str | Sequence[str] = (),
     elector: Elector | None = None,
     queues: Sequence[Queue] = (),
-    targets: Sequence[str] = (),
+    targets: Targets = (),
     artifacts: Place | None = None,
     projections: Sequence[Projection | str] = (),
     rebuild: bool = False,
@@ -136,8 +137,8 @@ def connect(
     domains that it serves beside the registry, `package_settings` what they are set to, by package and setting; a
     package may be given by the name of its entry point, and "installed" is all of those. `actions` names entry points
     with steps. `elector` says which session sweeps, instead of the store. `queues` are limits, stored and kept by all
-    processes; an operator's go before. `targets` are the names, beside its `worker_id`, for which it executes steps
-    that are placed `on` them. `artifacts` is where artifacts and large values are kept: a directory, or a URL with the
+    processes; an operator's go before. `targets` are names, or a function that tells them, for which it executes steps
+    that are placed there. `artifacts` is where artifacts and large values are kept: a directory, or a URL with the
     extra `objects`; by default beside the store's file. `projections` are read models, besides those of the packages;
     `rebuild` makes their tables anew. `retention` deletes closed runs by and by. `codec` stands between values and the
     store: an `Encryption`, or where its keys are (`file:PATH`, `env:NAME`, or the scheme of an installed codec).
@@ -153,6 +154,7 @@ def connect(
     brought: list[Package] = opening.plugins().packages_of(packages) if packages else []
     known = opening.registry_of(registry, actions)
     more: dict[str, Any] = {"hooks": hooks, "middleware": middleware, "elector": elector, "queues": queues}
+    more.update(retention=retention, codec=codec)
     chosen = settings or opening.settings_of(
         worker=worker,
         slots=slots,
@@ -163,12 +165,10 @@ def connect(
         retry=retry,
         packages=brought,
         package_settings=package_settings or {},
-        retention=retention,
-        codec=codec,
         **more,
     )
-    found = opening.projections_of(projections, brought)
-    more = {"artifacts": artifacts, "clock": clock, "projections": found, "rebuild": rebuild}
+    more = {"artifacts": artifacts, "clock": clock, "rebuild": rebuild}
+    more["projections"] = opening.projections_of(projections, brought)
     return Opening(url, JoinedRegistry(known, brought) if brought else known, chosen, create=create, **more)
 
 

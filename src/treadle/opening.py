@@ -26,6 +26,7 @@ from treadle.runtime.node import Node, Settings
 from treadle.runtime.projections import Live
 from treadle.runtime.queues import Queue, changes_of
 from treadle.runtime.retention import Retention, rule_of
+from treadle.runtime.targets import Targets, check_targets
 from treadle.runtime.threads import ThreadPool
 from treadle.runtime.wakeups import DatagramWakeups, NoWakeups
 from treadle.store.base import Store
@@ -47,7 +48,7 @@ def settings_of(
     packages: Sequence[Package],
     package_settings: Mapping[str, Mapping[str, Any]],
     queues: Sequence[Queue],
-    targets: Sequence[str],
+    targets: Targets,
     retention: Retention | None,
     codec: PayloadCodec | str | None,
     **more: Any,
@@ -65,7 +66,7 @@ def settings_of(
         packages=tuple(packages),
         package_settings=check_packages(packages, package_settings),
         queues=changes_of(queues) if queues else (),
-        targets=tuple(targets),
+        targets=check_targets(targets),
         retention=None if retention is None else rule_of(retention),
         codec=None if codec is None else _codec_of(codec),
         **more,
