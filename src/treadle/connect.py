@@ -140,9 +140,8 @@ def connect(
     processes; an operator's go before. `targets` are names, or a function that tells them, for which it executes steps
     that are placed there. `artifacts` is where artifacts and large values are kept: a directory, or a URL with the
     extra `objects`; by default beside the store's file. `projections` are read models, besides those of the packages;
-    `rebuild` makes their tables anew. `retention` deletes closed runs by and by. `codec` stands between values and the
-    store: an `Encryption`, or where its keys are (`file:PATH`, `env:NAME`, or the scheme of an installed codec).
-    `clock` is another than the machine's.
+    `rebuild` makes their tables anew. `retention` deletes closed runs by and by. `codec` encodes what is stored: an
+    `Encryption`, or where its keys are (`file:PATH`, `env:NAME`, an entry point). `clock` is another than the machine's.
 
     Raises:
         UsageError: a hook is no `Hooks`, or a middleware is no coroutine function.
@@ -153,8 +152,7 @@ def connect(
 
     brought: list[Package] = opening.plugins().packages_of(packages) if packages else []
     known = opening.registry_of(registry, actions)
-    more: dict[str, Any] = {"hooks": hooks, "middleware": middleware, "elector": elector, "queues": queues}
-    more.update(retention=retention, codec=codec)
+    wide: dict[str, Any] = {"elector": elector, "queues": queues, "retention": retention, "codec": codec}
     chosen = settings or opening.settings_of(
         worker=worker,
         slots=slots,
@@ -163,12 +161,14 @@ def connect(
         targets=targets,
         lease=lease,
         retry=retry,
+        hooks=hooks,
+        middleware=middleware,
         packages=brought,
         package_settings=package_settings or {},
-        **more,
+        **wide,
     )
-    more = {"artifacts": artifacts, "clock": clock, "rebuild": rebuild}
-    more["projections"] = opening.projections_of(projections, brought)
+    found = opening.projections_of(projections, brought)
+    more: dict[str, Any] = {"artifacts": artifacts, "clock": clock, "projections": found, "rebuild": rebuild}
     return Opening(url, JoinedRegistry(known, brought) if brought else known, chosen, create=create, **more)
 
 
