@@ -141,7 +141,7 @@ def connect(
     that are placed there. `artifacts` is where artifacts and large values are kept: a directory, or a URL with the
     extra `objects`; by default beside the store's file. `projections` are read models, besides those of the packages;
     `rebuild` makes their tables anew. `retention` deletes closed runs by and by. `codec` encodes what is stored: an
-    `Encryption`, or where its keys are (`file:PATH`, `env:NAME`, an entry point). `clock` is another than the machine's.
+    `Encryption`, or where its keys are (`file:PATH`, `env:NAME`, an entry point). `clock` replaces the machine's.
 
     Raises:
         UsageError: a hook is no `Hooks`, or a middleware is no coroutine function.
@@ -153,16 +153,14 @@ def connect(
     brought: list[Package] = opening.plugins().packages_of(packages) if packages else []
     known = opening.registry_of(registry, actions)
     wide: dict[str, Any] = {"elector": elector, "queues": queues, "retention": retention, "codec": codec}
+    wide.update(hooks=hooks, middleware=middleware, targets=targets)
     chosen = settings or opening.settings_of(
         worker=worker,
         slots=slots,
         threads=threads,
         worker_id=worker_id,
-        targets=targets,
         lease=lease,
         retry=retry,
-        hooks=hooks,
-        middleware=middleware,
         packages=brought,
         package_settings=package_settings or {},
         **wide,
