@@ -257,13 +257,15 @@ class DefinitionsContract:
         one.append(tasks=[task_of(RUN, 9, queue="q", not_before=NOW + 60), task_of(RUN, 8)])
         one.claim(1, now=NOW + 2)
 
-        for store in (one.store, other, other.reader()):
+        reader = other.reader()
+        for store in (one.store, other, reader):
             plain, row = store.queues(NOW + 2)
             assert (row.name, row.defined, row.override, row.limits, row.paused) == ("q", limits, None, limits, False)
             assert (row.waiting, row.delayed, row.running) == (5 if plain.running else 4, 1, 1 - plain.running)
             assert row.version > 0
             assert row.oldest_at == NOW + 1
             assert (plain.name, plain.defined, plain.version, plain.limits) == ("default", None, 0, QueueLimits())
+        reader.close()
 
     def test_the_same_definition_again_changes_nothing(self, make_store: MakeStore) -> None:
         one = Party(make_store(), "one")
