@@ -15,20 +15,11 @@ from treadle.store.queues import QueueChange
 
 def set_queues(limits: Limits, changes: Sequence[QueueChange], now: float) -> list[bool]:
     """Change definitions; whether each changed anything. What is leased stays leased."""
-    link = limits.link
-
-    def work() -> list[bool]:
-        try:
-            link.script("BEGIN")
-            answers = _change(limits, changes, now)
-            link.script("COMMIT")
-        except BaseException:
-            link.abandon()
-            limits.forget_definitions()
-            raise
-        return answers
-
-    answers = limits.again(work)
+    try:
+        answers: list[bool] = limits.link.repeated(lambda: _change(limits, changes, now))
+    except BaseException:
+        limits.forget_definitions()
+        raise
     limits.room = limits.room or any(answers)
     return answers
 
@@ -37,34 +28,40 @@ def _change(limits: Limits, changes: Sequence[QueueChange], now: float) -> list[
     link = limits.link
     # One at a time; a session that is entered meanwhile waits too.
     link.all("SELECT 1 FROM @meta FOR UPDATE")
-    answers = [_redefine(limits, change) for change in changes]
-    if any(answers):
-        ((version,),) = link.all("UPDATE @meta SET queues = queues + 1 RETURNING queues")
+    found = link.all("SELECT name, defined, override, paused FROM @queues")
+    definitions: dict[str, Definition] = {
+        name: (defined, override, paused) for name, defined, override, paused in found
+    }
+    answers: list[bool] = []
+    changed: dict[str, Definition] = {}
+    for change in changes:
+        before = definitions.get(change.name, (None, None, False))
+        after = redefined(before, change)
+        answers.append(before != after)
+        if before != after:
+            definitions[change.name] = changed[change.name] = after
+    if changed:
+        # Before any queue is touched, which those who have begun may want to lock.
         link.all("SELECT 1 FROM @sessions WHERE NOT ended ORDER BY n FOR UPDATE")
+        ((version,),) = link.all("UPDATE @meta SET queues = queues + 1 RETURNING queues")
         link.run("UPDATE @sessions SET queues = %s WHERE NOT ended", (version,))
+        for name, definition in sorted(changed.items()):
+            _write(limits, name, definition)
         limits.read()
-        names = sorted({change.name for change, changed in zip(changes, answers, strict=True) if changed})
-        gates = [limits.gates[name] for name in names]
+        gates = [limits.gates[name] for name in sorted(changed)]
         for gate in gates:
             _line_up(limits, gate)
         _settle(limits, gates, now)
     return answers
 
 
-def _redefine(limits: Limits, change: QueueChange) -> bool:
-    link = limits.link
-    found = link.all("SELECT defined, override, paused FROM @queues WHERE name = %s", (change.name,))
-    before: Definition = found[0] if found else (None, None, False)
-    after = redefined(before, change)
-    if before == after:
-        return False
-    link.run(
+def _write(limits: Limits, name: str, definition: Definition) -> None:
+    limits.link.run(
         "INSERT INTO @queues AS q (name, defined, override, paused, version) VALUES (%s, %s, %s, %s, 1)"
         " ON CONFLICT (name) DO UPDATE SET defined = excluded.defined, override = excluded.override,"
         " paused = excluded.paused, version = q.version + 1",
-        (change.name, *after),
+        (name, *definition),
     )
-    return True
 
 
 def _line_up(limits: Limits, gate: Gate) -> None:

@@ -27,7 +27,7 @@ from treadle.store.postgres.arrays import (
 )
 from treadle.store.postgres.connection import Link, Statement
 from treadle.store.postgres.limits import Entered, Facts, Limits
-from treadle.store.postgres.schema import DELAYED, LEASED, LINED, PARKED, WAITING
+from treadle.store.postgres.schema import DELAYED, LEASED, LINED, WAITING
 from treadle.store.postgres.tokens import OwnSession
 
 # Below every priority.
@@ -203,7 +203,8 @@ class Locked:
                 continue
             if append.revoke or number in append.interrupts:
                 self.replace(run, number)
-            elif task.state == PARKED and append.hold == 0:
+            elif append.hold == 0 and task.state != DELAYED:
+                # Held until now, so no ceiling tells of it.
                 self.facts.touch(task.gate, task.key)
                 self._raise(task.gate, task.key, task.priority, task.action, task.target)
 

@@ -258,8 +258,9 @@ SETTLE_KEY = Function(
 )
 
 # What a transaction leaves of the queues that it has locked: their buckets, turns and shares, and of the keys that it
-# has touched whether they may start, and when they may again (0: not by time). The places of the keys of which
-# other tasks are in front now, and of each queue whether a task waits in front, and whether one fell due unnoticed.
+# has touched whether they may start, and when they may again (0: not by time). The answer: the places of the keys of
+# which other tasks are in front now, when the first of those that are closed may start again, and of each queue whether
+# a task waits in front, and whether one fell due unnoticed.
 SETTLE = Function(
     "settle_1",
     """
@@ -304,7 +305,10 @@ SETTLE = Function(
             changed := changed || place;
         END IF;
     END LOOP;
-    RETURN json_build_object('changed', to_json(changed), 'work', coalesce((
+    RETURN json_build_object('changed', to_json(changed), 'opens_at', (
+        SELECT min(b.opens_at) FROM unnest(key_gate, key_name) AS u (gate, key)
+        JOIN @buckets b ON b.queue = u.gate AND b.key = u.key
+    ), 'work', coalesce((
         SELECT json_agg(json_build_array(u.gate,
             EXISTS (SELECT 1 FROM @tasks t WHERE t.gate = u.gate AND t.gate <> 0 AND t.state = 0),
             EXISTS (

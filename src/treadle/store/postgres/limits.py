@@ -86,6 +86,7 @@ class _Settled(msgspec.Struct):
     """The answer of `settle_1`."""
 
     changed: list[int]
+    opens_at: float | None
     work: list[tuple[int, bool, bool]]
 
 
@@ -112,6 +113,8 @@ class Facts(Ledger):
         self.stored: dict[Place, Bucket] = {}
         # Whether tasks wait in front, and whether some fell due that no claim has met.
         self.work: dict[int, bool] = {}
+        # When the first of the keys may start again that may not now.
+        self.opens_at: float | None = None
         # How many leases have ended, and the keys of which tasks came, went or changed.
         self.ended: dict[int, int] = {}
         self.touched: dict[Place, None] = {}
@@ -201,6 +204,7 @@ class Facts(Ledger):
         """Take over what the statement answered; whether there is room that was not there before."""
         numbers, found = self.definitions.numbers, _decode_settled(answer)
         keys = list(self.touched)
+        self.opens_at = found.opens_at
         opened = any(self.has_room(numbers[keys[place - 1][0]], at) for place in found.changed)
         for n, work, late in found.work:
             self.work[n] = work

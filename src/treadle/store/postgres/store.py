@@ -334,9 +334,6 @@ class PostgresStore(PostgresReader):
         claimed, due_at = self._as(session, lambda own: self._claim(own, offer, now))
         if claimed:
             self._appends.forget_waiting()
-            if self._limits.gates:
-                # A key that has none left may start again by its rate.
-                _, later = self._as(session, lambda own: look(self._limits, own, now))
         return claimed, min((time for time in (due_at, later) if time is not None), default=None)
 
     def _claim(self, own: OwnSession, offer: Offer, now: float) -> tuple[list[Task], float | None]:

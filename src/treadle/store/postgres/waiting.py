@@ -116,8 +116,9 @@ class Claim:
             self.offer.reset(mark)
             raise
         self._refused |= batch.refused
-        self.due = batch.due
         if batch.facts is not None:
+            self._note(batch.due)
+            self._note(batch.facts.opens_at)
             self.left_room = batch.facts.has_work(self.now)
         return batch
 
@@ -130,9 +131,16 @@ class Claim:
         if found.settles:
             # Tasks fell due, or keys may start again: which of them come first is known when they are settled.
             facts = self._facts(found)
-            _, answer = limits.call(facts.settling(limits.schema, self.now), statement)
+            settled, answer = limits.call(facts.settling(limits.schema, self.now), statement)
+            facts.settled(settled or b"", self.now)
+            self._note(facts.opens_at)
             found = _decode_found(answer or b"")
         return _Batch(self, most, found.tasks, self._facts(found) if found.facts is not None else None)
+
+    def _note(self, time: float | None) -> None:
+        """Something may start at that time."""
+        if time is not None and (self.due is None or time < self.due):
+            self.due = time
 
     def _facts(self, found: _Found) -> Facts:
         assert found.facts is not None
