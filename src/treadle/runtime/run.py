@@ -47,6 +47,7 @@ from treadle.runtime.requests import request
 from treadle.runtime.run_analysis import RunAnalysis, analyse
 from treadle.runtime.undo import UndoOperations, reopened
 from treadle.runtime.why import Reason, why
+from treadle.runtime.why_capacity import look
 from treadle.store.base import Loaded, RunRow, StepRow
 
 R = TypeVar("R")
@@ -274,11 +275,8 @@ class Run(UndoOperations, EffectOperations, Generic[R]):
 
     async def why(self, step: str | None = None) -> list[Reason]:
         """Why the run, or one step, is not going on: each fence and each lack of capacity, by name."""
-        loaded = await self.load()
-        reader = self._node.reader
-        sessions = await self._node.read(reader.sessions)
-        waiting = await self._node.read(reader.waiting)
-        return why(loaded, sessions, waiting, self._node.environment.clock.now(), step)
+        loaded, node = await self.load(), self._node
+        return why(loaded, await look(node.read, node.reader, loaded, node.environment.clock.now()), step)
 
     async def receipt(self, context: Mapping[str, str] | None = None) -> Document:
         """The plan with what happened, as a document; for open, failed and cancelled runs too."""

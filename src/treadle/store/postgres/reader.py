@@ -292,6 +292,16 @@ class PostgresReader:
         found, buckets = self._link.read((KEYS, (queue, key, key, limit)), (BUCKETS, (queue,)))
         return key_rows(found, buckets, key)
 
+    def holders(self, queue: str, *, key: str | None = None, limit: int = 20) -> list[TaskRow]:
+        """Leased tasks of a queue (or of one key in it), those that were leased first."""
+        found = self._all(
+            f"SELECT {TASK_COLUMNS} FROM @tasks t JOIN @runs r ON r.n = t.run {_HOLDER}"
+            " WHERE t.state = 3 AND t.queue = %s AND (%s::text IS NULL OR t.key = %s)"
+            " ORDER BY t.started_at, t.lease LIMIT %s",
+            (queue, key, key, limit),
+        )
+        return [_task_row(record) for record in found]
+
     def committed(self, key: str, version: int) -> int | None:
         """The commit id of the journal row of that version, None if there is none."""
         record = self._one(
