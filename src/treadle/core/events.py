@@ -7,6 +7,7 @@ A stored kind never changes its meaning; an unknown kind stops the load. Times a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Literal
 
@@ -365,7 +366,7 @@ class RunSettled(Event, frozen=True, tag="run_settled"):
 
     outcome: str
     result: Arg = NULL
-    missing: list[str] = []
+    missing: Sequence[str] = ()
     failures: list[str] = []
     faults: dict[str, Failure] = {}
     # `fully` or `partly`, if what the run had done was undone.

@@ -486,7 +486,7 @@ class Worker:
                 patch=patch,
                 items=items,
                 effects=effects,
-                writes=tuple(context.writes),
+                writes=tuple(context.writes or ()),
             )
             self._settle(attempt, outcome, rows)
 
