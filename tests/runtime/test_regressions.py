@@ -92,7 +92,7 @@ class Grouping(InlineDriver):
         self.idle = False
 
     def _work(self) -> None:
-        self.idle = True
+        self.idle = not self.stopped
         super()._work()
         self.idle = False
 
