@@ -27,7 +27,7 @@ from treadle.store.base import Append, Loaded, RunQuery, RunRow, SessionRow, Ste
 from treadle.store.queues import QueueChange, QueueRow
 
 # What names a payload row or a blob, wherever it stands. A user's text that looks like one is looked up in vain.
-_HANDLE = re.compile(rb'"([@#])((?:sha256:)?[0-9a-f]{32,64})"')
+_HANDLE = re.compile(rb'"(?:![A-Za-z0-9._-]+)?([@#])((?:sha256:)?[0-9a-f]{32,64})"')
 # Artifacts are named so without a mark.
 _BLOB = re.compile(rb"sha256:[0-9a-f]{64}")
 _SETTLED = (StepSucceeded, StepFailed, StepSkipped, StepCancelled)
