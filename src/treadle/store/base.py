@@ -440,6 +440,10 @@ class Reader(Protocol):
         """Keys of a queue's tasks, those with the most waiting first (may be slow), or the one that is asked for."""
         ...
 
+    def holders(self, queue: str, *, key: str | None = None, limit: int = 20) -> list[TaskRow]:
+        """Leased tasks of a queue (or of one key in it), those that were leased first; may be slow."""
+        ...
+
     def committed(self, key: str, version: int) -> int | None:
         """The commit id of the journal row of that version, None if there is none."""
         ...

@@ -41,6 +41,7 @@ from treadle.testing.invariants import (
     leftovers,
 )
 from treadle.testing.sim_clients import Desk
+from treadle.testing.sim_codec import codec_of
 from treadle.testing.sim_conduct import Shelf, collected
 from treadle.testing.sim_faults import Faults, Profile
 from treadle.testing.sim_hooks import Ledger, SimHooks, passing
@@ -190,6 +191,7 @@ class World:
                 limits=shape.limits,
                 hooks=self._hooks,
                 middleware=(passing, passing) if self._hooks else (),
+                codec=codec_of(self.seed, life.name, faults),
             ),
             in_reader=SimReaderThread(loop, faults, life).run,
         )

@@ -43,9 +43,6 @@ _offers = st.builds(
 class StoreModel(ModelAnswers, RuleBasedStateMachine):
     """Drives a store and its model together; subclass it with `make_handles`."""
 
-    # Whether the store keeps limits, keys and targets.
-    with_limits = True
-
     def make_handles(self) -> list[Store]:
         """Two open handles on one new, empty data."""
         raise NotImplementedError
@@ -132,7 +129,6 @@ class StoreModel(ModelAnswers, RuleBasedStateMachine):
         self.now = max(self.now + seconds, self.latest - MOST_AHEAD_SECONDS / 2)
         self.latest = max(self.latest, self.now)
 
-    @precondition(lambda self: self.with_limits)
     @rule(name=st.sampled_from(QUEUES), limits=st.sampled_from(LIMITS), paused=_chance, data=st.data())
     def set_limits(self, name: str, limits: QueueLimits, paused: bool, data: st.DataObject) -> None:
         """A program defines a queue, an operator pauses it or lets it go on."""
@@ -409,6 +405,8 @@ class StoreModel(ModelAnswers, RuleBasedStateMachine):
             assert (row.running, row.waiting) == (sum(1 for task in own if task.session), len(due))
             assert row.waiting + row.delayed + row.running == len(own)
             assert row.limits == self.limits.of(row.name)
+            held = {(found.task.run, found.task.number) for found in store.holders(row.name, limit=1000)}
+            assert held == {(task.task.run, task.task.number) for task in own if task.session}
         assert {row.id for row in store.sessions()} == set(self.alive)
         assert store.check().problems == []
 

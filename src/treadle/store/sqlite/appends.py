@@ -19,9 +19,11 @@ import msgspec
 from treadle.core.tables import RUNNING
 from treadle.errors import InternalError
 from treadle.store.base import Answer, Append, Offer, Report
+from treadle.store.ledger import Gate
+from treadle.store.projection import Opened
 from treadle.store.sqlite.connection import Database
 from treadle.store.sqlite.group import AppendedRun, Group, Values
-from treadle.store.sqlite.limits import Gate, Limits
+from treadle.store.sqlite.limits import Limits
 from treadle.store.sqlite.tokens import OwnSession
 from treadle.store.sqlite.waiting import promote, unpark
 
@@ -51,6 +53,8 @@ class Appends:
     def __init__(self, con: Database) -> None:
         self.con = con
         self.limits = Limits(con)
+        # Decodes the records that projections take.
+        self.opened: Opened | None = None
         self.numbers: dict[str, int] = {}
         self._made: list[AppendedRun] = []
 
@@ -66,7 +70,7 @@ class Appends:
             return [answer for append in appends for answer in self._write_examined(own, [append], offer)]
         runs = self._believe(appends)
         if runs is not None and self._write_runs(own, runs):
-            return Group(self.con, own, self.limits, runs, offer).write(appends)
+            return Group(self.con, own, self.limits, runs, offer, self.opened).write(appends)
         restart()
         self._made.clear()
         return self._write_examined(own, appends, offer)
@@ -76,7 +80,7 @@ class Appends:
         accepted = [append for append, answer in zip(appends, answers, strict=True) if answer is None]
         if not self._write_runs(own, runs):
             raise InternalError("rows of runs changed inside a transaction that had locked the store")
-        written = iter(Group(self.con, own, self.limits, runs, offer).write(accepted) if accepted else ())
+        written = iter(Group(self.con, own, self.limits, runs, offer, self.opened).write(accepted) if accepted else ())
         return [next(written) if answer is None else answer for answer in answers]
 
     def settled(self) -> None:

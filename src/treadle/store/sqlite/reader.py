@@ -316,6 +316,16 @@ class SqliteReader:
         """Keys of a queue's tasks, those with the most waiting ones first, or one of them."""
         return read_keys(self._all, queue, key, limit)
 
+    def holders(self, queue: str, *, key: str | None = None, limit: int = 20) -> list[TaskRow]:
+        """Leased tasks of a queue (or of one key in it), those that were leased first."""
+        found = self._all(
+            f"SELECT {TASK_COLUMNS} FROM tasks t JOIN runs r ON r.n = t.run {_HOLDER}"
+            " WHERE t.state = 3 AND t.queue = ?1 AND (?2 IS NULL OR t.key = ?2)"
+            " ORDER BY t.started_at, t.lease LIMIT ?3",
+            (queue, key, limit),
+        )
+        return [_task_row(record) for record in found]
+
     def committed(self, key: str, version: int) -> int | None:
         """The commit id of the journal row of that version, None if there is none."""
         record = self._one(
