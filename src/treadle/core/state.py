@@ -184,6 +184,7 @@ class RunState:
         "adder",
         "asked",
         "asked_runs",
+        "awaits",
         "calls",
         "cancel_at",
         "cancelled",
@@ -208,6 +209,7 @@ class RunState:
         "key",
         "labels",
         "missing",
+        "names",
         "not_before",
         "now",
         "on_failure",
@@ -247,8 +249,7 @@ class RunState:
         self.deadline = 0.0
         self.trace = ""
         self.version = 0
-        self.now = 0.0
-        self.started_at = 0.0
+        self.now = self.started_at = 0.0
         # No step starts before it; how many runs called each other down to this one.
         self.not_before = 0.0
         self.depth = 0
@@ -262,8 +263,7 @@ class RunState:
         self.cancelling = ""
         self.cancel_at = 0
         # Tasks in the store; steps whose status is ready.
-        self.tasks = 0
-        self.readied = 0
+        self.tasks = self.readied = 0
         self.signals: dict[str, str] = {}
         # Signal name -> numbers of steps that found it missing.
         self.signal_waiters: dict[str, set[int]] = {}
@@ -300,6 +300,8 @@ class RunState:
         # Rows whose phase can be compensated, in the order they succeeded; whether a block was unwound by itself.
         self.compensable: list[ScopeState] = []
         self.unwound = self.cancelled = False
+        # Names in whose lines the run is, and those whose turn has not come (see `singletons`).
+        self.names, self.awaits = dict[str, None](), dict[str, None]()
         # By which number the caller asked to undo this run (0: it did not); steps whose undo goes on in called runs.
         self.asked = 0
         self.asked_runs: set[int] = set()

@@ -9,6 +9,8 @@ from functools import partial
 from html import escape
 from typing import Any, Generic, TypeVar, overload
 
+from msgspec.structs import replace
+
 from treadle.authoring import codec
 from treadle.core import events as ev
 from treadle.core import inputs as inp
@@ -278,7 +280,22 @@ class Run(UndoOperations, EffectOperations, Generic[R]):
         reader = self._node.reader
         sessions = await self._node.read(reader.sessions)
         waiting = await self._node.read(reader.waiting)
-        return why(loaded, sessions, waiting, self._node.environment.clock.now(), step)
+        reasons = why(loaded, sessions, waiting, self._node.environment.clock.now(), step)
+        return [await self._named(loaded.head.key, one) if one.code == "singleton" else one for one in reasons]
+
+    async def _named(self, key: str, reason: Reason) -> Reason:
+        """A reason to wait for one's turn, with the ids of the runs before this one in the place of the name."""
+        reader = self._node.reader
+
+        def before() -> list[str]:
+            line = [other for name in reason.on for other in reader.line(name)]
+            rows = [reader.run(other) for other in line[: line.index(key)]] if key in line else []
+            return [row.id for row in rows if row is not None]
+
+        ids = await self._node.read(before)
+        text = f"{reason.message} by {ids[0]}" if not reason.step and ids else reason.message
+        more = f", with {len(ids) - 1} more before it" if not reason.step and len(ids) > 1 else ""
+        return replace(reason, message=text + more, on=ids)
 
     async def receipt(self, context: Mapping[str, str] | None = None) -> Document:
         """The plan with what happened, as a document; for open, failed and cancelled runs too."""

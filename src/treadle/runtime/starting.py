@@ -21,9 +21,10 @@ from treadle.core.addresses import check_id
 from treadle.core.events import Handle
 from treadle.core.plan import encode_plan, plan_hash
 from treadle.core.run_data import Need, needs_of
+from treadle.core.singletons import Enters
 from treadle.errors import DecodeError, DefinitionError, EncodeError, SlotError, UsageError
 from treadle.runtime.payloads import Payloads, Row
-from treadle.store.base import Report, RunHead
+from treadle.store.base import Answer, Report, RunHead
 
 if TYPE_CHECKING:
     from treadle.runtime.node import Node
@@ -62,6 +63,8 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     dry_run: bool = False
     # What overrides the plan's word on what follows from a failure.
     on_failure: str = ""
+    # A name that one run at a time holds, until it is closed; "" for none.
+    singleton: str = ""
 
 
 class Input(msgspec.Struct, frozen=True):
@@ -115,10 +118,13 @@ async def input_of(payloads: Payloads, planned: Planned, start: Start) -> Input:
     return Input(handles, data, rows, hashlib.sha256(msgspec.json.encode(told)).hexdigest()[:32])
 
 
-async def begin(node: Node, planned: Planned, start: Start, report: Report | None = None) -> str:
-    """Make a run. Gives the store's answer: `committed`, `exists`, `refused`, ...
+async def begin(
+    node: Node, planned: Planned, start: Start, report: Report | None = None, enters: Enters = "take"
+) -> Answer:
+    """Make a run. Gives the store's answer.
 
-    With a report, the run is made only if that leased task is live, and the task ends in the same transaction.
+    With a report, the run is made only if that leased task is live, and the task ends in the same transaction. `enters`
+    is how it enters the line of its singleton.
 
     Raises:
         DefinitionError: the plan cannot run, or needs data that the run does not have; all mistakes at once.
@@ -153,18 +159,19 @@ async def begin(node: Node, planned: Planned, start: Start, report: Report | Non
         data_names=start.names,
         dry_run=start.dry_run,
         on_failure=start.on_failure,
+        singleton=start.singleton,
     )
-    future: asyncio.Future[str] = node.loop.create_future()
+    future: asyncio.Future[Answer] = node.loop.create_future()
 
-    def then(status: str, error: BaseException | None) -> None:
+    def then(answer: Answer, error: BaseException | None) -> None:
         if future.done():
             return
         if error is not None:
             future.set_exception(error)
         else:
-            future.set_result(status)
+            future.set_result(answer)
 
-    node.engine.start(head, plan, encoded, given.rows, then, report)
+    node.engine.start(head, plan, encoded, given.rows, then, report, enters)
     return await future
 
 

@@ -15,10 +15,11 @@ from treadle.core.inputs import Revoked, encode_input
 from treadle.core.tables import RUNNING
 from treadle.errors import StoreUnavailableError
 from treadle.store.base import Answer, Append, Offer, Report
+from treadle.store.postgres import names
 from treadle.store.postgres.append_functions import END_TASK, STEER
 from treadle.store.postgres.arrays import big, chunks, ints, small, texts, truth
 from treadle.store.postgres.connection import Link, RaisedError, Statement
-from treadle.store.postgres.functions import BEHIND, FENCED, LATE, LOST
+from treadle.store.postgres.functions import BEHIND, FENCED, HELD, LATE, LOST
 from treadle.store.postgres.group import NOBODY, AppendedRun, Group
 from treadle.store.postgres.tokens import OwnSession, RunNumbers
 
@@ -89,9 +90,11 @@ class Appends:
         runs = self._believe(appends)
         verdicts: list[Answer | None] = [None] * len(appends)
         asked = 0
+        examined = False
         for _ in range(_TRIES):
             if runs is None:
                 verdicts, runs = self._examine(own, appends)
+                examined = True
             accepted = [append for append, verdict in zip(appends, verdicts, strict=True) if verdict is None]
             if not accepted:
                 return [verdict for verdict in verdicts if verdict is not None]
@@ -106,6 +109,8 @@ class Appends:
                 offer.reset(mark)
             if said == FENCED:
                 return [Answer("fenced")]
+            if said == HELD and examined:
+                return [Answer("held", holder=detail)]
             if said == LATE:
                 return [answer for append in appends for answer in self._write(own, [append], offer)]
             if said == BEHIND:
@@ -132,6 +137,8 @@ class Appends:
             if error.code == LOST:
                 raise SessionLostError from error
             return error.code, error.detail, True
+        if first.names and (told := answers.pop()):
+            group.answers[0].told = told.decode().split(",")
         answer = next(value for value in answers if value is not None and value != b"").decode()
         said, _, detail = answer.partition(" ")
         if said == "lost":
@@ -160,7 +167,7 @@ class Appends:
             statements.insert(0, (STEER.text(self.schema), [values[name] for name in STEER.names], STEER.types))
         if append.report is not None:
             statements.append(self._end_task(own, append.report))
-        return statements
+        return names.around(self.schema, run.n, append, statements) if append.names else statements
 
     def _end_task(self, own: OwnSession, report: Report) -> Statement:
         values = {
@@ -289,4 +296,5 @@ class _Stored(NamedTuple):
 
 
 def _is_alone(append: Append) -> bool:
-    return append.hold is not None or append.revoke or append.report is not None or bool(append.interrupts)
+    steers = append.hold is not None or append.revoke or append.report is not None
+    return steers or bool(append.interrupts) or bool(append.names)

@@ -8,7 +8,7 @@ How they refuse
   speaking), `behind` (other tasks wait than the client believes).
 - With an error of their own, which undoes what was written: TR000 as `lost`; TR001 a run is not as the client
   believes; TR002 a task was ended that waits, in a group; TR003 as `behind`, with what waits in the detail; TR004 a
-  task that an append reports is not live.
+  task that an append reports is not live; TR005 another run holds a name, with its key in the detail.
 
 All plans are generic, and made when the tables may be empty. So rows are changed one by one, by their key, in the order
 of the arrays; and where rows are joined, a LATERAL that cannot be flattened (`OFFSET 0`) says which are looked up for
@@ -36,6 +36,7 @@ CHANGED = "TR001"
 LATE = "TR002"
 BEHIND = "TR003"
 FENCED = "TR004"
+HELD = "TR005"
 
 _TYPES = {
     "bigint": BIG,

@@ -24,6 +24,7 @@ from treadle.store.base import (
 from treadle.store.postgres.connection import Link, Record
 from treadle.store.postgres.health import examine
 from treadle.store.postgres.location import Location
+from treadle.store.postgres.names import LINE
 from treadle.store.queues import KeyRow, QueueRow
 
 _FOUND_AT_MOST = 20
@@ -292,6 +293,10 @@ class PostgresReader:
     def queue_keys(self, queue: str, *, key: str | None = None, limit: int = 100) -> list[KeyRow]:
         """None: this store keeps no keys of tasks."""
         return []
+
+    def line(self, name: str) -> list[str]:
+        """Keys of the runs in the line of a name."""
+        return [key for (key,) in self._all(LINE, (name,))]
 
     def committed(self, key: str, version: int) -> int | None:
         """The commit id of the journal row of that version, None if there is none."""

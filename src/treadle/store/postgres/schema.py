@@ -20,7 +20,7 @@ Rules of the file
 from __future__ import annotations
 
 from treadle.errors import SchemaVersionError, StoreCorruptError, StoreError, StoreNotFoundError, StoreReadOnlyError
-from treadle.store.postgres import append_functions, task_functions
+from treadle.store.postgres import append_functions, names, task_functions
 from treadle.store.postgres.connection import Link
 
 # tasks.state
@@ -229,7 +229,7 @@ CREATE TABLE @tombstones (
     ),
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_MIGRATION_1,)
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_MIGRATION_1, names.MIGRATION)
 VERSION = len(MIGRATIONS)
 
 # A journal row's events, one a row. PostgreSQL refuses to read a null character in a text of theirs, legal as it is.
