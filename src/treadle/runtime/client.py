@@ -164,16 +164,16 @@ class App(DeadLetters, DataOperations):
         with one entrypoint. `name`, `labels` and `metadata` are for people and listings, and go before what the
         workflow says of itself by `describe_run`.
 
-        `id` is an idempotency key (a new key where it is left out), `singleton` a key of the workflow of which one run at
-        a time goes on. If there is a run of that id, or an open one of that singleton, `on_conflict` decides (else the
-        workflow, else it is `reuse`): `reuse` attaches to it if workflow and input are the same; `reject` raises;
-        `replace` cancels it hard and begins when it is closed (one of the same id is deleted first); `queue` begins when
-        all that came before are closed. With a singleton, `queue` is about that alone. `breakpoints` are the labels to arm. `data` is what every step can read, and what
-        fills parameters declared with `FROM_DATA`. With `dry_run` every step is told to change nothing. With `delay`
-        or `run_at` no step starts before that time; after `deadline` (a time, or a duration from now) no attempt
-        begins or goes on, and what was to run fails with the code `deadline`. `trace` is a W3C `traceparent` that steps
-        can read and child runs inherit; inside a step it is the step's own if none is given. `on_failure` (stop or
-        unwind) overrides the workflow's.
+        `id` is an idempotency key (a new key where it is left out), `singleton` a key of the workflow of which one run
+        at a time goes on. If there is a run of that id, or an open one of that singleton, `on_conflict` decides (else
+        the workflow, else it is `reuse`): `reuse` attaches to it if workflow and input are the same; `reject` raises;
+        `replace` cancels it hard and begins when it is closed (one of the same id is deleted first); `queue` begins
+        when all that came before are closed. With a singleton, `queue` is about that alone. `breakpoints` are the
+        labels to arm. `data` is what every step can read, and what fills parameters declared with `FROM_DATA`. With
+        `dry_run` every step is told to change nothing. With `delay` or `run_at` no step starts before that time; after
+        `deadline` (a time, or a duration from now) no attempt begins or goes on, and what was to run fails with the
+        code `deadline`. `trace` is a W3C `traceparent` that steps can read and child runs inherit; inside a step it is
+        the step's own if none is given. `on_failure` (stop or unwind) overrides the workflow's.
 
         Raises:
             DefinitionError: the workflow as written is wrong, or data that it needs is missing; all mistakes at once.
