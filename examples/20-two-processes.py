@@ -14,7 +14,7 @@ from treadle import connect, context, step, workflow
 @step
 def part(number: int) -> str:
     time.sleep(0.02)
-    return context().worker
+    return context().worker_id
 
 
 @step

@@ -17,7 +17,7 @@ from treadle.store.nats.development import nodes_in, start_all, url_of
 @step
 async def part(number: int) -> str:
     await asyncio.sleep(0.01)
-    return context().worker
+    return context().worker_id
 
 
 @step

@@ -15,7 +15,7 @@ from treadle import connect, context, step, workflow
 @step(lost_limit=10)
 async def part(number: int) -> str:
     await asyncio.sleep(0.02)
-    return context().worker
+    return context().worker_id
 
 
 @step

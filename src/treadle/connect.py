@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from treadle.runtime.queues import Queue
     from treadle.runtime.retention import Retention
     from treadle.runtime.serving import Lifespan
+    from treadle.runtime.targets import Targets
 
 
 class Opening:
@@ -116,7 +117,7 @@ def connect(
     actions: str | Sequence[str] = (),
     elector: Elector | None = None,
     queues: Sequence[Queue] = (),
-    targets: Sequence[str] = (),
+    targets: Targets = (),
     artifacts: Place | None = None,
     projections: Sequence[Projection | str] = (),
     rebuild: bool = False,
@@ -135,8 +136,8 @@ def connect(
     domains that it serves beside the registry, `package_settings` what they are set to, by package and setting; a
     package may be given by the name of its entry point, and "installed" is all of those. `actions` names entry points
     with steps. `elector` says which session sweeps, instead of the store. `queues` are limits, stored and kept by all
-    processes; an operator's go before. `targets` are the names, beside its `worker_id`, for which it executes steps
-    that are placed `on` them. `artifacts` is where artifacts and large values are kept: a directory, or a URL with the
+    processes; an operator's go before. `targets` are names, or a function that tells them, for which it executes steps
+    that are placed there. `artifacts` is where artifacts and large values are kept: a directory, or a URL with the
     extra `objects`; by default beside the store's file. `projections` are read models, besides those of the packages;
     `rebuild` makes their tables anew. `retention` deletes closed runs by and by; `clock` is another than the machine's.
 

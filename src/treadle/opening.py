@@ -25,6 +25,7 @@ from treadle.runtime.node import Node, Settings
 from treadle.runtime.projections import Live
 from treadle.runtime.queues import Queue, changes_of
 from treadle.runtime.retention import Retention, rule_of
+from treadle.runtime.targets import Targets, check_targets
 from treadle.runtime.threads import ThreadPool
 from treadle.runtime.wakeups import DatagramWakeups, NoWakeups
 from treadle.store.base import Store
@@ -46,7 +47,7 @@ def settings_of(
     packages: Sequence[Package],
     package_settings: Mapping[str, Mapping[str, Any]],
     queues: Sequence[Queue],
-    targets: Sequence[str],
+    targets: Targets,
     retention: Retention | None,
     **more: Any,
 ) -> Settings:
@@ -63,7 +64,7 @@ def settings_of(
         packages=tuple(packages),
         package_settings=check_packages(packages, package_settings),
         queues=changes_of(queues) if queues else (),
-        targets=tuple(targets),
+        targets=check_targets(targets),
         retention=None if retention is None else rule_of(retention),
         **more,
     )

@@ -220,20 +220,20 @@ class Driver:
 
     def outcome(self, at: str | Task, result: Any = None, **more: Any) -> inp.Outcome:
         task = self.task(at) if isinstance(at, str) else at
+        more = {"session": "s1", "worker": "w1", **more}
         return inp.Outcome(
             number=task.number,
             generation=task.generation,
             attempt=task.attempt,
             lease=7,
-            session="s1",
             started_at=self.now,
             result=handle(result),
             **more,
         )
 
-    def succeed(self, *names: str, result: Any = None, added: list[Fragment] | None = None) -> None:
+    def succeed(self, *names: str, result: Any = None, added: list[Fragment] | None = None, **more: Any) -> None:
         for at in names:
-            self.give(self.outcome(at, result, added=added or []))
+            self.give(self.outcome(at, result, added=added or [], **more))
 
     def failed(self, at: str | Task, code: str = "boom", message: str = "it broke", **more: Any) -> inp.Outcome:
         return self.outcome(at, status="failed", failure=Failure(code=code, message=message), **more)

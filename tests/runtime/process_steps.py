@@ -107,7 +107,7 @@ def asks() -> dict[str, Any]:
         "run": [record.id, record.labels],
         "raw": own.raw_input().result(),
         "key": own.idempotency_key,
-        "worker": own.worker,
+        "worker": own.worker_id,
         "annotations": dict(own.annotations),
         "data": dict(own.data),
         "pid": os.getpid(),

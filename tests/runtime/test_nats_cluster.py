@@ -114,10 +114,10 @@ async def test_a_cluster_that_loses_its_leaders_loses_no_outcome(cluster: list[N
 
 @step(name="cluster:wait", registry=registry, lost_limit=1000)
 async def wait_for_the_end(value: int) -> str:
-    begun.append(context().worker)
-    if context().worker == "cut off":
+    begun.append(context().worker_id)
+    if context().worker_id == "cut off":
         await released.wait()
-    return f"{context().worker} {value}"
+    return f"{context().worker_id} {value}"
 
 
 async def test_a_worker_that_was_cut_off_longer_than_its_lease_is_fenced(nats_server: Node) -> None:

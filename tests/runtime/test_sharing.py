@@ -40,13 +40,13 @@ def url(tmp_path: Path) -> str:
 @step(name="share:left", registry=ours)
 async def left(value: int) -> str:
     calls.append("left")
-    return f"{context().worker}:{value}"
+    return f"{context().worker_id}:{value}"
 
 
 @step(name="share:right", registry=theirs)
 async def right(value: int) -> str:
     calls.append("right")
-    return f"{context().worker}:{value}"
+    return f"{context().worker_id}:{value}"
 
 
 @step(name="share:gate", registry=theirs)

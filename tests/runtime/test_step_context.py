@@ -277,7 +277,7 @@ async def facts(value: datetime, more: str) -> list[Any]:
     assert own.now().tzinfo is UTC
     assert record.created_at <= own.now()
     assert own.lease > 0
-    return [record.id, record.workflow, record.labels, record.dry_run, own.annotations, own.queue, own.worker, raw]
+    return [record.id, record.workflow, record.labels, record.dry_run, own.annotations, own.queue, own.worker_id, raw]
 
 
 async def test_a_step_knows_its_run_its_own_record_and_its_raw_input(url: str) -> None:

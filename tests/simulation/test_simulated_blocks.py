@@ -1,27 +1,30 @@
-"""Phases, gathers and chooses under seeds: they reach the journals, and bugs planted in them are found."""
+"""Phases, gathers and chooses in the simulation: they reach the journals, and bugs planted in them are found."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.simulation import scenes
+from tests.simulation.scenes import alone, broken
 
+from treadle.authoring.builder import Planned
 from treadle.core import gathers, opened, phases
 from treadle.core.progress import GatherProgress
 from treadle.core.state import RunState, ScopeState
 from treadle.core.tables import SUCCEEDED
 from treadle.testing import invariants
+from treadle.testing.scenarios import Scenario
 from treadle.testing.simulation import run_seed
 
+PLANS = [scenes.gathered, scenes.chosen, scenes.moving, scenes.failing_row, scenes.failing_early]
 
-def found_by(seeds: range) -> str:
-    """The invariant that the first of these seeds breaks."""
-    for seed in seeds:
-        report = run_seed(seed)
-        if report.failures:
-            return report.failures[0][0]
-    return ""
+
+def found(plan: Callable[[], Planned]) -> str:
+    """The invariant that a run of this plan breaks."""
+    return broken(alone(Scenario([plan()])))
 
 
 def test_blocks_reach_the_journals() -> None:
@@ -32,6 +35,11 @@ def test_blocks_reach_the_journals() -> None:
 
     for kind in ("RowOpened", "DecisionMade", "IterationsOpened", "BranchChosen", "ScopeAsked", "ScopeStopped"):
         assert kinds[kind] > 0, kind
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_without_a_planted_bug_nothing_is_found(plan: Callable[[], Planned]) -> None:
+    assert not found(plan)
 
 
 def test_values_of_a_gather_in_the_order_of_their_ends_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,7 +53,7 @@ def test_values_of_a_gather_in_the_order_of_their_ends_are_found(monkeypatch: py
 
     monkeypatch.setattr(opened, "iteration_settled", hasty)
 
-    assert found_by(range(100)) == invariants.BLOCKS
+    assert found(scenes.gathered) == invariants.BLOCKS
 
 
 def test_variables_that_are_set_without_waiting_for_the_barrier_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,13 +66,13 @@ def test_variables_that_are_set_without_waiting_for_the_barrier_are_found(monkey
 
     monkeypatch.setattr(opened, "row_settled", careless)
 
-    assert found_by(range(200)) in (invariants.BLOCKS, invariants.RESULTS)
+    assert found(scenes.failing_row) in (invariants.BLOCKS, invariants.RESULTS)
 
 
 def test_a_branch_whose_condition_does_not_hold_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gathers, "truth", lambda *_: True)
 
-    assert found_by(range(100)) == invariants.BLOCKS
+    assert found(scenes.chosen) == invariants.BLOCKS
 
 
 def test_a_move_to_another_phase_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +81,7 @@ def test_a_move_to_another_phase_is_found(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(phases, "target_of", stuck)
 
-    assert found_by(range(100)) == invariants.BLOCKS
+    assert found(scenes.moving) == invariants.BLOCKS
 
 
 def test_a_stop_that_leaves_its_content_alone_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,4 +90,4 @@ def test_a_stop_that_leaves_its_content_alone_is_found(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(opened, "_stop", idle)
 
-    assert found_by(range(200)) == invariants.INSIDE
+    assert found(scenes.failing_early) == invariants.INSIDE

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from tests.simulation import scenes
+from tests.simulation.scenes import WRITES, alone, broken
 
 from treadle.authoring.decorators import step, workflow
 from treadle.authoring.registry import Registry
@@ -22,10 +24,10 @@ from treadle.runtime.observers import Observers
 from treadle.runtime.owned import Owned, Pending
 from treadle.runtime.slots import Slots
 from treadle.runtime.sweeper import Sweeper
-from treadle.store import memory
 from treadle.store.base import Report
 from treadle.store.memory import MemoryStore
 from treadle.testing import invariants
+from treadle.testing.scenarios import Ask, Scenario, everywhere
 from treadle.testing.sim_faults import KINDS
 from treadle.testing.sim_workload import INSTANTS
 from treadle.testing.simulation import SimulationFailed, explain, main, run_seed, shrink, simulate
@@ -97,22 +99,30 @@ def test_every_kind_of_trouble_reaches_the_journals() -> None:
 
 # -- planted bugs ---------------------------------------------------------------------------------------------------
 
+CHAIN = Scenario([scenes.chain()])
+FAN = Scenario([scenes.fan()])
+CALL = Scenario([scenes.call()])
+# The owner of the run executes nothing; who does is condemned while it is at work, and does not notice soon.
+CONDEMNED = Scenario([scenes.fan()], [Ask(0.6, "condemn")], starts_at=1, workers=1, lease=30.0)
+# The run is taken from its owner, who is asked before anything tells him so.
+STOLEN = Scenario([scenes.fan()], [Ask(1.2, "steal"), Ask(1.6, "pause", 1), Ask(1.65, "resume")])
+# Signals of two names, two of them of one name in one decision.
+SIGNALLED = Scenario([scenes.fan()], [Ask(1.5, "signal", number=number) for number in (0.1, 0.1, 0.5, 0.5)])
 
-def finds(invariant: str, seeds: range) -> bool:
-    """Whether one of these seeds breaks this invariant; others may break more than that."""
-    return any(invariant in [name for name, *_ in run_seed(seed).failures] for seed in seeds)
 
-
-def found_by(seeds: range) -> str:
-    """The invariant that the first of these seeds breaks."""
-    for seed in seeds:
-        report = run_seed(seed)
-        if report.failures:
-            return report.failures[0][0]
-    return ""
+@pytest.mark.parametrize("scenario", [CHAIN, FAN, CALL, CONDEMNED, STOLEN, SIGNALLED])
+@pytest.mark.parametrize("kind", ["", "crash_after", "error_after"])
+def test_without_a_planted_bug_nothing_is_found(scenario: Scenario, kind: str) -> None:
+    assert not broken(everywhere(scenario, kind, *WRITES) if kind else alone(scenario))
 
 
 def test_a_start_that_is_told_before_its_commit_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant_a_hasty_start(monkeypatch)
+
+    assert broken(alone(CHAIN)) == invariants.DURABLE
+
+
+def plant_a_hasty_start(monkeypatch: pytest.MonkeyPatch) -> None:
     start: Any = Engine.start
 
     def hasty(self: Engine, *given: Any, **more: Any) -> None:
@@ -121,8 +131,6 @@ def test_a_start_that_is_told_before_its_commit_is_found(monkeypatch: pytest.Mon
         start(self, *facts, lambda _status, _error: None, report, **more)
 
     monkeypatch.setattr(Engine, "start", hasty)
-
-    assert found_by(range(20)) == invariants.DURABLE
 
 
 def test_an_attempt_that_starts_before_its_commit_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,25 +143,23 @@ def test_an_attempt_that_starts_before_its_commit_is_found(monkeypatch: pytest.M
 
     monkeypatch.setattr(Engine, "_append", hasty)
 
-    assert found_by(range(20)) in (invariants.DURABLE, invariants.ONCE, invariants.SLOTS)
+    assert broken(alone(CHAIN)) == invariants.DURABLE
 
 
 def test_a_report_that_needs_no_token_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def trusting(self: MemoryStore, session: str, reports: Sequence[Report]) -> list[bool]:
-        data = self.data
         answers: list[bool] = []
         for report in reports:
-            run = data.runs.get(report.input.key)
-            entry = run.tasks.pop(report.number, None) if run is not None else None
-            if run is not None and entry is not None:
-                data.end(entry)
-                data.put_input(run, report.input)
-            answers.append(entry is not None)
+            run = self.data.runs.get(report.input.key)
+            there = run is not None and report.number in run.tasks
+            if there:
+                self._report(report)
+            answers.append(there)
         return answers
 
     monkeypatch.setattr(MemoryStore, "report", trusting)
 
-    assert found_by(range(400))
+    assert broken(alone(CONDEMNED)) == invariants.CLOSED
 
 
 def test_a_lost_attempt_that_is_not_dispatched_again_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +168,7 @@ def test_a_lost_attempt_that_is_not_dispatched_again_is_found(monkeypatch: pytes
 
     monkeypatch.setitem(core_decide._HANDLERS, inp.Lost, forgetful)
 
-    assert found_by(range(60))
+    assert broken(alone(CONDEMNED)) == invariants.CLOSED
 
 
 def test_a_sweeper_that_leaves_the_dead_to_the_elected_one_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,13 +179,14 @@ def test_a_sweeper_that_leaves_the_dead_to_the_elected_one_is_found(monkeypatch:
 
     monkeypatch.setattr(Sweeper, "_bury", elected_only)
 
-    assert found_by(range(100))
+    assert broken(everywhere(CHAIN, "crash_after", "commit")) in (invariants.CLOSED, invariants.OWNERS)
 
 
 def test_slots_that_an_adopted_task_does_not_take_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Slots, "adopt", lambda self, action: None)
 
-    assert found_by(range(100)) == invariants.SLOTS
+    assert broken(everywhere(CHAIN, "error_after", "commit")) == invariants.SLOTS
+    assert broken(everywhere(FAN, "error_after", "claim")) == invariants.SLOTS
 
 
 def test_an_ended_attempt_that_is_adopted_again_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,13 +198,14 @@ def test_an_ended_attempt_that_is_adopted_again_is_found(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Engine, "outcome", forgetful)
 
-    assert found_by(range(400)) == invariants.ONCE
+    assert broken(everywhere(CHAIN, "error_after", "commit")) == invariants.ONCE
 
 
 def test_a_claim_whose_lost_answer_nobody_asks_for_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Engine, "adopt", lambda self: None)
 
-    assert found_by(range(100))
+    assert broken(everywhere(CHAIN, "error_after", "commit")) == invariants.OWNERS
+    assert broken(everywhere(FAN, "error_after", "claim")) == invariants.OWNERS
 
 
 def test_an_owner_that_believes_its_stale_state_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,7 +215,7 @@ def test_an_owner_that_believes_its_stale_state_is_found(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Engine, "_confirm", trusting)
 
-    assert found_by(range(400))
+    assert broken(alone(STOLEN)) == invariants.ANSWERS
 
 
 def test_an_answer_made_of_what_others_asked_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,7 +228,7 @@ def test_an_answer_made_of_what_others_asked_is_found(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Engine, "_perform", shared)
 
-    assert finds(invariants.ANSWERS, range(380, 540))
+    assert broken(alone(SIGNALLED)) == invariants.ANSWERS
 
 
 def test_a_hook_that_is_told_before_its_commit_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +242,7 @@ def test_a_hook_that_is_told_before_its_commit_is_found(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Engine, "_append", hasty)
 
-    assert found_by(range(20)) == invariants.DURABLE
+    assert broken(alone(CHAIN)) == invariants.DURABLE
 
 
 def test_a_boundary_that_no_hook_is_told_of_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,43 +254,30 @@ def test_a_boundary_that_no_hook_is_told_of_is_found(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(Observers, "committed", forgetful)
 
-    assert found_by(range(60)) == invariants.HOOKS
+    assert broken(alone(CHAIN)) == invariants.HOOKS
 
 
 def test_a_child_whose_end_is_not_told_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(core_advance, "tell_parent", lambda *_given: None)
 
-    assert found_by(range(100)) in (invariants.CLOSED, invariants.CALLERS)
-
-
-def test_a_run_that_is_made_for_a_task_of_others_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def trusting(self: MemoryStore, report: Report) -> None:
-        run = self.data.runs[report.input.key]
-        if (entry := run.tasks.pop(report.number, None)) is not None:
-            self.data.end(entry)
-        self.data.put_input(run, report.input)
-
-    monkeypatch.setattr(memory, "_may_report", lambda _own, _report: True)
-    monkeypatch.setattr(MemoryStore, "_report", trusting)
-
-    assert found_by(range(400))
+    assert broken(alone(CALL)) == invariants.CLOSED
 
 
 def test_a_failure_is_shrunk_and_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Slots, "adopt", lambda self, action: None)
-    seed = next(seed for seed in range(100) if run_seed(seed).failures)
-    report = run_seed(seed)
+    # Whatever the seed, a run is started.
+    plant_a_hasty_start(monkeypatch)
+    report = run_seed(7)
 
     smaller, dropped = shrink(report, runs=40)
     text = explain(smaller, dropped)
 
-    assert smaller.failures[0][0] == report.failures[0][0]
+    assert smaller.failures[0][0] == report.failures[0][0] == invariants.DURABLE
     assert len(smaller.parts) <= len(report.parts)
-    assert run_seed(seed, dropped).failures == smaller.failures
-    assert f"make simulate SEED={seed}" in text
-    assert "error_after" in "".join(smaller.trace)
-    with pytest.raises(SimulationFailed, match="slot"):
-        simulate(seeds=[seed], shrinks=False)
+    assert run_seed(7, dropped).failures == smaller.failures
+    assert "make simulate SEED=7" in text
+    assert "boot n0.1" in text
+    with pytest.raises(SimulationFailed, match="durable"):
+        simulate(seeds=[7], shrinks=False)
 
 
 def test_the_command_line_runs_seeds(capsys: pytest.CaptureFixture[str]) -> None:

@@ -202,8 +202,13 @@ class StepContext(Protocol):
         ...
 
     @property
-    def worker(self) -> str:
-        """The name of the worker that executes the step."""
+    def worker_id(self) -> str:
+        """The id of the worker that executes the step: `worker_id=` of `connect`, or made of host and process."""
+        ...
+
+    @property
+    def target(self) -> str:
+        """The target that this attempt was placed on, a name or a worker's id; empty if any worker could have it."""
         ...
 
     @property

@@ -281,6 +281,9 @@ async def _execute(app: App, handle: Run[Any], view: View) -> int | None:
 @click.option(
     "--grace", type=float, metavar="SECONDS", help="How long to wait for running steps at the end; else as needed."
 )
+@click.option(
+    "--offer", "offers", multiple=True, metavar="NAME", help="Execute steps that are placed on it; may be repeated."
+)
 @click.option("--max-cycles", type=click.IntRange(1), metavar="N", help="End after so many cycles.")
 @click.option("--until-idle", is_flag=True, help="End when nothing is due any more.")
 @click.option("--package", "named", multiple=True, metavar="NAME", help="Serve an installed package; may be repeated.")
@@ -289,6 +292,7 @@ async def worker(
     desk: Desk,
     targets: tuple[str, ...],
     named: tuple[str, ...],
+    offers: tuple[str, ...],
     grace: float | None,
     max_cycles: int | None,
     until_idle: bool,
@@ -302,7 +306,9 @@ async def worker(
     names, packages = _import_all(targets, named)
     make_folder(desk.url)
     mode: bool | Literal["cycles"] = "cycles" if until_idle or max_cycles else True
-    async with desk.connect(create=True, worker=mode, packages=packages, **watchers(), **capacity) as app:
+    async with desk.connect(
+        create=True, worker=mode, packages=packages, targets=offers, **watchers(), **capacity
+    ) as app:
         actions = app.registry.names()
         listed = ", ".join(clean(name) for name in actions[:8])
         more = f" and {len(actions) - 8} more" if len(actions) > 8 else ""

@@ -14,9 +14,10 @@ import msgspec
 from treadle.core import events as ev
 from treadle.core.addresses import check_id, encode_id
 from treadle.core.blocks import Spec, bodies_of, content_of, names_of, slots_of
-from treadle.core.checks import mistakes_of
+from treadle.core.checks import mistakes_of, placement_mistake
 from treadle.core.events import Failure
 from treadle.core.graph import Node, constants_of, link, node_of, place
+from treadle.core.placement import runs_here
 from treadle.core.plan import Block, Body, Branch, Fragment, Group, Phase, Step
 from treadle.core.run_data import needs_of_block
 from treadle.core.state import RunState, ScopeState, StepState, settled
@@ -34,8 +35,10 @@ class Addition(msgspec.Struct):
     revived: list[int]
 
 
-def added_events(run: RunState, adder: StepState, fragments: Sequence[Fragment], cause: str) -> Addition | Failure:
-    """The events that add fragments on behalf of a step, or why they cannot be added (then none applies).
+def added_events(
+    run: RunState, adder: StepState, fragments: Sequence[Fragment], cause: str, worker: str
+) -> Addition | Failure:
+    """The events that add fragments on behalf of a step on a worker, or why they cannot be added (then none applies).
 
     A block whose id is there with the same definition is that block; with another definition it is an error.
     """
@@ -47,6 +50,8 @@ def added_events(run: RunState, adder: StepState, fragments: Sequence[Fragment],
     try:
         for fragment in fragments:
             event = draft.add(adder, fragment, fragments, cause)
+            if event is not None and any(runs_here(block) for block in event.blocks):
+                event = _on_worker(event, worker)
             if event is not None:
                 found.append(event)
     except DefinitionError as error:
@@ -146,6 +151,7 @@ class _Draft:
             return None
         for node in nodes:
             node.needs = link(node, self, {})
+            self._check_placement(node)
         if any(node.needs for node in nodes):
             self._refuse_cycle(nodes)
         # A step stands for the scope of what it adds, which may be new.
@@ -153,6 +159,14 @@ class _Draft:
         return ev.StepsAdded(
             by=adder.node.address, into=into, blocks=blocks, constants=fragment.constants, aliases=aliases, cause=cause
         )
+
+    def _check_placement(self, node: Node) -> None:
+        """Raise if a step is placed by what has no worker, or follows what has no target."""
+        placed = node.spec.placement if isinstance(node.spec, Step) else None
+        if placed is not None and placed.step and (number := node.refs.get(placed.step, -1)) >= 0:
+            other = self._node(number)
+            if mistake := placement_mistake(f"step {node.address!r}", placed, other.spec):
+                raise mistake
 
     def _scope(self, adder: StepState, into: str | None) -> Node:
         """The scope that gets a fragment: the adder's own, or one that contains the adder."""
@@ -279,6 +293,13 @@ class _Draft:
 
     def _lies_in(self, node: Node, number: int) -> bool:
         return node.scope is not None and node.scope.number == number
+
+
+def _on_worker(event: ev.StepsAdded, worker: str) -> ev.StepsAdded:
+    """The event with the worker that the added blocks are to run on."""
+    if not worker:
+        raise DefinitionError(f"{event.by!r} adds steps with here=True, and its worker is not known; use on=")
+    return msgspec.structs.replace(event, worker=worker)
 
 
 def _first_names(fragments: Sequence[Fragment]) -> set[str]:

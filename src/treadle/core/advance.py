@@ -25,6 +25,7 @@ from treadle.core.inputs import Cancel
 from treadle.core.keys import key_of
 from treadle.core.opened import CANCELLING, asking, may_succeed, value_of_iteration
 from treadle.core.phases import proceed_phases, row_failure
+from treadle.core.placement import target_of
 from treadle.core.plan import Body, Choose, Gather, Phase, Phases, Poll
 from treadle.core.progress import GatherProgress, PhasesProgress
 from treadle.core.resolve import UnresolvedError, resolve_args, resolve_output, scope_value
@@ -231,12 +232,13 @@ def dispatch(run: RunState, decision: Decision, step: StepState, not_before: flo
     try:
         args = resolve_args(run, node, node.step.slots)
         key = key_of(node.step.key, args) if node.step.key else ""
+        target = target_of(run, step) if node.step.placement is not None else ""
     except UnresolvedError as error:
         failure = Failure(code="unresolved", message=str(error))
         decision.settle(run, step, ev.StepFailed(at=node.address, attempt=0, failure=failure))
         return
     if node.undoable and must_prepare(step):
-        prepare(run, decision, step, args, not_before)
+        prepare(run, decision, step, args, not_before, key, target)
         return
     event = ev.StepDispatched(
         at=node.address,
@@ -247,10 +249,10 @@ def dispatch(run: RunState, decision: Decision, step: StepState, not_before: flo
     )
     decision.events.append(event)
     step_dispatched(run, step, event)
-    decision.tasks.append(task_of(run, step, args, key))
+    decision.tasks.append(task_of(run, step, args, key, target))
 
 
-def task_of(run: RunState, step: StepState, args: dict[str, Arg], key: str = "") -> Task:
+def task_of(run: RunState, step: StepState, args: dict[str, Arg], key: str = "", target: str = "") -> Task:
     """The task of a dispatched step's present attempt."""
     node = step.node
     spec = node.step
@@ -278,7 +280,7 @@ def task_of(run: RunState, step: StepState, args: dict[str, Arg], key: str = "")
         run.run_id,
         0,
         key,
-        spec.placement.target if spec.placement is not None else "",
+        target,
     )
 
 

@@ -15,7 +15,7 @@ import msgspec
 
 from treadle.core.addresses import check_id, child, encode_id
 from treadle.core.blocks import AnyBody, Spec, bodies_of, has_value, refs_of, slots_of
-from treadle.core.checks import mistakes_of
+from treadle.core.checks import mistakes_of, placement_mistake
 from treadle.core.network import Network, circles
 from treadle.core.plan import Block, Body, Branch, Choose, Gather, Group, Phase, Phases, Plan, Step
 from treadle.errors import CycleError, DefinitionError, DefinitionErrors, DuplicateStepError, UnknownStepError
@@ -125,12 +125,10 @@ class _Survey:
         if row is not None and not self._is_earlier(row, scope, kind, name, address):
             return
         self.edges.append(Edge(source=target, target=address, kind=kind, name=name))
-        if kind == "placement" and _follows(block) and isinstance(spec, Step) and spec.placement is None:
-            self.errors.append(
-                DefinitionError(
-                    f"{self.where(address)} follows {name!r}, which is not placed; place it, or use beside="
-                )
-            )
+        if kind == "placement" and isinstance(block, Step) and block.placement is not None:
+            mistake = placement_mistake(self.where(address), block.placement, spec)
+            if mistake is not None:
+                self.errors.append(mistake)
 
     def _is_earlier(self, row: tuple[_Scope, Phase], scope: _Scope, kind: EdgeKind, name: str, address: str) -> bool:
         """Whether a row that a cell names comes before the cell's own; another one needs a default."""
@@ -177,10 +175,6 @@ class _Survey:
             self.errors.append(UnknownStepError(f"{who} needs one step, but {name!r} is a group"))
             return None
         return address, block, row
-
-
-def _follows(block: Block) -> bool:
-    return isinstance(block, Step) and block.placement is not None and block.placement.mode == "follow"
 
 
 def _hint(name: str) -> str:

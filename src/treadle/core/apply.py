@@ -263,6 +263,8 @@ def _child_started(run: RunState, event: ev.ChildStarted) -> None:
     step.status = status
     untask(run, step)
     step.worker = event.session
+    if event.worker:
+        run.workers[event.session] = event.worker
     step.started_at = event.started_at
     run.calls[step.node.number] = event.child
     if step.undo is not None:
@@ -294,6 +296,8 @@ def step_succeeded(run: RunState, step: StepState, event: ev.StepSucceeded) -> N
         step.holding = not run.labels.isdisjoint(step.node.step.break_after)
     if event.patch or event.items is not None:
         _hand_over(run, step, event)
+    if event.worker:
+        run.workers[event.session] = event.worker
     settle(run, step)
 
 

@@ -15,6 +15,7 @@ from treadle.core.commands import Refusal
 from treadle.core.decision import Decision
 from treadle.core.effects import Given
 from treadle.core.events import Failure
+from treadle.core.placement import new_worker
 from treadle.core.progress import PhasesProgress
 from treadle.core.resolve import phases_around, truth_of
 from treadle.core.retrying import DEFAULT_RETRY, due_at, fraction_of, may_retry
@@ -76,7 +77,7 @@ def _succeeded(run: RunState, decision: Decision, step: StepState, value: inp.Ou
             failure = Failure(code="run_not_active", message=f"the run is {run.status}; no step can be added")
             _fail(run, decision, step, value, failure, cause)
             return
-        added = added_events(run, step, value.added, cause)
+        added = added_events(run, step, value.added, cause, value.worker)
         if isinstance(added, Failure):
             _fail(run, decision, step, value, added, cause)
             return
@@ -101,6 +102,7 @@ def _succeeded(run: RunState, decision: Decision, step: StepState, value: inp.Ou
         patch=value.patch,
         items=value.items,
         effects=value.effects,
+        worker=new_worker(run, value.session, value.worker),
     )
     decision.events.append(succeeded)
     step_succeeded(run, step, succeeded)
@@ -267,7 +269,7 @@ def add_steps(run: RunState, decision: Decision, value: inp.AddSteps, cause: str
         or value.attempt not in (0, step.tasked)
     ):
         return Refusal("run_not_active", "the attempt that adds steps is over; no step was added", run.status)
-    added = added_events(run, step, [value.fragment], cause)
+    added = added_events(run, step, [value.fragment], cause, value.worker)
     if isinstance(added, Failure):
         return Refusal(added.code, added.message)
     decision.reopen(added.revived)

@@ -28,6 +28,7 @@ from treadle.core.children import child_key
 from treadle.core.commands import Refusal
 from treadle.core.decision import Decision
 from treadle.core.events import NULL, Handle
+from treadle.core.placement import new_worker
 from treadle.core.state import RunState, StepState
 from treadle.core.tables import CANCELLED, DISPATCHED, NONE, NOT_COMPENSABLE, OUTCOMES, PENDING, SUCCEEDED
 from treadle.core.undo_attempts import end_undo, undo_runs
@@ -79,6 +80,7 @@ def _start(run: RunState, decision: Decision, step: StepState, value: inp.ChildS
         session=value.session,
         token=value.lease,
         started_at=value.started_at,
+        worker=new_worker(run, value.session, value.worker),
         cause=cause,
     )
     decision.record(run, started)

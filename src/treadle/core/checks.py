@@ -20,9 +20,11 @@ from treadle.core.plan import (
     Phase,
     PhaseInfo,
     Phases,
+    Placement,
     Predicate,
     Rule,
     StateValue,
+    Step,
 )
 from treadle.errors import DefinitionError, DuplicateStepError
 
@@ -181,3 +183,12 @@ def _target(rule: Rule, block: Phases, ids: list[str], called: Called) -> Found:
 
 def _listed(names: list[str]) -> str:
     return ", ".join(map(repr, names)) if names else "there are none"
+
+
+def placement_mistake(who: str, placed: Placement, other: object) -> DefinitionError | None:
+    """What is wrong with placing a step by another block of the plan."""
+    if not isinstance(other, Step):
+        return DefinitionError(f"{who} is placed by {placed.step!r}, which is no step; name one of its steps")
+    if placed.mode == "follow" and other.placement is None:
+        return DefinitionError(f"{who} follows {placed.step!r}, which is not placed; place it, or use beside=")
+    return None

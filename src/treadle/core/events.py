@@ -49,6 +49,7 @@ class StepsAdded(Event, frozen=True, tag="steps_added"):
     """A step (`by`) added blocks to the scope `into`; those that a rewind had removed there come back.
 
     `aliases` are further names in that scope (segments) of steps that the run held already by their dedup key.
+    `worker` executed it, and is named where any of the blocks is to run there.
     """
 
     by: str
@@ -56,6 +57,7 @@ class StepsAdded(Event, frozen=True, tag="steps_added"):
     blocks: list[Block]
     constants: list[Handle] = []
     aliases: dict[str, str] = {}
+    worker: str = ""
 
 
 class StepsReady(Event, frozen=True, tag="steps_ready"):
@@ -75,7 +77,10 @@ class StepDispatched(Event, frozen=True, tag="step_dispatched"):
 
 
 class ChildStarted(Event, frozen=True, tag="child_started"):
-    """The attempt has made the run that the step calls, or has found it; the step waits for its end."""
+    """The attempt has made the run that the step calls, or has found it; the step waits for its end.
+
+    `worker` is as in `StepSucceeded`.
+    """
 
     at: str
     attempt: int
@@ -84,6 +89,7 @@ class ChildStarted(Event, frozen=True, tag="child_started"):
     session: str = ""
     token: int = 0
     started_at: float = 0.0
+    worker: str = ""
 
 
 class PrepareDispatched(Event, frozen=True, tag="prepare_dispatched"):
@@ -110,7 +116,8 @@ class StepSucceeded(Event, frozen=True, tag="step_succeeded"):
     """The step's last attempt succeeded with `result`.
 
     `patch` are variables of the Phases block around, set when its row has succeeded. `items` are what the evaluation
-    of a gather's items found. `effects` is what it has made beside its value.
+    of a gather's items found. `effects` is what it has made beside its value. `worker` is the id of the session's
+    worker, told by the first event of a run that names the session.
     """
 
     at: str
@@ -122,6 +129,7 @@ class StepSucceeded(Event, frozen=True, tag="step_succeeded"):
     patch: dict[str, Handle] = {}
     items: Items | None = None
     effects: Effects | None = None
+    worker: str = ""
 
 
 class AttemptFailed(Event, frozen=True, tag="attempt_failed"):

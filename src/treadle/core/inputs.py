@@ -70,6 +70,7 @@ class ChildStarted(Input, frozen=True, tag="child_started"):
     detached: bool = False
     lease: int = 0
     session: str = ""
+    worker: str = ""
     started_at: float = 0.0
 
 
@@ -139,6 +140,7 @@ class AddSteps(Input, frozen=True, tag="add_steps"):
     fragment: Fragment
     generation: int = 0
     attempt: int = 0
+    worker: str = ""
 
 
 class Signal(Input, frozen=True, tag="signal"):

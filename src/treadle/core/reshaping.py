@@ -46,6 +46,8 @@ def steps_added(run: RunState, event: ev.StepsAdded) -> None:
             changed[node.number] = state
             state.around.unsettled += 1
     for node in nodes:
+        if event.worker:
+            run.added_on[node.number] = event.worker
         _connect(run, node, adder)
         run.undoes = run.undoes or node.undoable
     recount_all(run, changed)

@@ -181,6 +181,7 @@ class RunState:
     is_run: ClassVar[bool] = True
     __slots__ = (
         "added_by",
+        "added_on",
         "adder",
         "asked",
         "asked_runs",
@@ -233,6 +234,7 @@ class RunState:
         "unwindings",
         "unwound",
         "version",
+        "workers",
     )
 
     def __init__(self, key: str, run_id: str, graph: Graph, constants: list[str], breakpoints: list[str]) -> None:
@@ -248,7 +250,7 @@ class RunState:
         # When no attempt may begin or go on any more (0: never), and the trace that the run belongs to.
         self.deadline = 0.0
         self.trace = ""
-        self.version = 0
+        self.version = self.hold = 0
         self.now = self.started_at = 0.0
         # No step starts before it; how many runs called each other down to this one.
         self.not_before = 0.0
@@ -258,7 +260,6 @@ class RunState:
         self.status: str = NOTHING
         self.result: Arg = NULL
         self.missing: list[str] = []
-        self.hold = 0
         # "", "soft" or "hard"; the next number that a cancel has to look at. Unwinding leaves `cancelled` of it.
         self.cancelling = ""
         self.cancel_at = 0
@@ -284,6 +285,9 @@ class RunState:
         self.dedup: dict[str, int] = {}
         self.adder: dict[int, int] = {}
         self.added_by: dict[int, list[int]] = {}
+        # By number, who added what is to run where it was added; the ids of workers by session, once a step succeeded.
+        self.added_on: dict[int, str] = {}
+        self.workers: dict[str, str] = {}
         # Step number -> the scope of all that the step adds, where something asked for it.
         self.own: dict[int, ScopeState] = {}
         # Whether iterations that have succeeded are noted, to be forgotten (see `forgetting`); how many were.

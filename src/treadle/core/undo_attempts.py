@@ -7,13 +7,17 @@ called, and ends with that run's answer (`calls`).
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from treadle.core import events as ev
 from treadle.core import inputs as inp
 from treadle.core.children import child_key
 from treadle.core.commands import Call, ChildRun, Task
 from treadle.core.decision import Decision
 from treadle.core.events import NULL, Arg, Failure
-from treadle.core.resolve import resolve_args, truth_of
+from treadle.core.keys import key_of
+from treadle.core.placement import target_of
+from treadle.core.resolve import UnresolvedError, resolve_args, truth_of
 from treadle.core.retrying import DEFAULT_RETRY, due_at, fraction_of, may_retry
 from treadle.core.state import RunState, StepState
 from treadle.core.tables import CANCELLED, RUNNING, SUCCEEDED
@@ -44,12 +48,31 @@ def dispatch_undo(run: RunState, decision: Decision, step: StepState, not_before
         return
     purpose, action = ("reconcile", declared.reconcile) if check else ("undo", declared.action)
     args = resolve_args(run, step.node, step.spec.slots)
+    key, target = _limits_of(run, step, args)
     args["state"] = undo.state or NULL
     args["result"] = step.result or NULL
-    decision.tasks.append(_task(run, step, purpose, action, args, not_before))
+    decision.tasks.append(_task(run, step, purpose, action, args, not_before, key=key, target=target))
 
 
-def prepare(run: RunState, decision: Decision, step: StepState, args: dict[str, Arg], not_before: float) -> None:
+def _limits_of(run: RunState, step: StepState, args: dict[str, Arg]) -> tuple[str, str]:
+    """The key and the target of an undo. What cannot be told any more does not keep it from being made."""
+    key = target = ""
+    with suppress(UnresolvedError):
+        key = key_of(step.spec.key, args) if step.spec.key else ""
+    with suppress(UnresolvedError):
+        target = target_of(run, step)
+    return key, target
+
+
+def prepare(
+    run: RunState,
+    decision: Decision,
+    step: StepState,
+    args: dict[str, Arg],
+    not_before: float,
+    key: str = "",
+    target: str = "",
+) -> None:
     """Ask for the first half of a step."""
     declared = step.spec.undo
     assert declared is not None
@@ -57,7 +80,7 @@ def prepare(run: RunState, decision: Decision, step: StepState, args: dict[str, 
         at=step.node.address, number=step.asking + 1, generation=step.generation, not_before=not_before
     )
     decision.record(run, event)
-    decision.tasks.append(_task(run, step, "prepare", declared.prepare, args, not_before))
+    decision.tasks.append(_task(run, step, "prepare", declared.prepare, args, not_before, key=key, target=target))
 
 
 def must_prepare(step: StepState) -> bool:
@@ -74,6 +97,9 @@ def _task(
     args: dict[str, Arg],
     not_before: float,
     child: ChildRun | None = None,
+    *,
+    key: str = "",
+    target: str = "",
 ) -> Task:
     node, spec = step.node, step.spec
     # To ask a run is quick, and can be done anywhere.
@@ -90,6 +116,8 @@ def _task(
         not_before=not_before,
         call=Call(args, timeout, purpose, placement, run.data, run.dry_run, child=child),
         run_id=run.run_id,
+        key=key,
+        target=target,
     )
 
 

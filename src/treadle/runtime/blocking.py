@@ -29,6 +29,7 @@ from treadle.runtime.outcomes import StepOutcome
 from treadle.runtime.retention import Removal
 from treadle.runtime.run import Run
 from treadle.runtime.run_analysis import RunAnalysis
+from treadle.runtime.targets import Targets
 from treadle.runtime.undo import UndoEntry
 from treadle.runtime.why import Reason
 from treadle.store.base import Health, RunRow, SessionRow
@@ -137,6 +138,10 @@ class BlockingApp:
     def change_queue(self, change: QueueChange) -> bool:
         """Change what is stored of a queue; see `App.change_queue`."""
         return self._thread.call(self._app.change_queue(change))
+
+    def set_targets(self, targets: Targets) -> None:
+        """Execute steps that are placed on these from now on; see `App.set_targets`."""
+        self._thread.call(self._app.set_targets(targets))
 
     def backup(self, path: str | os.PathLike[str]) -> Path:
         """Copy the store; see `App.backup`."""

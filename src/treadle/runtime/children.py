@@ -179,6 +179,7 @@ def _started(node: Node, task: Task, id_: str, started_at: float) -> Report:
         detached=child.detached,
         lease=task.lease,
         session=node.session,
+        worker=node.name,
         started_at=started_at,
     )
     return Report(task.number, task.lease, InboxInput(f"child:{task.lease}", task.run, inp.encode_input(value)))

@@ -36,6 +36,7 @@ from treadle.runtime.retention import CLOSED, Removal, Retention, remove, rule_o
 from treadle.runtime.run import Run
 from treadle.runtime.serving import serve
 from treadle.runtime.starting import Deadline, Start, closing_time, data_text, opening_time, trace_of
+from treadle.runtime.targets import Targets
 from treadle.store.base import Health, RunQuery, RunRow, SessionRow
 from treadle.store.queues import QueueChange, QueueRow
 
@@ -373,6 +374,19 @@ class App(DeadLetters, DataOperations):
         node = self._node
         now = node.environment.clock.now()
         return (await node.committer.call(lambda store: store.set_queues([change], now)))[0]
+
+    async def set_targets(self, targets: Targets) -> None:
+        """Execute steps that are placed on these from now on, beside those on its `worker_id`; as for `connect`.
+
+        Attempts that it executes go on, and what waits for a target that nobody offers any more waits on.
+
+        Raises:
+            UsageError: they are no names, or this application executes no steps.
+            StoreUnavailableError: the store does not answer; it is told with the next renewal of the session.
+        """
+        if not self._node.settings.worker:
+            raise UsageError("this application was opened with worker=False: it executes no steps, whatever the target")
+        await self._node.targets.change(targets)
 
     async def gc(
         self,

@@ -250,7 +250,8 @@ def snapshot(loaded: Loaded, sessions: Sequence[SessionRow], now: float) -> Snap
 def snapshot_of(loaded: Loaded, told: Replay, sessions: Sequence[SessionRow], now: float) -> Snapshot:
     """As `snapshot`, for a journal that is folded already."""
     run, head = told.run, loaded.head
-    workers = {session.id: session.worker for session in sessions}
+    # Of a session that is gone the journal may tell it.
+    workers = run.workers | {session.id: session.worker for session in sessions}
     tasks = {row.task.number: row for row in loaded.tasks}
     steps: list[StepView] = []
     evaluations: list[StepView] = []

@@ -48,6 +48,7 @@ from treadle.runtime.requests import request
 from treadle.runtime.retention import Rule, retain
 from treadle.runtime.slots import ASYNC, THREAD, TIMER, Slots
 from treadle.runtime.sweeper import Sweeper
+from treadle.runtime.targets import OwnTargets, Targets
 from treadle.runtime.worker import Worker
 from treadle.store.base import WAITS_CHANGES, WAITS_TASKS, Append, Reader, Renewal, SessionRow, Store
 from treadle.store.blob_port import Blobs
@@ -86,8 +87,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     middleware: tuple[Middleware, ...] = ()
     # Limits of queues, that it makes known to the store when it begins.
     queues: tuple[QueueChange, ...] = ()
-    # The targets whose tasks it executes, besides its own name.
-    targets: tuple[str, ...] = ()
+    # The targets whose tasks it executes, besides its own name, or who tells them.
+    targets: Targets = ()
     # It executes only in the cycles that it is asked for.
     cycles: bool = False
     # Which closed runs are kept; None: all.
@@ -120,10 +121,11 @@ class Node:
         self._driver = driver
         self._in_reader = in_reader
         # Runs what reads and writes blobs; slow, so that reads of the store need not wait for it.
-        self._beside = beside or in_reader
+        self.beside = beside or in_reader
         self._live = projections
         self.name = settings.worker_id or f"{socket.gethostname()}-{os.getpid()}"
         self.questions = Questions(self)
+        self.targets = OwnTargets(self, settings.targets)
         self.cycles = Cycles(self) if settings.worker and settings.cycles else None
         # What the runs of a package's entrypoints are called, if nothing else is said.
         self.titles = {
@@ -152,7 +154,7 @@ class Node:
         # What reads journals is made at its first use, and that must not hold up steps that are under way.
         decode_events("[]")
         self.reader: Reader = await self._in_reader(self.store.reader)
-        self.payloads = Payloads(self.reader, self.blobs, self._in_reader, self._beside)
+        self.payloads = Payloads(self.reader, self.blobs, self._in_reader, self.beside)
         self.observers: Observers | None = None
         if self.settings.hooks:
             clock = self.environment.clock
@@ -160,7 +162,8 @@ class Node:
                 self.settings.hooks, payloads=self.payloads, registry=self.registry, clock=clock, worker=self.name
             )
             self.spawn(self.observers.run())
-        self.projections = ProjectionRoom(self, self._live, self._beside)
+        self.projections = ProjectionRoom(self, self._live, self.beside)
+        await self.targets.read()
         await self.environment.wakeups.open(self._woken)
         await self._begin()
         self.projections.follower.start()
@@ -181,7 +184,7 @@ class Node:
         offer = self.slots if settings.worker else None
         self.committer = Committer(self.store, self.session, offer, environment.wakeups, self._driver())
         self.committer.waits = waits
-        self.committer.on_renewal = self._renewed
+        self.committer.on_renewal = self.targets.renewed
         self.committer.on_room = self._room_made
         self.hub = Hub(self._watching)
         self.engine = Engine(
@@ -264,7 +267,7 @@ class Node:
 
     def _enter(self, waits: int, actions: list[str]) -> None:
         """Open the store's session, and make known what this node says of queues."""
-        self.slots.aim((self.name, *self.settings.targets))
+        self.slots.aim(self.targets.offered())
         self.store.open_session(self._session_row(waits, actions))
         if self.settings.queues:
             self.store.set_queues(self.settings.queues, self.environment.clock.now())
@@ -278,7 +281,7 @@ class Node:
             beat=0,
             waits=waits,
             actions=actions,
-            targets=[self.name, *self.settings.targets] if self.settings.worker else [],
+            targets=self.targets.offered() if self.settings.worker else [],
             info={"host": socket.gethostname(), "pid": os.getpid(), "slots": slots},
         )
 
@@ -534,9 +537,10 @@ class Node:
     def _ask(self) -> None:
         self._asking = None
         if not self.closing and not self.engine.closed:
-            self.committer.submit(lambda store: store.renew(self.session), self._renewed)
+            self.committer.submit(lambda store: store.renew(self.session), self.renewed)
 
-    def _renewed(self, renewal: Renewal | None, error: BaseException | None) -> None:
+    def renewed(self, renewal: Renewal | None, error: BaseException | None) -> None:
+        """The store has counted the session's beat up, or could not."""
         if isinstance(error, LeaseLostError):
             self._lease_lost()
         elif renewal is not None:
@@ -547,7 +551,7 @@ class Node:
         waits = (WAITS_TASKS if self.settings.worker else 0) | (WAITS_CHANGES if watching else 0)
         if waits != self.committer.waits and self.environment.wakeups.address:
             self.committer.waits = waits
-            self.committer.submit(lambda store: store.renew(self.session, waits), self._renewed)
+            self.committer.submit(lambda store: store.renew(self.session, waits), self.renewed)
 
     # -- worker.Steps --------------------------------------------------------------------------------------------
 
@@ -567,7 +571,11 @@ class Node:
         """Add steps for a live attempt at once."""
         for fragment in await place_fragments(self.payloads, fragments, None):
             value = inp.AddSteps(
-                number=task.number, generation=task.generation, attempt=task.attempt, fragment=fragment
+                number=task.number,
+                generation=task.generation,
+                attempt=task.attempt,
+                fragment=fragment,
+                worker=self.name,
             )
             refusal = await self._add(task.run, value)
             if refusal is not None:

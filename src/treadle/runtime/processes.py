@@ -188,7 +188,7 @@ def _call(own: RunningStep, definition: Definition, values: dict[str, Any]) -> d
         "action": definition.name,
         "task": msgspec.json.encode(own.task),
         "values": {name: codec.encode(value) for name, value in values.items()},
-        "worker": own.worker,
+        "worker": own.worker_id,
         "started_at": own.started_at,
         "data": own.data_text,
         "settings": {name: codec.encode(value) for name, value in own.settings.items()},

@@ -36,6 +36,11 @@ def listing(shown: Sequence[str], total: int) -> str:
     return f"{text} and {total - len(shown)} more" if total > len(shown) else text
 
 
+def count(number: int, word: str) -> str:
+    """A number of things, in words."""
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
 def ended_as(outcome: str) -> str:
     """An outcome as a sentence has it."""
     return f"was {outcome}" if outcome in (CANCELLED, SKIPPED) else outcome

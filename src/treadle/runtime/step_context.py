@@ -302,9 +302,14 @@ class RunningStep(msgspec.Struct, eq=False):
         return f"{self._task.run}/{self._task.address}/{self._task.generation}"
 
     @property
-    def worker(self) -> str:
+    def worker_id(self) -> str:
         """The id of the worker that executes the attempt."""
         return self._worker.name
+
+    @property
+    def target(self) -> str:
+        """The target that the attempt was placed on; empty if any worker could have it."""
+        return self._task.target
 
     @property
     def cancelled(self) -> bool:

@@ -26,17 +26,18 @@ from treadle.runtime.inspection import (
     PAUSED,
     PAUSING,
     held_by,
-    placement_text,
     shown_status,
 )
-from treadle.runtime.reasons import NAMED, ended_as, listing
+from treadle.runtime.reasons import NAMED, count, ended_as, listing
 from treadle.runtime.reasons import Reason as Reason
 from treadle.runtime.replaying import Replay, replay
 from treadle.runtime.scopes import needs_of
+from treadle.runtime.why_capacity import CODES as CAPACITY_CODES
+from treadle.runtime.why_capacity import Capacity, waiting_reasons
 from treadle.runtime.why_scopes import CODES as SCOPE_CODES
 from treadle.runtime.why_scopes import Missing, missing_reason, scope_reasons, stopped_reason
 from treadle.runtime.why_undo import CODES as UNDO_CODES
-from treadle.runtime.why_undo import all_rows, count, history_of, row_reasons, unwinding_reason
+from treadle.runtime.why_undo import all_rows, history_of, row_reasons, unwinding_reason
 from treadle.store.base import Loaded, SessionRow, TaskRow
 
 # Every code with its meaning, for documentation and for `treadle schema`.
@@ -59,9 +60,7 @@ CODES: Final[dict[str, str]] = {
     "child": "the run that the step called goes on",
     "child_started": "the run that the step calls was made",
     "backoff": "capacity: a failed attempt is tried again later",
-    "no_worker": "capacity: no living worker executes this action",
-    "busy": "capacity: the workers that execute it have no free slot, or others go first",
-    "placement": "where the step is to run",
+    **CAPACITY_CODES,
     "no_owner": "inputs of the run wait and no process decides it yet",
     "no_process": "no living process is connected to the store",
     "undecided": "an attempt has ended and its outcome is not decided yet",
@@ -91,12 +90,12 @@ _OUTCOME: Final[dict[type[ev.Event], str]] = {
 class _Scene:
     """Everything of one moment."""
 
-    __slots__ = ("now", "sessions", "tasks", "told", "waiting")
+    __slots__ = ("capacity", "now", "sessions", "tasks", "told")
 
     def __init__(self, loaded: Loaded, sessions: Sequence[SessionRow], waiting: Sequence[TaskRow], now: float) -> None:
         self.told = replay(loaded)
         self.sessions = sessions
-        self.waiting = waiting
+        self.capacity = Capacity(now=now, sessions=sessions, waiting=waiting)
         self.tasks = {row.task.number: row for row in loaded.tasks}
         self.now = now
 
@@ -274,7 +273,7 @@ def _waiting(scene: _Scene, step: StepState) -> Iterator[Reason]:
         yield Reason(step=at, code="condition", message="its condition is being evaluated by a worker")
         row = scene.tasks.get(step.node.number)
         if row is not None and not row.session:
-            yield from _queued(scene, row)
+            yield from waiting_reasons(scene.capacity, row, held=run.hold != 0)
 
 
 def _dispatched(scene: _Scene, step: StepState) -> Iterator[Reason]:
@@ -308,7 +307,7 @@ def _dispatched(scene: _Scene, step: StepState) -> Iterator[Reason]:
                 f"attempt {step.attempt - 1} failed{said}; attempt {step.attempt} starts in {left:.1f} s",
             )
         yield Reason(step=at, code=code, kind="capacity", message=text, until=due)
-    yield from _queued(scene, row)
+    yield from waiting_reasons(scene.capacity, row, held=scene.told.run.hold != 0)
 
 
 def _undo_reasons(scene: _Scene, step: StepState) -> Iterator[Reason]:
@@ -336,7 +335,7 @@ def _undo_reasons(scene: _Scene, step: StepState) -> Iterator[Reason]:
             text = f"an attempt to undo it failed ({undo.failure.code}: {undo.failure.message})"
             text += f"; the next starts in {due - scene.now:.1f} s"
             yield Reason(step=at, code="backoff", kind="capacity", message=text, until=due)
-        yield from _queued(scene, row)
+        yield from waiting_reasons(scene.capacity, row, held=scene.told.run.hold != 0)
 
 
 def _next_probe(poll: Polling, due: float, left: float, now: float) -> str:
@@ -347,36 +346,6 @@ def _next_probe(poll: Polling, due: float, left: float, now: float) -> str:
 def clock_time(seconds: float) -> str:
     """A time of day, with the date, in UTC."""
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%SZ}"
-
-
-def _queued(scene: _Scene, row: TaskRow) -> Iterator[Reason]:
-    task = row.task
-    at = task.address
-    able = [session for session in scene.sessions if task.action in session.actions]
-    placed = placement_text(task.call.placement)
-    if placed:
-        yield Reason(step=at, code="placement", message=f"is to run on {placed}", on=[placed])
-    if not able:
-        text = f"no living worker executes action {task.action!r}; start one with the module that defines it"
-        yield Reason(step=at, code="no_worker", kind="capacity", message=text, on=[task.action])
-    elif task.not_before <= scene.now and not scene.told.run.hold:
-        ahead = _ahead(scene, row)
-        workers = f"all slots of {listing([session.worker for session in able[:NAMED]], len(able))} are busy"
-        text = f"waits in queue {task.queue!r}: {workers}"
-        if ahead:
-            text = f"waits in queue {task.queue!r} behind {count(ahead, 'task')}: {workers}"
-        yield Reason(step=at, code="busy", kind="capacity", message=text, on=[session.worker for session in able])
-
-
-def _ahead(scene: _Scene, row: TaskRow) -> int:
-    """How many due tasks of the same queue would be claimed before this one, as far as the list goes."""
-    ahead = 0
-    for other in scene.waiting:
-        if other.task.run == row.task.run and other.task.number == row.task.number:
-            break
-        if other.task.queue == row.task.queue and other.task.not_before <= scene.now:
-            ahead += 1
-    return ahead
 
 
 def _settled(told: Replay, step: StepState) -> Reason:

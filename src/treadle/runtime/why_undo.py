@@ -15,7 +15,7 @@ from treadle.core.state import RunState, ScopeState
 from treadle.core.tables import PENDING, RUNNING, UNDONE
 from treadle.core.undo import UNFINISHED, Unwinding
 from treadle.core.undo_attempts import undo_runs
-from treadle.runtime.reasons import Reason
+from treadle.runtime.reasons import Reason, count
 
 CODES: Final[dict[str, str]] = {
     "unwinding": "the run, a block or a row is being unwound: what its steps did is undone",
@@ -26,11 +26,6 @@ CODES: Final[dict[str, str]] = {
     "undo_failed": "an attempt to undo the step, or to compensate the row, failed",
     "undone": "what the step or the row did was taken back, or will not be",
 }
-
-
-def count(number: int, word: str) -> str:
-    """A number of things, in words."""
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
 def unwinding_reason(unwinding: Unwinding) -> Reason:

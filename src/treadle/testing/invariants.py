@@ -102,6 +102,8 @@ class Journal:
         self.signals: dict[str, str] = {}
         # Labels of breakpoints at which a step has stood.
         self.reached: set[str] = set()
+        # Steps and rows whose undo is final and did not take their effect back.
+        self.stuck: dict[str, None] = {}
         # What was dispatched beside attempts: address and number.
         self.asked: set[tuple[str, int]] = set()
         self.is_open = True
@@ -243,6 +245,10 @@ class Watch:
                 journal.reached.update(event.labels)
             case ev.UnwindingStarted():
                 journal.is_open = True
+            case ev.UndoFailed() | ev.UndoNotCompensable() | ev.UndoSkipped() | ev.UndoParked():
+                journal.stuck[event.at] = None
+            case ev.UndoReopened() | ev.StepUndone() | ev.PhaseCompensated():
+                journal.stuck.pop(event.at, None)
             case ev.UndoDispatched() | ev.PrepareDispatched():
                 journal.asked.add((event.at, event.number))
             case ev.RunSettled():

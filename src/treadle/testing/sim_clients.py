@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from treadle.errors import TreadleError
+from treadle.errors import RunNotPausedError, TreadleError
 from treadle.runtime.run import Run
 from treadle.testing.invariants import ANSWERS, DELETED, Fail, Watch
 from treadle.testing.sim_oracle import Told
@@ -43,12 +43,25 @@ class Desk:
                 await run.cancel(hard=act.what == "cancel_hard", unwind=act.what == "cancel_unwind")
             case "release":
                 await run.release(LABELS[int(act.number * len(LABELS))])
+            case "resume":
+                await self._resume(run)
             case "inspect":
                 await run.inspect()
                 await run.why()
                 await run.undo_stack()
             case _:
                 await getattr(run, act.what)()
+
+    async def _resume(self, run: Run[Any]) -> None:
+        stored = self._watch.journals[await run.key()].run
+        hold = stored.hold
+        try:
+            await run.resume()
+        except RunNotPausedError:
+            # Each pause has a number of its own.
+            if hold and hold == stored.hold:
+                self._fail(ANSWERS, f"{run.id} was paused all the time, and its resume was told that it is not")
+            raise
 
     async def _signal(self, act: Act, spec: RunSpec, run: Run[Any], key: str) -> None:
         name = SIGNALS[int(act.number * len(SIGNALS))]
@@ -58,7 +71,10 @@ class Desk:
             self._fail(ANSWERS, f"signal {name} to {spec.id} was answered {first}; stored {stored}")
 
     async def _reopen(self, act: Act, run: Run[Any], key: str) -> None:
-        steps = list(self._watch.journals[key].settled)
+        journal = self._watch.journals[key]
+        steps = list(journal.settled)
+        if journal.stuck and act.what in ("retry_undo", "skip_undo", "park_undo"):
+            steps = list(journal.stuck)
         if steps:
             at = steps[int(act.number * len(steps))]
             match act.what:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 from zlib import crc32
 
@@ -93,6 +93,7 @@ class Faults:
         drop: Iterable[str],
         kill: Callable[[Life, str], None],
         say: Callable[[str], None],
+        chosen: Mapping[str, str] | None = None,
     ) -> None:
         self.seed = seed
         self.profile = profile
@@ -102,6 +103,10 @@ class Faults:
         # How often each kind struck, and the names of all that struck.
         self.counts: Counter[str] = Counter()
         self.struck: list[str] = []
+        # Faults that are chosen and not drawn, by names like `commit#14`: the 14th commit of any node.
+        self.chosen = chosen
+        # How often each operation of the store was called while faults could strike.
+        self.calls: Counter[str] = Counter()
         self._kill = kill
         self._say = say
         self._calls: Counter[str] = Counter()
@@ -140,7 +145,19 @@ class Faults:
 
     def at_call(self, life: Life, operation: str) -> str:
         """The fault that strikes at this store call."""
+        if self.chosen is not None:
+            return self._as_chosen(self.chosen, operation)
         return self._pick(self._name(f"{life.name}.{operation}"), self._chances)
+
+    def _as_chosen(self, chosen: Mapping[str, str], operation: str) -> str:
+        if self.calm:
+            return ""
+        self.calls[operation] += 1
+        name = f"{operation}#{self.calls[operation]}"
+        kind = chosen.get(name, "")
+        if kind:
+            self.strike(kind, name)
+        return kind
 
     def call(self, life: Life, operation: str, function: Callable[[], T], *, fault: str | None = None) -> T:
         """Make a store call of a node, or let it fail."""

@@ -6,6 +6,8 @@ import contextvars
 import logging
 import random
 
+import msgspec
+
 from treadle.core.decide import Limits
 from treadle.runtime.client import App
 from treadle.runtime.node import Node
@@ -15,20 +17,36 @@ from treadle.testing.sim_loop import Life
 from treadle.testing.sim_ports import SimClock
 
 
-class Shape:
-    """What a seed's world is made of."""
+class Shape(msgspec.Struct, kw_only=True):
+    """What a world is made of; lists have an item a node."""
 
-    def __init__(self, rng: random.Random, profile: Profile) -> None:
-        self.nodes = rng.choice((1, 2, 2, 3, 4))
-        self.slots = [rng.choice((2, 3, 8)) for _ in range(self.nodes)]
-        self.threads = [rng.choice((1, 2, 4)) for _ in range(self.nodes)]
-        self.limits = Limits(dispatched=rng.choice((3, 5, 20)), events=rng.choice((5, 12, 50)))
-        self.lease = rng.choice((3.0, 8.0, 15.0))
-        self.skews = [rng.choice((0.0, 0.0, 0.5, 30.0)) * (rng.random() - 0.5) for _ in range(self.nodes)]
-        self.seconds = profile.seconds
-        self.inline = [rng.random() < 0.2 for _ in range(self.nodes)]
-        # Whether each node executes steps; one of them always does.
-        self.workers = [index == 0 or rng.random() < 0.85 for index in range(self.nodes)]
+    nodes: int
+    slots: list[int]
+    threads: list[int]
+    limits: Limits
+    lease: float
+    skews: list[float]
+    # How long there is trouble.
+    seconds: float
+    inline: list[bool]
+    # Whether each node executes steps; one of them always does.
+    workers: list[bool]
+
+    @classmethod
+    def drawn(cls, rng: random.Random, profile: Profile) -> Shape:
+        """A random one."""
+        nodes = rng.choice((1, 2, 2, 3, 4))
+        return cls(
+            nodes=nodes,
+            slots=[rng.choice((2, 3, 8)) for _ in range(nodes)],
+            threads=[rng.choice((1, 2, 4)) for _ in range(nodes)],
+            limits=Limits(dispatched=rng.choice((3, 5, 20)), events=rng.choice((5, 12, 50))),
+            lease=rng.choice((3.0, 8.0, 15.0)),
+            skews=[rng.choice((0.0, 0.0, 0.5, 30.0)) * (rng.random() - 0.5) for _ in range(nodes)],
+            seconds=profile.seconds,
+            inline=[rng.random() < 0.2 for _ in range(nodes)],
+            workers=[index == 0 or rng.random() < 0.85 for index in range(nodes)],
+        )
 
 
 class Host:

@@ -12,7 +12,7 @@ import contextvars
 import hashlib
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -83,6 +83,7 @@ class World:
         registry: Registry,
         drop: Iterable[str],
         program: Program | None = None,
+        chosen: Mapping[str, str] | None = None,
     ) -> None:
         self.seed = seed
         self.shape = shape
@@ -99,7 +100,7 @@ class World:
         self.data = MemoryData()
         self.blobs = Shelf()
         self.blobs.now = self.loop.time
-        self.faults = Faults(seed, profile, drop, self.crash, self.say)
+        self.faults = Faults(seed, profile, drop, self.crash, self.say, chosen)
         self.network = SimNetwork(self.loop, self.faults)
         self.watch = Watch(self.data, self.fail, self.say)
         self.told: list[Told] = []

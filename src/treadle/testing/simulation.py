@@ -23,7 +23,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -51,6 +51,8 @@ class Report(msgspec.Struct):
     # Names of the faults that struck, and of what was asked of the world: what may be dropped.
     parts: list[str]
     calls: int
+    # Where faults are chosen: how often each operation of the store was called while they could strike.
+    asked: dict[str, int]
     runs: int
     executions: int
     virtual_seconds: float
@@ -67,14 +69,20 @@ def run_seed(
     """Run one seed's world without the named faults, operators and runs; with a program, only that."""
     rng = random.Random(seed)
     profile = profile_of(rng)
-    shape = Shape(rng, profile)
+    shape = Shape.drawn(rng, profile)
     workload = make_workload(rng, profile.seconds, shape.nodes, profile.instants, BlockPlanner)
     if program is not None:
         workload = Workload([], [act for act in workload.acts if act.name.startswith("at")])
+    return play(lambda: World(seed, profile, shape, workload, registry or own_registry, drop, program))
+
+
+def play(make: Callable[[], World]) -> Report:
+    """Make a world, let all of it happen, and tell what came of it."""
     # Nothing may be collected while dead nodes lie about, and a collection costs more than it frees.
     collects = gc.isenabled()
     gc.disable()
-    world = World(seed, profile, shape, workload, registry or own_registry, drop, program)
+    world = make()
+    workload = world.workload
     asyncio.set_event_loop(world.loop)
     try:
         world.run()
@@ -82,12 +90,13 @@ def run_seed(
         parts += [act.name for act in workload.acts if act.name not in world.drop]
         parts += [spec.name for spec in workload.runs if spec.name not in world.drop]
         return Report(
-            seed=seed,
+            seed=world.seed,
             digest=world.digest(),
             failures=world.failures,
             counts=dict(world.faults.counts),
             parts=parts,
             calls=world.watch.calls,
+            asked=dict(world.faults.calls),
             runs=len(world.watch.journals),
             executions=len(world.watch.executions),
             virtual_seconds=world.loop.time(),
