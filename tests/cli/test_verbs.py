@@ -430,3 +430,14 @@ def test_the_store_of_the_project_is_used(project: Project) -> None:
     assert Path("mine.db").is_file()
     assert [row["id"] for row in project.json("runs")] == ["r1"]
     assert [row["id"] for row in project.json("runs", "--store", "mine.db")] == ["r1"]
+
+
+def test_why_names_the_limit_of_a_queue(project: Project) -> None:
+    project.detached("sums", "--input", "n=1", id="n")
+    project.treadle("queues", "pause", "default")
+
+    (reason,) = [reason for reason in project.json("why", "n") if reason["code"] == "queue_paused"]
+    assert (reason["kind"], reason["step"], reason["on"]) == ("capacity", "add", ["default"])
+    assert "queue_paused" in project.treadle("why", "n", "add").stdout
+    project.treadle("queues", "resume", "default")
+    assert "queue_paused" not in project.treadle("why", "n").stdout

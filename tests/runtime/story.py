@@ -13,6 +13,7 @@ from treadle.core.graph import Graph
 from treadle.core.plan import Block, Plan, Ref, Step, encode_plan, plan_hash
 from treadle.runtime.inspection import Snapshot, StepView, snapshot
 from treadle.runtime.why import Reason, why
+from treadle.runtime.why_capacity import Capacity
 from treadle.store.base import InboxInput, Loaded, RunHead, SessionRow, TaskRow
 
 WORKER = SessionRow(id="s1", worker="alpha", wake="", beat=1, waits=0, actions=["do", "other"])
@@ -114,8 +115,8 @@ class Story:
         assert view is not None
         return view
 
-    def why(self, at: str | None = None, *sessions: SessionRow, waiting: list[TaskRow] | None = None) -> list[Reason]:
-        return why(self.loaded(), sessions or [WORKER], waiting or [], self.now, at)
+    def why(self, at: str | None = None, *sessions: SessionRow, **seen: Any) -> list[Reason]:
+        return why(self.loaded(), Capacity(now=self.now, sessions=sessions or [WORKER], **seen), at)
 
     def codes(self, at: str | None = None, *sessions: SessionRow) -> list[str]:
         return [reason.code for reason in self.why(at, *sessions) if reason.tense == "now"]

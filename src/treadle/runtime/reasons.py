@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Final, Literal
 
 import msgspec
@@ -34,6 +35,11 @@ def listing(shown: Sequence[str], total: int) -> str:
     """Names in a sentence, with the number of those left out."""
     text = ", ".join(shown)
     return f"{text} and {total - len(shown)} more" if total > len(shown) else text
+
+
+def clock_time(seconds: float) -> str:
+    """A time of day, with the date, in UTC."""
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%SZ}"
 
 
 def count(number: int, word: str) -> str:

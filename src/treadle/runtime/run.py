@@ -9,8 +9,6 @@ from functools import partial
 from html import escape
 from typing import Any, Generic, TypeVar, overload
 
-from msgspec.structs import replace
-
 from treadle.authoring import codec
 from treadle.core import events as ev
 from treadle.core import inputs as inp
@@ -49,6 +47,8 @@ from treadle.runtime.requests import request
 from treadle.runtime.run_analysis import RunAnalysis, analyse
 from treadle.runtime.undo import UndoOperations, reopened
 from treadle.runtime.why import Reason, why
+from treadle.runtime.why_capacity import look
+from treadle.runtime.why_turns import with_runs_before
 from treadle.store.base import Loaded, RunRow, StepRow
 
 R = TypeVar("R")
@@ -276,26 +276,9 @@ class Run(UndoOperations, EffectOperations, Generic[R]):
 
     async def why(self, step: str | None = None) -> list[Reason]:
         """Why the run, or one step, is not going on: each fence and each lack of capacity, by name."""
-        loaded = await self.load()
-        reader = self._node.reader
-        sessions = await self._node.read(reader.sessions)
-        waiting = await self._node.read(reader.waiting)
-        reasons = why(loaded, sessions, waiting, self._node.environment.clock.now(), step)
-        return [await self._named(loaded.head.key, one) if one.code == "singleton" else one for one in reasons]
-
-    async def _named(self, key: str, reason: Reason) -> Reason:
-        """A reason to wait for one's turn, with the ids of the runs before this one in the place of the name."""
-        reader = self._node.reader
-
-        def before() -> list[str]:
-            line = [other for name in reason.on for other in reader.line(name)]
-            rows = [reader.run(other) for other in line[: line.index(key)]] if key in line else []
-            return [row.id for row in rows if row is not None]
-
-        ids = await self._node.read(before)
-        text = f"{reason.message} by {ids[0]}" if not reason.step and ids else reason.message
-        more = f", with {len(ids) - 1} more before it" if not reason.step and len(ids) > 1 else ""
-        return replace(reason, message=text + more, on=ids)
+        loaded, node = await self.load(), self._node
+        reasons = why(loaded, await look(node.read, node.reader, loaded, node.environment.clock.now()), step)
+        return await with_runs_before(node.read, node.reader, loaded.head.key, reasons)
 
     async def receipt(self, context: Mapping[str, str] | None = None) -> Document:
         """The plan with what happened, as a document; for open, failed and cancelled runs too."""

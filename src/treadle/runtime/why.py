@@ -1,14 +1,13 @@
 """Why a step is not running: each fence and each capacity reason by a stable name, now and in the past.
 
 A fence is a fact of the run (a need, a signal, a breakpoint, a pause, a cancel, a condition); a capacity reason
-is a fact of the store and its workers at this moment. `why` reads nothing: it is given the run, the sessions
-and the waiting tasks of one moment, as `inspection.snapshot` is.
+is a fact of the store and its workers at this moment. `why` reads nothing: it is given the run and the
+capacity of one moment, as `inspection.snapshot` is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
@@ -28,7 +27,7 @@ from treadle.runtime.inspection import (
     held_by,
     shown_status,
 )
-from treadle.runtime.reasons import NAMED, count, ended_as, listing
+from treadle.runtime.reasons import NAMED, clock_time, count, ended_as, listing
 from treadle.runtime.reasons import Reason as Reason
 from treadle.runtime.replaying import Replay, replay
 from treadle.runtime.scopes import needs_of
@@ -38,7 +37,7 @@ from treadle.runtime.why_scopes import CODES as SCOPE_CODES
 from treadle.runtime.why_scopes import Missing, missing_reason, scope_reasons, stopped_reason
 from treadle.runtime.why_undo import CODES as UNDO_CODES
 from treadle.runtime.why_undo import all_rows, history_of, row_reasons, unwinding_reason
-from treadle.store.base import Loaded, SessionRow, TaskRow
+from treadle.store.base import Loaded
 
 # Every code with its meaning, for documentation and for `treadle schema`.
 CODES: Final[dict[str, str]] = {
@@ -92,21 +91,15 @@ class _Scene:
 
     __slots__ = ("capacity", "now", "sessions", "tasks", "told")
 
-    def __init__(self, loaded: Loaded, sessions: Sequence[SessionRow], waiting: Sequence[TaskRow], now: float) -> None:
+    def __init__(self, loaded: Loaded, capacity: Capacity) -> None:
         self.told = replay(loaded)
-        self.sessions = sessions
-        self.capacity = Capacity(now=now, sessions=sessions, waiting=waiting)
+        self.sessions = capacity.sessions
+        self.capacity = capacity
         self.tasks = {row.task.number: row for row in loaded.tasks}
-        self.now = now
+        self.now = capacity.now
 
 
-def why(
-    loaded: Loaded,
-    sessions: Sequence[SessionRow],
-    waiting: Sequence[TaskRow],
-    now: float,
-    step: str | None = None,
-) -> list[Reason]:
+def why(loaded: Loaded, capacity: Capacity, step: str | None = None) -> list[Reason]:
     """The reasons of a whole run (each unsettled step, the interesting ones first), or of one step with its past.
 
     A step may also be a scope, or something in a block that the block has not opened.
@@ -114,7 +107,7 @@ def why(
     Raises:
         StepNotFoundError: the run holds no step at this address, and will not by what its blocks open.
     """
-    scene = _Scene(loaded, sessions, waiting, now)
+    scene = _Scene(loaded, capacity)
     run = scene.told.run
     if step is not None:
         found = run.at(step)
@@ -341,11 +334,6 @@ def _undo_reasons(scene: _Scene, step: StepState) -> Iterator[Reason]:
 def _next_probe(poll: Polling, due: float, left: float, now: float) -> str:
     text = f"waits for its next probe at {clock_time(due)}, in {left:.1f} s; {count(poll.probes, 'probe')} said not yet"
     return f"{text}; it gives up in {max(poll.deadline - now, 0.0):.1f} s" if poll.deadline else text
-
-
-def clock_time(seconds: float) -> str:
-    """A time of day, with the date, in UTC."""
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%SZ}"
 
 
 def _settled(told: Replay, step: StepState) -> Reason:

@@ -456,6 +456,10 @@ class Reader(Protocol):
         """Keys of the runs in the line of a name, the one that holds it first."""
         ...
 
+    def holders(self, queue: str, *, key: str | None = None, limit: int = 20) -> list[TaskRow]:
+        """Leased tasks of a queue (or of one key in it), those that were leased first; may be slow."""
+        ...
+
     def committed(self, key: str, version: int) -> int | None:
         """The commit id of the journal row of that version, None if there is none."""
         ...

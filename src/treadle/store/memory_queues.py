@@ -160,7 +160,19 @@ class Queue:
 class Waiting:
     """All tasks that wait, and the limits of their queues. Every method is called with the data's lock held."""
 
-    __slots__ = ("fading", "limited", "opening", "queues", "runs", "served", "stale", "stale_limit", "timed", "turn")
+    __slots__ = (
+        "fading",
+        "limited",
+        "opening",
+        "parked",
+        "queues",
+        "runs",
+        "served",
+        "stale",
+        "stale_limit",
+        "timed",
+        "turn",
+    )
 
     def __init__(self, runs: Mapping[str, Run]) -> None:
         self.runs = runs
@@ -168,6 +180,8 @@ class Waiting:
         # Those of them that were ever defined.
         self.limited: dict[str, Queue] = {}
         self.timed: Timed = []
+        # Keys of runs that have parked tasks; and of others, that had some.
+        self.parked: dict[str, None] = {}
         # When keys, by queue, may start again by their rate; and when their buckets are full and need not be kept.
         self.opening: list[tuple[float, str, str]] = []
         self.fading: list[tuple[float, str, str]] = []
@@ -222,6 +236,7 @@ class Waiting:
                 run = self.runs[entry.task.run]
                 if run.hold:
                     run.parked.append(entry)
+                    self.parked[entry.task.run] = None
                 elif entry.task.not_before > now:
                     # Another node's clock is ahead and moved it here: for this one it is not due.
                     heappush(self.timed, (entry.task.not_before, entry.age, entry))
@@ -398,9 +413,16 @@ class Waiting:
     def _length(self, queue: Queue, most: int) -> int:
         """How many due tasks wait in a queue; exact where it is not below `most`."""
         lines = queue.lines.values()
-        if sum(line.size() for line in lines) < most:
+        held = self._held(queue.name)
+        if sum(line.size() for line in lines) + held < most:
             return 0
-        return sum(not item[3].gone for line in lines for item in line.items())
+        return held + sum(not item[3].gone for line in lines for item in line.items())
+
+    def _held(self, name: str) -> int:
+        """How many tasks of a queue are parked."""
+        self.parked = {key: None for key in self.parked if key in self.runs and self.runs[key].parked}
+        parked = [entry for key in self.parked for entry in self.runs[key].parked]
+        return sum(not entry.gone and entry.task.queue == name for entry in parked)
 
     def left_room(self, now: float | None) -> bool:
         """Whether a queue was opened since this was asked last, and a task that may start waits in it.

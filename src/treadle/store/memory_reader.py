@@ -194,6 +194,16 @@ class MemoryReader:
                 row.bucket = _bucket_of(stored, name)
             return sorted(rows.values(), key=lambda row: (-row.waiting, -row.running, row.key))[:limit]
 
+    def holders(self, queue: str, *, key: str | None = None, limit: int = 20) -> list[TaskRow]:
+        """Leased tasks of a queue (or of one key in it), those that were leased first."""
+        with self.data.lock:
+            found = [
+                self.data.task_row(entry)
+                for entry in self._entries()
+                if entry.session and entry.task.queue == queue and key in (None, entry.task.key)
+            ]
+            return sorted(found, key=lambda row: (row.started_at, row.task.lease))[:limit]
+
     def _entries(self) -> list[Entry]:
         return [entry for run in self.data.runs.values() for entry in run.tasks.values()]
 

@@ -159,6 +159,17 @@ class KeysContract:
         (nobody,) = one.store.queue_keys("default", key="z")
         assert (nobody.waiting, nobody.running, nobody.bucket) == (0, 0, None)
 
+    def test_who_holds_the_leases_of_a_key_is_listed(self, make_store: MakeStore) -> None:
+        one = Party(make_store(), "one")
+        limited(one, key_concurrency=2)
+        one.start(tasks=tasks_of(RUN, ["a", "a", "b", "", "a"]))
+        one.claim(9)
+
+        assert sorted(row.task.number for row in one.store.holders("default", key="a")) == [1, 2]
+        assert [row.task.key for row in one.store.holders("default", key="a")] == ["a", "a"]
+        assert [row.task.key for row in one.store.holders("default", key="b")] == ["b"]
+        assert one.store.holders("default", key="z") == []
+
 
 class TurnsContract:
     """In a fair queue keys take turns, by their weights."""

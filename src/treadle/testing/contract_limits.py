@@ -265,6 +265,25 @@ class DefinitionsContract:
             assert row.oldest_at == NOW + 1
             assert (plain.name, plain.defined, plain.version, plain.limits) == ("default", None, 0, QueueLimits())
 
+    def test_who_holds_the_leases_of_a_queue_is_listed_the_first_one_first(self, make_store: MakeStore) -> None:
+        one, two = Party(make_store(), "one"), Party(make_store(), "two")
+        one.start(tasks=[task_of(RUN, number, queue="q" if number else "other") for number in range(5)])
+        one.claim(3, now=NOW + 2)
+        two.start(OTHER, tasks=[task_of(OTHER, 1, queue="q")])
+        two.claim(1, now=NOW + 1)
+        two.claim(1, now=NOW + 3)
+
+        for store in (one.store, two.store.reader()):
+            rows = store.holders("q")
+            assert [(row.task.run, row.task.number, row.worker) for row in rows] == [
+                (RUN, 3, "worker-two"), (RUN, 1, "worker-one"), (RUN, 2, "worker-one"), (RUN, 4, "worker-two"),
+            ]  # fmt: skip
+            assert [row.started_at for row in rows] == [NOW + 1, NOW + 2, NOW + 2, NOW + 3]
+            assert store.holders("q", limit=1) == rows[:1]
+            assert store.holders("nobody") == []
+        one.append(ended=[1])
+        assert [row.task.number for row in one.store.holders("q")] == [3, 2, 4]
+
     def test_the_same_definition_again_changes_nothing(self, make_store: MakeStore) -> None:
         one = Party(make_store(), "one")
         change = QueueChange(name="q", defined=QueueLimits(concurrency=1))
@@ -360,6 +379,16 @@ class DefinitionsContract:
         answers = one.commit(*(start_of(key_of(n), tasks=[task_of(key_of(n), 1)]) for n in range(1, 5)))
 
         assert [answer.status for answer in answers] == ["committed", "committed", "full", "full"]
+
+    def test_tasks_of_a_held_run_count_for_the_length_after_a_claim_has_met_them(self, make_store: MakeStore) -> None:
+        one = Party(make_store(), "one")
+        one.store.set_queues([QueueChange(name="default", defined=QueueLimits(length=2))], NOW)
+        one.start(tasks=[task_of(RUN, 1), task_of(RUN, 2)], hold=1)
+        assert one.claim(9) == []
+
+        assert one.commit(start_of(OTHER, tasks=[task_of(OTHER, 1)]))[0].status == "full"
+        one.append(ended=[1])
+        assert one.commit(start_of(OTHER, tasks=[task_of(OTHER, 1)]))[0].status == "committed"
 
 
 class TargetsContract:

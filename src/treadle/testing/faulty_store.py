@@ -116,6 +116,9 @@ class FaultyReader:
     def queues(self, now: float) -> list[QueueRow]:
         return self._counter.run(self._reader.queues, now)
 
+    def holders(self, queue: str, *, key: str | None = None, limit: int = 20) -> list[TaskRow]:
+        return self._counter.run(self._reader.holders, queue, key=key, limit=limit)
+
     def queue_keys(self, queue: str, *, key: str | None = None, limit: int = 100) -> list[KeyRow]:
         return self._counter.run(self._reader.queue_keys, queue, key=key, limit=limit)
 

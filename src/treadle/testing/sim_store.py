@@ -107,6 +107,9 @@ class SimReader:
     def queues(self, now: float) -> list[QueueRow]:
         return self._read("queues", lambda: self._store.queues(now))
 
+    def holders(self, queue: str, *, key: str | None = None, limit: int = 20) -> list[TaskRow]:
+        return self._read("holders", lambda: self._store.holders(queue, key=key, limit=limit))
+
     def queue_keys(self, queue: str, *, key: str | None = None, limit: int = 100) -> list[KeyRow]:
         return self._read("queue_keys", lambda: self._store.queue_keys(queue, key=key, limit=limit))
 

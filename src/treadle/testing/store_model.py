@@ -420,6 +420,8 @@ class StoreModel(ModelAnswers, RuleBasedStateMachine):
             assert (row.running, row.waiting) == (sum(1 for task in own if task.session), len(due))
             assert row.waiting + row.delayed + row.running == len(own)
             assert row.limits == self.limits.of(row.name)
+            held = {(found.task.run, found.task.number) for found in store.holders(row.name, limit=1000)}
+            assert held == {(task.task.run, task.task.number) for task in own if task.session}
         assert {row.id for row in store.sessions()} == set(self.alive)
         assert store.check().problems == []
 

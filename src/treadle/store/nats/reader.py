@@ -157,6 +157,15 @@ class NatsReader:
 
         return self._loop.call(work())
 
+    def holders(self, queue: str, *, key: str | None = None, limit: int = 20) -> list[TaskRow]:
+        """Leased tasks of a queue (or of one key in it), those that were leased first."""
+
+        async def work() -> list[TaskRow]:
+            await self._rooms.log.follow()
+            return self._rooms.log.machine.store.holders(queue, key=key, limit=limit)
+
+        return self._loop.call(work())
+
     def inbox(self, key: str) -> list[InboxInput]:
         """The inputs that wait, oldest first."""
 

@@ -298,6 +298,15 @@ class PostgresReader:
         """Keys of the runs in the line of a name."""
         return [key for (key,) in self._all(LINE, (name,))]
 
+    def holders(self, queue: str, *, key: str | None = None, limit: int = 20) -> list[TaskRow]:
+        """Leased tasks of a queue, those that were leased first; this store keeps no keys of tasks."""
+        found = self._all(
+            f"SELECT {TASK_COLUMNS} FROM @tasks t JOIN @runs r ON r.n = t.run {_HOLDER}"
+            " WHERE t.state = 3 AND t.queue = %s ORDER BY t.started_at, t.lease LIMIT %s",
+            (queue, 0 if key else limit),
+        )
+        return [_task_row(record) for record in found]
+
     def committed(self, key: str, version: int) -> int | None:
         """The commit id of the journal row of that version, None if there is none."""
         record = self._one(
