@@ -251,9 +251,8 @@ class RunState:
         self.deadline = 0.0
         self.trace = ""
         self.version = self.hold = 0
-        self.now = self.started_at = 0.0
-        # No step starts before it; how many runs called each other down to this one.
-        self.not_before = 0.0
+        # No step starts before `not_before`; `depth` is how many runs called each other down to this one.
+        self.now = self.started_at = self.not_before = 0.0
         self.depth = 0
         # Who waits for the run's outcome: a run's key and the address of its step.
         self.parent = ""
