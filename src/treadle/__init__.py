@@ -100,7 +100,7 @@ if TYPE_CHECKING:
     from treadle.runtime.client import App
     from treadle.runtime.collecting import Collected
     from treadle.runtime.cycles import Cycle
-    from treadle.runtime.documents import load_document, plan_document, save_document
+    from treadle.runtime.documents import keep_receipt, load_document, plan_document, save_document
     from treadle.runtime.hooks import Boundary, Hooks
     from treadle.runtime.middleware import Next, StepCall
     from treadle.runtime.outcomes import StepOutcome
@@ -136,6 +136,7 @@ _LATER = {
     "StepOutcome": "runtime.outcomes",
     "Ticket": "authoring.outcomes",
     "Verification": "runtime.signing.verification",
+    "keep_receipt": "runtime.documents",
     "load_document": "runtime.documents",
     "plan_document": "runtime.documents",
     "save_document": "runtime.documents",
@@ -271,6 +272,7 @@ __all__ = [
     "gather",
     "group",
     "holds",
+    "keep_receipt",
     "lane_value",
     "lifespan",
     "load_document",
