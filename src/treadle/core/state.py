@@ -244,16 +244,14 @@ class RunState:
         self.constants = constants
         self.labels = frozenset(breakpoints)
         # The run's data, as one object, and the names in it; whether actions are asked to change nothing.
-        self.data = ""
         self.data_names: frozenset[str] = frozenset()
         self.dry_run = False
         # When no attempt may begin or go on any more (0: never), and the trace that the run belongs to.
         self.deadline = 0.0
-        self.trace = ""
-        self.version = self.hold = 0
+        self.data = self.trace = ""
+        self.version = self.hold = self.depth = 0
         # No step starts before `not_before`; `depth` is how many runs called each other down to this one.
         self.now = self.started_at = self.not_before = 0.0
-        self.depth = 0
         # Who waits for the run's outcome: a run's key and the address of its step.
         self.parent = ""
         self.status: str = NOTHING
