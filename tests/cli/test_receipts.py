@@ -127,7 +127,9 @@ def test_a_project_keeps_receipts_in_its_folder_with_a_link_to_the_last(project:
     latest = project.json("receipt", "show", "kept/receipts/latest.json")["run"]
     assert (latest["id"], latest["status"]) == ("bad", "failed")
     assert project.json("receipt", "show", "other/latest.json")["run"]["id"] == "two"
-    assert project.treadle("receipt", "verify", "kept/receipts/latest.json", "--allow-unsigned").stdout.startswith("unsig")
+    assert project.treadle("receipt", "verify", "kept/receipts/latest.json", "--allow-unsigned").stdout.startswith(
+        "unsig"
+    )
 
 
 # -- signatures --------------------------------------------------------------------------------------------------------

@@ -43,9 +43,6 @@ _offers = st.builds(
 class StoreModel(ModelAnswers, RuleBasedStateMachine):
     """Drives a store and its model together; subclass it with `make_handles`."""
 
-    # Whether the store keeps limits, keys and targets.
-    with_limits = True
-
     def make_handles(self) -> list[Store]:
         """Two open handles on one new, empty data."""
         raise NotImplementedError
@@ -133,7 +130,6 @@ class StoreModel(ModelAnswers, RuleBasedStateMachine):
         self.now = max(self.now + seconds, self.latest - MOST_AHEAD_SECONDS / 2)
         self.latest = max(self.latest, self.now)
 
-    @precondition(lambda self: self.with_limits)
     @rule(name=st.sampled_from(QUEUES), limits=st.sampled_from(LIMITS), paused=_chance, data=st.data())
     def set_limits(self, name: str, limits: QueueLimits, paused: bool, data: st.DataObject) -> None:
         """A program defines a queue, an operator pauses it or lets it go on."""

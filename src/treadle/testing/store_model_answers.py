@@ -34,7 +34,6 @@ _often = st.sampled_from([True, True, True, True, False])
 class ModelAnswers:
     """The model, and what it says of the store's answers."""
 
-    with_limits: bool
     handles: list[Store]
     alive: dict[str, Store]
     runs: dict[str, ModelRun]
@@ -77,8 +76,8 @@ class ModelAnswers:
                 "priority": data.draw(st.integers(-1, 1), "priority"),
                 "queue": data.draw(st.sampled_from(QUEUES), "queue"),
                 "action": data.draw(st.sampled_from(ACTIONS), "action"),
-                "key": data.draw(st.sampled_from(KEYS), "key") if self.with_limits else "",
-                "target": data.draw(st.sampled_from(TARGETS), "target") if self.with_limits else "",
+                "key": data.draw(st.sampled_from(KEYS), "key"),
+                "target": data.draw(st.sampled_from(TARGETS), "target"),
                 "not_before": data.draw(st.sampled_from([0.0, 0.0, self.now, self.now + 1, self.now + 3])),
             }
             tasks.append(task_of(key, step, **fields))

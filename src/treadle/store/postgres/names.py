@@ -99,8 +99,6 @@ CREATE TABLE @names (
 );
 CREATE INDEX ON @names (run);
 """,
-    HOLD_NAMES.definition,
-    CHANGE_NAMES.definition,
 )
 
 

@@ -19,9 +19,10 @@ import msgspec
 from treadle.core.tables import RUNNING
 from treadle.errors import InternalError
 from treadle.store.base import Answer, Append, Offer, Report
+from treadle.store.ledger import Gate
 from treadle.store.sqlite.connection import Database
 from treadle.store.sqlite.group import AppendedRun, Group, Values
-from treadle.store.sqlite.limits import Gate, Limits
+from treadle.store.sqlite.limits import Limits
 from treadle.store.sqlite.names import change_names, holder_of
 from treadle.store.sqlite.tokens import OwnSession
 from treadle.store.sqlite.waiting import promote, unpark

@@ -11,8 +11,9 @@ from treadle.core.commands import Task
 from treadle.core.events import encode_events
 from treadle.core.inputs import Revoked, encode_input
 from treadle.store.base import Answer, Append, Offer, Report
+from treadle.store.ledger import Gate
 from treadle.store.sqlite.connection import Database
-from treadle.store.sqlite.limits import Gate, Limits
+from treadle.store.sqlite.limits import Limits
 from treadle.store.sqlite.projections import give
 from treadle.store.sqlite.reader import STEP_FIELDS
 from treadle.store.sqlite.schema import LEASED
