@@ -2,7 +2,8 @@
 
 A stored kind never changes its meaning; an unknown kind stops the load. Times are seconds since the epoch.
 `at` is an address. `cause` is the id of the inbox input that led to the event. Payloads are handles:
-`=` and JSON text for a small one, `@` and a digest for a payload row, `#` and a digest for a blob.
+`=` and JSON text for a small one, `@` and a digest for a payload row, `#` and a digest for a blob; before it `!` and a
+key id where a payload codec has encoded the value.
 """
 
 from __future__ import annotations

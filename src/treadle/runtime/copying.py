@@ -31,7 +31,7 @@ from treadle.runtime.node import Node
 from treadle.store.base import Append, Loaded, RunQuery, RunRow, SessionRow, StepRow, Store
 
 # What names a payload row or a blob, wherever it stands. A user's text that looks like one is looked up in vain.
-_HANDLE = re.compile(rb'"([@#])((?:sha256:)?[0-9a-f]{32,64})"')
+_HANDLE = re.compile(rb'"(?:![A-Za-z0-9._-]+)?([@#])((?:sha256:)?[0-9a-f]{32,64})"')
 # Artifacts are named so without a mark.
 _BLOB = re.compile(rb"sha256:[0-9a-f]{64}")
 _SETTLED = (StepSucceeded, StepFailed, StepSkipped, StepCancelled)

@@ -34,7 +34,7 @@ from treadle.errors import (
     StepSkippedError,
     UsageError,
 )
-from treadle.runtime.answers import BlockLook, failed_run, no_value
+from treadle.runtime.answers import BlockLook, failed_run, no_value, shown_message, shown_snapshot
 from treadle.runtime.children import last_settlement
 from treadle.runtime.failures import Account, account_of
 from treadle.runtime.folding import CAUSE_SEPARATOR
@@ -251,7 +251,8 @@ class Run(UndoOperations, EffectOperations, Generic[R]):
             raise StepSkippedError(text, run_id=self.id, step=step.address, upstream=causes)
         if step.status == "cancelled":
             raise StepCancelledError(f"{where} was cancelled", run_id=self.id, step=step.address)
-        text = f"{where} failed: {step.code}: {step.message}"
+        message = await shown_message(self._node, await self.key(), step.message, step.detail)
+        text = f"{where} failed: {step.code}: {message}"
         raise StepFailedError(text, run_id=self.id, step=step.address, kind=step.code)
 
     # -- reading ---------------------------------------------------------------------------------------------------
@@ -268,7 +269,8 @@ class Run(UndoOperations, EffectOperations, Generic[R]):
         """Everything about the run, in one consistent read."""
         loaded = await self.load()
         sessions = await self._node.read(self._node.reader.sessions)
-        return snapshot(loaded, sessions, self._node.environment.clock.now())
+        found = snapshot(loaded, sessions, self._node.environment.clock.now())
+        return await shown_snapshot(self._node, await self.key(), found)
 
     async def analysis(self) -> RunAnalysis:
         """The run's graph, with the times that its steps took."""

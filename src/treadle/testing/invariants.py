@@ -20,6 +20,7 @@ from treadle.core.events import AnyEvent, decode_events
 from treadle.core.tables import LIVE
 from treadle.errors import StoreError
 from treadle.store.memory_data import MemoryData, StoredRun, problems_of
+from treadle.testing.sim_codec import report_of
 from treadle.testing.sim_loop import LIFE, Life
 
 VERSIONS: Final = "versions increase by one and journal time never runs backwards"
@@ -320,7 +321,7 @@ class Watch:
         event: ev.StepSucceeded | ev.AttemptFailed | ev.StepFailed | ev.AttemptLost | ev.StepCancelled,
     ) -> None:
         if not isinstance(event, ev.StepSucceeded) and event.progress:
-            journal.reports[event.at] = event.progress
+            journal.reports[event.at] = report_of(event.progress)
 
     def _settle(self, journal: Journal, at: str, where: str) -> None:
         if at in journal.settled:
@@ -331,6 +332,8 @@ class Watch:
 
     def began(self, step: StepContext) -> int:
         """An attempt's code starts."""
+        # Where a key is missing it goes no further, and starts again elsewhere.
+        report = step.last_progress
         key: str = step.idempotency_key.split("/", 1)[0]
         execution = Execution(key, step.step, step.generation, step.attempt, LIFE.get())
         self.executions.append(execution)
@@ -342,9 +345,8 @@ class Watch:
         if own in self.began_keys:
             self.fail(ONCE, f"{step.run_id} {step.step} {step.generation}.{step.attempt} starts twice")
         self.began_keys.add(own)
-        if journal is not None and step.last_progress != journal.handed.get((step.step, step.attempt), ""):
-            found = step.last_progress
-            self.fail(RESULTS, f"{step.run_id} {step.step} {step.attempt} finds the report {found!r}; it was another")
+        if journal is not None and report != journal.handed.get((step.step, step.attempt), ""):
+            self.fail(RESULTS, f"{step.run_id} {step.step} {step.attempt} finds the report {report!r}; it was another")
         return len(self.executions) - 1
 
     def asked(self, step: StepContext, role: str, error: str) -> None:

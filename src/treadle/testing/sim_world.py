@@ -41,6 +41,7 @@ from treadle.testing.invariants import (
     leftovers,
 )
 from treadle.testing.sim_clients import Desk
+from treadle.testing.sim_codec import codec_of
 from treadle.testing.sim_conduct import Shelf, collected
 from treadle.testing.sim_faults import Faults, Profile
 from treadle.testing.sim_hooks import Ledger, SimHooks, passing
@@ -190,6 +191,7 @@ class World:
                 limits=shape.limits,
                 hooks=self._hooks,
                 middleware=(passing, passing) if self._hooks else (),
+                codec=codec_of(self.seed, life.name, faults),
             ),
             in_reader=SimReaderThread(loop, faults, life).run,
         )
@@ -302,14 +304,13 @@ class World:
             self.say(f"client {name}: done")
 
     def _start(self, host: Host, spec: RunSpec, *, replace: bool = False, awaits: bool = False) -> None:
-        spec.planned.singleton = singleton_of(spec.at)
-
         async def work(app: App) -> None:
+            # Without draws of their own: other seeds' histories stay as they are.
+            spec.planned.singleton = singleton_of(spec.at)
             run = await app.start(
                 spec.planned,
                 id=spec.id,
                 breakpoints=spec.breakpoints,
-                # Without draws of their own: other seeds' histories stay as they are.
                 on_conflict="replace" if replace else "queue" if spec.planned.singleton else "reuse",
                 delay=spec.delay,
                 deadline=spec.at % 20 + 2 if int(spec.at * 1000) % 8 == 0 else None,

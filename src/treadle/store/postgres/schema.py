@@ -330,7 +330,8 @@ SELECT r.key, r.id, r.workflow, r.status, r.unwound, r.hold, r.version,
 FROM @runs r
 """,
     # One row a step that is settled, or has a task: dispatched (waits for a worker), retrying (waits for a
-    # further attempt), running. `result` is a handle: `=` and JSON, `@` and the digest of a payload, `#` of a blob.
+    # further attempt), running. `result` is a handle: `=` and JSON, `@` and the digest of a payload, `#` of a blob;
+    # `!` and a key id before it if the value is encoded.
     # A step that waits for others has no row here. `undo` is the status of its undo as far as that has ended, `v_undos`
     # has all of them. Times are seconds since the epoch, 0 for never.
     "v_steps": """

@@ -20,6 +20,7 @@ from treadle.core.tables import RUNNING
 from treadle.errors import InternalError
 from treadle.store.base import Answer, Append, Offer, Report
 from treadle.store.ledger import Gate
+from treadle.store.projection import Opened
 from treadle.store.sqlite.connection import Database
 from treadle.store.sqlite.group import AppendedRun, Group, Values
 from treadle.store.sqlite.limits import Limits
@@ -53,6 +54,8 @@ class Appends:
     def __init__(self, con: Database) -> None:
         self.con = con
         self.limits = Limits(con)
+        # Decodes the records that projections take.
+        self.opened: Opened | None = None
         self.numbers: dict[str, int] = {}
         self._made: list[AppendedRun] = []
 
@@ -69,7 +72,7 @@ class Appends:
             return [answer for append in appends for answer in self._write_examined(own, [append], offer)]
         runs = self._believe(appends)
         if runs is not None and self._write_runs(own, runs):
-            return Group(self.con, own, self.limits, runs, offer).write(appends)
+            return Group(self.con, own, self.limits, runs, offer, self.opened).write(appends)
         restart()
         self._made.clear()
         return self._write_examined(own, appends, offer)
@@ -79,7 +82,7 @@ class Appends:
         accepted = [append for append, answer in zip(appends, answers, strict=True) if answer is None]
         if not self._write_runs(own, runs):
             raise InternalError("rows of runs changed inside a transaction that had locked the store")
-        written = Group(self.con, own, self.limits, runs, offer).write(accepted) if accepted else []
+        written = Group(self.con, own, self.limits, runs, offer, self.opened).write(accepted) if accepted else []
         for append, answer in zip(accepted, written, strict=True):
             if append.names:
                 answer.told = change_names(self.con, runs[append.key].n, append.key, append.names)
