@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterat
 from types import FrameType
 from typing import Any, Final, Generic, ParamSpec, Protocol, Self, TypeVar, Unpack, overload
 
+import msgspec
+
 from treadle.authoring.bound import UNSET, this_frame
 from treadle.authoring.builder import PlanBuilder, Planned, ask, current_builder, plan_call, raise_all
 from treadle.authoring.conflicts import OnConflict, checked_key, key_from, name_of, on_conflict_of
@@ -235,7 +237,15 @@ def _choose_for_call(base: Chosen, given: Mapping[str, Any]) -> Chosen:
     if unknown := given.keys() - CallOptions.__annotations__.keys():
         known = ", ".join(sorted(CallOptions.__annotations__))
         raise TypeError(f"a call of a workflow has no option {min(unknown)!r}; there are {known}")
-    return choose(base, given)
+    own = {name: value for name, value in given.items() if name != "breakpoints"}
+    made = choose(base, own)
+    if "breakpoints" not in given:
+        return made
+    armed = given["breakpoints"]
+    if not isinstance(armed, bool):
+        raise TypeError(f"breakpoints={armed!r}: True arms what is armed in the run that calls, False nothing")
+    called = msgspec.structs.replace(made.fields["child"], breakpoints=armed)
+    return Chosen({**made.fields, "child": called}, made.links, made.id, made.into, made.mistakes)
 
 
 class DetachedWorkflow(Generic[P]):
@@ -243,7 +253,8 @@ class DetachedWorkflow(Generic[P]):
 
     def __init__(self, definition: WorkflowDefinition, chosen: Chosen) -> None:
         self.definition: Final = _Detached(definition)
-        self.chosen = Chosen({**chosen.fields, "child": Child(detached=True)}, chosen.links, chosen.id, chosen.into)
+        called = msgspec.structs.replace(chosen.fields["child"], detached=True)
+        self.chosen = Chosen({**chosen.fields, "child": called}, chosen.links, chosen.id, chosen.into)
 
     def options(self, **given: Unpack[CallOptions]) -> Self:
         """The same with other options for the steps that start it."""

@@ -66,11 +66,12 @@ async def call_child(node: Node, task: Task, values: dict[str, Any], started_at:
     definition = node.registry.workflow(task.action)
     if definition is None:
         raise UnregisteredStepError(f"no workflow {task.action!r} is registered here; import its module")
-    # What never changes: a start that is made twice has the same labels.
+    # What never changes: a start that is made twice has the same labels and breakpoints.
     caller = await node.read(partial(node.reader.head, task.run))
     wanted = Start(
         key=child.key,
         inherited=caller[0].labels if caller is not None else {},
+        breakpoints=caller[0].breakpoints if caller is not None and child.breakpoints else [],
         id=child_id(task.run_id, task.address, task.generation),
         parent=f"{task.run}/{task.address}",
         detached=child.detached,

@@ -3,8 +3,9 @@
 A run is its journal. The copy appends the same rows with the same versions, commit ids and times, in one commit a run,
 and with the last row what the journal does not hold: payloads, step rows, waiting tasks, the hold. Inputs that wait
 follow. Done again, after a crash or because the source went on, it adds what is new: rows that are there are compared,
-never written twice. Nobody may work on either store meanwhile; what this process itself still decides in the source,
-such as attempts that died with their process, is caught by passes until one finds nothing new.
+never written twice. Queues get the limits, operators' words and pauses of the source. Nobody may work on either store
+meanwhile; what this process itself still decides in the source, such as attempts that died with their process, is
+caught by passes until one finds nothing new.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 
 import msgspec
+from msgspec import UNSET
 
 from treadle.core.events import (
     RunStarted,
@@ -29,6 +31,7 @@ from treadle.errors import ConflictError, StoreUnavailableError
 from treadle.runtime.artifacts import store_content
 from treadle.runtime.node import Node
 from treadle.store.base import Append, Loaded, RunQuery, RunRow, SessionRow, StepRow, Store
+from treadle.store.queues import QueueChange, QueueRow
 
 # What names a payload row or a blob, wherever it stands. A user's text that looks like one is looked up in vain.
 _HANDLE = re.compile(rb'"(?:![A-Za-z0-9._-]+)?([@#])((?:sha256:)?[0-9a-f]{32,64})"')
@@ -42,7 +45,7 @@ _PAGE = 200
 
 
 class CopyReport(msgspec.Struct, kw_only=True):
-    """What a copy found and did. `differing` names the runs that are not the same in both stores, and how."""
+    """What a copy found and did. `differing` names runs and queues that are not the same in both stores, and how."""
 
     runs: int = 0
     # Of these: still open.
@@ -52,6 +55,8 @@ class CopyReport(msgspec.Struct, kw_only=True):
     blobs: int = 0
     tasks: int = 0
     inputs: int = 0
+    # Queues whose limits or pauses were changed in the target.
+    queues: int = 0
     differing: dict[str, str] = {}
 
 
@@ -77,6 +82,8 @@ async def copy_store(source: Node, target: Node, progress: Callable[[str], None]
     for node, what in ((source, "source"), (target, "target")):
         await _alone(node, what)
     report = CopyReport()
+    # Runs of the source were taken on there, so none of them is refused here for a queue that is full.
+    await _copy_queues(source, target, lengths=False)
     for _ in range(_PASSES):
         report.runs = report.open = 0
         report.differing = {}
@@ -93,9 +100,48 @@ async def copy_store(source: Node, target: Node, progress: Callable[[str], None]
             elif (difference := await _difference(target, parts)) is not None:
                 report.differing[row.id] = difference
         if not news:
+            report.queues = await _copy_queues(source, target, lengths=True)
+            report.differing |= await _differing_queues(source, target)
             return report
         await asyncio.sleep(_LOOK_SECONDS)
     raise ConflictError("the source goes on while it is being copied; stop what works on it, then copy again")
+
+
+async def _copy_queues(source: Node, target: Node, *, lengths: bool) -> int:
+    """Let the queues of the target be limited and paused as those of the source; how many were changed.
+
+    Without `lengths` those that the source limits so have no limit of their length for a while; others stay as they
+    are.
+    """
+    rows = await _queues(source)
+    if lengths:
+        changes = [
+            QueueChange(name=row.name, defined=row.defined or UNSET, override=row.override, paused=row.paused)
+            for row in rows.values()
+        ]
+    else:
+        changes = [
+            QueueChange(name=row.name, override=msgspec.structs.replace(row.limits, length=0))
+            for row in rows.values()
+            if row.limits.length
+        ]
+    now = target.environment.clock.now()
+    return sum(await target.committer.call(lambda store: store.set_queues(changes, now))) if changes else 0
+
+
+async def _queues(node: Node) -> dict[str, QueueRow]:
+    """The queues that were ever defined or paused."""
+    rows = await node.read(partial(node.reader.queues, node.environment.clock.now()))
+    return {row.name: row for row in rows if row.version}
+
+
+async def _differing_queues(source: Node, target: Node) -> dict[str, str]:
+    there = await _queues(target)
+    return {
+        f"queue {name}": "has other limits"
+        for name, row in (await _queues(source)).items()
+        if name not in there or (there[name].limits, there[name].paused) != (row.limits, row.paused)
+    }
 
 
 async def _runs(node: Node) -> AsyncIterator[RunRow]:

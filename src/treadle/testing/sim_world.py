@@ -305,7 +305,6 @@ class World:
 
     def _start(self, host: Host, spec: RunSpec, *, replace: bool = False, awaits: bool = False) -> None:
         async def work(app: App) -> None:
-            # Without draws of their own: other seeds' histories stay as they are.
             spec.planned.singleton = singleton_of(spec.at)
             run = await app.start(
                 spec.planned,

@@ -278,7 +278,15 @@ CREATE TYPE @candidate AS (
 """,
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_MIGRATION_1, _MIGRATION_2, names.MIGRATION)
+_MIGRATION_3 = (
+    """
+-- When a blob was written or renewed last, by the server's clock; of those that are there that is not known.
+ALTER TABLE @blobs ADD COLUMN at double precision NOT NULL
+    DEFAULT extract(epoch FROM clock_timestamp())::double precision;
+""",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_MIGRATION_1, _MIGRATION_2, _MIGRATION_3, names.MIGRATION)
 VERSION = len(MIGRATIONS)
 
 # Those that this version calls. A function that calls others is behind them.
