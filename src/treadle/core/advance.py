@@ -61,6 +61,8 @@ MAX_NAMED = 100
 
 def advance(run: RunState, decision: Decision, limits: Limits) -> None:
     """Look at everything that may go on, until nothing may or the decision is full."""
+    if run.awaits:
+        return
     frontier = run.frontier
     events = decision.events
     bound = len(events) + limits.events

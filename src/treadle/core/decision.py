@@ -43,6 +43,8 @@ class Decision(msgspec.Struct, eq=False, gc=False):
     interrupts: tuple[int, ...] = ()
     # Inputs for the inboxes of other runs, by their keys.
     posts: tuple[tuple[str, AnyInput], ...] = ()
+    # What the run does in the lines of names, in this order: `take`, `line`, `replace` or `leave`.
+    names: tuple[tuple[str, str], ...] = ()
     # What successes bring to projections.
     given: tuple[Given, ...] = ()
     # The run's new hold, if it changes; whether all waiting tasks of the run are to be taken back.

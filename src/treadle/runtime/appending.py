@@ -40,6 +40,7 @@ def append_of(owned: Owned, decision: Decision, items: Sequence[Pending], commit
     if decision.undone:
         append.undos = undo_rows(decision.undone)
     append.given = decision.given
+    append.names = decision.names
     if consumed := [item.cause for item in items if item.cause]:
         append.consumed = consumed
     if payloads := [row for item in items if item.rows for row in item.rows]:
