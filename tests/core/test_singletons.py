@@ -93,7 +93,7 @@ def test_a_run_holds_its_name_until_its_last_attempt_has_ended() -> None:
     task = driver.task("a")
     driver.give(inp.Cancel(hard=True))
     assert driver.run.status == "cancelled"
-    assert driver.last.names == ()
+    assert not driver.last.names
 
     driver.give(inp.Outcome(number=task.number, generation=1, attempt=1, status="cancelled"))
 
