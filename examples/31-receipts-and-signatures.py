@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from treadle import (
     ChecksumError,
     connect,
+    keep_receipt,
     load_document,
     plan_document,
     planned_of,
@@ -68,7 +69,10 @@ def main() -> None:
             # A failed run has a receipt too.
             failed = app.start(order, 3, "", id="order-18")
             failed.wait()
-            told = failed.receipt().run
+            keep_receipt(receipt, folder / "receipts")
+            keep_receipt(failed.receipt(), folder / "receipts")
+            # A link to the one that was kept last.
+            told = load_document(folder / "receipts" / "latest.json").run
             assert told is not None
             print("order-18:", told.status, told.failures, told.summary.outcomes, "standing:", told.summary.standing)
 

@@ -104,15 +104,32 @@ def test_run_writes_the_receipt_whatever_became_of_it(project: Project) -> None:
 
     good = project.run("sums", "--input", "n=1", "--receipt", "good.yaml", id="one")
     bad = project.run("fails", "--receipt", "kept", id="bad", code=1)
-    [kept] = Path("kept").iterdir()
+    [kept] = [file for file in Path("kept").iterdir() if file.name != "latest.json"]
 
     assert "receipt good.yaml  sha256:" in good.stderr
     assert json.loads(good.stdout) == {"sum": 12, "name": "n"}
     assert project.json("receipt", "show", "good.yaml")["run"]["status"] == "succeeded"
     assert f"receipt {kept}" in bad.stderr
     assert json.loads(kept.read_text())["run"]["status"] == "failed"
-    refused = project.run("sums", "--input", "n=1", "--receipt", "none/r.json", id="two", code=3)
-    assert "none/r.json: cannot be written" in refused.stderr
+    refused = project.run("sums", "--input", "n=1", "--receipt", "none/r.json", id="two", code=2)
+    assert "--receipt none/r.json: there is no folder none" in refused.stderr
+    assert project.treadle("show", "two", code=4)
+
+
+def test_a_project_keeps_receipts_in_its_folder_with_a_link_to_the_last(project: Project) -> None:
+    Path("pyproject.toml").write_text('[tool.treadle]\nreceipts = "kept/receipts"\n')
+
+    project.run("sums", "--input", "n=1", id="one")
+    project.run("fails", id="bad", code=1)
+    project.run("sums", "--input", "n=2", "--receipt", "other/", id="two")
+
+    assert len([*Path("kept/receipts").iterdir()]) == 3
+    latest = project.json("receipt", "show", "kept/receipts/latest.json")["run"]
+    assert (latest["id"], latest["status"]) == ("bad", "failed")
+    assert project.json("receipt", "show", "other/latest.json")["run"]["id"] == "two"
+    assert project.treadle("receipt", "verify", "kept/receipts/latest.json", "--allow-unsigned").stdout.startswith(
+        "unsig"
+    )
 
 
 # -- signatures --------------------------------------------------------------------------------------------------------

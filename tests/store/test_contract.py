@@ -76,7 +76,7 @@ class TestSqliteStore(StoreContract, LimitsContract):
 
 @pytest.mark.postgres
 @pytest.mark.usefixtures("postgres_server")
-class TestPostgresStore(StoreContract):
+class TestPostgresStore(StoreContract, LimitsContract):
     @pytest.fixture
     def make_store(self, postgres_url: str) -> Iterator[MakeStore]:
         with ExitStack() as stack:
@@ -125,8 +125,6 @@ class SqliteModel(StoreModel):
 
 
 class PostgresModel(StoreModel):
-    with_limits = False
-
     def make_handles(self) -> list[Store]:
         self.stack = ExitStack()
         url = self.stack.enter_context(empty_store_url())

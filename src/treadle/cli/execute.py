@@ -149,8 +149,7 @@ async def run(
     TARGET may be a saved plan (plan.json, plan.yaml); it is refused if it was changed.
     """
     given = parse_inputs(inputs)
-    if detach and receipt is not None:
-        raise UsageError("--receipt is written at the end of the run, and --detach does not wait for it")
+    kept = _place_of_receipt(receipt, detach=detach)
     workflow = _found(target, given, modules, reset=reset)
     marks, notes = pairs(labels, "--label"), pairs(metadata, "--meta")
     facts = parse_data(data)
@@ -186,17 +185,34 @@ async def run(
             with lines_shown(handle.id, view):
                 return await _execute(app, handle, view)
         finally:
-            if receipt is not None:
-                await _keep_receipt(handle, receipt)
+            if kept is not None:
+                await _keep_receipt(handle, kept[0], folder=kept[1])
 
 
-async def _keep_receipt(handle: Run[Any], place: str) -> None:
-    from treadle.cli.receipts import target_of
-    from treadle.runtime.documents import save_document
+async def _keep_receipt(handle: Run[Any], place: Path, *, folder: bool) -> None:
+    from treadle.runtime.documents import keep_receipt, save_document
 
     document = await handle.receipt()
-    saved = save_document(document, target_of(document, place))
+    saved = keep_receipt(document, place) if folder else save_document(document, place)
     say(f"receipt {clean(str(saved))}  {document.hash}")
+
+
+def _place_of_receipt(receipt: str | None, *, detach: bool) -> tuple[Path, bool] | None:
+    """Where the receipt goes, and whether that is a folder; known to be there before anything runs."""
+    from treadle.runtime.documents import make_receipt_folder
+
+    if detach and receipt is not None:
+        raise UsageError("--receipt is written at the end of the run, and --detach does not wait for it")
+    kept = find_project(Path.cwd()).receipt_folder() if receipt is None and not detach else None
+    place = kept or (Path(receipt) if receipt is not None else None)
+    if place is None:
+        return None
+    if kept is not None or place.is_dir() or str(receipt).endswith(("/", os.sep)):
+        make_receipt_folder(place)
+        return place, True
+    if not place.parent.is_dir():
+        raise UsageError(f"--receipt {clean(str(receipt))}: there is no folder {clean(str(place.parent))}")
+    return place, False
 
 
 def _found(target: str, given: Inputs, modules: tuple[str, ...], *, reset: bool) -> Workflow:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,6 @@ from treadle.runtime.report import clean
 VARIABLE = "TREADLE_KEY_PASSPHRASE"
 # Exit codes of `verify`.
 VERDICTS = {"valid": 0, "missing": 4, "unsigned": 6, "invalid": 6}
-
-# What a file name of every system may hold.
-_UNSAFE = re.compile(r"[^\w.-]+", re.ASCII)
 
 
 @click.group()
@@ -73,10 +69,11 @@ async def export(
 
     A receipt or plan that is a file already is written in the other form.
     """
-    from treadle.runtime.documents import save_document, write_whole
+    from treadle.runtime.documents import receipt_name, save_document, write_whole
 
     document = await found(desk, name, pairs(context, "--context"))
-    target = Path(file) if file is not None else Path(folder) / file_name(document, "dsse.json" if envelope else form)
+    own = receipt_name(document, "dsse.json" if envelope else form)
+    target = Path(folder) / own if file is None else Path(file)
     if envelope:
         if document.signature is None:
             raise UsageError(f"{name} is not signed; `treadle receipt sign` signs it")
@@ -125,23 +122,6 @@ async def verify(desk: Desk, file: str, trust: tuple[str, ...], allow_unsigned: 
     if answer.status == "unsigned" and allow_unsigned:
         return 0
     return VERDICTS[answer.status]
-
-
-def target_of(document: Document, place: str) -> Path:
-    """The file that a place names; in a folder that exists, one of its own name."""
-    path = Path(place)
-    return path / file_name(document, "json") if path.is_dir() else path
-
-
-def file_name(document: Document, form: str) -> str:
-    """A name that only this state of this run has: by the run's key and the version of its journal."""
-    if document.run is None:
-        return f"{_safe(document.workflow)}-{document.hash[-12:]}.{form}"
-    return f"{_safe(document.run.id)}-{document.run.key}-v{document.run.version}.{form}"
-
-
-def _safe(text: str) -> str:
-    return _UNSAFE.sub("-", text).strip("-.")[:80] or "receipt"
 
 
 @receipt.command()

@@ -14,6 +14,8 @@ from treadle.errors import UsageError
 DEFAULT_FILE: Final = ".treadle/treadle.db"
 VARIABLE: Final = "TREADLE_STORE"
 ARTIFACTS_VARIABLE: Final = "TREADLE_ARTIFACTS"
+CODEC_VARIABLE: Final = "TREADLE_CODEC"
+_TEXTS: Final = ("store", "artifacts", "receipts", "codec")
 _LISTS: Final = ("modules", "hooks", "middleware", "trusted_keys")
 
 
@@ -24,6 +26,10 @@ class Project(msgspec.Struct, frozen=True):
     store: str = ""
     # Where artifacts are kept, if not beside the store.
     artifacts: str = ""
+    # The folder in which `treadle run` keeps receipts.
+    receipts: str = ""
+    # Where the keys are with which payloads are encrypted.
+    codec: str = ""
     modules: list[str] = []
     # `module:name` of hooks and middleware, in their order.
     hooks: list[str] = []
@@ -34,6 +40,10 @@ class Project(msgspec.Struct, frozen=True):
     def keys(self) -> list[str]:
         """The trusted keys; files that are named relative to the project's folder by their whole path."""
         return [key if key.startswith(("ssh-", "gpg:")) else str(self.folder / key) for key in self.trusted_keys]
+
+    def receipt_folder(self) -> Path | None:
+        """The folder of receipts, if the project keeps them."""
+        return self.folder / self.receipts if self.receipts else None
 
 
 def find_project(start: Path) -> Project:
@@ -49,15 +59,17 @@ def _read(file: Path) -> Project:
     try:
         table: Any = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {}).get("treadle", {})
         known: dict[str, Any] = msgspec.convert(table, dict[str, Any])
-        extra = sorted(known.keys() - {"store", "artifacts", *_LISTS})
+        extra = sorted(known.keys() - {*_TEXTS, *_LISTS})
         if extra:
             raise UsageError(
-                f"{file}: [tool.treadle] has no setting {extra[0]!r}; there are store, artifacts, {', '.join(_LISTS)}"
+                f"{file}: [tool.treadle] has no setting {extra[0]!r}; there are {', '.join((*_TEXTS, *_LISTS))}"
             )
         return Project(
             file.parent,
             store=msgspec.convert(known.get("store", ""), str),
             artifacts=msgspec.convert(known.get("artifacts", ""), str),
+            receipts=msgspec.convert(known.get("receipts", ""), str),
+            codec=msgspec.convert(known.get("codec", ""), str),
             **{name: msgspec.convert(known.get(name, []), list[str]) for name in _LISTS},
         )
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError, AttributeError) as error:
@@ -84,6 +96,16 @@ def artifacts_place(start: Path) -> str | None:
     if not project.artifacts:
         return None
     return project.artifacts if "://" in project.artifacts else str(project.folder / project.artifacts)
+
+
+def payload_codec(start: Path) -> str | None:
+    """The payload codec, if one is named anywhere; a file of keys that a file names is relative to its folder."""
+    text = os.environ.get(CODEC_VARIABLE, "")
+    if text:
+        return text
+    project = find_project(start)
+    scheme, _, rest = project.codec.partition(":")
+    return f"file:{project.folder / rest}" if scheme == "file" else project.codec or None
 
 
 def as_url(text: str, folder: Path | None) -> str:

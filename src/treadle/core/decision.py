@@ -40,6 +40,8 @@ class Decision(msgspec.Struct, eq=False):
     interrupts: list[int] = []
     # Inputs for the inboxes of other runs, by their keys.
     posts: list[tuple[str, AnyInput]] = []
+    # What the run does in the lines of names, in this order: `take`, `line`, `replace` or `leave`.
+    names: list[tuple[str, str]] = []
     # What successes bring to projections.
     given: list[Given] = []
     # The run's new hold, if it changes; whether all waiting tasks of the run are to be taken back.

@@ -185,6 +185,7 @@ class RunState:
         "adder",
         "asked",
         "asked_runs",
+        "awaits",
         "calls",
         "cancel_at",
         "cancelled",
@@ -209,6 +210,7 @@ class RunState:
         "key",
         "labels",
         "missing",
+        "names",
         "not_before",
         "now",
         "on_failure",
@@ -242,17 +244,14 @@ class RunState:
         self.constants = constants
         self.labels = frozenset(breakpoints)
         # The run's data, as one object, and the names in it; whether actions are asked to change nothing.
-        self.data = ""
         self.data_names: frozenset[str] = frozenset()
         self.dry_run = False
         # When no attempt may begin or go on any more (0: never), and the trace that the run belongs to.
         self.deadline = 0.0
-        self.trace = ""
-        self.version = self.hold = 0
-        self.now = self.started_at = 0.0
-        # No step starts before it; how many runs called each other down to this one.
-        self.not_before = 0.0
-        self.depth = 0
+        self.data = self.trace = ""
+        self.version = self.hold = self.depth = 0
+        # No step starts before `not_before`; `depth` is how many runs called each other down to this one.
+        self.now = self.started_at = self.not_before = 0.0
         # Who waits for the run's outcome: a run's key and the address of its step.
         self.parent = ""
         self.status: str = NOTHING
@@ -302,6 +301,8 @@ class RunState:
         # Rows whose phase can be compensated, in the order they succeeded; whether a block was unwound by itself.
         self.compensable: list[ScopeState] = []
         self.unwound = self.cancelled = False
+        # Names in whose lines the run is, and those whose turn has not come (see `singletons`).
+        self.names, self.awaits = dict[str, None](), dict[str, None]()
         # By which number the caller asked to undo this run (0: it did not); steps whose undo goes on in called runs.
         self.asked = 0
         self.asked_runs: set[int] = set()

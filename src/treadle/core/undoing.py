@@ -172,6 +172,7 @@ def unwinding_parked(run: RunState, event: ev.UnwindingParked) -> None:
     """Nothing more is undone; what runs may end."""
     run.status = _root_status(run, "unwinding_parked")
     run.hold = 0
+    run.awaits.clear()
     park_all(run, hard=event.hard)
 
 

@@ -38,6 +38,7 @@ def append_of(owned: Owned, decision: Decision, items: list[Pending], commit_id:
     if decision.undone:
         append.undos = undo_rows(decision.undone)
     append.given = decision.given
+    append.names = decision.names
     append.consumed = [item.cause for item in items if item.cause]
     append.payloads = [row for item in items if item.rows for row in item.rows]
     if decision.steers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
@@ -17,6 +18,10 @@ from treadle.errors import DocumentError
 from treadle.ports import Clock
 from treadle.runtime.clock import RandomIds, SystemClock
 
+# What points to the receipt that was kept last.
+LATEST: Final = "latest.json"
+# What a file name of every system may hold.
+_UNSAFE: Final = re.compile(r"[^\w.-]+", re.ASCII)
 SUFFIXES: Final[dict[str, Form]] = {".json": "json", ".yaml": "yaml", ".yml": "yaml"}
 
 
@@ -77,6 +82,57 @@ def save_document(document: Document, path: str | os.PathLike[str]) -> Path:
     target = Path(path)
     write_whole(target, dump_document(document, SUFFIXES.get(target.suffix.lower(), "json")).encode())
     return target
+
+
+def keep_receipt(document: Document, folder: str | os.PathLike[str]) -> Path:
+    """Write a receipt into a folder under a name that no other one has, and let `latest.json` be a link to it.
+
+    The folder is made if it is not there. The link follows the file, so it never leads to half a receipt: after a crash
+    in between it leads to the former one. Where links cannot be made, `latest.json` is a copy.
+
+    Raises:
+        DocumentError: this is no receipt, or the folder does not let it be written.
+    """
+    if document.run is None:
+        raise DocumentError(f"this is the plan of {document.workflow!r}, and no receipt; save_document writes it")
+    place = Path(folder)
+    make_receipt_folder(place)
+    kept = save_document(document, place / receipt_name(document))
+    draft = place / f".{LATEST}.{RandomIds().key()}.tmp"
+    try:
+        draft.symlink_to(kept.name)
+        draft.replace(place / LATEST)
+        _sync_folder(place)
+    except OSError:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        write_whole(place / LATEST, bytes_of(kept))
+    return kept
+
+
+def make_receipt_folder(folder: Path) -> None:
+    """Make the folder in which receipts are kept.
+
+    Raises:
+        DocumentError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DocumentError(
+            f"{folder}: receipts cannot be kept there: {error.strerror or error}", path=str(folder)
+        ) from None
+
+
+def receipt_name(document: Document, suffix: str = "json") -> str:
+    """A file name that only this state of this run has: by the run's key and the version of its journal."""
+    if document.run is None:
+        return f"{_safe(document.workflow)}-{document.hash[-12:]}.{suffix}"
+    return f"{_safe(document.run.id)}-{document.run.key}-v{document.run.version}.{suffix}"
+
+
+def _safe(text: str) -> str:
+    return _UNSAFE.sub("-", text).strip("-.")[:80] or "receipt"
 
 
 def write_whole(target: Path, data: bytes) -> None:

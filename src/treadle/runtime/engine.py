@@ -20,6 +20,7 @@ from treadle.core.events import RunSettled
 from treadle.core.forgetting import forget, needs_all
 from treadle.core.inputs import AnyInput, decode_input, encode_input
 from treadle.core.plan import Plan
+from treadle.core.singletons import Enters
 from treadle.core.state import RunState
 from treadle.core.tables import LIVE
 from treadle.errors import InternalError, LeaseLostError, SchemaVersionError, StoreError, TreadleError
@@ -100,14 +101,18 @@ class Engine:
         plan: Plan,
         encoded: bytes,
         rows: list[Row],
-        then: Callable[[str, BaseException | None], None],
+        then: Callable[[Answer, BaseException | None], None],
         report: Report | None = None,
+        enters: Enters = "take",
     ) -> None:
-        """Make a run; `then` gets the answer's status (`committed`, `exists`, ...). For `report` see `Append`."""
+        """Make a run; `then` gets the store's answer. `enters` is how it enters the line of its singleton, if any.
+
+        For `report` see `Append`.
+        """
         state = state_of(head, self.graphs.of(head.plan, encoded, plan))
         state.forgets = True
         owned = Owned(state, head)
-        decision = start(state, now=self.clock.now(), limits=self.limits, started=started_of(head))
+        decision = start(state, now=self.clock.now(), limits=self.limits, started=started_of(head), enters=enters)
         append = self._append(owned, decision, [])
         append.head = head
         append.plan = encoded
@@ -122,20 +127,21 @@ class Engine:
                 return
             if answer.status != "committed":
                 self.runs.pop(head.key, None)
-                then(answer.status, error)
+                then(answer, error)
                 return
             # The caller hears of the run before anything that follows from it.
-            then("committed", None)
+            then(answer, None)
             self._committed(owned, append, decision, answer)
 
         def settled_doubt(error: BaseException, took_effect: bool) -> None:
             if took_effect:
-                then("committed", None)
-                self._committed(owned, append, decision, Answer("committed"))
+                answer = Answer("committed")
+                then(answer, None)
+                self._committed(owned, append, decision, answer)
                 self.adopt()
             else:
                 self.runs.pop(head.key, None)
-                then("doubt", error)
+                then(Answer("doubt"), error)
 
         self.committer.append(append, answered)
 
@@ -496,6 +502,8 @@ class Engine:
             self.on_given(key)
         if append.posts:
             tell(self, [post.key for post in append.posts])
+        if answer.told:
+            tell(self, answer.told)
         self.hub.changed(key)
         if append.status not in LIVE:
             ends = [event for event in append.events if type(event) is RunSettled]

@@ -115,4 +115,5 @@ def started_of(head: RunHead) -> RunStarted:
         depth=head.depth,
         parent="" if head.detached else head.parent,
         on_failure=head.on_failure,
+        singleton=head.singleton,
     )

@@ -22,6 +22,7 @@ from treadle.core.commands import Task
 from treadle.core.effects import Artifact, Effects, Write
 from treadle.core.events import Handle, Items
 from treadle.core.plan import Fragment, Plan
+from treadle.core.values import ENCODED
 from treadle.errors import StepInterrupt, UsageError
 from treadle.runtime.artifacts import ArtifactRoom, ArtifactStream, Making
 from treadle.runtime.builtins import Listed
@@ -88,6 +89,10 @@ class Surroundings(Protocol):
         """Store a progress text; where the worker's own code runs."""
         ...
 
+    def shown_progress(self, text: str) -> str:
+        """A stored progress text as it was before a payload codec encoded it."""
+        ...
+
     def add_now(self, task: Task, fragments: list[Fragment]) -> Awaitable[None]:
         """Add steps at once."""
         ...
@@ -138,13 +143,13 @@ _log = logging.getLogger("treadle.step")
 
 
 def progress_text(value: Any) -> str:
-    """The stored form of a report: a text as it is, anything else as `=` and its JSON.
+    """The stored form of a report: a text as it is, anything else as `=` and its JSON, before any codec encodes it.
 
     Raises:
         UsageError: it is too large.
         EncodeError: it cannot be stored as JSON.
     """
-    text = value if isinstance(value, str) and not value.startswith("=") else "=" + codec.encode(value)
+    text = value if isinstance(value, str) and not value.startswith(("=", ENCODED)) else "=" + codec.encode(value)
     if len(text.encode("utf-8", "surrogatepass")) > PROGRESS_BYTES:
         raise UsageError(
             f"progress of {len(text)} characters: at most {PROGRESS_BYTES} bytes are kept; say where the rest is"
@@ -349,7 +354,13 @@ class RunningStep(msgspec.Struct, eq=False):
     @property
     def last_progress(self) -> Any:
         """What this attempt reported last, or before that an earlier one."""
-        return progress_value(self._progress or self._task.call.progress)
+        return progress_value(self._progress or self.earlier_progress)
+
+    @property
+    def earlier_progress(self) -> str:
+        """What an earlier attempt reported last."""
+        text = self._task.call.progress
+        return self._worker.shown_progress(text) if text.startswith(ENCODED) else text
 
     @property
     def reported(self) -> str:

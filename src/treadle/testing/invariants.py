@@ -20,6 +20,7 @@ from treadle.core.events import AnyEvent, decode_events
 from treadle.core.tables import LIVE
 from treadle.errors import StoreError
 from treadle.store.memory_data import MemoryData, StoredRun, problems_of
+from treadle.testing.sim_codec import report_of
 from treadle.testing.sim_limits import LIMITED, PLACED, LimitWatch, misplaced
 from treadle.testing.sim_loop import LIFE, Life
 
@@ -50,12 +51,13 @@ ORDER: Final = "undo respects its order"
 UNDONE: Final = "a step acts after its undo state is stored, and an unwinding leaves no undo open"
 HOOKS: Final = "a committed boundary is told once, by the process that committed it"
 CALLS: Final = "a step that calls a run has the outcome of that run"
+TURNS: Final = "of the runs of a singleton one at a time starts anything"
 TRACE: Final = "equal seeds give equal traces"
 
 NAMES: Final = (
     VERSIONS, STORE, TOKENS, DURABLE, ONCE, CURRENT, OUTCOMES, SIGNALS, ERRORS, SLOTS, OWNERS, PROGRESS, CLOSED,
     LEFTOVERS, DELETED, FOLD, LIMITED, PLACED, RESULTS, EFFECTS, BLOCKS, INSIDE, ROWS, ANSWERS, CALLERS, ORDER, UNDONE,
-    HOOKS, CALLS, TRACE,
+    HOOKS, CALLS, TURNS, TRACE,
 )  # fmt: skip
 
 _STORE_ERRORS: Final[tuple[type[StoreError], ...]] = (StoreError, *StoreError.__subclasses__())
@@ -272,6 +274,9 @@ class Watch:
             self.fail(CURRENT, f"{where}: an attempt is open")
         journal.calls.discard(event.at)
         journal.attempts[event.at] = event.attempt
+        for name in journal.run.names:
+            if name.startswith("singleton:") and self.data.lines[name][0] != journal.run.key:
+                self.fail(TURNS, f"{where}: it is the turn of {self.data.lines[name]}")
         journal.open[event.at] = event.attempt
         journal.dispatched.add((event.at, event.generation, event.attempt))
         journal.handed[event.at, event.attempt] = journal.reports.get(event.at, "")
@@ -324,7 +329,7 @@ class Watch:
         event: ev.StepSucceeded | ev.AttemptFailed | ev.StepFailed | ev.AttemptLost | ev.StepCancelled,
     ) -> None:
         if not isinstance(event, ev.StepSucceeded) and event.progress:
-            journal.reports[event.at] = event.progress
+            journal.reports[event.at] = report_of(event.progress)
 
     def _settle(self, journal: Journal, at: str, where: str) -> None:
         if at in journal.settled:
@@ -335,6 +340,8 @@ class Watch:
 
     def began(self, step: StepContext) -> int:
         """An attempt's code starts."""
+        # Where a key is missing it goes no further, and starts again elsewhere.
+        report = step.last_progress
         key: str = step.idempotency_key.split("/", 1)[0]
         execution = Execution(key, step.step, step.generation, step.attempt, LIFE.get())
         self.executions.append(execution)
@@ -348,9 +355,8 @@ class Watch:
         if own in self.began_keys:
             self.fail(ONCE, f"{step.run_id} {step.step} {step.generation}.{step.attempt} starts twice")
         self.began_keys.add(own)
-        if journal is not None and step.last_progress != journal.handed.get((step.step, step.attempt), ""):
-            found = step.last_progress
-            self.fail(RESULTS, f"{step.run_id} {step.step} {step.attempt} finds the report {found!r}; it was another")
+        if journal is not None and report != journal.handed.get((step.step, step.attempt), ""):
+            self.fail(RESULTS, f"{step.run_id} {step.step} {step.attempt} finds the report {report!r}; it was another")
         return len(self.executions) - 1
 
     def asked(self, step: StepContext, role: str, error: str) -> None:
@@ -386,4 +392,6 @@ def leftovers(data: MemoryData) -> list[str]:
             found.append(f"run {run.head.id} ({run.status}) has tasks of steps {sorted(run.tasks)}")
         if run.inbox:
             found.append(f"run {run.head.id} ({run.status}) has inputs {list(run.inbox)}")
+        if run.names:
+            found.append(f"run {run.head.id} ({run.status}) is in the lines of {run.names}")
     return found

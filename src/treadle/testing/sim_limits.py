@@ -77,7 +77,9 @@ class Restrictions:
             return planned
         rng = random.Random(f"{self._seed} {name}")
         blocks = _blocks(planned.plan.blocks, rng)
-        return Planned(replace(planned.plan, blocks=blocks), planned.constants, planned.result, planned.about)
+        found = Planned(replace(planned.plan, blocks=blocks), planned.constants, planned.result, planned.about)
+        found.singleton, found.on_conflict = planned.singleton, planned.on_conflict
+        return found
 
     def lifted(self, data: MemoryData) -> list[QueueChange]:
         """What brings the queues back to what programs have defined."""

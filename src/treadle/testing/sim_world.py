@@ -41,6 +41,7 @@ from treadle.testing.invariants import (
     leftovers,
 )
 from treadle.testing.sim_clients import Desk
+from treadle.testing.sim_codec import codec_of
 from treadle.testing.sim_conduct import Shelf, collected
 from treadle.testing.sim_faults import Faults, Profile
 from treadle.testing.sim_hooks import Ledger, SimHooks, passing
@@ -58,7 +59,7 @@ from treadle.testing.sim_ports import (
     SimThreads,
     SimWakeups,
 )
-from treadle.testing.sim_shape import Critical, Host, Shape, where
+from treadle.testing.sim_shape import Critical, Host, Shape, singleton_of, where
 from treadle.testing.sim_store import SimStore
 from treadle.testing.sim_workload import AT_CHILDREN, LABELS, OBSERVER, SIGNALS, Act, RunSpec, Workload
 
@@ -198,6 +199,7 @@ class World:
                 middleware=(passing, passing) if self._hooks else (),
                 queues=tuple(self.restrictions.queues),
                 targets=self._targets(index) if self.restrictions.on else (),
+                codec=codec_of(self.seed, life.name, faults),
             ),
             in_reader=SimReaderThread(loop, faults, life).run,
         )
@@ -319,13 +321,13 @@ class World:
 
     def _start(self, host: Host, spec: RunSpec, *, replace: bool = False, awaits: bool = False) -> None:
         async def work(app: App) -> None:
+            spec.planned.singleton = singleton_of(spec.at)
             run = await app.start(
                 self.restrictions.planned(spec.planned, spec.name),
                 id=spec.id,
                 breakpoints=spec.breakpoints,
-                on_conflict="replace" if replace else "reuse",
+                on_conflict="replace" if replace else "queue" if spec.planned.singleton else "reuse",
                 delay=spec.delay,
-                # Without a draw of its own: other seeds' histories stay as they are.
                 deadline=spec.at % 20 + 2 if int(spec.at * 1000) % 8 == 0 else None,
             )
             key = await run.key()

@@ -84,6 +84,10 @@ class RaisedError(Exception):
         super().__init__(f"{code} {detail}")
 
 
+class TakenBackError(Exception):
+    """The server has undone the open transaction for the sake of another one; it may be made again as it was."""
+
+
 class Link:
     """One connection to the server, for one thread at a time."""
 
@@ -227,10 +231,12 @@ class Link:
 
         Raises:
             RaisedError: one of our functions refused; nothing was written.
+            TakenBackError: the same of a transaction that was open before.
             StoreError: of the kind that says what to do. If it is StoreUnavailableError, nothing is known.
         """
         for attempt in range(_REPEATS):
             pgconn = self.connection().pgconn
+            inside = pgconn.transaction_status == pq.TransactionStatus.INTRANS
             self.trips += 1
             with self.mapped():
                 results = _pipelined(pgconn, statements) if len(statements) > 1 else [_executed(pgconn, *statements)]
@@ -245,6 +251,8 @@ class Link:
             if code.startswith("TR"):
                 assert failed is not None
                 raise RaisedError(code, (failed.error_field(pq.DiagnosticField.MESSAGE_DETAIL) or b"").decode())
+            if code in _TAKEN_BACK and inside:
+                raise TakenBackError
             if code in _TAKEN_BACK and attempt + 1 < _REPEATS:
                 continue
             said = failed.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) if failed is not None else None
@@ -272,6 +280,11 @@ class Link:
                 con.execute("ROLLBACK")
         except psycopg.Error:
             self.close()
+
+    def abandon(self) -> None:
+        """Undo the transaction that is open, if one is."""
+        if self._con is not None:
+            self._give_up(self._con)
 
     def repeated(self, work: Callable[[], Any]) -> Any:
         """Do the work of a transaction, again if the server took it back for the sake of another one."""
