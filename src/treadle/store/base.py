@@ -90,7 +90,7 @@ INLINE_BYTES = 1024
 ROW_BYTES = 256 * 1024
 
 
-class RunHead(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class RunHead(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """What is fixed when a run is made. `format` is the lowest kernel that may decide it."""
 
     key: str
@@ -99,7 +99,7 @@ class RunHead(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     plan: str
     constants: list[str] = []
     # Breakpoint labels that are armed for this run.
-    breakpoints: list[str] = []
+    breakpoints: Sequence[str] = ()
     labels: dict[str, str] = {}
     # What people call the run, and what else they are to see of it; neither means anything to Treadle.
     name: str = ""
@@ -112,7 +112,7 @@ class RunHead(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     singleton: str = ""
     # The run's data as one object (a handle, "" for none), and the names in it; whether the run is a dry run.
     data: str = ""
-    data_names: list[str] = []
+    data_names: Sequence[str] = ()
     dry_run: bool = False
     # No step starts before it, and no attempt begins or goes on after that (0: never).
     not_before: float = 0.0
