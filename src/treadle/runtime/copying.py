@@ -18,7 +18,14 @@ from functools import partial
 import msgspec
 from msgspec import UNSET
 
-from treadle.core.events import StepCancelled, StepFailed, StepSkipped, StepSucceeded, decode_events
+from treadle.core.events import (
+    RunStarted,
+    StepCancelled,
+    StepFailed,
+    StepSkipped,
+    StepSucceeded,
+    decode_events,
+)
 from treadle.core.tables import LIVE, RUNNING
 from treadle.errors import ConflictError, StoreUnavailableError
 from treadle.runtime.artifacts import store_content
@@ -61,6 +68,8 @@ class _Parts(msgspec.Struct):
     steps: list[StepRow]
     payloads: list[tuple[str, bytes]]
     blobs: list[str]
+    # The lines that it is in, by their names.
+    lines: dict[str, list[str]] = {}
 
 
 async def copy_store(source: Node, target: Node, progress: Callable[[str], None] | None = None) -> CopyReport:
@@ -79,8 +88,9 @@ async def copy_store(source: Node, target: Node, progress: Callable[[str], None]
         report.runs = report.open = 0
         report.differing = {}
         news = False
-        async for row in _runs(source):
+        async for row, lines in _in_order(source):
             parts = await _read(source, row)
+            parts.lines = lines
             report.runs += 1
             report.open += row.status in LIVE
             if await _copy_run(source, target, parts, report):
@@ -140,6 +150,33 @@ async def _runs(node: Node) -> AsyncIterator[RunRow]:
         for row in rows:
             yield row
         after = rows[-1].key
+
+
+async def _in_order(node: Node) -> AsyncIterator[tuple[RunRow, dict[str, list[str]]]]:
+    """All runs with the lines that they are in, each behind those that are before it there."""
+    reader = node.reader
+    seen: set[str] = set()
+    async for row in _runs(node):
+        ahead = [row]
+        lines = await _lines(node, row)
+        for line in lines.values():
+            rows = [await node.read(partial(reader.run, key)) for key in line[: line.index(row.key)]]
+            ahead[-1:-1] = [one for one in rows if one is not None]
+        for one in ahead:
+            if one.key not in seen:
+                seen.add(one.key)
+                yield one, lines if one is row else await _lines(node, one)
+
+
+async def _lines(node: Node, row: RunRow) -> dict[str, list[str]]:
+    """The lines that a run is in, by their names."""
+    first = await node.read(partial(node.reader.rows, row.key, 0, 1))
+    # Besides the one it was started with, a run may hold the name of its own id, for those that wait behind it.
+    names = [f"id:{row.id}"]
+    for _version, _commit, _time, text in first:
+        names += [event.singleton for event in decode_events(text) if isinstance(event, RunStarted)]
+    lines = {name: await node.read(partial(node.reader.line, name)) for name in dict.fromkeys(names) if name}
+    return {name: line for name, line in lines.items() if row.key in line}
 
 
 async def _alone(node: Node, what: str) -> None:
@@ -276,6 +313,8 @@ def _append(store: Store, session: str, parts: _Parts, there: Loaded | None, set
     new = {found.task.number: found.task for found in loaded.tasks}
     last.ended = [number for number, task in old.items() if new.get(number) != task]
     last.tasks = [task for number, task in new.items() if old.get(number) != task]
+    before = [name for name in parts.lines if loaded.head.key not in store.line(name)]
+    last.names = [(name, "line" if store.line(name) else "take") for name in before]
     if there is not None:
         waiting = {item.id for item in loaded.inbox}
         last.consumed = [item.id for item in there.inbox if item.id not in waiting]
@@ -294,6 +333,9 @@ async def _difference(target: Node, parts: _Parts) -> str | None:
         (v, c, t, decode_events(e)) for v, c, t, e in loaded.rows
     ]:
         return "has another journal"
+    for name, line in parts.lines.items():
+        if await target.read(partial(target.reader.line, name)) != line and line[-1] == loaded.head.key:
+            return f"has other runs in the line of {name!r}"
     for name in ("head", "plan", "status", "hold"):
         if getattr(there, name) != getattr(loaded, name):
             return f"has another {name}"

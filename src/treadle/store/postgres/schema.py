@@ -21,7 +21,7 @@ Rules of the file
 from __future__ import annotations
 
 from treadle.errors import SchemaVersionError, StoreCorruptError, StoreError, StoreNotFoundError, StoreReadOnlyError
-from treadle.store.postgres import append_functions, claim_functions, limit_functions, task_functions
+from treadle.store.postgres import append_functions, claim_functions, limit_functions, names, task_functions
 from treadle.store.postgres.connection import Link
 
 # tasks.state
@@ -286,7 +286,7 @@ ALTER TABLE @blobs ADD COLUMN at double precision NOT NULL
 """,
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_MIGRATION_1, _MIGRATION_2, _MIGRATION_3)
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_MIGRATION_1, _MIGRATION_2, _MIGRATION_3, names.MIGRATION)
 VERSION = len(MIGRATIONS)
 
 # Those that this version calls. A function that calls others is behind them.
@@ -313,6 +313,8 @@ FUNCTIONS = (
     task_functions.ACQUIRE,
     task_functions.RELEASE,
     task_functions.ELECT,
+    names.HOLD_NAMES,
+    names.CHANGE_NAMES,
 )
 
 # A journal row's events, one a row. PostgreSQL refuses to read a null character in a text of theirs, legal as it is.
