@@ -137,6 +137,7 @@ class Node:
             if package.title
         }
         self.closing = False
+        self.session = ""
         # The hungry worker has reason to believe that tasks wait in the store.
         self._hungry = False
         self._claiming = False
