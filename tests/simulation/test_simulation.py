@@ -18,6 +18,7 @@ from treadle.core import advance as core_advance
 from treadle.core import decide as core_decide
 from treadle.core import inputs as inp
 from treadle.core.commands import Refusal, Task
+from treadle.runtime import collecting
 from treadle.runtime.client import App
 from treadle.runtime.engine import Engine
 from treadle.runtime.observers import Observers
@@ -111,7 +112,12 @@ STOLEN = Scenario([scenes.fan()], [Ask(1.2, "steal"), Ask(1.6, "pause", 1), Ask(
 SIGNALLED = Scenario([scenes.fan()], [Ask(1.5, "signal", number=number) for number in (0.1, 0.1, 0.5, 0.5)])
 
 
-@pytest.mark.parametrize("scenario", [CHAIN, FAN, CALL, CONDEMNED, STOLEN, SIGNALLED])
+# What a step yields is stored while it runs; its outcome is on its way to the run's owner when the run is cancelled.
+LATE = Scenario([scenes.stream()], [Ask(1.7, "cancel_hard", 1)], starts_at=1, workers=1, pace=0.2)
+STREAM = Scenario([scenes.stream()])
+
+
+@pytest.mark.parametrize("scenario", [CHAIN, FAN, CALL, CONDEMNED, STOLEN, SIGNALLED, LATE, STREAM])
 @pytest.mark.parametrize("kind", ["", "crash_after", "error_after"])
 def test_without_a_planted_bug_nothing_is_found(scenario: Scenario, kind: str) -> None:
     assert not broken(everywhere(scenario, kind, *WRITES) if kind else alone(scenario))
@@ -262,6 +268,22 @@ def test_a_child_whose_end_is_not_told_is_found(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(core_advance, "tell_parent", lambda *_given: None)
 
     assert broken(alone(CALL)) == invariants.CLOSED
+
+
+def test_values_of_an_outcome_that_came_too_late_may_lose_their_blobs() -> None:
+    report = LATE.play()
+
+    assert not report.failures
+    assert any("AttemptEnded(at='items', attempt=1, outcome='succeeded'" in line for line in report.trace)
+
+
+def test_a_collector_that_reads_no_journal_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hasty(*_given: Any) -> set[str]:
+        return set()
+
+    monkeypatch.setattr(collecting, "_named", hasty)
+
+    assert broken(alone(STREAM)) == invariants.EFFECTS
 
 
 def test_a_failure_is_shrunk_and_explained(monkeypatch: pytest.MonkeyPatch) -> None:
