@@ -136,6 +136,8 @@ class Node:
             for workflow in package.entrypoints.values()
             if package.title
         }
+        # Plans that give no secrets, by their hash.
+        self.plain_plans: dict[str, None] = {}
         self.closing = False
         # The hungry worker has reason to believe that tasks wait in the store.
         self._hungry = False

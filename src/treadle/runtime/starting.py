@@ -15,8 +15,10 @@ from treadle.authoring import codec
 from treadle.authoring.adapters import TAG
 from treadle.authoring.builder import Planned, raise_all
 from treadle.authoring.context import step_context
+from treadle.authoring.documents import action_names
 from treadle.authoring.durations import Duration, seconds_of
 from treadle.authoring.registry import Registry
+from treadle.authoring.secrets import refuse_secret, refuse_secret_results, refuse_secrets, with_secrets
 from treadle.core.addresses import check_id
 from treadle.core.events import Handle
 from treadle.core.plan import encode_plan, plan_hash
@@ -85,14 +87,14 @@ def data_text(data: Mapping[Any, Any]) -> str:
     for name, value in data.items():
         try:
             _check_name(name)
-            codec.encode(value)
+            with_secrets(codec.encode, value)
         except DefinitionError as error:
             errors.append(error)
         except EncodeError as error:
             errors.append(SlotError(f"data {name!r}: {error}"))
     raise_all(errors, "the run's data")
     # In one order, so that equal data give equal texts.
-    return codec.encode(dict(sorted(data.items()))) if data else ""
+    return with_secrets(codec.encode, dict(sorted(data.items()))) if data else ""
 
 
 def _check_name(name: object) -> None:
@@ -139,7 +141,9 @@ async def begin(node: Node, planned: Planned, start: Start, report: Report | Non
     With a report, the run is made only if that leased task is live, and the task ends in the same transaction.
 
     Raises:
-        DefinitionError: the plan cannot run, or needs data that the run does not have; all mistakes at once.
+        DefinitionError: the plan cannot run, needs data that the run does not have, or holds a secret that would be
+            stored in clear; all mistakes at once.
+        EncodeError: the run's data hold such a secret.
         StoreError: nothing is known of the run.
     """
     plan = node.with_defaults(planned.plan)
@@ -150,6 +154,12 @@ async def begin(node: Node, planned: Planned, start: Start, report: Report | Non
         _check_data(needs, start, node.registry, plan.workflow)
     if node.payloads.codec is not None:
         refuse_keys(steps_of(plan.blocks))
+    if not node.payloads.hides:
+        refuse_secrets(plan.blocks, planned.constants)
+        refuse_secret(start.data, "the run's data")
+        if hash_ not in node.plain_plans:
+            refuse_secret_results(action_names(plan), node.registry)
+            node.plain_plans[hash_] = None
     given = await input_of(node.payloads, planned, start)
     head = RunHead(
         key=start.key,
