@@ -504,3 +504,54 @@ async def test_a_child_has_the_labels_of_its_caller_unless_it_says_otherwise(url
         assert (await run.row()).labels == {"team": "caller", "place": "north"}
         for child in ("p/child", "p/other"):
             assert (await app.run(child).row()).labels == {"team": "own", "place": "north"}
+
+
+@step(name="children:stood", break_before="look")
+def stood(left: int) -> int:
+    return left
+
+
+@workflow(name="children:inner-held")
+def inner_held(left: int) -> int:
+    return stood.bind(left)
+
+
+@workflow(name="children:below-held")
+def below_held(left: int) -> int:
+    return inner_held.options(id="inner", breakpoints=True).bind(left)
+
+
+@workflow(name="children:armed")
+def armed(left: int) -> list[Any]:
+    return [
+        below_held.options(id="armed", breakpoints=True).bind(left),
+        below_held.options(id="free").bind(left),
+        below_held.options(breakpoints=True).detached.options(id="aside").bind(left),
+    ]
+
+
+async def test_breakpoints_are_armed_in_a_child_where_its_call_says_so(url: str) -> None:
+    async with connect(url) as app:
+        run = await app.start(armed, 7, id="p", breakpoints=["look"])
+        assert await run.step("free", type=int, timeout=30) == 7
+        for child in ("p/armed/inner", "p/aside/inner"):
+            made = app.run(child)
+            await waits_at("stood", made, app)
+            assert await made.release("look") == 1
+
+        assert await run.result(timeout=30) == [7, 7, "p/aside"]
+        assert [point.armed for point in (await app.run("p/free/inner").inspect()).breakpoints] == [False]
+
+
+async def waits_at(step: str, run: Any, app: Any) -> None:
+    """Wait until a run is there and a step of it stands at a breakpoint."""
+    while not await app.find(run.id):
+        await asyncio.sleep(0)
+    async for _ in run.changes():
+        if any(point.state == "blocked" and point.address == step for point in (await run.inspect()).breakpoints):
+            return
+
+
+def test_the_option_for_breakpoints_is_a_truth_value() -> None:
+    with pytest.raises(TypeError, match="breakpoints='look': True arms what is armed in the run that calls"):
+        inner_held.options(breakpoints="look")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # wrong on purpose

@@ -62,6 +62,8 @@ class Row(msgspec.Struct, frozen=True):
     """What a rule decides by: the row that was just executed, and the state after its barrier.
 
     `step` counts rows from 0, `entry` how often this phase was entered; `lanes` are the values of its awaited cells.
+    `outcomes` says what became of each cell, by lane: its outcome, or `detached` if nobody waits for it. `phases` are
+    the ids of all phases of the block, in their order.
     """
 
     policy: str
@@ -72,3 +74,5 @@ class Row(msgspec.Struct, frozen=True):
     state: Mapping[str, Any]
     lanes: Mapping[str, Any]
     pending: Mapping[str, int] = {}
+    phases: tuple[str, ...] = ()
+    outcomes: Mapping[str, str] = {}

@@ -31,7 +31,7 @@ from treadle.core.inputs import AnyInput, Cancel, Outcome
 from treadle.core.opened import PAUSE, TEST
 from treadle.core.plan import Phase
 from treadle.core.progress import PhasesProgress
-from treadle.core.resolve import pending_of
+from treadle.core.resolve import outcomes_of, pending_of, phase_ids
 from treadle.core.state import RunState, ScopeState, StepState
 from treadle.core.tables import RUNNING, SUCCEEDED
 
@@ -90,7 +90,8 @@ class Execution:
         self.errors: dict[int, BaseException] = {}
         self.undo_errors: dict[int, BaseException] = {}
         self.decisions: list[DecisionMade] = []
-        self.pendings: list[dict[str, int]] = []
+        # The detached cells that had not ended at the last decision, by lane.
+        self.pending: dict[str, int] = {}
         self.tickets: list[Ticket] = []
         self._tickets: dict[int, Ticket] = {}
         self._ended: list[tuple[AnyInput, str]] = []
@@ -153,7 +154,7 @@ class Execution:
             elif kind is DecisionMade:
                 self.decisions.append(event)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # its kind is known
                 progress = self.progress
-                self.pendings.append(pending_of(self.run, progress) if progress.background else {})
+                self.pending = pending_of(self.run, progress) if progress.background else {}
         for number in decision.interrupts:
             live = self._live.get(number)
             if live is not None:
@@ -270,6 +271,8 @@ class Execution:
             _view(progress.state),
             _view(progress.previous),
             MappingProxyType(pending_of(self.run, progress)),
+            tuple(phase_ids(self.block)),
+            MappingProxyType(outcomes_of(self.run, row)),
         )
 
     def _test(self, task: Task) -> None:

@@ -118,6 +118,8 @@ class CallOptions(TypedDict, total=False):
     annotations: Mapping[str, str]
     dedup: str
     into: object
+    # Whether what is armed in the run that calls is armed in the run that is called.
+    breakpoints: bool
 
 
 class Chosen:

@@ -189,24 +189,31 @@ def _rows(execution: Execution) -> Generator[RowRun]:
     decisions = {made.step: made for made in execution.decisions}
     tickets = {(ticket.step, ticket.lane): ticket for ticket in execution.tickets}
     entries: dict[str, int] = {}
-    for state in run.states:
-        if not isinstance(state, ScopeState) or not isinstance(state.node.spec, Phase) or state.compensates is not None:
-            continue
+    rows = [
+        state
+        for state in run.states
+        if isinstance(state, ScopeState) and isinstance(state.node.spec, Phase) and state.compensates is None
+    ]
+    for place, state in enumerate(rows):
         phase = state.node.spec
+        assert isinstance(phase, Phase)
         entries[phase.id] = entry = entries.get(phase.id, 0) + 1
         lanes = tuple(_lane(run, execution, state, block.id, phase, tickets) for block in phase.blocks)
         made: DecisionMade | None = decisions.get(state.index)
         undo = state.undo.status if state.undo is not None else NONE
-        if made is None:
+        following = rows[place + 1] if place + 1 < len(rows) else None
+        # A row that was tried again was followed by nothing but itself.
+        if made is None or (following is not None and following.index == state.index):
             yield RowRun(phase.id, state.index, entry, lanes, {}, undo=undo)
             continue
-        pending = execution.pendings[execution.decisions.index(made)]
+        # What the next row saw is what there was when this one was decided, whatever has ended or begun since.
+        after = following.sight if following is not None else None
         yield RowRun(
             phase.id,
             state.index,
             entry,
             lanes,
-            pending,
+            dict(after.pending if after is not None else execution.pending),
             made.move,
             made.target,
             made.policy,

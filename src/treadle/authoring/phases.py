@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 # Options of a step function that hold for a cell in process too.
 _IN_PROCESS: Final = frozenset({"retry", "timeout", "delay", "optional"})
 # Paths of an expression that are not state or lanes are facts of the row.
-FACTS: Final = ("policy", "phase", "index", "step", "entry", "pending")
+FACTS: Final = ("policy", "phase", "index", "step", "entry", "pending", "phases", "outcomes")
 
 
 class Rule:

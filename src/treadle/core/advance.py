@@ -61,6 +61,8 @@ MAX_NAMED = 100
 
 def advance(run: RunState, decision: Decision, limits: Limits) -> None:
     """Look at everything that may go on, until nothing may or the decision is full."""
+    if run.awaits:
+        return
     frontier = run.frontier
     events = decision.events
     bound = len(events) + limits.events
@@ -262,7 +264,8 @@ def task_of(run: RunState, step: StepState, args: dict[str, Arg], key: str = "",
     if spec.annotations or run.reports:
         call = replace(call, progress=run.reports.get(node.number, ""), annotations=spec.annotations)
     if spec.child is not None:
-        made = ChildRun(child_key(run.key, node.address, step.generation), run.depth + 1, spec.child.detached)
+        key, called = child_key(run.key, node.address, step.generation), spec.child
+        made = ChildRun(key, run.depth + 1, called.detached, breakpoints=called.breakpoints)
         call = replace(call, child=made)
     return Task(
         run.key,
@@ -369,10 +372,10 @@ def cancel(run: RunState, decision: Decision, step: StepState, *, hard: bool) ->
     """Cancel a step that has no outcome; a hard cancel also interrupts what a worker executes of it."""
     number = step.node.number
     if step.tasked and hard:
-        decision.interrupts.append(number)
+        decision.interrupts += (number,)
     if number in run.calls and not run.cancelling:
         # A cancel of the run tells all children at once.
-        decision.posts.append((run.calls[number], Cancel(hard=hard)))
+        decision.posts += ((run.calls[number], Cancel(hard=hard)),)
     decision.settle(run, step, ev.StepCancelled(at=step.node.address, live=run.is_live(step)))
 
 

@@ -32,6 +32,8 @@ class ChildRun(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     unwind: int = 0
     again: bool = False
     made: bool = False
+    # Whether the breakpoints of its caller are armed in it.
+    breakpoints: bool = False
 
 
 class Call(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):

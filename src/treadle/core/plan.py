@@ -186,6 +186,8 @@ class Child(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
     # The step succeeds with the child's id as soon as the child is made, and does not stop it.
     detached: bool = False
+    # The breakpoints that are armed in the run that calls are armed in the child.
+    breakpoints: bool = False
 
 
 class Step(msgspec.Struct, frozen=True, gc=False, tag="step", tag_field="block", kw_only=True, omit_defaults=True):

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from treadle.core.addresses import encode_id
 from treadle.core.blocks import Spec
 from treadle.core.events import NULL, Arg, ArgList, ArgMap, Handle, Pick
 from treadle.core.graph import Node, link_output
@@ -231,7 +232,7 @@ def _resolve_variable(run: RunState, node: Node, constants: list[Handle], slot: 
 
 # What a cell is told of its place, and what a rule is (it stands outside of the rows) of what a row has left.
 _OF_CELLS = ("phase", "index", "step", "entry", "state", "previous", "pending")
-_OF_RULES = ("policy", "phase", "index", "step", "entry", "state", "lanes", "pending")
+_OF_RULES = ("policy", "phase", "index", "step", "entry", "state", "lanes", "pending", "phases", "outcomes")
 # What a compensating phase is told of the row that it compensates.
 _OF_COMPENSATIONS = ("phase", "index", "step", "entry", "state", "lanes")
 
@@ -250,6 +251,25 @@ def _phase_info(run: RunState, node: Node, name: str) -> Arg:
     return ArgMap({each: _fact(run, progress, row, each) for each in names})
 
 
+def outcomes_of(run: RunState, row: ScopeState) -> dict[str, str]:
+    """What became of the cells of a row, by lane; `detached` of those that nobody waits for."""
+    phase = row.node.spec
+    assert isinstance(phase, Phase)
+    found: dict[str, str] = {}
+    for block in phase.blocks:
+        cell = run.find(row.node, encode_id(block.id))
+        assert cell is not None
+        found[block.id] = "detached" if block.id in phase.detached else run.states[cell.number].status
+    return found
+
+
+def phase_ids(block: ScopeState) -> list[str]:
+    """The ids of a block's phases, in their order."""
+    spec = block.node.spec
+    assert isinstance(spec, Phases)
+    return [phase.id for phase in spec.phases]
+
+
 def _fact(run: RunState, progress: PhasesProgress, row: ScopeState | None, name: str) -> Arg:
     sight = row.sight if row is not None else None
     seen = progress if sight is None else sight
@@ -261,6 +281,9 @@ def _fact(run: RunState, progress: PhasesProgress, row: ScopeState | None, name:
         # By lane, those of earlier rows that have not ended.
         return handle_of(pending_of(run, progress) if sight is None else sight.pending)
     at = row if row is not None else progress.row
+    if name in ("phases", "outcomes"):
+        assert at is not None
+        return handle_of(phase_ids(at.around) if name == "phases" else outcomes_of(run, at))
     if at is not None and at.compensates is not None:
         at = at.compensates
     if at is None or at.sight is None:

@@ -344,7 +344,7 @@ class Node:
         self.worker.close()
         self.slots.close()
         hub, committer = self.hub, self.committer
-        waiting = [item for owned in self.engine.runs.values() for item in (owned.in_flight or []) + owned.pending]
+        waiting = [item for owned in self.engine.runs.values() for item in (*(owned.in_flight or ()), *owned.pending)]
 
         async def again() -> None:
             await committer.stop()

@@ -48,6 +48,7 @@ from treadle.runtime.run_analysis import RunAnalysis, analyse
 from treadle.runtime.undo import UndoOperations, reopened
 from treadle.runtime.why import Reason, why
 from treadle.runtime.why_capacity import look
+from treadle.runtime.why_turns import with_runs_before
 from treadle.store.base import Loaded, RunRow, StepRow
 
 R = TypeVar("R")
@@ -278,7 +279,8 @@ class Run(UndoOperations, EffectOperations, Generic[R]):
     async def why(self, step: str | None = None) -> list[Reason]:
         """Why the run, or one step, is not going on: each fence and each lack of capacity, by name."""
         loaded, node = await self.load(), self._node
-        return why(loaded, await look(node.read, node.reader, loaded, node.environment.clock.now()), step)
+        reasons = why(loaded, await look(node.read, node.reader, loaded, node.environment.clock.now()), step)
+        return await with_runs_before(node.read, node.reader, loaded.head.key, reasons)
 
     async def receipt(self, context: Mapping[str, str] | None = None) -> Document:
         """The plan with what happened, as a document; for open, failed and cancelled runs too."""

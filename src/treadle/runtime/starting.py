@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +23,12 @@ from treadle.core.addresses import check_id
 from treadle.core.events import Handle
 from treadle.core.plan import encode_plan, plan_hash
 from treadle.core.run_data import Need, needs_of
+from treadle.core.singletons import Enters
 from treadle.errors import DecodeError, DefinitionError, EncodeError, SlotError, UsageError
 from treadle.ports import PayloadCodec
 from treadle.runtime.coding import hidden_digest, refuse_keys, shown_digest, steps_of
 from treadle.runtime.payloads import Payloads, Row, plain_handle
-from treadle.store.base import Report, RunHead
+from treadle.store.base import Answer, Report, RunHead
 
 if TYPE_CHECKING:
     from treadle.runtime.node import Node
@@ -59,13 +60,15 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     # Labels of the run that calls this one; what the run itself is labelled with goes before them.
     inherited: dict[str, str] = {}
     metadata: dict[str, str] = {}
-    breakpoints: list[str] = []
+    breakpoints: Sequence[str] = ()
     # The run's data as the text of one JSON object ("" for none), and the names in it.
     data: str = ""
     names: list[str] = []
     dry_run: bool = False
     # What overrides the plan's word on what follows from a failure.
     on_failure: str = ""
+    # A name that one run at a time holds, until it is closed; "" for none.
+    singleton: str = ""
 
 
 class Input(msgspec.Struct, frozen=True):
@@ -135,10 +138,13 @@ def _digest(constants: list[Handle], data: Handle, start: Start) -> str:
     return hashlib.sha256(msgspec.json.encode(told)).hexdigest()[:32]
 
 
-async def begin(node: Node, planned: Planned, start: Start, report: Report | None = None) -> str:
-    """Make a run. Gives the store's answer: `committed`, `exists`, `refused`, ...
+async def begin(
+    node: Node, planned: Planned, start: Start, report: Report | None = None, enters: Enters = "take"
+) -> Answer:
+    """Make a run. Gives the store's answer.
 
-    With a report, the run is made only if that leased task is live, and the task ends in the same transaction.
+    With a report, the run is made only if that leased task is live, and the task ends in the same transaction. `enters`
+    is how it enters the line of its singleton.
 
     Raises:
         DefinitionError: the plan cannot run, needs data that the run does not have, or holds a secret that would be
@@ -154,6 +160,7 @@ async def begin(node: Node, planned: Planned, start: Start, report: Report | Non
         _check_data(needs, start, node.registry, plan.workflow)
     if node.payloads.codec is not None:
         refuse_keys(steps_of(plan.blocks))
+        _refuse_singleton(planned, start)
     if not node.payloads.hides:
         refuse_secrets(plan.blocks, planned.constants)
         refuse_secret(start.data, "the run's data")
@@ -183,19 +190,29 @@ async def begin(node: Node, planned: Planned, start: Start, report: Report | Non
         data_names=start.names,
         dry_run=start.dry_run,
         on_failure=start.on_failure,
+        singleton=start.singleton,
     )
-    future: asyncio.Future[str] = node.loop.create_future()
+    future: asyncio.Future[Answer] = node.loop.create_future()
 
-    def then(status: str, error: BaseException | None) -> None:
+    def then(answer: Answer, error: BaseException | None) -> None:
         if future.done():
             return
         if error is not None:
             future.set_exception(error)
         else:
-            future.set_result(status)
+            future.set_result(answer)
 
-    node.engine.start(head, plan, encoded, given.rows, then, report)
+    node.engine.start(head, plan, encoded, given.rows, then, report, enters)
     return await future
+
+
+def _refuse_singleton(planned: Planned, start: Start) -> None:
+    """Raise for a singleton whose key is read from arguments, which the payload codec encodes."""
+    if "/" in planned.singleton and start.singleton == planned.singleton:
+        raise DefinitionError(
+            f"the singleton key of workflow {planned.workflow!r} is read from its arguments, which the payload codec"
+            " encodes, and stores have to read it; give singleton= with the start, or use a store without a codec"
+        )
 
 
 def opening_time(now: float, delay: Duration | None, run_at: datetime | None) -> float:

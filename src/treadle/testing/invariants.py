@@ -50,12 +50,13 @@ ORDER: Final = "undo respects its order"
 UNDONE: Final = "a step acts after its undo state is stored, and an unwinding leaves no undo open"
 HOOKS: Final = "a committed boundary is told once, by the process that committed it"
 CALLS: Final = "a step that calls a run has the outcome of that run"
+TURNS: Final = "of the runs of a singleton one at a time starts anything"
 TRACE: Final = "equal seeds give equal traces"
 
 NAMES: Final = (
     VERSIONS, STORE, TOKENS, DURABLE, ONCE, CURRENT, OUTCOMES, SIGNALS, ERRORS, SLOTS, OWNERS, PROGRESS, CLOSED,
     LEFTOVERS, DELETED, FOLD, RESULTS, EFFECTS, BLOCKS, INSIDE, ROWS, ANSWERS, CALLERS, ORDER, UNDONE, HOOKS, CALLS,
-    TRACE,
+    TURNS, TRACE,
 )  # fmt: skip
 
 _STORE_ERRORS: Final[tuple[type[StoreError], ...]] = (StoreError, *StoreError.__subclasses__())
@@ -265,6 +266,9 @@ class Watch:
             self.fail(CURRENT, f"{where}: an attempt is open")
         journal.calls.discard(event.at)
         journal.attempts[event.at] = event.attempt
+        for name in journal.run.names:
+            if name.startswith("singleton:") and self.data.lines[name][0] != journal.run.key:
+                self.fail(TURNS, f"{where}: it is the turn of {self.data.lines[name]}")
         journal.open[event.at] = event.attempt
         journal.dispatched.add((event.at, event.generation, event.attempt))
         journal.handed[event.at, event.attempt] = journal.reports.get(event.at, "")
@@ -378,4 +382,6 @@ def leftovers(data: MemoryData) -> list[str]:
             found.append(f"run {run.head.id} ({run.status}) has tasks of steps {sorted(run.tasks)}")
         if run.inbox:
             found.append(f"run {run.head.id} ({run.status}) has inputs {list(run.inbox)}")
+        if run.names:
+            found.append(f"run {run.head.id} ({run.status}) is in the lines of {run.names}")
     return found

@@ -113,6 +113,9 @@ class SimReader:
     def queue_keys(self, queue: str, *, key: str | None = None, limit: int = 100) -> list[KeyRow]:
         return self._read("queue_keys", lambda: self._store.queue_keys(queue, key=key, limit=limit))
 
+    def line(self, name: str) -> list[str]:
+        return self._read("line", lambda: self._store.line(name))
+
     def committed(self, key: str, version: int) -> int | None:
         return self._read("committed", lambda: self._store.committed(key, version))
 

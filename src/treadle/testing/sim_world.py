@@ -57,7 +57,7 @@ from treadle.testing.sim_ports import (
     SimThreads,
     SimWakeups,
 )
-from treadle.testing.sim_shape import Critical, Host, Shape, where
+from treadle.testing.sim_shape import Critical, Host, Shape, singleton_of, where
 from treadle.testing.sim_store import SimStore
 from treadle.testing.sim_workload import AT_CHILDREN, LABELS, OBSERVER, SIGNALS, Act, RunSpec, Workload
 
@@ -305,13 +305,13 @@ class World:
 
     def _start(self, host: Host, spec: RunSpec, *, replace: bool = False, awaits: bool = False) -> None:
         async def work(app: App) -> None:
+            spec.planned.singleton = singleton_of(spec.at)
             run = await app.start(
                 spec.planned,
                 id=spec.id,
                 breakpoints=spec.breakpoints,
-                on_conflict="replace" if replace else "reuse",
+                on_conflict="replace" if replace else "queue" if spec.planned.singleton else "reuse",
                 delay=spec.delay,
-                # Without a draw of its own: other seeds' histories stay as they are.
                 deadline=spec.at % 20 + 2 if int(spec.at * 1000) % 8 == 0 else None,
             )
             key = await run.key()

@@ -20,10 +20,11 @@ from treadle.core.tables import RUNNING
 from treadle.errors import StoreUnavailableError
 from treadle.store.base import Answer, Append, Offer, Report
 from treadle.store.ledger import Gate
+from treadle.store.postgres import names
 from treadle.store.postgres.append_functions import END_TASK, STEER
 from treadle.store.postgres.arrays import big, bigs, chunks, ints, small, storable, texts, truth
 from treadle.store.postgres.connection import RaisedError, Statement, TakenBackError
-from treadle.store.postgres.functions import BEHIND, FENCED, LATE
+from treadle.store.postgres.functions import BEHIND, FENCED, HELD, LATE
 from treadle.store.postgres.group import NOBODY, AppendedRun, Group, Locked
 from treadle.store.postgres.limits import Entry, GatedError, Limits, RedefinedError
 from treadle.store.postgres.schema import LEASED
@@ -138,6 +139,9 @@ class Appends:
             # Of an append that something else forbids, that is what is told.
             verdicts, _ = self._examine(own, appends)
             return [verdict or Answer("full", queue=detail) for verdict in verdicts]
+        if said == HELD:
+            verdicts, _ = self._examine(own, appends)
+            return [verdict or Answer("held", holder=detail) for verdict in verdicts]
         if said == BEHIND:
             # Found out behind what the append itself does to waiting tasks, it would be found so again before that.
             writing.asked = _CONFIRMATIONS if raised else writing.asked + 1
@@ -170,6 +174,9 @@ class Appends:
             answers = self.limits.end(locked.facts, statements, at) if locked else self.limits.call(*statements)
         except RaisedError as error:
             return error.code, error.detail, True, group
+        if appends[0].names and (told := answers[len(statements) - 1]):
+            group.answers[0].told = told.decode().split(",")
+            answers[len(statements) - 1] = None
         answer = next(value for value in answers if value is not None and value != b"").decode()
         said, _, detail = answer.partition(" ")
         return (BEHIND if said == "behind" else said), detail, False, group
@@ -248,7 +255,7 @@ class Appends:
             statements.insert(0, (STEER.text(self.schema), [values[name] for name in STEER.names], STEER.types))
         if append.report is not None:
             statements.append(self._end_task(group, append.report))
-        return statements
+        return names.around(self.schema, run.n, append, statements) if append.names else statements
 
     def _end_task(self, group: Group, report: Report) -> Statement:
         values = {
@@ -408,4 +415,5 @@ class _Stored(NamedTuple):
 
 
 def _is_alone(append: Append) -> bool:
-    return append.hold is not None or append.revoke or append.report is not None or bool(append.interrupts)
+    steers = append.hold is not None or append.revoke or append.report is not None
+    return steers or bool(append.interrupts) or bool(append.names)

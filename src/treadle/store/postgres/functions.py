@@ -9,7 +9,8 @@ How they refuse
 - With an error of their own, which undoes what was written: TR000 as `lost`; TR001 a run is not as the client
   believes; TR002 a task was ended that waits, in a group; TR003 as `behind`, with what waits in the detail; TR004 a
   task that an append reports is not live; TR005 a task of a queue with limits is concerned, which the client has not
-  locked; TR006 the definitions of queues are others than the client knows.
+  locked; TR006 the definitions of queues are others than the client knows; TR007 another run holds a name, with
+  its key in the detail.
 
 All plans are generic, and made when the tables may be empty. So rows are changed one by one, by their key, in the order
 of the arrays; and where rows are joined, a LATERAL that cannot be flattened (`OFFSET 0`) says which are looked up for
@@ -39,6 +40,7 @@ BEHIND = "TR003"
 FENCED = "TR004"
 GATED = "TR005"
 REDEFINED = "TR006"
+HELD = "TR007"
 
 _TYPES = {
     "bigint": BIG,

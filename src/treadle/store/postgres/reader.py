@@ -24,6 +24,7 @@ from treadle.store.base import (
 from treadle.store.postgres.connection import Link, Record
 from treadle.store.postgres.health import examine
 from treadle.store.postgres.location import Location
+from treadle.store.postgres.names import LINE
 from treadle.store.queue_rows import key_rows, queue_rows
 from treadle.store.queues import KeyRow, QueueRow
 
@@ -291,6 +292,10 @@ class PostgresReader:
         """Keys of a queue's tasks, those with the most waiting ones first, or the one that is asked for."""
         found, buckets = self._link.read((KEYS, (queue, key, key, limit)), (BUCKETS, (queue,)))
         return key_rows(found, buckets, key)
+
+    def line(self, name: str) -> list[str]:
+        """Keys of the runs in the line of a name."""
+        return [key for (key,) in self._all(LINE, (name,))]
 
     def holders(self, queue: str, *, key: str | None = None, limit: int = 20) -> list[TaskRow]:
         """Leased tasks of a queue (or of one key in it), those that were leased first."""

@@ -21,7 +21,7 @@ Rules of the file
 from __future__ import annotations
 
 from treadle.errors import SchemaVersionError, StoreCorruptError, StoreError, StoreNotFoundError, StoreReadOnlyError
-from treadle.store.postgres import append_functions, claim_functions, limit_functions, task_functions
+from treadle.store.postgres import append_functions, claim_functions, limit_functions, names, task_functions
 from treadle.store.postgres.connection import Link
 
 # tasks.state
@@ -278,7 +278,15 @@ CREATE TYPE @candidate AS (
 """,
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_MIGRATION_1, _MIGRATION_2)
+_MIGRATION_3 = (
+    """
+-- When a blob was written or renewed last, by the server's clock; of those that are there that is not known.
+ALTER TABLE @blobs ADD COLUMN at double precision NOT NULL
+    DEFAULT extract(epoch FROM clock_timestamp())::double precision;
+""",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_MIGRATION_1, _MIGRATION_2, _MIGRATION_3, names.MIGRATION)
 VERSION = len(MIGRATIONS)
 
 # Those that this version calls. A function that calls others is behind them.
@@ -305,6 +313,8 @@ FUNCTIONS = (
     task_functions.ACQUIRE,
     task_functions.RELEASE,
     task_functions.ELECT,
+    names.HOLD_NAMES,
+    names.CHANGE_NAMES,
 )
 
 # A journal row's events, one a row. PostgreSQL refuses to read a null character in a text of theirs, legal as it is.

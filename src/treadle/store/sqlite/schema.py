@@ -254,7 +254,18 @@ CREATE TABLE shares (
 CREATE INDEX shares_turn ON shares (queue, priority, turn);
 """
 
-MIGRATIONS = (_MIGRATION_1, _MIGRATION_2, _MIGRATION_3, _MIGRATION_4)
+_MIGRATION_5 = """
+-- Runs in the lines of names; the one with the lowest place holds the name.
+CREATE TABLE names (
+    name TEXT NOT NULL,
+    place INTEGER NOT NULL,
+    run INTEGER NOT NULL,
+    PRIMARY KEY (name, place)
+) WITHOUT ROWID;
+CREATE INDEX names_run ON names (run);
+"""
+
+MIGRATIONS = (_MIGRATION_1, _MIGRATION_2, _MIGRATION_3, _MIGRATION_4, _MIGRATION_5)
 VERSION = len(MIGRATIONS)
 
 VIEWS = {
