@@ -139,6 +139,7 @@ class Node:
         # Plans that give no secrets, by their hash.
         self.plain_plans: dict[str, None] = {}
         self.closing = False
+        self.session = ""
         # The hungry worker has reason to believe that tasks wait in the store.
         self._hungry = False
         self._claiming = False

@@ -49,7 +49,8 @@ Promises
    counted are leases: whatever ends one (a report, an append, a postponement, a burial) makes room, and nothing else
    has to. Each lease, of any attempt, evaluation or undo, takes 1 of its buckets' allowance. A bucket is full at its
    first use; it is refilled by the time of the append or the `now` of the claim, never above the burst, never
-   backwards (one that is more than a minute ahead of that time begins anew), and it outlives the process. In a `fair`
+   backwards (one that is more than a minute ahead of that time begins anew), and it outlives the process; on a store
+   of several machines no other clock that is less than a minute ahead fills it. In a `fair`
    queue the keys with waiting tasks of one priority take turns: each gets its weight's share of the leases, none is
    passed over for ever, and a key's own tasks go by age. One that waited for nothing has saved up nothing. A task
    that must wait holds no other back: not one of another key, not one of another queue, and it takes no slot; a
