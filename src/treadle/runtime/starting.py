@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from treadle.runtime.node import Node
 
 
+# So many plans are known to give no secrets, before they are looked at again.
+PLAIN_PLANS = 1000
 # A time, or a duration from now.
 Deadline = Duration | datetime
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
@@ -166,6 +168,8 @@ async def begin(
         refuse_secret(start.data, "the run's data")
         if hash_ not in node.plain_plans:
             refuse_secret_results(action_names(plan), node.registry)
+            if len(node.plain_plans) >= PLAIN_PLANS:
+                node.plain_plans.clear()
             node.plain_plans[hash_] = None
     given = await input_of(node.payloads, planned, start)
     head = RunHead(
