@@ -94,7 +94,7 @@ class Secret(Generic[T]):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Secret):
             return NotImplemented
-        known: Secret[Any] = other
+        known: Any = other
         return self._name == known._name and bool(self._value == known._value)
 
     def __hash__(self) -> int:
@@ -106,8 +106,9 @@ class Secret(Generic[T]):
     @classmethod
     def __treadle_wrap__(cls, args: tuple[Any, ...], value: object) -> Secret[Any]:
         """The secret of a lifted value, of the declared type; a plain value that people wrote becomes one."""
-        secret: Secret[Any] = value if isinstance(value, Secret) else Secret(value)
-        return secret._converted(args[0]) if args and not secret.name else secret  # noqa: SLF001 - its own class
+        known: Any = value
+        secret: Secret[Any] = known if isinstance(value, Secret) else Secret(known)
+        return secret._converted(args[0]) if args and not secret.name else secret
 
     def _converted(self, declared: object) -> Secret[Any]:
         return Secret(converter(declared)(self._value))
