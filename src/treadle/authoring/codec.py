@@ -437,14 +437,9 @@ class _Lowerings(dict[type, Lowering]):
 _lowerings = _Lowerings()
 
 
-def register(kind: type, lowering: Lowering) -> None:
-    """Let a class of Treadle's own be encoded."""
-    _BASES[kind] = lowering
-
-
-def lower(value: Any, depth: int) -> Any:
-    """The tree of a part of a value; raises Refused."""
-    return _lowerings[type(value)](value, depth)
+def register(kind: type, lowering: Callable[[Callable[[Any, int], Any]], Lowering]) -> None:
+    """Let a class of Treadle's own be encoded; `lowering` is given that of the parts."""
+    _BASES[kind] = lowering(lambda value, depth: _lowerings[type(value)](value, depth))
 
 
 def _text(lowered: Any) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from treadle.authoring.adapters import TAG, tagged
-from treadle.authoring.codec import Refused, lower, register
+from treadle.authoring.codec import Lowering, Refused, register
 from treadle.authoring.conversion import converter
 from treadle.core.blocks import content_of, slots_of
 from treadle.core.graph import constants_of
@@ -92,9 +92,9 @@ class Secret(Generic[T]):
     __str__ = __repr__
 
     def __eq__(self, other: object) -> bool:
+        known: Any = other
         if not isinstance(other, Secret):
             return NotImplemented
-        known: Any = other
         return self._name == known._name and bool(self._value == known._value)
 
     def __hash__(self) -> int:
@@ -113,7 +113,7 @@ class Secret(Generic[T]):
     def _converted(self, declared: object) -> Secret[Any]:
         return Secret(converter(declared)(self._value))
 
-    def _lowered(self, depth: int) -> Any:
+    def _lowered(self, lower: Lowering, depth: int) -> Any:
         return lower(self._value, depth)
 
 
@@ -140,13 +140,16 @@ def looked_up(name: str) -> object:
 # -- storing -----------------------------------------------------------------------------------------------------------
 
 
-def _lower(value: Secret[Any], depth: int) -> Any:
-    if value.name:
-        return tagged("secret_name", value.name)
-    if not _storing.get():
-        raise Refused(_ADVICE)
-    # Not revealed: what is only stored need not be masked.
-    return tagged("secret", value._lowered(depth + 2))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+def _lowering(lower: Lowering) -> Lowering:
+    def lower_secret(value: Secret[Any], depth: int) -> Any:
+        if value.name:
+            return tagged("secret_name", value.name)
+        if not _storing.get():
+            raise Refused(_ADVICE)
+        # Not revealed: what is only stored need not be masked.
+        return tagged("secret", value._lowered(lower, depth + 2))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # its own module
+
+    return lower_secret
 
 
 def with_secrets(encode: Callable[[Any], str], value: object) -> str:
@@ -271,4 +274,4 @@ class _Masking(logging.Filter):
 for _name in ("treadle.step", "treadle.output"):
     logging.getLogger(_name).addFilter(_Masking())
 
-register(Secret, _lower)
+register(Secret, _lowering)

@@ -82,6 +82,8 @@ class Payloads:
         self._in_reader = in_reader
         # Stored values that parts are taken from, such as a gather's items; never changed.
         self._trees: dict[tuple[str, Handle], object] = {}
+        # Plans that give no secrets, by their hash.
+        self.plain_plans: dict[str, None] = {}
         self._reading: dict[tuple[str, Handle], asyncio.Future[None]] = {}
 
     def text(self, value: object) -> str:

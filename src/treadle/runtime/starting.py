@@ -166,11 +166,11 @@ async def begin(
     if not node.payloads.hides:
         refuse_secrets(plan.blocks, planned.constants)
         refuse_secret(start.data, "the run's data")
-        if hash_ not in node.plain_plans:
+        if hash_ not in node.payloads.plain_plans:
             refuse_secret_results(action_names(plan), node.registry)
-            if len(node.plain_plans) >= PLAIN_PLANS:
-                node.plain_plans.clear()
-            node.plain_plans[hash_] = None
+            if len(node.payloads.plain_plans) >= PLAIN_PLANS:
+                node.payloads.plain_plans.clear()
+            node.payloads.plain_plans[hash_] = None
     given = await input_of(node.payloads, planned, start)
     head = RunHead(
         key=start.key,
