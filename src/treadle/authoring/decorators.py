@@ -35,7 +35,7 @@ from treadle.authoring.registry import Definition, Registry, WorkflowDefinition,
 from treadle.authoring.signatures import Signature
 from treadle.authoring.streams import Results, does_yield
 from treadle.authoring.undo import Declared, UndoDefinition
-from treadle.core.plan import Child
+from treadle.core.plan import UNLIMITED, Child
 from treadle.errors import DefinitionError, DefinitionErrors, SlotError, UsageError
 
 P = ParamSpec("P")
@@ -158,7 +158,7 @@ class WorkflowFunction(Generic[P, R]):
     def __init__(self, definition: WorkflowDefinition) -> None:
         _look_like(self, definition.function)
         self.definition: Final = definition
-        self.chosen = Chosen({"child": Child()}, {})
+        self.chosen = Chosen({"child": Child(), "queue": UNLIMITED}, {})
 
     def bind(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Plan a step that is a run of this workflow: a child of the run that holds the step.
