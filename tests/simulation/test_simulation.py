@@ -25,7 +25,7 @@ from treadle.runtime.observers import Observers
 from treadle.runtime.owned import Owned, Pending
 from treadle.runtime.slots import Slots
 from treadle.runtime.sweeper import Sweeper
-from treadle.store.base import Report
+from treadle.store.base import Answer, Report
 from treadle.store.memory import MemoryStore
 from treadle.testing import invariants
 from treadle.testing.scenarios import Ask, Scenario, everywhere
@@ -132,10 +132,9 @@ def test_a_start_that_is_told_before_its_commit_is_found(monkeypatch: pytest.Mon
 def plant_a_hasty_start(monkeypatch: pytest.MonkeyPatch) -> None:
     start: Any = Engine.start
 
-    def hasty(self: Engine, *given: Any, **more: Any) -> None:
-        *facts, then, report = given
-        then("committed", None)
-        start(self, *facts, lambda _status, _error: None, report, **more)
+    def hasty(self: Engine, head: Any, plan: Any, encoded: bytes, rows: Any, then: Any, *more: Any) -> None:
+        then(Answer("committed"), None)
+        start(self, head, plan, encoded, rows, lambda _answer, _error: None, *more)
 
     monkeypatch.setattr(Engine, "start", hasty)
 
