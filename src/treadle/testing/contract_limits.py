@@ -380,7 +380,6 @@ class DefinitionsContract:
 
         assert [answer.status for answer in answers] == ["committed", "committed", "full", "full"]
 
-
     def test_tasks_of_a_held_run_count_for_the_length_after_a_claim_has_met_them(self, make_store: MakeStore) -> None:
         one = Party(make_store(), "one")
         one.store.set_queues([QueueChange(name="default", defined=QueueLimits(length=2))], NOW)
