@@ -28,7 +28,7 @@ _numbers = itertools.count(1)
 _spare: list[str] = []
 _TABLES = (
     "plans", "runs", "heads", "labels", "journal", "steps", "tasks", "payloads", "blobs", "inbox", "sessions", "roles",
-    "tombstones",
+    "tombstones", "queues", "buckets", "turns", "shares", "names",
 )  # fmt: skip
 
 

@@ -50,6 +50,7 @@ from treadle.errors import (
     InternalError,
     LeaseLostError,
     MissingExtraError,
+    MissingKeyError,
     NotCompensable,
     Permanent,
     PhasesFailedError,
@@ -95,12 +96,14 @@ from treadle.errors import (
 
 if TYPE_CHECKING:
     from treadle.authoring.outcomes import LaneRun, PhasesCancelled, PhasesResult, RowRun, Ticket
+    from treadle.ports import PayloadCodec
     from treadle.runtime.artifacts import ArtifactStream
     from treadle.runtime.blocking import BlockingApp, BlockingRun
     from treadle.runtime.client import App
     from treadle.runtime.collecting import Collected
     from treadle.runtime.cycles import Cycle
     from treadle.runtime.documents import keep_receipt, load_document, plan_document, save_document
+    from treadle.runtime.encryption import Encryption
     from treadle.runtime.hooks import Boundary, Hooks
     from treadle.runtime.middleware import Next, StepCall
     from treadle.runtime.outcomes import StepOutcome
@@ -121,10 +124,12 @@ _LATER = {
     "Boundary": "runtime.hooks",
     "Collected": "runtime.collecting",
     "Cycle": "runtime.cycles",
+    "Encryption": "runtime.encryption",
     "Forecast": "runtime.run_analysis",
     "Hooks": "runtime.hooks",
     "LaneRun": "authoring.outcomes",
     "Next": "runtime.middleware",
+    "PayloadCodec": "ports",
     "PhasesCancelled": "authoring.outcomes",
     "PhasesResult": "authoring.outcomes",
     "Queue": "runtime.queues",
@@ -180,6 +185,7 @@ __all__ = [
     "DocumentVersionError",
     "DuplicateStepError",
     "EncodeError",
+    "Encryption",
     "ExpressionError",
     "ExpressionSyntaxError",
     "FROM_DATA",
@@ -190,10 +196,12 @@ __all__ = [
     "LaneRun",
     "LeaseLostError",
     "MissingExtraError",
+    "MissingKeyError",
     "Next",
     "NotCompensable",
     "Package",
     "Patch",
+    "PayloadCodec",
     "Permanent",
     "Phase",
     "Phases",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from treadle.authoring.projections import Projection
     from treadle.authoring.registry import Registry
     from treadle.opening import Place
-    from treadle.ports import Clock, Elector
+    from treadle.ports import Clock, Elector, PayloadCodec
     from treadle.runtime.blocking import BlockingApp
     from treadle.runtime.client import App
     from treadle.runtime.hooks import Hooks
@@ -122,6 +122,7 @@ def connect(
     projections: Sequence[Projection | str] = (),
     rebuild: bool = False,
     retention: Retention | None = None,
+    codec: PayloadCodec | str | None = None,
     clock: Clock | None = None,
     settings: Settings | None = None,
 ) -> Opening:
@@ -139,7 +140,8 @@ def connect(
     processes; an operator's go before. `targets` are names, or a function that tells them, for which it executes steps
     that are placed there. `artifacts` is where artifacts and large values are kept: a directory, or a URL with the
     extra `objects`; by default beside the store's file. `projections` are read models, besides those of the packages;
-    `rebuild` makes their tables anew. `retention` deletes closed runs by and by; `clock` is another than the machine's.
+    `rebuild` makes their tables anew. `retention` deletes closed runs by and by. `codec` encodes what is stored: an
+    `Encryption`, or where its keys are (`file:PATH`, `env:NAME`, an entry point). `clock` replaces the machine's.
 
     Raises:
         UsageError: a hook is no `Hooks`, or a middleware is no coroutine function.
@@ -150,6 +152,8 @@ def connect(
 
     brought: list[Package] = opening.plugins().packages_of(packages) if packages else []
     known = opening.registry_of(registry, actions)
+    wide: dict[str, Any] = {"elector": elector, "queues": queues, "retention": retention, "codec": codec}
+    wide.update(hooks=hooks, middleware=middleware, targets=targets)
     chosen = settings or opening.settings_of(
         worker=worker,
         slots=slots,
@@ -157,14 +161,9 @@ def connect(
         worker_id=worker_id,
         lease=lease,
         retry=retry,
-        hooks=hooks,
-        middleware=middleware,
         packages=brought,
         package_settings=package_settings or {},
-        elector=elector,
-        queues=queues,
-        targets=targets,
-        retention=retention,
+        **wide,
     )
     found = opening.projections_of(projections, brought)
     more: dict[str, Any] = {"artifacts": artifacts, "clock": clock, "projections": found, "rebuild": rebuild}

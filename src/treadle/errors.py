@@ -23,6 +23,7 @@
     ├─ SigningError           a key or a signer that does not work
     ├─ MissingExtraError      what was asked needs a package that is not installed
     ├─ PluginError            an entry point that is not there, or cannot be loaded
+    ├─ MissingKeyError        a stored value is encoded with a key that this process does not have
     ├─ UnregisteredStepError  this process has no function of that name
     └─ InternalError          a broken invariant of ours: the run is held, never guessed on
 
@@ -462,6 +463,22 @@ class PluginError(TreadleError, ImportError):
     code = "plugin"
 
 
+class MissingKeyError(TreadleError):
+    """A stored value is encoded with a key that this process does not have; give it the key `key_id`.
+
+    Nothing is lost: a step that needs the value waits for a worker that has the key.
+    """
+
+    code = "missing_key"
+
+    def __init__(self, key_id: str) -> None:
+        self.key_id = key_id
+        super().__init__(
+            f"a stored value is encoded with key {key_id!r}, which is not here; add it to the keys of this process"
+            " (connect's codec=, TREADLE_CODEC)"
+        )
+
+
 class UnregisteredStepError(TreadleError):
     """This process has no function of that name; start a worker with the module that defines it."""
 
@@ -506,6 +523,7 @@ EXIT_CODES: dict[str, int] = {
     "store_url": 2,
     "extra_missing": 2,
     "plugin": 2,
+    "missing_key": 2,
     "definition_invalid": 3,
     "cycle": 3,
     "duplicate_step": 3,

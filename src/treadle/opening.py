@@ -15,10 +15,11 @@ from treadle.authoring.packages import Package, check_packages
 from treadle.authoring.projections import Projection, check_projections
 from treadle.authoring.registry import Registry, default_registry
 from treadle.errors import StoreUrlError
-from treadle.ports import Clock, Environment, Ids, Wakeups
+from treadle.ports import Clock, Environment, Ids, PayloadCodec, Wakeups
 from treadle.runtime.builtins import with_builtins
 from treadle.runtime.client import App
 from treadle.runtime.clock import RandomIds, SystemClock
+from treadle.runtime.coding import opener
 from treadle.runtime.hooks import Hooks, check_hooks
 from treadle.runtime.middleware import Middleware, check_middleware
 from treadle.runtime.node import Node, Settings
@@ -49,6 +50,7 @@ def settings_of(
     queues: Sequence[Queue],
     targets: Targets,
     retention: Retention | None,
+    codec: PayloadCodec | str | None,
     **more: Any,
 ) -> Settings:
     """The settings of a node, as `connect` was given them, checked."""
@@ -66,8 +68,17 @@ def settings_of(
         queues=changes_of(queues) if queues else (),
         targets=check_targets(targets),
         retention=None if retention is None else rule_of(retention),
+        codec=None if codec is None else _codec_of(codec),
         **more,
     )
+
+
+def _codec_of(given: PayloadCodec | str) -> PayloadCodec | None:
+    """The payload codec that is given or named."""
+    # What looks for keys is imported where there are any.
+    from treadle.runtime.encryption import codec_of
+
+    return codec_of(given)
 
 
 def registry_of(registry: Registry | None, actions: str | Sequence[str]) -> Registry:
@@ -166,7 +177,7 @@ async def open_app(
 ) -> App:
     """Open a store and begin a session on it; see `connect`."""
     clock, ids = clock or SystemClock(), RandomIds()
-    parts = _parts(url, clock, ids, settings.lease_seconds / 3)
+    parts = _parts(url, clock, ids, settings)
     blobs = parts.blobs if artifacts is None else blobs_of(artifacts)
     parts.store.open(create=create)
     beside = _Beside()
@@ -228,8 +239,9 @@ def _live(projections: Mapping[str, Projection], store: Store, *, rebuild: bool)
     return live
 
 
-def _parts(url: str, clock: Clock, ids: Ids, renew_seconds: float) -> StoreParts:
+def _parts(url: str, clock: Clock, ids: Ids, settings: Settings) -> StoreParts:
     """What a URL stands for."""
+    renew_seconds = settings.lease_seconds / 3
     scheme = url.partition(":")[0]
     if scheme == "memory":
         from treadle.store.blobs import MemoryBlobs
@@ -243,6 +255,8 @@ def _parts(url: str, clock: Clock, ids: Ids, renew_seconds: float) -> StoreParts
         from treadle.store.sqlite import SqliteStore
 
         sqlite, reader = SqliteStore.from_url(url), _ReaderThread()
+        if settings.codec is not None:
+            sqlite.opened = opener(settings.codec)
         blobs = DirectoryBlobs(f"{sqlite.path}-blobs")
         return StoreParts(sqlite, blobs, threaded, DatagramWakeups(ids.key()), reader.run, reader.close)
     if scheme in ("postgresql", "postgres"):

@@ -78,6 +78,36 @@ class Elector(Protocol):
         ...
 
 
+class PayloadCodec(Protocol):
+    """What stands between a value's JSON text and the store, such as encryption. Usable from any thread.
+
+    `context` says what the bytes are a part of; what was encoded in one context is decoded in it alone.
+    """
+
+    @property
+    def key_id(self) -> str:
+        """What new values are encoded with, as handles name it: 1 to 64 letters, digits and `.`, `_`, `-`."""
+        ...
+
+    @property
+    def hides(self) -> bool:
+        """Whether nobody reads a value without a key: then it may hold secrets."""
+        ...
+
+    def encode(self, data: bytes, context: bytes, repeats: str = "") -> bytes:
+        """Encode. With `repeats`, equal data give equal bytes wherever that text is the same."""
+        ...
+
+    def decode(self, key_id: str, data: bytes, context: bytes) -> bytes:
+        """What was encoded with a key.
+
+        Raises:
+            MissingKeyError: there is no key of this id here.
+            StoreCorruptError: the bytes are not those that were encoded.
+        """
+        ...
+
+
 class Environment:
     """All ports of one node."""
 

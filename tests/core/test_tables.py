@@ -81,6 +81,8 @@ RUN_EVENTS: dict[str, ev.AnyEvent] = {
     "cancel_requested": ev.CancelRequested(),
     "paused": ev.Paused(hold=3),
     "resumed": ev.Resumed(),
+    "name_taken": ev.NameTaken(name="n"),
+    "turn_came": ev.TurnCame(name="n"),
     **{f"run_settled:{outcome}": ev.RunSettled(outcome=outcome) for outcome in sorted(OUTCOMES)},
     "steps_reopened": ev.StepsReopened(at=[]),
     "unwinding_started": ev.UnwindingStarted(),

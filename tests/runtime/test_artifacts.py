@@ -41,9 +41,16 @@ from treadle.store.blobs import DirectoryBlobs, MemoryBlobs
 BIG = os.urandom(3 * 1024 * 1024 + 17)
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return "memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/app.db?sync=normal"
+@pytest.fixture(params=["memory", "sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param != "postgres":
+        yield "memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/app.db?sync=normal"
+        return
+    server = request.getfixturevalue("postgres_server")
+    from tests.postgres_kit import empty_schema, url_of
+
+    with empty_schema() as schema:
+        yield url_of(server, schema)
 
 
 @step(name="art:page")

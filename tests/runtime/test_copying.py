@@ -7,11 +7,12 @@ import itertools
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.nats_kit import new_name
 from tests.runtime.copying_target import registry, signalled
 
 from treadle import App, ConflictError, StoreUnavailableError, connect
@@ -26,6 +27,7 @@ from treadle.store.blob_port import Blobs
 from treadle.store.blobs import MemoryBlobs
 from treadle.store.committer import InlineDriver
 from treadle.store.memory import MemoryStore
+from treadle.store.queues import QueueChange, QueueLimits
 from treadle.store.sqlite import SqliteStore
 from treadle.testing.faulty_store import FaultyStore
 
@@ -198,3 +200,88 @@ async def test_an_id_that_is_taken_in_the_target_is_refused(source: str) -> None
         await new.start(signalled, id="held")
         with pytest.raises(ConflictError, match="another run of the id 'held'"):
             await old.copy_to(new)
+
+
+@pytest.fixture
+def make(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[[str], Store]]:
+    """A new store of a kind."""
+    with contextlib.ExitStack() as stack:
+
+        def new(kind: str) -> Store:
+            store: Store
+            if kind == "memory":
+                store = MemoryStore()
+            elif kind == "sqlite":
+                store = SqliteStore(tmp_path / f"{len(list(tmp_path.iterdir()))}.db")
+            elif kind == "nats":
+                from treadle.store.nats import NatsStore
+
+                server = request.getfixturevalue("nats_server")
+                store = NatsStore.from_url(f"{server.url}/{new_name()}")
+            else:
+                request.getfixturevalue("postgres_server")
+                from tests.postgres_kit import empty_schema, shared_server, url_of
+
+                from treadle.store.postgres import PostgresStore
+
+                store = PostgresStore.from_url(url_of(shared_server(), stack.enter_context(empty_schema())))
+            store.open()
+            stack.callback(store.close)
+            return store
+
+        yield new
+
+
+KINDS = [
+    "memory",
+    "sqlite",
+    pytest.param("postgres", marks=pytest.mark.postgres),
+    pytest.param("nats", marks=pytest.mark.nats),
+]
+
+
+@pytest.mark.parametrize("old", KINDS)
+@pytest.mark.parametrize("new", KINDS)
+async def test_limits_words_of_operators_and_pauses_go_along(make: Callable[[str], Store], old: str, new: str) -> None:
+    source, target = make(old), make(new)
+    limits = QueueLimits(concurrency=2, rate=0.5, burst=3, key_rate=2.0, fair=True, weights={"a": 2.0}, length=9)
+    source.set_queues(
+        [
+            QueueChange(name="programs", defined=limits),
+            QueueChange(name="both", defined=limits, override=QueueLimits(concurrency=7)),
+            QueueChange(name="operators", paused=True),
+        ],
+        0.0,
+    )
+    target.set_queues([QueueChange(name="both", override=QueueLimits(rate=1.0), paused=True)], 0.0)
+    target.set_queues([QueueChange(name="own", paused=True)], 0.0)
+
+    async with await on(source) as one, await on(target) as other:
+        report = await one.copy_to(other)
+        again = await one.copy_to(other)
+
+        def told(store: Store) -> list[Any]:
+            return [(row.name, row.defined, row.override, row.paused) for row in store.queues(0.0)]
+
+        assert told(target) == sorted([*told(source), ("own", None, None, True)])
+    assert (report.queues, report.differing) == (3, {})
+    assert (again.differing, told(target)[-2:]) == ({}, told(target)[-2:])
+
+
+async def test_runs_that_wait_in_a_queue_that_is_full_are_copied_all_the_same() -> None:
+    source, target = MemoryStore(), MemoryStore()
+
+    def change(length: int | None) -> None:
+        override = None if length is None else QueueLimits(length=length)
+        source.set_queues([QueueChange(name="default", defined=QueueLimits(length=2), override=override)], 0.0)
+
+    async with await on(source) as old, await on(target) as new:
+        for number in range(6):
+            change(9)
+            await old.start(signalled, id=f"run-{number}")
+            change(None)
+
+            assert (await old.copy_to(new)).differing == {}
+
+        (row,) = target.queues(0.0)
+        assert (row.waiting, row.limits) == (6, QueueLimits(length=2))

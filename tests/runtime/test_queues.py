@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -42,21 +44,31 @@ def _fresh() -> None:
     most.clear()
 
 
-async def test_never_more_run_than_the_limits_allow_and_all_come_to_their_end(tmp_path) -> None:
-    for url in ("memory://", f"sqlite:///{tmp_path / 'runs.db'}?sync=normal"):
-        most.clear()
-        async with connect(url, queues=[Queue("limited", concurrency=5, key_concurrency=2, fair=True)]) as app:
-            run = await app.start(touch_all, 60)
+@pytest.fixture(params=["memory", "sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param != "postgres":
+        yield "memory://" if request.param == "memory" else f"sqlite:///{tmp_path / 'runs.db'}?sync=normal"
+        return
+    server = request.getfixturevalue("postgres_server")
+    from tests.postgres_kit import empty_schema, url_of
 
-            assert await run.result() == list(range(60))
-
-        assert most[""] <= 5
-        assert max(count for name, count in most.items() if name) <= 2
-        assert most[""] > 1
+    with empty_schema() as schema:
+        yield url_of(server, schema)
 
 
-async def test_a_paused_queue_goes_on_when_it_is_resumed() -> None:
-    async with connect("memory://") as app:
+async def test_never_more_run_than_the_limits_allow_and_all_come_to_their_end(url: str) -> None:
+    async with connect(url, queues=[Queue("limited", concurrency=5, key_concurrency=2, fair=True)]) as app:
+        run = await app.start(touch_all, 60)
+
+        assert await run.result() == list(range(60))
+
+    assert most[""] <= 5
+    assert max(count for name, count in most.items() if name) <= 2
+    assert most[""] > 1
+
+
+async def test_a_paused_queue_goes_on_when_it_is_resumed(url: str) -> None:
+    async with connect(url) as app:
         await app.change_queue(QueueChange(name="limited", paused=True))
         run = await app.start(touch_all, 3)
         (row,) = await app.queues()
@@ -67,8 +79,8 @@ async def test_a_paused_queue_goes_on_when_it_is_resumed() -> None:
         assert await run.result() == [0, 1, 2]
 
 
-async def test_a_run_for_a_full_queue_is_refused_and_may_be_started_later() -> None:
-    async with connect("memory://", queues=[Queue("limited", length=2)]) as app:
+async def test_a_run_for_a_full_queue_is_refused_and_may_be_started_later(url: str) -> None:
+    async with connect(url, queues=[Queue("limited", length=2)]) as app:
         await app.change_queue(QueueChange(name="limited", paused=True))
         first = await app.start(touch_all, 2)
 

@@ -28,6 +28,7 @@ from treadle.store.base import Report
 from treadle.store.memory import MemoryStore
 from treadle.testing import invariants
 from treadle.testing.scenarios import Ask, Scenario, everywhere
+from treadle.testing.sim_codec import encodes
 from treadle.testing.sim_faults import KINDS
 from treadle.testing.sim_workload import INSTANTS
 from treadle.testing.simulation import SimulationFailed, explain, main, run_seed, shrink, simulate
@@ -325,3 +326,10 @@ def test_what_a_users_program_asserts_is_reported() -> None:
 
     with pytest.raises(SimulationFailed, match="AssertionError"):
         simulate(program, seeds=range(1), registry=own)
+
+
+def test_in_some_worlds_values_are_encoded_and_nodes_lack_a_key_until_the_trouble_is_over() -> None:
+    seeds = [seed for seed in range(100, 200) if encodes(seed)]
+
+    assert len(seeds) > 10
+    simulate(seeds=seeds)

@@ -6,8 +6,10 @@ import errno
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,15 +19,37 @@ from treadle.store.blobs import DirectoryBlobs, MemoryBlobs
 from treadle.store.nats import NatsStore
 
 
-@pytest.fixture(params=["memory", "directory", pytest.param("nats", marks=pytest.mark.nats)])
+@pytest.fixture(
+    params=[
+        "memory",
+        "directory",
+        pytest.param("postgres", marks=pytest.mark.postgres),
+        pytest.param("nats", marks=pytest.mark.nats),
+    ]
+)
 def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Blobs]:
     if request.param == "nats":
         store = NatsStore.from_url(request.getfixturevalue("nats_url"))
         store.open()
         yield store.blobs()
         store.close()
+    elif request.param == "postgres":
+        yield from postgres_blobs(request.getfixturevalue("postgres_server"))
     else:
         yield MemoryBlobs() if request.param == "memory" else DirectoryBlobs(tmp_path / "deep" / "blobs")
+
+
+def postgres_blobs(server: Any) -> Iterator[Blobs]:
+    # Imported here, since neither may exist for this platform.
+    from tests.postgres_kit import empty_schema, url_of
+
+    from treadle.store.postgres import PostgresStore
+
+    with empty_schema() as schema:
+        store = PostgresStore.from_url(url_of(server, schema))
+        store.open()
+        yield store.blobs()
+        store.close()
 
 
 def files_of(path: Path) -> list[str]:
@@ -159,3 +183,42 @@ def test_a_file_in_the_place_of_the_directory_is_a_store_error(tmp_path: Path) -
 
     with pytest.raises(StoreError, match="blobs"):
         DirectoryBlobs(tmp_path / "blobs").put(b"data")
+
+
+def test_old_blobs_are_listed_and_go_unless_they_are_young_again(blobs: Blobs) -> None:
+    digest, other = blobs.put(b"x" * 10_000), blobs.put(b"other")
+    # Whatever clock the blobs go by, it is not a minute away.
+    past, future = time.time() - 60, time.time() + 60
+
+    assert list(blobs.old(past)) == []
+    assert sorted(blobs.old(future)) == sorted([(digest, 10_000), (other, 5)])
+    assert not blobs.remove(digest, past)
+    assert blobs.get(digest) == b"x" * 10_000
+    assert blobs.remove(digest, future)
+    assert not blobs.remove(digest, future)
+    assert not blobs.renew(digest)
+    assert list(blobs.old(future)) == [(other, 5)]
+    assert blobs.put(b"x" * 10_000) == digest
+    assert blobs.renew(digest)
+
+
+@pytest.mark.postgres
+def test_whoever_writes_a_blob_in_postgresql_again_or_renews_it_keeps_it(postgres_server: Any) -> None:
+    from tests.postgres_kit import empty_schema, query, url_of
+
+    from treadle.store.postgres import PostgresStore
+
+    with empty_schema() as schema:
+        store = PostgresStore.from_url(url_of(postgres_server, schema))
+        store.open()
+        blobs = store.blobs()
+        written, renewed, neither = (blobs.put(data) for data in (b"written", b"renewed", b"neither"))
+        query(postgres_server, f"UPDATE {schema}.blobs SET at = at - 7200")
+        before = time.time() - 3600
+
+        assert blobs.put(b"written") == written
+        assert blobs.renew(renewed)
+
+        assert list(blobs.old(before)) == [(neither, 7)]
+        assert [blobs.remove(digest, before) for digest in (written, renewed, neither)] == [False, False, True]
+        store.close()

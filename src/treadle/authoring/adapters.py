@@ -315,6 +315,10 @@ def _lift_bytes(text: str) -> bytes:
     return base64.b64decode(text, validate=True)
 
 
+def _refuse_hidden(key_id: str) -> Any:
+    raise DecodeError(f"it is hidden: the run has it encoded with key {key_id!r}; plan the workflow anew")
+
+
 _LIFTS: dict[str, Callable[[Any], Any]] = {
     "int": _lift_int,
     "float": float,
@@ -333,4 +337,5 @@ _LIFTS: dict[str, Callable[[Any], Any]] = {
     "set": _lift_set(set),
     "frozenset": _lift_set(frozenset),
     "dict": _lift_dict,
+    "hidden": _refuse_hidden,
 }

@@ -21,6 +21,7 @@ import msgspec
 
 from treadle.authoring.bound import UNSET, Action, Bound, Condition, Named, Node, Signalled, this_frame
 from treadle.authoring.codec import Adapter, adapter
+from treadle.authoring.conflicts import OnConflict
 from treadle.authoring.drafts import draft, draft_arguments
 from treadle.authoring.options import (
     NOTHING,
@@ -87,10 +88,11 @@ class About(msgspec.Struct):
 class Planned:
     """A workflow's plan, ready to run: the graph, its constants (JSON texts, by number), the result's adapter.
 
-    `about` is what `describe_run` said while it was planned.
+    `about` is what `describe_run` said while it was planned; `singleton` the name that its run is to hold ("": none),
+    and `on_conflict` what a start does about another one that holds it, unless it says so itself.
     """
 
-    __slots__ = ("about", "constants", "plan", "result", "workflow")
+    __slots__ = ("about", "constants", "on_conflict", "plan", "result", "singleton", "workflow")
 
     def __init__(self, plan: Plan, constants: list[str], result: Adapter, about: About | None = None) -> None:
         self.plan = plan
@@ -98,6 +100,8 @@ class Planned:
         self.workflow = plan.workflow
         self.result = result
         self.about = about if about is not None else About()
+        self.singleton = ""
+        self.on_conflict: OnConflict | None = None
 
     def __repr__(self) -> str:
         return f"<plan of {self.workflow!r}: {len(self.plan.blocks)} blocks, {len(self.constants)} constants>"

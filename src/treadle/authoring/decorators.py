@@ -12,6 +12,7 @@ import msgspec
 
 from treadle.authoring.bound import UNSET, this_frame
 from treadle.authoring.builder import PlanBuilder, Planned, ask, current_builder, plan_call, raise_all
+from treadle.authoring.conflicts import OnConflict, checked_key, key_from, name_of, on_conflict_of
 from treadle.authoring.drafts import literal
 from treadle.authoring.durations import Duration
 from treadle.authoring.isolation import Process, isolation_of
@@ -191,7 +192,7 @@ class WorkflowFunction(Generic[P, R]):
         values, changed = self._checked(args, kwargs)
         if changed:
             return plan_from(definition, values)
-        return _plan(definition, lambda: definition.function(*args, **kwargs))
+        return _plan(definition, values, lambda: definition.function(*args, **kwargs))
 
     def _checked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], bool]:
         """The arguments by parameter, converted to what the annotations say, and whether any was."""
@@ -284,10 +285,10 @@ class _Detached:
 
 def plan_from(definition: WorkflowDefinition, values: dict[str, Any]) -> Planned:
     """Plan a workflow with arguments by parameter; see `WorkflowFunction.plan`."""
-    return _plan(definition, lambda: definition.invoke(values))
+    return _plan(definition, values, lambda: definition.invoke(values))
 
 
-def _plan(definition: WorkflowDefinition, call: Callable[[], Any]) -> Planned:
+def _plan(definition: WorkflowDefinition, values: Mapping[str, Any], call: Callable[[], Any]) -> Planned:
     declared = definition.signature.result.annotation
     builder = PlanBuilder(
         definition.name,
@@ -304,7 +305,12 @@ def _plan(definition: WorkflowDefinition, call: Callable[[], Any]) -> Planned:
             raise_all([*builder.errors, *_each(error)], f"workflow {definition.name!r}")
             raise
         builder.output(result)
-    return builder.build()
+    planned = builder.build()
+    if definition.singleton is not None:
+        key = key_from("singleton", definition.singleton, definition.function, values)
+        planned.singleton = name_of("singleton", definition.name, key)
+    planned.on_conflict = definition.on_conflict
+    return planned
 
 
 # -- the decorators ----------------------------------------------------------------------------------------------
@@ -484,6 +490,8 @@ def workflow(
     retry: Retry | int | None = ...,
     on_failure: OnFailure | None = ...,
     undo_limit: int | None = ...,
+    singleton: str | bool = ...,
+    on_conflict: OnConflict | None = ...,
     registry: Registry | None = ...,
 ) -> WorkflowDecorator: ...
 def workflow(
@@ -495,6 +503,8 @@ def workflow(
     retry: Retry | int | None = None,
     on_failure: OnFailure | None = None,
     undo_limit: int | None = None,
+    singleton: str | bool = False,
+    on_conflict: OnConflict | None = None,
     registry: Registry | None = None,
 ) -> Any:
     """Make a function that plans steps a workflow. `retry` is the policy of steps that have none of their own.
@@ -503,6 +513,10 @@ def workflow(
     Without it a Phases block that fails is unwound, and all else stands. `undo_limit` is how many undos may run
     together: 1 undoes strictly in the reverse order of completion, None has no limit of its own.
 
+    With `singleton=True` one run of it at a time goes on, in all processes on the store; with a parameter's name, or an
+    expression over the parameters, one for each value of that. `on_conflict` is what a start does that says nothing
+    itself (see `App.start`).
+
     Raises:
         DefinitionError: it is an `async def`; in this version a workflow is a `def` that plans steps.
         StepNameError: it has no durable name, or another function has that name.
@@ -510,6 +524,7 @@ def workflow(
     policy = policy_of(retry)
     limit = undo_limit_of(undo_limit)
     failing = on_failure_of(on_failure)
+    conflict = on_conflict_of(on_conflict)
     names = _names(aliases)
 
     def decorate(function: Callable[..., Any], frame: FrameType | None = None) -> Any:
@@ -525,6 +540,8 @@ def workflow(
             retry=policy,
             on_failure=failing,
             undo_limit=limit,
+            singleton=checked_key("singleton", singleton, function),
+            on_conflict=conflict,
             name=name,
             aliases=names,
             namespace=namespace,

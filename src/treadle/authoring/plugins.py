@@ -2,7 +2,8 @@
 
 The groups: `treadle.packages` (a `Package`), `treadle.actions` (a step, a `Registry`, or a module with steps),
 `treadle.stores` (by the scheme of a URL), `treadle.signers` (by what stands in front of the colon of a key),
-`treadle.artifacts` and `treadle.secrets` (by scheme). The name of an entry point is how it is asked for.
+`treadle.artifacts`, `treadle.secrets` and `treadle.codecs` (by scheme). The name of an entry point is how it is asked
+for.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from treadle.authoring.packages import Package
 from treadle.authoring.registry import Definition, Registry
 from treadle.errors import DefinitionError, PluginError
 
-Group = Literal["packages", "actions", "stores", "signers", "artifacts", "projections", "secrets"]
+Group = Literal["packages", "actions", "stores", "signers", "artifacts", "projections", "secrets", "codecs"]
 # All that are installed.
 INSTALLED = "installed"
 

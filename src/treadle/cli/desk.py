@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import click
 
-from treadle.cli.settings import artifacts_place, store_url
+from treadle.cli.settings import artifacts_place, payload_codec, store_url
 from treadle.errors import RunNotFoundError, TreadleError, UsageError
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class Desk:
         from treadle.connect import connect
 
         options.setdefault("artifacts", artifacts_place(Path.cwd()))
+        options.setdefault("codec", payload_codec(Path.cwd()))
         return connect(self.url, create=create, worker=worker, **options)
 
     async def find(self, app: App, prefix: str) -> Run[Any]:

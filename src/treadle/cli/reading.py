@@ -11,7 +11,8 @@ from treadle.cli.complaints import NotFinishedError
 from treadle.cli.desk import Desk, pairs, run_argument, with_desk
 from treadle.cli.output import emit, paint, plainly, say, table, write, write_value
 from treadle.core.tables import LIVE
-from treadle.errors import StepNotFoundError, UsageError
+from treadle.errors import MissingKeyError, StepNotFoundError, UsageError
+from treadle.runtime.coding import HIDDEN
 from treadle.runtime.failures import Account
 from treadle.runtime.inspection import UNWOUND
 from treadle.runtime.report import clean, cut, duration, names, preview, render_report, render_tree, scope_text
@@ -153,7 +154,10 @@ async def account_of_step(run: Run[Any], view: StepView) -> Account:
     """The whole account of a step's failure, with its traceback where one was kept."""
     if view.failure is None or not view.failure.detail:
         return Account("")
-    return await run.account(view.failure.detail)
+    try:
+        return await run.account(view.failure.detail)
+    except MissingKeyError as error:
+        return Account(f"{HIDDEN}: {error}")
 
 
 def step_text(view: StepView, detail: str) -> str:

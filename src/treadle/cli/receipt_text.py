@@ -94,6 +94,8 @@ def _seconds(begin: datetime | None, end: datetime | None) -> float | None:
 
 
 def _value(value: Value) -> str:
+    if value.key_id:
+        return f"<encrypted with {clean(value.key_id)}>"
     return f"<{value.digest}>" if value.digest else short(value.value)
 
 

@@ -44,6 +44,7 @@ VERBS: Final[dict[str, str]] = {
     "doctor": "tools",
     "gc": "keeping",
     "backup": "keeping",
+    "keys": "keys",
     "bench": "tools",
     "nats": "servers",
     "schema": "tools",

@@ -14,7 +14,8 @@ from treadle.errors import UsageError
 DEFAULT_FILE: Final = ".treadle/treadle.db"
 VARIABLE: Final = "TREADLE_STORE"
 ARTIFACTS_VARIABLE: Final = "TREADLE_ARTIFACTS"
-_TEXTS: Final = ("store", "artifacts", "receipts")
+CODEC_VARIABLE: Final = "TREADLE_CODEC"
+_TEXTS: Final = ("store", "artifacts", "receipts", "codec")
 _LISTS: Final = ("modules", "hooks", "middleware", "trusted_keys")
 
 
@@ -27,6 +28,8 @@ class Project(msgspec.Struct, frozen=True):
     artifacts: str = ""
     # The folder in which `treadle run` keeps receipts.
     receipts: str = ""
+    # Where the keys are with which payloads are encrypted.
+    codec: str = ""
     modules: list[str] = []
     # `module:name` of hooks and middleware, in their order.
     hooks: list[str] = []
@@ -66,6 +69,7 @@ def _read(file: Path) -> Project:
             store=msgspec.convert(known.get("store", ""), str),
             artifacts=msgspec.convert(known.get("artifacts", ""), str),
             receipts=msgspec.convert(known.get("receipts", ""), str),
+            codec=msgspec.convert(known.get("codec", ""), str),
             **{name: msgspec.convert(known.get(name, []), list[str]) for name in _LISTS},
         )
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError, AttributeError) as error:
@@ -92,6 +96,16 @@ def artifacts_place(start: Path) -> str | None:
     if not project.artifacts:
         return None
     return project.artifacts if "://" in project.artifacts else str(project.folder / project.artifacts)
+
+
+def payload_codec(start: Path) -> str | None:
+    """The payload codec, if one is named anywhere; a file of keys that a file names is relative to its folder."""
+    text = os.environ.get(CODEC_VARIABLE, "")
+    if text:
+        return text
+    project = find_project(start)
+    scheme, _, rest = project.codec.partition(":")
+    return f"file:{project.folder / rest}" if scheme == "file" else project.codec or None
 
 
 def as_url(text: str, folder: Path | None) -> str:

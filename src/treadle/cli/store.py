@@ -47,10 +47,10 @@ async def _copy(output: str, quiet: bool, source: str, target: str) -> int:
     lines = [
         f"{report.runs} runs, {report.open} of them open: the same in both stores",
         f"copied {report.events} events, {report.payloads} payloads, {report.blobs} blobs,"
-        f" {report.tasks} waiting tasks, {report.inputs} inputs",
+        f" {report.tasks} waiting tasks, {report.inputs} inputs, the limits of {report.queues} queues",
     ]
     if report.differing:
-        lines[0] = f"{len(report.differing)} of {report.runs} runs differ"
+        lines[0] = f"{len(report.differing)} of {report.runs} runs (or queues) differ"
         lines += [paint("failed", f"{clean(run)} {what}") for run, what in report.differing.items()]
     emit(plainly(report), output, "\n".join(lines) + "\n")
     return int(bool(report.differing))

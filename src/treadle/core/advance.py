@@ -33,11 +33,11 @@ from treadle.core.retrying import due_at
 from treadle.core.state import (
     BY_CONDITION,
     BY_FAILURE,
+    NUMBER_OF_KEY,
     RunState,
     ScopeState,
     StepState,
     doom_of,
-    number_of_key,
     settled,
 )
 from treadle.core.tables import (
@@ -61,6 +61,8 @@ MAX_NAMED = 100
 
 def advance(run: RunState, decision: Decision, limits: Limits) -> None:
     """Look at everything that may go on, until nothing may or the decision is full."""
+    if run.awaits:
+        return
     frontier = run.frontier
     events = decision.events
     bound = len(events) + limits.events
@@ -141,7 +143,7 @@ def _next_ready(run: RunState, limits: Limits) -> StepState | None:
     """The ready step that starts next, if there is room for it."""
     ready, states = run.ready, run.states
     while ready and run.tasks < limits.dispatched and not run.cancelling:
-        step = states[number_of_key(ready[0])]
+        step = states[ready[0] & NUMBER_OF_KEY]
         if type(step) is StepState and step.status == READY and not step.tasked:
             return step
         heappop(ready)
@@ -149,9 +151,12 @@ def _next_ready(run: RunState, limits: Limits) -> StepState | None:
 
 
 def _start_ready(run: RunState, decision: Decision, limits: Limits, bound: int) -> None:
-    while len(decision.events) < bound and (step := _next_ready(run, limits)) is not None:
-        heappop(run.ready)
-        _begin(run, decision, step, limits, True)
+    ready, states, events = run.ready, run.states, decision.events
+    while ready and len(events) < bound and run.tasks < limits.dispatched and not run.cancelling:
+        step = states[heappop(ready) & NUMBER_OF_KEY]
+        # As in `_next_ready`: the heap is a hint.
+        if type(step) is StepState and step.status == READY and not step.tasked:
+            _begin(run, decision, step, limits, True)
 
 
 # -- steps -----------------------------------------------------------------------------------------------------------
@@ -370,10 +375,10 @@ def cancel(run: RunState, decision: Decision, step: StepState, *, hard: bool) ->
     """Cancel a step that has no outcome; a hard cancel also interrupts what a worker executes of it."""
     number = step.node.number
     if step.tasked and hard:
-        decision.interrupts.append(number)
+        decision.interrupts += (number,)
     if number in run.calls and not run.cancelling:
         # A cancel of the run tells all children at once.
-        decision.posts.append((run.calls[number], Cancel(hard=hard)))
+        decision.posts += ((run.calls[number], Cancel(hard=hard)),)
     decision.settle(run, step, ev.StepCancelled(at=step.node.address, live=run.is_live(step)))
 
 

@@ -59,7 +59,7 @@ def new_state(
     run_id: str,
     graph: Graph,
     constants: list[str],
-    breakpoints: list[str],
+    breakpoints: Sequence[str],
     *,
     data: Handle = "",
     data_names: Sequence[str] = (),
@@ -70,7 +70,8 @@ def new_state(
     """The state of a run before its first event."""
     run = RunState(key, run_id, graph, constants, breakpoints)
     run.data = data
-    run.data_names = frozenset(data_names)
+    if data_names:
+        run.data_names = frozenset(data_names)
     run.dry_run = dry_run
     run.deadline = deadline
     run.trace = trace
@@ -98,6 +99,8 @@ def _run_started(run: RunState, event: ev.RunStarted) -> None:
     run.not_before = event.not_before
     run.depth = event.depth
     run.parent = event.parent
+    if event.singleton:
+        run.names[event.singleton] = None
     run.dedup.update(run.graph.dedup)
     states = run.states
     # Numbers only grow here, so that appending them keeps the heap.
@@ -164,8 +167,22 @@ def _resumed(run: RunState, event: ev.Resumed) -> None:
     run.hold = 0
 
 
+def _name_taken(run: RunState, event: ev.NameTaken) -> None:
+    run.status = _run_status(run, "name_taken")
+    run.names[event.name] = None
+    if event.waits:
+        run.awaits[event.name] = None
+
+
+def _turn_came(run: RunState, event: ev.TurnCame) -> None:
+    run.status = _run_status(run, "turn_came")
+    run.awaits.pop(event.name, None)
+
+
 def _cancel_requested(run: RunState, event: ev.CancelRequested) -> None:
     run.status = _run_status(run, "cancel_requested")
+    # It starts nothing any more, so it waits for nothing.
+    run.awaits.clear()
     run.cancelling = "hard" if event.hard else "soft"
     run.unwind = run.unwind or event.unwind
     run.cancel_at = 1
@@ -496,6 +513,8 @@ _APPLY: dict[type, Callable[[RunState, Any], None]] = {
     ev.BreakpointReleased: _breakpoint_released,
     ev.Paused: _paused,
     ev.Resumed: _resumed,
+    ev.NameTaken: _name_taken,
+    ev.TurnCame: _turn_came,
     ev.CancelRequested: _cancel_requested,
     ev.StepsReopened: steps_reopened,
     ev.ScopeOpened: _scope_opened,

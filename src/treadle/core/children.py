@@ -19,6 +19,7 @@ from treadle.core.state import NodeState, RunState
 from treadle.core.tables import CANCELLED, NOT_COMPENSABLE, SUCCEEDED, UNDONE
 from treadle.core.undo import has_effect, undo_of
 from treadle.core.undoing import how_far
+from treadle.core.values import bare
 
 # What fits into an event; `store.base.INLINE_BYTES` says the same to the runtime.
 _INLINE_BYTES = 1024
@@ -53,7 +54,7 @@ def tell_parent(run: RunState, decision: Decision, settled: ev.RunSettled) -> No
     ended = inp.ChildEnded(
         at=at, child=run.key, outcome=settled.outcome, result=result, failure=failure, undoes=run.undoes
     )
-    decision.posts.append((parent, ended))
+    decision.posts += ((parent, ended),)
 
 
 def child_failure(run: RunState, settled: ev.RunSettled) -> Failure:
@@ -70,7 +71,7 @@ def child_failure(run: RunState, settled: ev.RunSettled) -> Failure:
         return msgspec.structs.replace(cause, code="child_failed")
     text = f"run {run.run_id!r} failed: step {step.node.address!r}: {cause.code}: {cause.message}"
     # A payload row is the child's own; a blob, or what the handle holds itself, anyone can read.
-    detail = "" if cause.detail.startswith("@") else cause.detail
+    detail = "" if bare(cause.detail).startswith("@") else cause.detail
     return Failure(code="child_failed", message=text, type=cause.type, detail=detail)
 
 
@@ -80,7 +81,7 @@ def answer_caller(run: RunState, decision: Decision, number: int) -> None:
     unwound = how_far(run)
     failure = _what_stands(run) if unwound == "partly" else None
     told = inp.ChildUnwound(at=at, child=run.key, number=number, unwound=unwound, failure=failure)
-    decision.posts.append((parent, told))
+    decision.posts += ((parent, told),)
 
 
 def _what_stands(run: RunState) -> Failure:
@@ -98,7 +99,7 @@ def _what_stands(run: RunState) -> Failure:
 def _inline(arg: Arg) -> Handle:
     """The result as one handle that means the same in every run; empty if it has to be fetched."""
     if isinstance(arg, str):
-        return "" if arg.startswith("@") else arg
+        return "" if bare(arg).startswith("@") else arg
     text = _text(arg)
     return f"={text}" if text is not None and len(text) <= _INLINE_BYTES else ""
 

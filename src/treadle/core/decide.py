@@ -29,6 +29,15 @@ from treadle.core.commands import Refusal
 from treadle.core.decision import Decision, Limits
 from treadle.core.operators import operator_events
 from treadle.core.retrying import DEFAULT_RETRY
+from treadle.core.singletons import (
+    Enters,
+    enter,
+    is_closed,
+    leave_when_closed,
+    take_name,
+    turn_came,
+    wait_again,
+)
 from treadle.core.state import RunState
 from treadle.core.undo_attempts import undo_runs
 from treadle.core.unwinding import asked_events, undo_run, undo_step
@@ -37,12 +46,18 @@ from treadle.core.unwinding import asked_events, undo_run, undo_step
 _STARTED = ev.RunStarted()
 
 
-def start(run: RunState, *, now: float, limits: Limits, started: ev.RunStarted = _STARTED) -> Decision:
-    """The first decision of a new run."""
+def start(
+    run: RunState, *, now: float, limits: Limits, started: ev.RunStarted = _STARTED, enters: Enters = "take"
+) -> Decision:
+    """The first decision of a new run. `enters` is how it enters the line of its singleton, if it is one."""
     decision = Decision()
     run.now = now
     decision.record(run, started)
+    if started.singleton:
+        enter(run, decision, started.singleton, enters)
     advance(run, decision, limits)
+    if run.names:
+        leave_when_closed(run, decision)
     return decision
 
 
@@ -53,6 +68,7 @@ def decide(run: RunState, inputs: Sequence[tuple[inp.AnyInput, str]], *, now: fl
     if now > run.now:
         run.now = now
     events, ends = decision.events, decision.ends
+    was_closed = bool(run.names) and is_closed(run)
     for value, cause in inputs:
         refusal = _HANDLERS[type(value)](run, decision, value, cause)
         if refusal is not None:
@@ -62,7 +78,11 @@ def decide(run: RunState, inputs: Sequence[tuple[inp.AnyInput, str]], *, now: fl
         elif cause and len(events) == (ends[-1] if ends else 0):
             decision.record(run, ev.InputAccepted(cause=cause))
         ends.append(len(events))
+    if was_closed:
+        was_closed = wait_again(run, decision)
     advance(run, decision, limits)
+    if run.names and not was_closed:
+        leave_when_closed(run, decision)
     return decision
 
 
@@ -98,7 +118,9 @@ def _steer(run: RunState, decision: Decision, found: Sequence[ev.AnyEvent]) -> N
             decision.hold = 0
             decision.revoke = True
             if event.hard and run.unwindings:
-                decision.interrupts += [step.node.number for step in run.steps() if undo_runs(step) and step.tasked]
+                decision.interrupts += tuple(
+                    [step.node.number for step in run.steps() if undo_runs(step) and step.tasked]
+                )
             withdraw(run, decision)
         else:
             decision.note_reopened(run, event)
@@ -124,6 +146,8 @@ _HANDLERS: dict[type, Callable[[RunState, Decision, Any, str], Refusal | None]] 
     inp.Pause: _operate,
     inp.Resume: _operate,
     inp.Cancel: _operate,
+    inp.TakeName: take_name,
+    inp.Turn: turn_came,
     inp.Release: _operate,
     inp.Retry: _operate,
     inp.Rewind: _operate,

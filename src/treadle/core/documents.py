@@ -72,10 +72,14 @@ class Provenance(Part, frozen=True, kw_only=True):
 
 
 class Value(Part, frozen=True, kw_only=True):
-    """A value of a run: itself if it is small, else its digest (`sha256:` and as much of it as the store keeps)."""
+    """A value of a run: itself if it is small, else its digest (`sha256:` and as much of it as the store keeps).
+
+    Of one that a payload codec hides there is only the id of its key.
+    """
 
     value: Any = msgspec.UNSET
     digest: str = ""
+    key_id: str = ""
 
 
 class Fault(Part, frozen=True, kw_only=True):

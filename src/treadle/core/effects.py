@@ -16,13 +16,15 @@ class Artifact(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     content_type: str
     # In bytes.
     size: int
-    # `sha256:...` of the stored bytes.
+    # `sha256:...` of the stored bytes, which are not the content if a payload codec has encoded it.
     digest: str
     # Where the bytes were put.
     uri: str = ""
     # The address of the step that made it.
     step: str = ""
     metadata: dict[str, str] = {}
+    # The key that the stored bytes are encoded with; empty for the content itself.
+    key_id: str = ""
 
 
 class Effects(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):

@@ -2,7 +2,8 @@
 
 A stored kind never changes its meaning; an unknown kind stops the load. Times are seconds since the epoch.
 `at` is an address. `cause` is the id of the inbox input that led to the event. Payloads are handles:
-`=` and JSON text for a small one, `@` and a digest for a payload row, `#` and a digest for a blob.
+`=` and JSON text for a small one, `@` and a digest for a payload row, `#` and a digest for a blob; before it `!` and a
+key id where a payload codec has encoded the value.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class RunStarted(Event, frozen=True, tag="run_started"):
     """The run began; its plan, constants and labels are in the head. No step starts before `not_before`.
 
     `depth` is how many runs called each other down to this one; `parent` (key and address) waits for its outcome.
-    `on_failure` overrides the plan's.
+    `on_failure` overrides the plan's; `singleton` is a name that the run holds, or waits for, until it is closed.
     """
 
     at: str = ""
@@ -42,6 +43,7 @@ class RunStarted(Event, frozen=True, tag="run_started"):
     depth: int = 0
     parent: str = ""
     on_failure: str = ""
+    singleton: str = ""
 
 
 class StepsAdded(Event, frozen=True, tag="steps_added"):
@@ -245,6 +247,19 @@ class Paused(Event, frozen=True, tag="paused"):
 
 class Resumed(Event, frozen=True, tag="resumed"):
     """The hold was lifted."""
+
+
+class NameTaken(Event, frozen=True, tag="name_taken"):
+    """The run is in the line of a name until it is closed; if it `waits`, nothing of it starts before its turn."""
+
+    name: str
+    waits: bool = False
+
+
+class TurnCame(Event, frozen=True, tag="turn_came"):
+    """The runs before this one in the line of a name are closed."""
+
+    name: str
 
 
 class CancelRequested(Event, frozen=True, tag="cancel_requested"):
@@ -541,10 +556,11 @@ AnyEvent = (
     | StepSucceeded | AttemptFailed | AttemptLost | AttemptEnded | StepFailed | StepSkipped | StepCancelled
     | EvaluationAsked | ConditionEvaluated | SignalReceived | BreakpointReached | BreakpointReleased | Paused
     | Resumed | CancelRequested | StepsReopened | ScopeOpened | ScopeSettled | ScopeStopped | ScopeAsked | RowOpened
-    | DecisionMade | IterationsOpened | IterationsSettled | BranchChosen | RunSettled | UnwindingStarted
-    | UndoDispatched | ChildAsked | UndoConfirmed | UndoAttemptFailed | UndoAttemptLost | StepUndone | UndoFailed
-    | UndoNotCompensable | UndoNotNeeded | CompensationOpened | PhaseCompensated | UndoSkipped | UndoParked
-    | UndoReopened | UnwindingAsked | UnwindingParked | Unwound | InputRefused | InputAccepted
+    | NameTaken | TurnCame | DecisionMade | IterationsOpened | IterationsSettled | BranchChosen | RunSettled
+    | UnwindingStarted | UndoDispatched | ChildAsked | UndoConfirmed | UndoAttemptFailed | UndoAttemptLost
+    | StepUndone | UndoFailed | UndoNotCompensable | UndoNotNeeded | CompensationOpened | PhaseCompensated
+    | UndoSkipped | UndoParked | UndoReopened | UnwindingAsked | UnwindingParked | Unwound | InputRefused
+    | InputAccepted
 )  # fmt: skip
 
 _encoder = msgspec.json.Encoder()

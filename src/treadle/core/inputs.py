@@ -168,6 +168,18 @@ class Cancel(Input, frozen=True, tag="cancel"):
     unwind: bool = False
 
 
+class TakeName(Input, frozen=True, tag="take_name"):
+    """Somebody wants to wait until the run is closed: let it hold a name until then."""
+
+    name: str
+
+
+class Turn(Input, frozen=True, tag="turn"):
+    """The run is the first in the line of a name now (written by the store)."""
+
+    name: str
+
+
 class Release(Input, frozen=True, tag="release"):
     """Release the breakpoints of a label."""
 
@@ -218,6 +230,8 @@ AnyInput = (
     | Pause
     | Resume
     | Cancel
+    | TakeName
+    | Turn
     | Release
     | Retry
     | Rewind

@@ -175,6 +175,11 @@ class StepState(msgspec.Struct, gc=False, eq=False):
 NodeState = StepState | ScopeState
 
 
+# Shared by all runs that have none; what is empty is no list of its own, which the garbage collector would look at.
+_NONE: frozenset[str] = frozenset()
+_NO_NUMBERS: frozenset[int] = frozenset()
+
+
 class RunState:
     """One run in memory. `version` is the journal's; `now` is the time of the row being applied."""
 
@@ -185,6 +190,7 @@ class RunState:
         "adder",
         "asked",
         "asked_runs",
+        "awaits",
         "calls",
         "cancel_at",
         "cancelled",
@@ -209,6 +215,7 @@ class RunState:
         "key",
         "labels",
         "missing",
+        "names",
         "not_before",
         "now",
         "on_failure",
@@ -235,29 +242,26 @@ class RunState:
         "workers",
     )
 
-    def __init__(self, key: str, run_id: str, graph: Graph, constants: list[str], breakpoints: list[str]) -> None:
+    def __init__(self, key: str, run_id: str, graph: Graph, constants: list[str], breakpoints: Sequence[str]) -> None:
         self.key = key
         self.run_id = run_id
         self.graph = graph
         self.constants = constants
-        self.labels = frozenset(breakpoints)
+        self.labels = frozenset(breakpoints) if breakpoints else _NONE
         # The run's data, as one object, and the names in it; whether actions are asked to change nothing.
-        self.data = ""
-        self.data_names: frozenset[str] = frozenset()
+        self.data_names = _NONE
         self.dry_run = False
         # When no attempt may begin or go on any more (0: never), and the trace that the run belongs to.
         self.deadline = 0.0
-        self.trace = ""
-        self.version = self.hold = 0
-        self.now = self.started_at = 0.0
-        # No step starts before it; how many runs called each other down to this one.
-        self.not_before = 0.0
-        self.depth = 0
+        self.data = self.trace = ""
+        self.version = self.hold = self.depth = 0
+        # No step starts before `not_before`; `depth` is how many runs called each other down to this one.
+        self.now = self.started_at = self.not_before = 0.0
         # Who waits for the run's outcome: a run's key and the address of its step.
         self.parent = ""
         self.status: str = NOTHING
         self.result: Arg = NULL
-        self.missing: list[str] = []
+        self.missing: Sequence[str] = ()
         # "", "soft" or "hard"; the next number that a cancel has to look at. Unwinding leaves `cancelled` of it.
         self.cancelling = ""
         self.cancel_at = 0
@@ -290,7 +294,7 @@ class RunState:
         self.own: dict[int, ScopeState] = {}
         # Whether iterations that have succeeded are noted, to be forgotten (see `forgetting`); how many were.
         self.forgets = False
-        self.closed: list[ScopeState] = []
+        self.closed: Sequence[ScopeState] = ()
         self.forgotten = 0
         # Whether any step can be undone; then `position` counts the beginnings of such steps and the ends of all.
         self.undoes = graph.undoable
@@ -300,11 +304,13 @@ class RunState:
         self.unwind = False
         self.unwindings: dict[int, Unwinding] = {}
         # Rows whose phase can be compensated, in the order they succeeded; whether a block was unwound by itself.
-        self.compensable: list[ScopeState] = []
+        self.compensable: Sequence[ScopeState] = ()
         self.unwound = self.cancelled = False
+        # Names in whose lines the run is, and those whose turn has not come (see `singletons`).
+        self.names, self.awaits = dict[str, None](), dict[str, None]()
         # By which number the caller asked to undo this run (0: it did not); steps whose undo goes on in called runs.
         self.asked = 0
-        self.asked_runs: set[int] = set()
+        self.asked_runs = _NO_NUMBERS
 
     # -- names -------------------------------------------------------------------------------------------
 
@@ -482,16 +488,13 @@ class RunState:
 
 # No run has so many nodes.
 _PRIORITY_SHIFT = 48
+# The bits of a `ready_key` that are the step's number.
+NUMBER_OF_KEY = (1 << _PRIORITY_SHIFT) - 1
 
 
 def ready_key(step: StepState) -> int:
     """Orders ready steps by priority, then by number; one integer compares faster than a pair."""
     return step.node.number - (step.node.step.priority << _PRIORITY_SHIFT)
-
-
-def number_of_key(key: int) -> int:
-    """The number of the step of a `ready_key`."""
-    return key & ((1 << _PRIORITY_SHIFT) - 1)
 
 
 def settled(state: NodeState) -> bool:

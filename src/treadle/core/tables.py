@@ -152,6 +152,13 @@ RUN: Final[Table] = {
     (RUNNING, "cancel_requested"): RUNNING,
     (RUNNING, "paused"): RUNNING,
     (RUNNING, "resumed"): RUNNING,
+    # Of a name that one run at a time may hold.
+    (RUNNING, "name_taken"): RUNNING,
+    (RUNNING, "turn_came"): RUNNING,
+    # One that was cancelled while attempts of it go on.
+    (SUCCEEDED, "name_taken"): SUCCEEDED,
+    (FAILED, "name_taken"): FAILED,
+    (CANCELLED, "name_taken"): CANCELLED,
     (RUNNING, "run_settled:succeeded"): SUCCEEDED,
     (RUNNING, "run_settled:failed"): FAILED,
     (RUNNING, "run_settled:cancelled"): CANCELLED,
@@ -166,6 +173,8 @@ RUN: Final[Table] = {
     (CANCELLED, "unwinding_started"): UNWINDING,
     (UNWINDING, "paused"): UNWINDING,
     (UNWINDING, "resumed"): UNWINDING,
+    (UNWINDING, "name_taken"): UNWINDING,
+    (UNWINDING, "turn_came"): UNWINDING,
     (UNWINDING, "unwinding_parked"): UNWINDING,
     (UNWINDING, "unwound"): UNWINDING,
     (UNWINDING, "steps_reopened"): RUNNING,

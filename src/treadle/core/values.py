@@ -6,6 +6,22 @@ import msgspec
 
 Handle = str
 NULL: Handle = "=null"
+# How a handle begins whose value a payload codec has encoded: then its key id, and the handle of what it gave.
+ENCODED = "!"
+
+
+def key_id_of(handle: Handle) -> str:
+    """The key id that a value was encoded with; empty for one that was not."""
+    if not handle.startswith(ENCODED):
+        return ""
+    return handle[1 : len(handle) - len(bare(handle))]
+
+
+def bare(handle: Handle) -> Handle:
+    """Where the bytes are, without how they are encoded: `=` and a text, `@` and a row's digest, `#` and a blob's."""
+    if not handle.startswith(ENCODED):
+        return handle
+    return handle[min((at for mark in "=@#" if (at := handle.find(mark)) > 0), default=0) :]
 
 
 class Pick(msgspec.Struct, frozen=True, gc=False, tag="pick", tag_field="arg"):

@@ -7,13 +7,26 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from treadle.authoring import codec
 from treadle.core import events as ev
 from treadle.core.graph import Graph
 from treadle.core.plan import Block, Phase, Step, decode_plan
 from treadle.core.state import ScopeState, settled
 from treadle.core.tables import CANCELLED, SKIPPED
-from treadle.errors import RunError, RunFailedError, StepCancelledError, StepFailedError, StepSkippedError
+from treadle.core.values import key_id_of
+from treadle.errors import (
+    MissingKeyError,
+    RunError,
+    RunFailedError,
+    StepCancelledError,
+    StepFailedError,
+    StepSkippedError,
+    StoreError,
+)
+from treadle.runtime.coding import HIDDEN, is_encoded_text, shown_report
+from treadle.runtime.failures import account_of
 from treadle.runtime.folding import CAUSE_SEPARATOR, fold_run
+from treadle.runtime.inspection import Snapshot, StepView
 from treadle.runtime.scopes import planned_at
 from treadle.store.base import StepRow
 
@@ -29,11 +42,11 @@ async def failed_run(node: Node, key: str, run_id: str, settled_as: ev.RunSettle
     failures: dict[str, str] = {}
     for address in settled_as.failures[:NAMED]:
         if (fault := settled_as.faults.get(address)) is not None:
-            failures[address] = _first_line(fault)
+            failures[address] = _first_line(await shown_failure(node, key, fault))
             continue
         answer = await node.read(partial(node.reader.step, key, address))
         if answer.step is not None:
-            failures[address] = _why_failed(answer.step)
+            failures[address] = await _why_failed(node, key, answer.step)
     text = f"run {run_id!r} failed"
     if failures:
         address, why = next(iter(failures.items()))
@@ -50,11 +63,48 @@ def _first_line(fault: ev.Failure) -> str:
     return f"{fault.code}: {fault.message.partition(chr(10))[0]}"
 
 
-def _why_failed(step: StepRow) -> str:
+async def _why_failed(node: Node, key: str, step: StepRow) -> str:
     """What a step did to fail its run: its failure, or that it was skipped because of others."""
     if step.status == SKIPPED:
         return f"skipped because of {', '.join(step.causes.split(CAUSE_SEPARATOR))}"
-    return f"{step.code}: {step.message}"
+    return f"{step.code}: {await shown_message(node, key, step.message, step.detail)}"
+
+
+async def shown_message(node: Node, key: str, message: str, detail: ev.Handle) -> str:
+    """The message of a failure: of one that a payload codec hides, from its account, if the key is here."""
+    if message != HIDDEN or not key_id_of(detail):
+        return message
+    try:
+        texts = await node.payloads.load(key, [detail])
+    except (MissingKeyError, StoreError):
+        return message
+    return account_of(codec.plain(texts[detail])).message or message
+
+
+async def shown_failure(node: Node, key: str, failure: ev.Failure) -> ev.Failure:
+    """A failure with its message, as far as this process can read it."""
+    return msgspec.structs.replace(failure, message=await shown_message(node, key, failure.message, failure.detail))
+
+
+async def shown_snapshot(node: Node, key: str, snapshot: Snapshot) -> Snapshot:
+    """A snapshot with reports and messages that a payload codec hides, as far as this process can read them."""
+    codec_ = node.payloads.codec
+    messages: dict[str, str] = {}
+    for view in snapshot.failures[:NAMED]:
+        if view.message == HIDDEN:
+            messages[view.address] = await shown_message(node, key, view.message, view.detail)
+    if not messages and not any(is_encoded_text(step.progress) for step in snapshot.steps):
+        return snapshot
+    steps: list[StepView] = []
+    for step in snapshot.steps:
+        failure = step.failure
+        if failure is not None and step.address in messages:
+            failure = msgspec.structs.replace(failure, message=messages[step.address])
+        steps.append(msgspec.structs.replace(step, progress=shown_report(codec_, step.progress), failure=failure))
+    failures = [
+        msgspec.structs.replace(view, message=messages.get(view.address, view.message)) for view in snapshot.failures
+    ]
+    return msgspec.structs.replace(snapshot, steps=steps, failures=failures)
 
 
 class BlockLook:

@@ -12,7 +12,7 @@ import os
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import PurePosixPath
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
 
@@ -20,8 +20,13 @@ from treadle.authoring.context import Content
 from treadle.core.addresses import check_id
 from treadle.core.effects import Artifact
 from treadle.errors import DefinitionError, StoreCorruptError, StoreError, UsageError
+from treadle.ports import PayloadCodec
+from treadle.runtime.coding import DecodingFile, EncodingBlobs
 from treadle.runtime.readings import OnLoop
 from treadle.store.blob_port import BlobFile, Blobs
+
+if TYPE_CHECKING:
+    from treadle.runtime.payloads import Payloads
 
 # What is read, hashed and written at a time.
 CHUNK: Final = 1024 * 1024
@@ -97,7 +102,7 @@ def _whole(content: Content) -> bytes | None:
     return bytes(content) if isinstance(content, (bytes, bytearray, memoryview)) else None
 
 
-def store_content(blobs: Blobs, content: Content) -> tuple[str, int]:
+def store_content(blobs: Blobs | EncodingBlobs, content: Content) -> tuple[str, int]:
     """Write a content; its digest and size.
 
     Raises:
@@ -118,7 +123,7 @@ def store_content(blobs: Blobs, content: Content) -> tuple[str, int]:
         raise
 
 
-async def store_stream(blobs: Blobs, content: AsyncIterable[bytes], beside: Beside) -> tuple[str, int]:
+async def store_stream(blobs: Blobs | EncodingBlobs, content: AsyncIterable[bytes], beside: Beside) -> tuple[str, int]:
     """As `store_content`, of what an async generator gives."""
     writer = await beside(blobs.writer)
     size = 0
@@ -141,9 +146,17 @@ async def store_stream(blobs: Blobs, content: AsyncIterable[bytes], beside: Besi
 class Making:
     """The artifacts of one attempt."""
 
-    def __init__(self, address: str, blobs: Blobs, beside: Beside, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        address: str,
+        blobs: Blobs | EncodingBlobs,
+        beside: Beside,
+        clock: Callable[[], float],
+        key_id: str = "",
+    ) -> None:
         self._address = address
         self._blobs = blobs
+        self._key_id = key_id
         self._beside = beside
         self._clock = clock
         # In the order of the calls; None while it is written.
@@ -214,7 +227,8 @@ class Making:
             raise
 
     def _entered(self, draft: Artifact, digest: str, size: int) -> Artifact:
-        made = msgspec.structs.replace(draft, digest=digest, size=size, uri=self._blobs.uri(digest))
+        uri = self._blobs.uri(digest)
+        made = msgspec.structs.replace(draft, digest=digest, size=size, uri=uri, key_id=self._key_id)
         self._made[draft.id] = made
         if self._oldest is None:
             self._oldest = self._clock()
@@ -249,30 +263,33 @@ class Making:
 class ArtifactRoom:
     """Where a worker's steps make and open artifacts."""
 
-    def __init__(self, blobs: Blobs, beside: Beside, clock: Callable[[], float]) -> None:
-        self._blobs = blobs
-        self._beside = beside
+    def __init__(self, payloads: Payloads, clock: Callable[[], float]) -> None:
+        self._payloads = payloads
         self._clock = clock
 
     def making(self, address: str) -> Making:
         """What an attempt of a step makes."""
-        return Making(address, self._blobs, self._beside, self._clock)
+        payloads = self._payloads
+        key_id = payloads.codec.key_id if payloads.codec is not None else ""
+        return Making(address, payloads.content, payloads.beside, self._clock, key_id)
 
     def open(self, artifact: Artifact) -> ArtifactStream:
         """The bytes of an artifact."""
-        return ArtifactStream(artifact, self._blobs, self._beside)
+        return ArtifactStream(artifact, self._payloads)
 
 
 class ArtifactStream:
     """The bytes of an artifact, in order: `read` and iteration for threads, `async for` on the event loop.
 
-    At the end the bytes are checked against the digest. Use it with `with` or `async with`, or close it.
+    At the end the bytes are checked against the digest, encoded ones piece by piece. Use it with `with` or `async
+    with`, or close it.
     """
 
-    def __init__(self, artifact: Artifact, blobs: Blobs, beside: Beside) -> None:
+    def __init__(self, artifact: Artifact, payloads: Payloads) -> None:
         self.artifact = artifact
-        self._blobs = blobs
-        self._beside = beside
+        self._blobs: Blobs = payloads.blobs
+        self._beside: Beside = payloads.beside
+        self._codec: PayloadCodec | None = payloads.codec
         self._file: BlobFile | None = None
         self._closed = False
         self._hash = hashlib.sha256()
@@ -283,6 +300,7 @@ class ArtifactStream:
         Raises:
             StoreCorruptError: the bytes are not those that were stored.
             StoreError: they are gone, or out of reach.
+            MissingKeyError: they are encoded, and the key is not here.
         """
         if size < 0:
             return b"".join(self)
@@ -296,7 +314,12 @@ class ArtifactStream:
                     f"the bytes of artifact {self.artifact.id!r} are not at {self._blobs.uri(self.artifact.digest)};"
                     " is this the artifact store that the run was executed with?"
                 ) from None
+            if self.artifact.key_id:
+                what = f"artifact {self.artifact.id!r} at {self._blobs.uri(self.artifact.digest)}"
+                self._file = DecodingFile(self._file, self._codec, self.artifact.key_id, what)
         data = self._file.read(size)
+        if self.artifact.key_id:
+            return data
         if data:
             self._hash.update(data)
         elif size and f"sha256:{self._hash.hexdigest()}" != self.artifact.digest:

@@ -36,7 +36,7 @@ class Callee:
 
     decoders: dict[str, Callable[[str], Any]]
     encode: Callable[[Any], str]
-    __slots__ = ("action", "adapters", "decoders", "encode", "invoke", "middleware", "picks", "read")
+    __slots__ = ("action", "adapters", "answers", "decoders", "encode", "invoke", "middleware", "picks", "read")
 
     def __init__(self, action: str, definition: StepDefinition, middleware: Sequence[Middleware]) -> None:
         self.action = action
@@ -55,6 +55,8 @@ class Callee:
             self._be_isolated(definition, definition.isolation)
         elif self.middleware and definition.is_async:
             self.invoke = around(self.invoke, self.middleware)
+        # Whether the kernel reads what it answers: true or false.
+        self.answers = definition.kind in ("predicate", "reconcile")
         # Whether it takes only some of the arguments it is offered.
         self.picks = isinstance(definition, UndoDefinition)
         if isinstance(definition, UndoDefinition):

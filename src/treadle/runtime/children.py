@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from treadle.authoring import codec
+from treadle.authoring.builder import Planned
 from treadle.authoring.decorators import plan_from
 from treadle.authoring.packages import planning_settings
 from treadle.authoring.registry import WorkflowDefinition
@@ -24,6 +25,7 @@ from treadle.core import inputs as inp
 from treadle.core.children import child_id
 from treadle.core.commands import ChildRun, Task
 from treadle.core.events import Handle, RunSettled, decode_events
+from treadle.core.singletons import Enters
 from treadle.core.tables import RUNNING, SUCCEEDED
 from treadle.errors import (
     NotCompensable,
@@ -117,9 +119,14 @@ async def _make(
     scope = contextvars.copy_context()
     scope.run(planning_settings.set, node.settings.package_settings)
     planned = scope.run(plan_from, definition, values)
+    wanted = msgspec.structs.replace(wanted, singleton=planned.singleton)
+    enters: Enters = "take"
     while True:
-        status = await begin(node, planned, wanted, report=_started(node, task, wanted.id or wanted.key, started_at))
-        match status:
+        report = _started(node, task, wanted.id or wanted.key, started_at)
+        answer = await begin(node, planned, wanted, report, enters)
+        match answer.status:
+            case "held":
+                enters = await _waiting(node, task, planned, wanted)
             case "committed":
                 tell(node.engine, [task.run])
                 return None
@@ -138,7 +145,27 @@ async def _make(
                 # Somebody has given this id to another run; the key is its own id then.
                 wanted = msgspec.structs.replace(wanted, id="")
             case _:
-                raise StoreUnavailableError(f"the run could not be made ({status}); try again")
+                raise StoreUnavailableError(f"the run could not be made ({answer.status}); try again")
+
+
+async def _waiting(node: Node, task: Task, planned: Planned, wanted: Start) -> Enters:
+    """How a called run waits for the one that holds its singleton.
+
+    Raises:
+        Permanent: it is not to wait, or would wait for a run that waits for it.
+    """
+    if planned.on_conflict == "reject":
+        raise Permanent(f"another run holds the singleton {wanted.singleton!r}", code="singleton_held")
+    holders = await node.read(partial(node.reader.line, wanted.singleton))
+    caller = task.run
+    while caller:
+        if caller in holders:
+            text = f"the called run would wait for its caller, which holds the singleton {wanted.singleton!r}"
+            raise Permanent(text, code="singleton_held")
+        found = await node.read(partial(node.reader.head, caller))
+        # Nobody waits for a detached run.
+        caller = "" if found is None or found[0].detached else found[0].parent.partition("/")[0]
+    return "replace" if planned.on_conflict == "replace" else "line"
 
 
 def _started(node: Node, task: Task, id_: str, started_at: float) -> Report:

@@ -6,17 +6,15 @@ import asyncio
 import contextvars
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeVar, overload
-
-import msgspec
+from typing import Any, TypeVar, overload
 
 from treadle.authoring import codec
 from treadle.authoring.builder import Planned, check_about, plan_value
+from treadle.authoring.conflicts import OnConflict, name_of, on_conflict_of
 from treadle.authoring.decorators import WorkflowFunction
 from treadle.authoring.durations import Duration
 from treadle.authoring.options import OnFailure, on_failure_of
@@ -25,12 +23,10 @@ from treadle.authoring.registry import Registry
 from treadle.core.addresses import check_id
 from treadle.errors import (
     DefinitionError,
-    QueueFullError,
-    RunExistsError,
-    StoreUnavailableError,
     UsageError,
 )
 from treadle.runtime.backup import backup
+from treadle.runtime.conflicts import start_run
 from treadle.runtime.copying import CopyReport, copy_store
 from treadle.runtime.cycles import Cycle, Cycles
 from treadle.runtime.data import DataOperations
@@ -39,13 +35,12 @@ from treadle.runtime.node import Node
 from treadle.runtime.retention import CLOSED, Removal, Retention, remove, rule_of
 from treadle.runtime.run import Run
 from treadle.runtime.serving import serve
-from treadle.runtime.starting import Deadline, Start, begin, closing_time, data_text, is_same, opening_time, trace_of
+from treadle.runtime.starting import Deadline, Start, closing_time, data_text, opening_time, trace_of
 from treadle.runtime.targets import Targets
 from treadle.store.base import Health, RunQuery, RunRow, SessionRow
 from treadle.store.queues import QueueChange, QueueRow
 
 R = TypeVar("R")
-OnConflict = Literal["reuse", "reject", "replace"]
 
 
 class App(DeadLetters, DataOperations):
@@ -94,7 +89,8 @@ class App(DeadLetters, DataOperations):
         breakpoints: Iterable[str] = ...,
         data: Mapping[str, Any] | None = ...,
         dry_run: bool = ...,
-        on_conflict: OnConflict = ...,
+        singleton: str | None = ...,
+        on_conflict: OnConflict | None = ...,
         on_failure: OnFailure | None = ...,
         delay: Duration | None = ...,
         run_at: datetime | None = ...,
@@ -114,7 +110,8 @@ class App(DeadLetters, DataOperations):
         breakpoints: Iterable[str] = ...,
         data: Mapping[str, Any] | None = ...,
         dry_run: bool = ...,
-        on_conflict: OnConflict = ...,
+        singleton: str | None = ...,
+        on_conflict: OnConflict | None = ...,
         on_failure: OnFailure | None = ...,
         delay: Duration | None = ...,
         run_at: datetime | None = ...,
@@ -134,7 +131,8 @@ class App(DeadLetters, DataOperations):
         breakpoints: Iterable[str] = ...,
         data: Mapping[str, Any] | None = ...,
         dry_run: bool = ...,
-        on_conflict: OnConflict = ...,
+        singleton: str | None = ...,
+        on_conflict: OnConflict | None = ...,
         on_failure: OnFailure | None = ...,
         delay: Duration | None = ...,
         run_at: datetime | None = ...,
@@ -152,7 +150,8 @@ class App(DeadLetters, DataOperations):
         breakpoints: Iterable[str] = (),
         data: Mapping[str, Any] | None = None,
         dry_run: bool = False,
-        on_conflict: OnConflict = "reuse",
+        singleton: str | None = None,
+        on_conflict: OnConflict | None = None,
         on_failure: OnFailure | None = None,
         delay: Duration | None = None,
         run_at: datetime | None = None,
@@ -166,18 +165,20 @@ class App(DeadLetters, DataOperations):
         with one entrypoint. `name`, `labels` and `metadata` are for people and listings, and go before what the
         workflow says of itself by `describe_run`.
 
-        `id` is an idempotency key (a new key where it is left out). If a run of that id exists, `on_conflict`
-        decides: `reuse` attaches to it if workflow and input are the same, `reject` raises, `replace` cancels
-        hard and deletes it first. `breakpoints` are the labels to arm. `data` is what every step can read, and what
-        fills parameters declared with `FROM_DATA`. With `dry_run` every step is told to change nothing. With `delay`
-        or `run_at` no step starts before that time; after `deadline` (a time, or a duration from now) no attempt
-        begins or goes on, and what was to run fails with the code `deadline`. `trace` is a W3C `traceparent` that steps
-        can read and child runs inherit; inside a step it is the step's own if none is given. `on_failure` (stop or
-        unwind) overrides the workflow's.
+        `id` is an idempotency key (a new key where it is left out), `singleton` a key of the workflow of which one run
+        at a time goes on. If there is a run of that id, or an open one of that singleton, `on_conflict` decides (else
+        the workflow, else it is `reuse`): `reuse` attaches to it if workflow and input are the same; `reject` raises;
+        `replace` cancels it hard and begins when it is closed (one of the same id is deleted first); `queue` begins
+        when all that came before are closed. With a singleton, `queue` is about that alone. `breakpoints` are the
+        labels to arm. `data` is what every step can read, and what fills parameters declared with `FROM_DATA`. With
+        `dry_run` every step is told to change nothing. With `delay` or `run_at` no step starts before that time; after
+        `deadline` (a time, or a duration from now) no attempt begins or goes on, and what was to run fails with the
+        code `deadline`. `trace` is a W3C `traceparent` that steps can read and child runs inherit; inside a step it is
+        the step's own if none is given. `on_failure` (stop or unwind) overrides the workflow's.
 
         Raises:
             DefinitionError: the workflow as written is wrong, or data that it needs is missing; all mistakes at once.
-            RunExistsError: the id is taken by a run that does something else.
+            RunExistsError: the id, or the singleton, is taken by a run that does something else.
         """
         planned = self._plan(workflow, args, kwargs)
         if id is not None:
@@ -186,6 +187,9 @@ class App(DeadLetters, DataOperations):
         armed = list(breakpoints)
         if any(not label for label in armed):
             raise DefinitionError("a breakpoint label is empty; give the label that the steps carry")
+        if singleton is not None:
+            check_id(singleton, "singleton")
+        conflict = on_conflict_of(on_conflict) or planned.on_conflict or "reuse"
         given = dict(data or {})
         now = self._node.environment.clock.now()
         start = Start(
@@ -201,21 +205,9 @@ class App(DeadLetters, DataOperations):
             names=list(given),
             dry_run=dry_run,
             on_failure=failing,
+            singleton=planned.singleton if singleton is None else name_of("singleton", planned.workflow, singleton),
         )
-        return await self._start_or_find(planned, start, on_conflict)
-
-    async def _start_or_find(self, planned: Planned, start: Start, on_conflict: OnConflict) -> Run[Any]:
-        while True:
-            run = await self._start(planned, start)
-            if run is not None:
-                return run
-            assert start.id
-            existing = Run[Any](self._node, start.id, planned.result)
-            if on_conflict == "replace":
-                await self._clear(existing)
-                continue
-            await self._attach(existing, planned, start, reject=on_conflict == "reject")
-            return existing
+        return await start_run(self._node, planned, start, conflict)
 
     async def enqueue(
         self,
@@ -224,7 +216,8 @@ class App(DeadLetters, DataOperations):
         id: str | None = None,
         labels: Mapping[str, str] | None = None,
         data: Mapping[str, Any] | None = None,
-        on_conflict: OnConflict = "reuse",
+        singleton: str | None = None,
+        on_conflict: OnConflict | None = None,
         delay: Duration | None = None,
         run_at: datetime | None = None,
         deadline: Deadline | None = None,
@@ -237,13 +230,14 @@ class App(DeadLetters, DataOperations):
 
         Raises:
             DefinitionError: it is no planned call, or an argument does not fit; all mistakes at once.
-            RunExistsError: the id is taken by a run that does something else.
+            RunExistsError: the id, or the singleton, is taken by a run that does something else.
         """
         return await self.start(
             plan_value(value, self.registry),
             id=id,
             labels=labels,
             data=data,
+            singleton=singleton,
             on_conflict=on_conflict,
             delay=delay,
             run_at=run_at,
@@ -260,38 +254,6 @@ class App(DeadLetters, DataOperations):
         scope.run(planning_settings.set, settings.package_settings)
         planned: Planned = scope.run(partial(function.plan, *args, **kwargs))
         return planned
-
-    async def _start(self, planned: Planned, start: Start) -> Run[Any] | None:
-        node = self._node
-        key = node.environment.ids.key()
-        status = await begin(node, planned, msgspec.structs.replace(start, key=key))
-        if status == "committed":
-            return Run[Any](node, start.id or key, planned.result, key)
-        if status == "exists":
-            return None
-        if status == "full":
-            raise QueueFullError(
-                f"run {start.id or key!r} was not made: a queue that it begins in is full; try again later"
-            )
-        raise StoreUnavailableError(f"the run could not be made ({status}); try again")
-
-    async def _attach(self, run: Run[Any], planned: Planned, start: Start, *, reject: bool) -> None:
-        """Make sure that an existing run is the one that was to be started, and that somebody decides it."""
-        head = (await run.load()).head
-        same = await is_same(self._node, head, planned, start)
-        if reject or not same:
-            what = "exists" if same else "exists with another workflow or input"
-            raise RunExistsError(f"run {run.id!r} {what}; choose another id, or on_conflict='replace'", run_id=run.id)
-        await self._node.engine.acquire(head.key)
-
-    async def _clear(self, run: Run[Any]) -> None:
-        """Cancel a run hard, wait until nothing of it or of the runs below it goes on, and delete it."""
-        await run.cancel(hard=True)
-        key = await run.key()
-        async with aclosing(run.changes()) as changes:
-            async for _ in changes:
-                if await self._node.committer.call(lambda store: store.delete(key)) != "open":
-                    return
 
     def run(self, id: str, type: Any = Any) -> Run[Any]:
         """The handle of a run by its id (or a unique prefix of its id or key). Nothing is read yet."""

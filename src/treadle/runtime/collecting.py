@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from treadle.authoring.durations import Duration, seconds_of
+from treadle.core.values import bare
 from treadle.errors import UsageError
 from treadle.runtime.artifacts import RENEW_SECONDS
 from treadle.store.base import RunQuery
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 LEAST_SECONDS: Final = 6 * RENEW_SECONDS
 DEFAULT_AGE: Final = timedelta(days=1)
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
-_HANDLE: Final = re.compile(r'"(@[0-9a-f]{32}|#sha256:[0-9a-f]{64})"')
+_HANDLE: Final = re.compile(
+    r'"((?:![A-Za-z0-9._-]+)?(?:@[0-9a-f]{32}|#sha256:[0-9a-f]{64})|![A-Za-z0-9._-]+=[A-Za-z0-9+/=]+)"'
+)
 _PAGE: Final = 200
 
 
@@ -45,6 +48,7 @@ async def collect(node: Node, age: Duration, *, dry_run: bool = False) -> Collec
 
     Raises:
         UsageError: the age is shorter than a writer may take.
+        MissingKeyError: an encoded value may name blobs, and its key is not here; nothing is removed.
     """
     seconds = seconds_of(age, "older_than")
     if seconds < LEAST_SECONDS:
@@ -117,8 +121,8 @@ async def _mark_values(node: Node, key: str, handles: list[str], named: set[str]
 
 async def _present(node: Node, key: str, handles: list[str]) -> dict[str, str]:
     """The texts of stored values. A run that is deleted meanwhile has none, and needs none."""
-    rows = [handle[1:] for handle in handles if handle.startswith("@")]
+    rows = [where[1:] for handle in handles if (where := bare(handle)).startswith("@")]
     found = await node.read(lambda: node.reader.payloads(key, rows))
     return await node.payloads.load(
-        key, [handle for handle in handles if handle.startswith("#") or handle[1:] in found]
+        key, [handle for handle in handles if not (where := bare(handle)).startswith("@") or where[1:] in found]
     )

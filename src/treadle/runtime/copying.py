@@ -3,8 +3,9 @@
 A run is its journal. The copy appends the same rows with the same versions, commit ids and times, in one commit a run,
 and with the last row what the journal does not hold: payloads, step rows, waiting tasks, the hold. Inputs that wait
 follow. Done again, after a crash or because the source went on, it adds what is new: rows that are there are compared,
-never written twice. Nobody may work on either store meanwhile; what this process itself still decides in the source,
-such as attempts that died with their process, is caught by passes until one finds nothing new.
+never written twice. Queues get the limits, operators' words and pauses of the source. Nobody may work on either store
+meanwhile; what this process itself still decides in the source, such as attempts that died with their process, is
+caught by passes until one finds nothing new.
 """
 
 from __future__ import annotations
@@ -15,16 +16,25 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 
 import msgspec
+from msgspec import UNSET
 
-from treadle.core.events import StepCancelled, StepFailed, StepSkipped, StepSucceeded, decode_events
+from treadle.core.events import (
+    RunStarted,
+    StepCancelled,
+    StepFailed,
+    StepSkipped,
+    StepSucceeded,
+    decode_events,
+)
 from treadle.core.tables import LIVE, RUNNING
 from treadle.errors import ConflictError, StoreUnavailableError
 from treadle.runtime.artifacts import store_content
 from treadle.runtime.node import Node
 from treadle.store.base import Append, Loaded, RunQuery, RunRow, SessionRow, StepRow, Store
+from treadle.store.queues import QueueChange, QueueRow
 
 # What names a payload row or a blob, wherever it stands. A user's text that looks like one is looked up in vain.
-_HANDLE = re.compile(rb'"([@#])((?:sha256:)?[0-9a-f]{32,64})"')
+_HANDLE = re.compile(rb'"(?:![A-Za-z0-9._-]+)?([@#])((?:sha256:)?[0-9a-f]{32,64})"')
 # Artifacts are named so without a mark.
 _BLOB = re.compile(rb"sha256:[0-9a-f]{64}")
 _SETTLED = (StepSucceeded, StepFailed, StepSkipped, StepCancelled)
@@ -35,7 +45,7 @@ _PAGE = 200
 
 
 class CopyReport(msgspec.Struct, kw_only=True):
-    """What a copy found and did. `differing` names the runs that are not the same in both stores, and how."""
+    """What a copy found and did. `differing` names runs and queues that are not the same in both stores, and how."""
 
     runs: int = 0
     # Of these: still open.
@@ -45,6 +55,8 @@ class CopyReport(msgspec.Struct, kw_only=True):
     blobs: int = 0
     tasks: int = 0
     inputs: int = 0
+    # Queues whose limits or pauses were changed in the target.
+    queues: int = 0
     differing: dict[str, str] = {}
 
 
@@ -56,6 +68,8 @@ class _Parts(msgspec.Struct):
     steps: list[StepRow]
     payloads: list[tuple[str, bytes]]
     blobs: list[str]
+    # The lines that it is in, by their names.
+    lines: dict[str, list[str]] = {}
 
 
 async def copy_store(source: Node, target: Node, progress: Callable[[str], None] | None = None) -> CopyReport:
@@ -68,12 +82,15 @@ async def copy_store(source: Node, target: Node, progress: Callable[[str], None]
     for node, what in ((source, "source"), (target, "target")):
         await _alone(node, what)
     report = CopyReport()
+    # Runs of the source were taken on there, so none of them is refused here for a queue that is full.
+    await _copy_queues(source, target, lengths=False)
     for _ in range(_PASSES):
         report.runs = report.open = 0
         report.differing = {}
         news = False
-        async for row in _runs(source):
+        async for row, lines in _in_order(source):
             parts = await _read(source, row)
+            parts.lines = lines
             report.runs += 1
             report.open += row.status in LIVE
             if await _copy_run(source, target, parts, report):
@@ -83,9 +100,48 @@ async def copy_store(source: Node, target: Node, progress: Callable[[str], None]
             elif (difference := await _difference(target, parts)) is not None:
                 report.differing[row.id] = difference
         if not news:
+            report.queues = await _copy_queues(source, target, lengths=True)
+            report.differing |= await _differing_queues(source, target)
             return report
         await asyncio.sleep(_LOOK_SECONDS)
     raise ConflictError("the source goes on while it is being copied; stop what works on it, then copy again")
+
+
+async def _copy_queues(source: Node, target: Node, *, lengths: bool) -> int:
+    """Let the queues of the target be limited and paused as those of the source; how many were changed.
+
+    Without `lengths` those that the source limits so have no limit of their length for a while; others stay as they
+    are.
+    """
+    rows = await _queues(source)
+    if lengths:
+        changes = [
+            QueueChange(name=row.name, defined=row.defined or UNSET, override=row.override, paused=row.paused)
+            for row in rows.values()
+        ]
+    else:
+        changes = [
+            QueueChange(name=row.name, override=msgspec.structs.replace(row.limits, length=0))
+            for row in rows.values()
+            if row.limits.length
+        ]
+    now = target.environment.clock.now()
+    return sum(await target.committer.call(lambda store: store.set_queues(changes, now))) if changes else 0
+
+
+async def _queues(node: Node) -> dict[str, QueueRow]:
+    """The queues that were ever defined or paused."""
+    rows = await node.read(partial(node.reader.queues, node.environment.clock.now()))
+    return {row.name: row for row in rows if row.version}
+
+
+async def _differing_queues(source: Node, target: Node) -> dict[str, str]:
+    there = await _queues(target)
+    return {
+        f"queue {name}": "has other limits"
+        for name, row in (await _queues(source)).items()
+        if name not in there or (there[name].limits, there[name].paused) != (row.limits, row.paused)
+    }
 
 
 async def _runs(node: Node) -> AsyncIterator[RunRow]:
@@ -94,6 +150,33 @@ async def _runs(node: Node) -> AsyncIterator[RunRow]:
         for row in rows:
             yield row
         after = rows[-1].key
+
+
+async def _in_order(node: Node) -> AsyncIterator[tuple[RunRow, dict[str, list[str]]]]:
+    """All runs with the lines that they are in, each behind those that are before it there."""
+    reader = node.reader
+    seen: set[str] = set()
+    async for row in _runs(node):
+        ahead = [row]
+        lines = await _lines(node, row)
+        for line in lines.values():
+            rows = [await node.read(partial(reader.run, key)) for key in line[: line.index(row.key)]]
+            ahead[-1:-1] = [one for one in rows if one is not None]
+        for one in ahead:
+            if one.key not in seen:
+                seen.add(one.key)
+                yield one, lines if one is row else await _lines(node, one)
+
+
+async def _lines(node: Node, row: RunRow) -> dict[str, list[str]]:
+    """The lines that a run is in, by their names."""
+    first = await node.read(partial(node.reader.rows, row.key, 0, 1))
+    # Besides the one it was started with, a run may hold the name of its own id, for those that wait behind it.
+    names = [f"id:{row.id}"]
+    for _version, _commit, _time, text in first:
+        names += [event.singleton for event in decode_events(text) if isinstance(event, RunStarted)]
+    lines = {name: await node.read(partial(node.reader.line, name)) for name in dict.fromkeys(names) if name}
+    return {name: line for name, line in lines.items() if row.key in line}
 
 
 async def _alone(node: Node, what: str) -> None:
@@ -230,6 +313,8 @@ def _append(store: Store, session: str, parts: _Parts, there: Loaded | None, set
     new = {found.task.number: found.task for found in loaded.tasks}
     last.ended = [number for number, task in old.items() if new.get(number) != task]
     last.tasks = [task for number, task in new.items() if old.get(number) != task]
+    before = [name for name in parts.lines if loaded.head.key not in store.line(name)]
+    last.names = [(name, "line" if store.line(name) else "take") for name in before]
     if there is not None:
         waiting = {item.id for item in loaded.inbox}
         last.consumed = [item.id for item in there.inbox if item.id not in waiting]
@@ -248,6 +333,9 @@ async def _difference(target: Node, parts: _Parts) -> str | None:
         (v, c, t, decode_events(e)) for v, c, t, e in loaded.rows
     ]:
         return "has another journal"
+    for name, line in parts.lines.items():
+        if await target.read(partial(target.reader.line, name)) != line and line[-1] == loaded.head.key:
+            return f"has other runs in the line of {name!r}"
     for name in ("head", "plan", "status", "hold"):
         if getattr(there, name) != getattr(loaded, name):
             return f"has another {name}"

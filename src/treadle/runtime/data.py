@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from treadle.authoring.durations import Duration
 from treadle.runtime.collecting import DEFAULT_AGE, Collected, collect
+from treadle.runtime.key_usage import keys_in_use
 from treadle.runtime.node import Node
 from treadle.runtime.projections import AppProjection
 
@@ -30,3 +31,16 @@ class DataOperations:
             UsageError: `older_than` is so short that a step that runs may still need what it has written.
         """
         return await collect(self._node, older_than, dry_run=dry_run)
+
+    @property
+    def key_ids(self) -> list[str]:
+        """The keys of this application's payload codec, as far as it names them."""
+        codec = self._node.settings.codec
+        return [] if codec is None else list(getattr(codec, "key_ids", (codec.key_id,)))
+
+    async def keys(self) -> dict[str, int]:
+        """How many runs need each key of a payload codec, by its id: one that is not there is needed by none.
+
+        Reads all journals, so it may take long. It takes no key to ask.
+        """
+        return await keys_in_use(self._node)

@@ -10,11 +10,14 @@ from typing import Any, TypeVar
 from treadle.authoring import codec
 from treadle.authoring.signatures import Parameter
 from treadle.core.commands import Task
-from treadle.core.events import ArgList, Handle, Items, Pick
+from treadle.core.events import ArgList, Failure, Handle, Items, Pick
 from treadle.core.plan import Fragment
-from treadle.errors import DecodeError, StoreUnavailableError
+from treadle.core.values import bare
+from treadle.errors import DecodeError, StoreUnavailableError, TreadleError
 from treadle.runtime.artifacts import RENEW_SECONDS
-from treadle.runtime.callee import Callee
+from treadle.runtime.callee import Callee, Callees
+from treadle.runtime.coding import HIDDEN, inline_text, refuse_fragment_keys
+from treadle.runtime.failures import ErrorText, describe
 from treadle.runtime.payloads import Payloads, Row, assemble, chunks_of, handles_of
 from treadle.runtime.step_context import RunningStep
 from treadle.runtime.streams import CHUNK_BYTES, CHUNK_ITEMS, pieces_of
@@ -22,6 +25,9 @@ from treadle.runtime.streams import CHUNK_BYTES, CHUNK_ITEMS, pieces_of
 T = TypeVar("T")
 # Seconds between tries while the store does not answer.
 RETRY_SECONDS = 0.2
+# How long a task whose value is encoded with a key that is not here waits for other workers: long enough that one
+# without the key does little else, short beside the time in which people hand out keys.
+KEY_SECONDS = 5.0
 
 
 async def patiently(work: Callable[[], Awaitable[T]]) -> T:
@@ -47,7 +53,10 @@ def inline(payloads: Payloads, callee: Callee, task: Task) -> dict[str, Any] | N
     decoders = callee.decoders
     for name, arg in task.call.args.items():
         if type(arg) is not str or arg[0] != "=":
-            if not isinstance(arg, Pick) or not _from_cache(payloads, callee, task, name, arg, values):
+            if not isinstance(arg, Pick):
+                if type(arg) is not str or not _from_handle(payloads, callee, name, arg, values):
+                    return None
+            elif not _from_cache(payloads, callee, task, name, arg, values):
                 return None
             continue
         decode = decoders.get(name)
@@ -60,6 +69,18 @@ def inline(payloads: Payloads, callee: Callee, task: Task) -> dict[str, Any] | N
         except DecodeError as error:
             raise DecodeError(f"argument {name!r}: {error}") from None
     return values
+
+
+def _from_handle(payloads: Payloads, callee: Callee, name: str, arg: Handle, values: dict[str, Any]) -> bool:
+    """Decode a small value that a payload codec has encoded; False if it is elsewhere, or not wanted."""
+    decode = callee.decoders.get(name)
+    if decode is None or not bare(arg).startswith("="):
+        return False
+    try:
+        values[name] = decode(inline_text(payloads.codec, arg))
+    except DecodeError as error:
+        raise DecodeError(f"argument {name!r}: {error}") from None
+    return True
 
 
 def _from_cache(payloads: Payloads, callee: Callee, task: Task, name: str, arg: Pick, values: dict[str, Any]) -> bool:
@@ -162,6 +183,40 @@ def _as_it_is(value: object) -> Any:
 # -- what an attempt hands in ----------------------------------------------------------------------------------------
 
 
+async def place_result(payloads: Payloads, callees: Callees, task: Task, text: str, rows: list[Row]) -> Handle:
+    """The handle of a result. The kernel reads what a predicate answers, so no codec hides that."""
+    if payloads.codec is not None and text in ("true", "false") and callees.of(task).answers:
+        return "=" + text
+    return await payloads.place(text, rows)
+
+
+async def place_failure(payloads: Payloads, errors: ErrorText, error: BaseException) -> tuple[Failure, list[Row]]:
+    """The failure of an error, with the rows of its whole account. A message may hold values: a codec hides it too."""
+    failure, full = describe(error, errors)
+    hides = payloads.codec is not None and bool(failure.message)
+    rows: list[Row] = []
+    detail = ""
+    if full or hides:
+        try:
+            account = errors.encode(full, error, failure.message if hides else "")
+            detail = await payloads.place(account, rows)
+        except (TreadleError, OSError):
+            rows = []
+    message = HIDDEN if hides else failure.message
+    return Failure(code=failure.code, message=message, type=failure.type, detail=detail), rows
+
+
+async def place_more(payloads: Payloads, task: Task, context: RunningStep, rows: list[Row]) -> dict[str, Any]:
+    """What an outcome says of what its attempt gave beside the result."""
+    return {
+        "added": tuple(await place_fragments(payloads, context.fragments, rows, task.run)),
+        "patch": await place_patch(payloads, context.patch, rows),
+        "items": await place_items(payloads, context, rows),
+        "effects": await context.effects(payloads, rows),
+        "writes": tuple(context.writes or ()),
+    }
+
+
 async def place_patch(payloads: Payloads, patch: dict[str, Any] | None, rows: list[Row]) -> dict[str, Handle]:
     """The variables that a step sets, each with the handle of its value."""
     placed: dict[str, Handle] = {}
@@ -191,7 +246,7 @@ async def place_items(payloads: Payloads, context: RunningStep, rows: list[Row])
 
 async def _renew(payloads: Payloads, items: Items) -> None:
     """Keep chunks from being collected that were stored long before the outcome that names them."""
-    for chunk in items.chunks:
+    for chunk in map(bare, items.chunks):
         if chunk.startswith("#") and not await patiently(
             partial(payloads.beside, partial(payloads.blobs.renew, chunk[1:]))
         ):
@@ -200,10 +255,18 @@ async def _renew(payloads: Payloads, items: Items) -> None:
             )
 
 
-async def place_fragments(payloads: Payloads, fragments: Sequence[Fragment], rows: list[Row] | None) -> list[Fragment]:
-    """Fragments with their constants' JSON texts replaced by handles."""
+async def place_fragments(
+    payloads: Payloads, fragments: Sequence[Fragment], rows: list[Row] | None, run: str
+) -> list[Fragment]:
+    """Fragments with their constants' JSON texts replaced by handles, equal ones in all of a run.
+
+    Raises:
+        DefinitionError: a step's key is read from what is encoded.
+    """
+    if payloads.codec is not None and fragments:
+        refuse_fragment_keys(fragments)
     placed: list[Fragment] = []
     for fragment in fragments:
-        constants = [await patiently(partial(payloads.place, text, rows)) for text in fragment.constants]
+        constants = [await patiently(partial(payloads.place, text, rows, run)) for text in fragment.constants]
         placed.append(Fragment(blocks=fragment.blocks, constants=constants, into=fragment.into))
     return placed

@@ -37,12 +37,13 @@ class Account(msgspec.Struct, frozen=True):
     """The whole account of a failure, as the handle `Failure.detail` leads to it.
 
     `text` is the error with its traceback, `details` what the step gave, `causes` the chain of errors behind it, the
-    nearest first, as `Type: message`.
+    nearest first, as `Type: message`. `message` is there if a payload codec has hidden that of the failure itself.
     """
 
     text: str
     details: Any = None
     causes: list[str] = []
+    message: str = ""
 
 
 def account_of(stored: object) -> Account:
@@ -50,7 +51,8 @@ def account_of(stored: object) -> Account:
     if isinstance(stored, dict):
         known = cast("dict[str, Any]", stored)
         text, details, causes = known.get("text", ""), known.get("details"), known.get("causes", [])
-        return Account(str(text), codec.convert(details, Any), [str(cause) for cause in causes])
+        chain = [str(cause) for cause in causes]
+        return Account(str(text), codec.convert(details, Any), chain, str(known.get("message", "")))
     return Account(str(stored))
 
 
@@ -80,17 +82,20 @@ class ErrorText:
         """The seconds of a delay that step code gave."""
         return seconds_of(delay)
 
-    def encode(self, text: str, error: BaseException | None = None) -> str:
-        """The JSON text of an account: the full text, with the details and the causes of the error if it has any."""
+    def encode(self, text: str, error: BaseException | None = None, message: str = "") -> str:
+        """The JSON text of an account: the full text, with the details and the causes of the error if it has any.
+
+        `message` is what is kept here alone.
+        """
         if isinstance(error, ForeignError):
             # It was made there.
-            return text
+            return text if not message else _with_message(text, message)
         readable = _readable(text)
         details = getattr(error, "details", None) if isinstance(error, TreadleError) else None
         causes = [] if error is None else [self.cut(line) for line in _chain(error)]
-        if details is None and not causes:
+        if details is None and not causes and not message:
             return msgspec.json.encode(readable).decode()
-        account: dict[str, Any] = {"text": readable, "causes": causes}
+        account: dict[str, Any] = {"text": readable, "causes": causes, **({"message": message} if message else {})}
         if details is not None:
             try:
                 codec.encode(details)
@@ -99,6 +104,13 @@ class ErrorText:
                 # What cannot be stored must not hide the failure.
                 account["details"] = f"{fault}; {_shown(details)}"
         return codec.encode(account)
+
+
+def _with_message(account: str, message: str) -> str:
+    """An account that was made elsewhere, with the message."""
+    tree = codec.plain(account) if account else ""
+    members = cast("dict[str, Any]", tree) if isinstance(tree, dict) else {"text": tree}
+    return msgspec.json.encode({**members, "message": message}).decode()
 
 
 def _readable(text: str) -> str:

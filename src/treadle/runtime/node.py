@@ -28,7 +28,7 @@ from treadle.errors import (
     StoreUnavailableError,
     TreadleError,
 )
-from treadle.ports import Elector, Environment
+from treadle.ports import Elector, Environment, PayloadCodec
 from treadle.runtime.attempts import Finish
 from treadle.runtime.children import ask_child, call_child
 from treadle.runtime.cycles import Cycles
@@ -93,6 +93,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     cycles: bool = False
     # Which closed runs are kept; None: all.
     retention: Rule | None = None
+    # What stands between values and the store.
+    codec: PayloadCodec | None = None
     # The domains that it serves, and their settings by package.
     packages: tuple[Package, ...] = ()
     package_settings: Mapping[str, Any] = {}
@@ -135,6 +137,7 @@ class Node:
             if package.title
         }
         self.closing = False
+        self.session = ""
         # The hungry worker has reason to believe that tasks wait in the store.
         self._hungry = False
         self._claiming = False
@@ -154,7 +157,7 @@ class Node:
         # What reads journals is made at its first use, and that must not hold up steps that are under way.
         decode_events("[]")
         self.reader: Reader = await self._in_reader(self.store.reader)
-        self.payloads = Payloads(self.reader, self.blobs, self._in_reader, self.beside)
+        self.payloads = Payloads(self.reader, self.blobs, self._in_reader, self.beside, self.settings.codec)
         self.observers: Observers | None = None
         if self.settings.hooks:
             clock = self.environment.clock
@@ -340,7 +343,7 @@ class Node:
         self.worker.close()
         self.slots.close()
         hub, committer = self.hub, self.committer
-        waiting = [item for owned in self.engine.runs.values() for item in (owned.in_flight or []) + owned.pending]
+        waiting = [item for owned in self.engine.runs.values() for item in (*(owned.in_flight or ()), *owned.pending)]
 
         async def again() -> None:
             await committer.stop()
@@ -569,7 +572,7 @@ class Node:
 
     async def add_now(self, task: Task, fragments: Sequence[Fragment]) -> None:
         """Add steps for a live attempt at once."""
-        for fragment in await place_fragments(self.payloads, fragments, None):
+        for fragment in await place_fragments(self.payloads, fragments, None, task.run):
             value = inp.AddSteps(
                 number=task.number,
                 generation=task.generation,

@@ -17,7 +17,8 @@ from treadle.authoring.registry import Registry
 from treadle.core.commands import Task
 from treadle.core.events import Arg, Handle
 from treadle.core.inputs import Outcome
-from treadle.errors import DecodeError, StoreError, StoreUnavailableError
+from treadle.core.values import bare
+from treadle.errors import DecodeError, MissingKeyError, StoreError, StoreUnavailableError
 from treadle.ports import Clock
 from treadle.runtime.boundaries import Notice, notices_of
 from treadle.runtime.hooks import Boundary, Hooks, overridden
@@ -144,14 +145,18 @@ class Observers:
             trees = {handle: codec.plain(text) for handle, text in texts.items()}
             arguments = {name: self._value(boundary, name, arg, trees) for name, arg in notice.arguments.items()}
             result = None if notice.result is None else self._value(boundary, "", notice.result, trees)
-        except (StoreError, DecodeError, LookupError, OSError) as error:
+        except (StoreError, DecodeError, MissingKeyError, LookupError, OSError) as error:
             # The run was deleted meanwhile, or a path leads to nothing: the attempt fails for it too.
             _log.warning("%s of %s %s is told without its values: %s", notice.name, *_where(boundary), error)
             return boundary
         return msgspec.structs.replace(boundary, arguments=MappingProxyType(arguments), result=result)
 
     async def _texts(self, key: str, handles: list[Handle], rows: dict[str, bytes]) -> dict[Handle, str]:
-        texts = {handle: rows[handle[1:]].decode() for handle in handles if handle[0] == "@" and handle[1:] in rows}
+        texts = {
+            handle: self._payloads.text_of(handle, rows[where[1:]])
+            for handle in handles
+            if (where := bare(handle))[0] == "@" and where[1:] in rows
+        }
         rest = [handle for handle in handles if handle not in texts]
         while True:
             try:

@@ -16,6 +16,7 @@ from treadle.core.effects import Artifact, Effects
 from treadle.core.events import AnyEvent, Arg, Failure, decode_events
 from treadle.core.tables import LIVE, SUCCEEDED
 from treadle.errors import ArtifactNotFoundError, StepNotFoundError, UsageError
+from treadle.runtime.answers import shown_message
 from treadle.runtime.artifacts import ArtifactStream
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ class EffectOperations:
         found = await standing(node, key)
         effects = found.effects.get(step, Effects())
         failed = row.status == "failed"
+        message = await shown_message(node, key, row.message, row.detail) if failed else ""
         return StepOutcome(
             step=step,
             status=row.status,
@@ -117,7 +119,7 @@ class EffectOperations:
             artifacts=tuple(self._placed(artifact) for artifact in effects.artifacts),
             records=await self._records(effects),
             added=tuple(found.added.get(step, ())),
-            failure=Failure(code=row.code, message=row.message, detail=row.detail) if failed else None,
+            failure=Failure(code=row.code, message=message, detail=row.detail) if failed else None,
         )
 
     async def _records(self, effects: Effects) -> tuple[tuple[str, str, Any], ...]:
@@ -144,8 +146,7 @@ class EffectOperations:
         if len(found) > 1:
             steps = ", ".join(artifact.step for artifact in found)
             raise UsageError(f"several steps have made an artifact {id!r}: {steps}; name one of them")
-        payloads = self._node.payloads
-        return ArtifactStream(found[0], payloads.blobs, payloads.beside)
+        return ArtifactStream(found[0], self._node.payloads)
 
     def _placed(self, artifact: Artifact) -> Artifact:
         """The reference with the place where the bytes are for this process."""

@@ -1,7 +1,8 @@
 """Payloads: where a value's JSON text goes by its size, and how handles are turned back into text.
 
 A handle is `=` and the text itself (up to 1 KiB), `@` and the digest of a row of the run (up to 256 KiB), or `#`
-and the digest of a blob. Blobs are written before the append that names them.
+and the digest of a blob. Blobs are written before the append that names them. With a payload codec the bytes are
+encoded first, and the handle says so (`coding`); what stands for chunks holds handles only and stays as it is.
 """
 
 from __future__ import annotations
@@ -17,13 +18,18 @@ import msgspec
 from treadle.authoring import codec
 from treadle.authoring.adapters import TAG
 from treadle.core.events import Arg, ArgList, ArgMap, Handle, Items, Pick
+from treadle.core.values import bare, key_id_of
 from treadle.errors import StoreError
+from treadle.ports import PayloadCodec
+from treadle.runtime.coding import VALUE, EncodingBlobs, decoded, inline_handle, inline_text
 from treadle.store.base import INLINE_BYTES, ROW_BYTES, Reader
 from treadle.store.blob_port import Blobs
 
 # Trees that are kept, each of at most so many bytes of text.
 CACHED_TREES = 64
 CACHED_BYTES = 1024 * 1024
+# What is larger is encoded on another thread: at some 500 MB a second it would hold up the event loop.
+ENCODED_HERE = 16 * 1024
 
 T = TypeVar("T")
 Row = tuple[str, bytes]
@@ -58,9 +64,15 @@ class Payloads:
         blobs: Blobs,
         in_reader: Callable[[Callable[[], object]], Awaitable[object]],
         beside: Callable[[Callable[[], Any]], Awaitable[Any]],
+        codec: PayloadCodec | None = None,
     ) -> None:
         self._reader = reader
         self.blobs = blobs
+        self.codec = codec
+        # Where the content of artifacts goes.
+        self.content: Blobs | EncodingBlobs = blobs if codec is None else EncodingBlobs(blobs, codec)
+        # Up to so many bytes a result needs no other place than the outcome.
+        self.inline_bytes = INLINE_BYTES if codec is None else 0
         # Runs what reads and writes blobs on some other thread.
         self.beside = beside
         # Runs a blocking function on the thread that owns the reader.
@@ -69,21 +81,34 @@ class Payloads:
         self._trees: dict[tuple[str, Handle], object] = {}
         self._reading: dict[tuple[str, Handle], asyncio.Future[None]] = {}
 
-    async def place(self, text: str, rows: list[Row] | None) -> Handle:
+    async def place(self, text: str, rows: list[Row] | None, repeats: str = "") -> Handle:
         """The handle of a text; adds the row to write with the append, or writes the blob.
 
-        Without `rows`, for what may travel through an inbox, all that does not fit into the handle is a blob.
+        Without `rows`, for what may travel through an inbox, all that does not fit into the handle is a blob. With
+        `repeats`, equal texts have equal handles for one key, wherever `repeats` is the same.
         """
         # What stands for chunks is no value: it is never taken for one that is at hand.
-        if len(text) <= INLINE_BYTES and not text.startswith(_MANIFEST):
+        is_value = not text.startswith(_MANIFEST)
+        codec = self.codec
+        if codec is not None and is_value:
+            data = text.encode()
+            if len(data) <= INLINE_BYTES:
+                data = codec.encode(data, VALUE, repeats)
+                return inline_handle(codec, data) or await self._place(data, rows, f"!{codec.key_id}")
+            encoding = partial(codec.encode, data, VALUE, repeats)
+            data = encoding() if len(data) <= ENCODED_HERE else await self.beside(encoding)
+            return await self._place(data, rows, f"!{codec.key_id}")
+        if is_value and len(text) <= INLINE_BYTES:
             return "=" + text
-        data = text.encode()
+        return await self._place(text.encode(), rows)
+
+    async def _place(self, data: bytes, rows: list[Row] | None, prefix: str = "") -> Handle:
         if rows is not None and len(data) <= ROW_BYTES:
             digest = hashlib.sha256(data).hexdigest()[:32]
             rows.append((digest, data))
-            return "@" + digest
+            return f"{prefix}@{digest}"
         blob: str = await self.beside(lambda: self.blobs.put(data))
-        return "#" + blob
+        return f"{prefix}#{blob}"
 
     def cached(self, key: str, handle: Handle) -> object | None:
         """The JSON tree of a stored value, if it was read a moment ago."""
@@ -96,6 +121,8 @@ class Payloads:
         for handle in dict.fromkeys(handles):
             if handle.startswith("="):
                 found[handle] = codec.plain(handle[1:])
+            elif bare(handle).startswith("="):
+                found[handle] = codec.plain(inline_text(self.codec, handle))
             elif (tree := self._trees.get((key, handle))) is not None:
                 found[handle] = tree
             else:
@@ -140,24 +167,36 @@ class Payloads:
     async def stored(self, key: str, handles: Iterable[Handle]) -> dict[Handle, str]:
         """The texts of handles as they are stored."""
         texts: dict[Handle, str] = {}
-        rows: list[str] = []
-        blobs: list[str] = []
+        rows: dict[Handle, str] = {}
+        blobs: dict[Handle, str] = {}
         for handle in handles:
-            if handle.startswith("="):
-                texts[handle] = handle[1:]
-            elif handle.startswith("@"):
-                rows.append(handle[1:])
+            where = bare(handle)
+            if where.startswith("="):
+                texts[handle] = where[1:] if where is handle else inline_text(self.codec, handle)
+            elif where.startswith("@"):
+                rows[handle] = where[1:]
             else:
-                blobs.append(handle[1:])
+                blobs[handle] = where[1:]
         if rows:
-            found = await self._run(lambda: self._reader.payloads(key, rows))
-            for digest in rows:
+            digests = list(rows.values())
+            found = await self._run(lambda: self._reader.payloads(key, digests))
+            for handle, digest in rows.items():
                 if digest not in found:
                     raise StoreError(f"payload {digest} of run {key} is missing; see `treadle doctor`")
-                texts["@" + digest] = found[digest].decode()
-        for digest in blobs:
-            texts["#" + digest] = (await self.beside(partial(self._get_blob, digest))).decode()
+                texts[handle] = self.text_of(handle, found[digest])
+        for handle, digest in blobs.items():
+            data: bytes = await self.beside(partial(self._get_blob, digest))
+            texts[handle] = self.text_of(handle, data)
         return texts
+
+    def text_of(self, handle: Handle, data: bytes) -> str:
+        """The text of a value of which the stored bytes are at hand.
+
+        Raises:
+            MissingKeyError: it is encoded, and the key is not here.
+        """
+        key_id = key_id_of(handle)
+        return (decoded(self.codec, key_id, data) if key_id else data).decode()
 
     def _get_blob(self, digest: str) -> bytes:
         try:
@@ -169,9 +208,12 @@ class Payloads:
         return cast(T, await self._in_reader(function))
 
 
-def input_hash(handles: list[Handle]) -> str:
-    """The hash by which two starts of one id are seen to be the same."""
-    return hashlib.sha256(msgspec.json.encode(handles)).hexdigest()[:32]
+def plain_handle(text: str) -> Handle:
+    """The handle that a text would have, were it placed with an append and not encoded."""
+    if len(text) <= INLINE_BYTES:
+        return "=" + text
+    digest = hashlib.sha256(data := text.encode()).hexdigest()
+    return f"@{digest[:32]}" if len(data) <= ROW_BYTES else f"#sha256:{digest}"
 
 
 def handles_of(arg: Arg, into: list[Handle]) -> None:

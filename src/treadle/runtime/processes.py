@@ -22,6 +22,7 @@ from treadle.authoring import codec
 from treadle.authoring.context import step_context
 from treadle.authoring.isolation import Isolation
 from treadle.authoring.registry import Definition
+from treadle.core.commands import Task
 from treadle.core.plan import Fragment, encode_plan
 from treadle.errors import UsageError
 from treadle.runtime.failures import DEFAULT_CAP, ForeignError
@@ -186,7 +187,7 @@ def _call(own: RunningStep, definition: Definition, values: dict[str, Any]) -> d
         "file": file,
         "name": function.__qualname__,
         "action": definition.name,
-        "task": msgspec.json.encode(own.task),
+        "task": msgspec.json.encode(_plain_task(own)),
         "values": {name: codec.encode(value) for name, value in values.items()},
         "worker": own.worker_id,
         "started_at": own.started_at,
@@ -195,6 +196,14 @@ def _call(own: RunningStep, definition: Definition, values: dict[str, Any]) -> d
         "levels": {name: logging.getLogger(name).getEffectiveLevel() for name in _LOGGERS},
         "error_bytes": DEFAULT_CAP,
     }
+
+
+def _plain_task(own: RunningStep) -> Task:
+    """The task as a process may have it, which has no keys."""
+    call = own.task.call
+    if not call.progress:
+        return own.task
+    return msgspec.structs.replace(own.task, call=msgspec.structs.replace(call, progress=own.earlier_progress))
 
 
 def _answer(child: _Child, number: int, question: str, found: Any, error: BaseException | None) -> None:

@@ -118,7 +118,8 @@ class Questions:
         details = None
         if detail:
             texts = await patiently(lambda: self._node.payloads.load(task.run, [detail]))
-            details = account_of(codec.plain(texts[detail])).details
+            account = account_of(codec.plain(texts[detail]))
+            details, message = account.details, account.message or message
         return msgspec.structs.replace(found, code=code, message=message, details=details)
 
     async def _text(self, task: Task, arg: Arg, handles: list[Handle]) -> str:

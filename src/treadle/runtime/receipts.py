@@ -24,6 +24,8 @@ from treadle.core.opened import compensation_address
 from treadle.core.plan import Phase, decode_plan
 from treadle.core.state import RunState
 from treadle.core.tables import NONE, SUCCEEDED, UNDONE
+from treadle.core.values import key_id_of
+from treadle.runtime.coding import hidden_constant
 from treadle.runtime.documents import provenance
 from treadle.runtime.inspection import Snapshot, StepView, snapshot_of
 from treadle.runtime.node import Node
@@ -82,7 +84,9 @@ async def receipt_of_run(node: Node, loaded: Loaded, context: Mapping[str, str] 
     told = replay(loaded)
     needed: list[Handle] = list(loaded.head.constants)
     handles_of(told.run.result, needed)
-    texts = await node.payloads.load(loaded.head.key, needed)
+    # A receipt leaves the program: what a payload codec hides stays hidden, keys or not.
+    hidden = {handle: hidden_constant(key_id) for handle in needed if (key_id := key_id_of(handle))}
+    texts = hidden | await node.payloads.load(loaded.head.key, [handle for handle in needed if handle not in hidden])
     names = [*action_names(decode_plan(loaded.plan)), *(step.spec.action for step in told.run.steps())]
     written = provenance(node.environment.clock, dict.fromkeys(names), node.registry, context)
     snapshot = snapshot_of(loaded, told, await node.read(node.reader.sessions), node.environment.clock.now())
@@ -116,7 +120,7 @@ def receipt_of(
         finished_at=moment_or_none(snapshot.finished_at),
         parent=head.parent,
         labels=head.labels,
-        breakpoints=head.breakpoints,
+        breakpoints=list(head.breakpoints),
         result=result,
         missing=snapshot.missing,
         failures=[failure.address for failure in snapshot.failures if not failure.optional],
@@ -276,6 +280,8 @@ def value_behind(handle: Handle) -> doc.Value:
     """The value of a handle, if the handle holds it; else its digest."""
     if handle.startswith("="):
         return doc.Value(value=value_of(handle[1:]))
+    if key_id := key_id_of(handle):
+        return doc.Value(key_id=key_id)
     return doc.Value(digest=f"sha256:{handle[1:]}")
 
 
@@ -283,6 +289,10 @@ def _whole(arg: Arg, trees: dict[Handle, object]) -> doc.Value:
     """The run's result, put together; by its digest if it is large."""
     if isinstance(arg, str):
         return value_behind(arg)
+    handles: list[Handle] = []
+    handles_of(arg, handles)
+    if hidden := [key_id for handle in handles if (key_id := key_id_of(handle))]:
+        return doc.Value(key_id=hidden[0])
     tree = exact(assemble(arg, trees))
     return doc.Value(value=tree) if len(canonical(tree)) <= INLINE_BYTES else doc.Value(digest=digest(tree))
 

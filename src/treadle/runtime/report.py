@@ -12,6 +12,8 @@ from typing import Final
 
 from treadle.core.events import Arg, ArgList, ArgMap, Handle, Pick
 from treadle.core.tables import CANCELLED, DISPATCHED, FAILED, NONE, OPEN, READY, RUNNING, SKIPPED, SUCCEEDED, WAITING
+from treadle.core.values import key_id_of
+from treadle.runtime.coding import HIDDEN
 from treadle.runtime.inspection import RETRYING, UNWOUND, Blocked, BreakpointView, SignalView, Snapshot, StepView
 from treadle.runtime.scopes import DecisionView, GatherFacts, ScopeView
 from treadle.runtime.trees import More, Row, tree_rows
@@ -79,6 +81,8 @@ def preview(handle: Handle, length: int = PREVIEW) -> str:
     """A handle as people read it: a small value as its JSON text, a larger one by its digest."""
     if handle.startswith("="):
         return cut(clean(handle[1:]), length)
+    if key_id_of(handle):
+        return HIDDEN
     return f"<stored: {cut(clean(handle[1:]), 24)}>" if handle else ""
 
 

@@ -34,7 +34,7 @@ from treadle.errors import (
     StepSkippedError,
     UsageError,
 )
-from treadle.runtime.answers import BlockLook, failed_run, no_value
+from treadle.runtime.answers import BlockLook, failed_run, no_value, shown_message, shown_snapshot
 from treadle.runtime.children import last_settlement
 from treadle.runtime.failures import Account, account_of
 from treadle.runtime.folding import CAUSE_SEPARATOR
@@ -48,6 +48,7 @@ from treadle.runtime.run_analysis import RunAnalysis, analyse
 from treadle.runtime.undo import UndoOperations, reopened
 from treadle.runtime.why import Reason, why
 from treadle.runtime.why_capacity import look
+from treadle.runtime.why_turns import with_runs_before
 from treadle.store.base import Loaded, RunRow, StepRow
 
 R = TypeVar("R")
@@ -250,7 +251,8 @@ class Run(UndoOperations, EffectOperations, Generic[R]):
             raise StepSkippedError(text, run_id=self.id, step=step.address, upstream=causes)
         if step.status == "cancelled":
             raise StepCancelledError(f"{where} was cancelled", run_id=self.id, step=step.address)
-        text = f"{where} failed: {step.code}: {step.message}"
+        message = await shown_message(self._node, await self.key(), step.message, step.detail)
+        text = f"{where} failed: {step.code}: {message}"
         raise StepFailedError(text, run_id=self.id, step=step.address, kind=step.code)
 
     # -- reading ---------------------------------------------------------------------------------------------------
@@ -267,7 +269,8 @@ class Run(UndoOperations, EffectOperations, Generic[R]):
         """Everything about the run, in one consistent read."""
         loaded = await self.load()
         sessions = await self._node.read(self._node.reader.sessions)
-        return snapshot(loaded, sessions, self._node.environment.clock.now())
+        found = snapshot(loaded, sessions, self._node.environment.clock.now())
+        return await shown_snapshot(self._node, await self.key(), found)
 
     async def analysis(self) -> RunAnalysis:
         """The run's graph, with the times that its steps took."""
@@ -276,7 +279,8 @@ class Run(UndoOperations, EffectOperations, Generic[R]):
     async def why(self, step: str | None = None) -> list[Reason]:
         """Why the run, or one step, is not going on: each fence and each lack of capacity, by name."""
         loaded, node = await self.load(), self._node
-        return why(loaded, await look(node.read, node.reader, loaded, node.environment.clock.now()), step)
+        reasons = why(loaded, await look(node.read, node.reader, loaded, node.environment.clock.now()), step)
+        return await with_runs_before(node.read, node.reader, loaded.head.key, reasons)
 
     async def receipt(self, context: Mapping[str, str] | None = None) -> Document:
         """The plan with what happened, as a document; for open, failed and cancelled runs too."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +21,12 @@ from treadle.core.addresses import check_id
 from treadle.core.events import Handle
 from treadle.core.plan import encode_plan, plan_hash
 from treadle.core.run_data import Need, needs_of
+from treadle.core.singletons import Enters
 from treadle.errors import DecodeError, DefinitionError, EncodeError, SlotError, UsageError
-from treadle.runtime.payloads import Payloads, Row
-from treadle.store.base import Report, RunHead
+from treadle.ports import PayloadCodec
+from treadle.runtime.coding import hidden_digest, refuse_keys, shown_digest, steps_of
+from treadle.runtime.payloads import Payloads, Row, plain_handle
+from treadle.store.base import Answer, Report, RunHead
 
 if TYPE_CHECKING:
     from treadle.runtime.node import Node
@@ -55,13 +58,15 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     # Labels of the run that calls this one; what the run itself is labelled with goes before them.
     inherited: dict[str, str] = {}
     metadata: dict[str, str] = {}
-    breakpoints: list[str] = []
+    breakpoints: Sequence[str] = ()
     # The run's data as the text of one JSON object ("" for none), and the names in it.
     data: str = ""
     names: list[str] = []
     dry_run: bool = False
     # What overrides the plan's word on what follows from a failure.
     on_failure: str = ""
+    # A name that one run at a time holds, until it is closed; "" for none.
+    singleton: str = ""
 
 
 class Input(msgspec.Struct, frozen=True):
@@ -105,20 +110,39 @@ async def input_of(payloads: Payloads, planned: Planned, start: Start) -> Input:
     """Place the constants of a plan, and the run's data, where their sizes belong."""
     rows: list[Row] = []
     constants = planned.constants
+    if payloads.codec is not None:
+        return await _encoded_input(payloads, payloads.codec, constants, start, rows)
     if all(len(text) <= 1024 for text in constants):
         handles = ["=" + text for text in constants]
     else:
         handles = [await payloads.place(text, rows) for text in constants]
     data = await payloads.place(start.data, rows) if start.data else ""
-    told: list[Any] = handles if not data and not start.dry_run else [handles, data, start.dry_run]
-    # By the hash two starts of one id are seen to be the same.
-    return Input(handles, data, rows, hashlib.sha256(msgspec.json.encode(told)).hexdigest()[:32])
+    return Input(handles, data, rows, _digest(handles, data, start))
 
 
-async def begin(node: Node, planned: Planned, start: Start, report: Report | None = None) -> str:
-    """Make a run. Gives the store's answer: `committed`, `exists`, `refused`, ...
+async def _encoded_input(
+    payloads: Payloads, codec_: PayloadCodec, constants: list[str], start: Start, rows: list[Row]
+) -> Input:
+    handles = [await payloads.place(text, rows) for text in constants]
+    data = await payloads.place(start.data, rows) if start.data else ""
+    # Of what the handles would be without a codec: encoding a value again gives another one.
+    plain = _digest([plain_handle(text) for text in constants], plain_handle(start.data) if start.data else "", start)
+    return Input(handles, data, rows, hidden_digest(codec_, plain))
 
-    With a report, the run is made only if that leased task is live, and the task ends in the same transaction.
+
+def _digest(constants: list[Handle], data: Handle, start: Start) -> str:
+    """The hash by which two starts of one id are seen to be the same."""
+    told: list[Any] = constants if not data and not start.dry_run else [constants, data, start.dry_run]
+    return hashlib.sha256(msgspec.json.encode(told)).hexdigest()[:32]
+
+
+async def begin(
+    node: Node, planned: Planned, start: Start, report: Report | None = None, enters: Enters = "take"
+) -> Answer:
+    """Make a run. Gives the store's answer.
+
+    With a report, the run is made only if that leased task is live, and the task ends in the same transaction. `enters`
+    is how it enters the line of its singleton.
 
     Raises:
         DefinitionError: the plan cannot run, or needs data that the run does not have; all mistakes at once.
@@ -130,6 +154,9 @@ async def begin(node: Node, planned: Planned, start: Start, report: Report | Non
     needs = needs_of(node.engine.graphs.of(hash_, encoded, plan), encoded)
     if needs:
         _check_data(needs, start, node.registry, plan.workflow)
+    if node.payloads.codec is not None:
+        refuse_keys(steps_of(plan.blocks))
+        _refuse_singleton(planned, start)
     given = await input_of(node.payloads, planned, start)
     head = RunHead(
         key=start.key,
@@ -153,19 +180,29 @@ async def begin(node: Node, planned: Planned, start: Start, report: Report | Non
         data_names=start.names,
         dry_run=start.dry_run,
         on_failure=start.on_failure,
+        singleton=start.singleton,
     )
-    future: asyncio.Future[str] = node.loop.create_future()
+    future: asyncio.Future[Answer] = node.loop.create_future()
 
-    def then(status: str, error: BaseException | None) -> None:
+    def then(answer: Answer, error: BaseException | None) -> None:
         if future.done():
             return
         if error is not None:
             future.set_exception(error)
         else:
-            future.set_result(status)
+            future.set_result(answer)
 
-    node.engine.start(head, plan, encoded, given.rows, then, report)
+    node.engine.start(head, plan, encoded, given.rows, then, report, enters)
     return await future
+
+
+def _refuse_singleton(planned: Planned, start: Start) -> None:
+    """Raise for a singleton whose key is read from arguments, which the payload codec encodes."""
+    if "/" in planned.singleton and start.singleton == planned.singleton:
+        raise DefinitionError(
+            f"the singleton key of workflow {planned.workflow!r} is read from its arguments, which the payload codec"
+            " encodes, and stores have to read it; give singleton= with the start, or use a store without a codec"
+        )
 
 
 def opening_time(now: float, delay: Duration | None, run_at: datetime | None) -> float:
@@ -220,7 +257,9 @@ async def is_same(node: Node, head: RunHead, planned: Planned, start: Start) -> 
     """Whether an existing run is what was to be started: the same workflow, input, data and kind of run."""
     if head.plan != plan_hash(encode_plan(node.with_defaults(planned.plan))):
         return False
-    return head.input_hash == (await input_of(node.payloads, planned, start)).digest
+    codec_ = node.payloads.codec
+    given = (await input_of(node.payloads, planned, start)).digest
+    return shown_digest(codec_, head.input_hash) == shown_digest(codec_, given)
 
 
 def _check_data(needs: tuple[Need, ...], start: Start, registry: Registry, workflow: str) -> None:

@@ -22,6 +22,7 @@ from treadle.core.commands import Task
 from treadle.core.effects import Artifact, Effects, Write
 from treadle.core.events import Handle, Items
 from treadle.core.plan import Fragment, Plan
+from treadle.core.values import ENCODED
 from treadle.errors import StepInterrupt, UsageError
 from treadle.runtime.artifacts import ArtifactRoom, ArtifactStream, Making
 from treadle.runtime.builtins import Listed
@@ -88,6 +89,10 @@ class Surroundings(Protocol):
         """Store a progress text; where the worker's own code runs."""
         ...
 
+    def shown_progress(self, text: str) -> str:
+        """A stored progress text as it was before a payload codec encoded it."""
+        ...
+
     def add_now(self, task: Task, fragments: list[Fragment]) -> Awaitable[None]:
         """Add steps at once."""
         ...
@@ -138,13 +143,13 @@ _log = logging.getLogger("treadle.step")
 
 
 def progress_text(value: Any) -> str:
-    """The stored form of a report: a text as it is, anything else as `=` and its JSON.
+    """The stored form of a report: a text as it is, anything else as `=` and its JSON, before any codec encodes it.
 
     Raises:
         UsageError: it is too large.
         EncodeError: it cannot be stored as JSON.
     """
-    text = value if isinstance(value, str) and not value.startswith("=") else "=" + codec.encode(value)
+    text = value if isinstance(value, str) and not value.startswith(("=", ENCODED)) else "=" + codec.encode(value)
     if len(text.encode("utf-8", "surrogatepass")) > PROGRESS_BYTES:
         raise UsageError(
             f"progress of {len(text)} characters: at most {PROGRESS_BYTES} bytes are kept; say where the rest is"
@@ -186,8 +191,8 @@ class RunningStep(msgspec.Struct, eq=False):
     chunks: Items | None = None
     # What it makes beside its value.
     making: Making | None = None
-    records: list[str] = []
-    writes: list[Write] = []
+    records: list[str] | None = None
+    writes: list[Write] | None = None
     # Ends its process, if it has one of its own.
     on_cancel: Callable[[], None] | None = None
     # Whether it has any of these to give.
@@ -349,7 +354,13 @@ class RunningStep(msgspec.Struct, eq=False):
     @property
     def last_progress(self) -> Any:
         """What this attempt reported last, or before that an earlier one."""
-        return progress_value(self._progress or self._task.call.progress)
+        return progress_value(self._progress or self.earlier_progress)
+
+    @property
+    def earlier_progress(self) -> str:
+        """What an earlier attempt reported last."""
+        text = self._task.call.progress
+        return self._worker.shown_progress(text) if text.startswith(ENCODED) else text
 
     @property
     def reported(self) -> str:
@@ -488,7 +499,10 @@ class RunningStep(msgspec.Struct, eq=False):
         """
         self._check_effects("give records")
         self.brings_more = True
-        self.records.append(record_text(self._worker.projections.projections, collection, key, data))
+        text = record_text(self._worker.projections.projections, collection, key, data)
+        if self.records is None:
+            self.records = []
+        self.records.append(text)
 
     def projection(self, name: str) -> StepProjection:
         """A projection of the application, by name: `query`, `execute`, and `write` with the step's success.
@@ -500,6 +514,8 @@ class RunningStep(msgspec.Struct, eq=False):
         self._check_effects("use projections")
         self.brings_more = True
         hop = step_hop(loop, room.beside, blocks=loop is None or self._may_block(loop))
+        if self.writes is None:
+            self.writes = []
         return StepProjection(room.find(name), hop, self.writes)
 
     async def effects(self, payloads: Payloads, rows: list[Row]) -> Effects | None:
@@ -507,7 +523,7 @@ class RunningStep(msgspec.Struct, eq=False):
         if self.making is None and not self.records:
             return None
         artifacts = await self.making.settled() if self.making is not None else ()
-        records = [await payloads.place(text, rows) for text in lists_of(self.records)]
+        records = [await payloads.place(text, rows) for text in lists_of(self.records or ())]
         return Effects(artifacts=artifacts, records=tuple(records))
 
     def _check_effects(self, what: str) -> None:

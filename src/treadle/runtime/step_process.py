@@ -105,6 +105,10 @@ class Remote:
         """Report how far the step is."""
         self.channel.send("progress", text)
 
+    def shown_progress(self, text: str) -> str:
+        """The worker has decoded it."""
+        return text
+
     def add_now(self, task: Task, fragments: list[Fragment]) -> Awaitable[None]:
         """Add steps at once; done when this returns."""
         self._send("add", msgspec.json.encode(fragments)).result()

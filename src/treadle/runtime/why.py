@@ -49,6 +49,7 @@ CODES: Final[dict[str, str]] = {
     "breakpoint": "fence: an armed breakpoint before it, or after a step that it needs",
     "pause": "fence: the run is held",
     "cancel": "fence: the run is being cancelled; nothing new starts",
+    "singleton": "fence: runs before it hold the name of which one run at a time goes on",
     "condition": "the step's condition is being evaluated, or was false",
     "skipped": "the step was skipped because of other steps",
     "removed": "a rewind of the step that added it took it back",
@@ -153,6 +154,9 @@ def _run_reasons(scene: _Scene, loaded: Loaded) -> Iterator[Reason]:
     elif shown == CANCELLING:
         text = f"the run is being cancelled: {count(leased, 'attempt')} still run, and nothing new starts"
         yield Reason(code="cancel", kind="fence", message=text)
+    for name in run.awaits:
+        text = f"the run waits for its turn: the singleton {name!r} is held"
+        yield Reason(code="singleton", kind="fence", message=text, on=[name])
     yield from map(unwinding_reason, run.unwindings.values())
     yield from _deciders(scene, loaded)
 
@@ -192,6 +196,8 @@ def _step_reasons(scene: _Scene, step: StepState) -> Iterator[Reason]:
     if run.hold:
         text = "the run is paused; resume it"
         yield Reason(step=at, code="pause", kind="fence", message=text, at=scene.told.paused_at)
+    if run.awaits:
+        yield Reason(step=at, code="singleton", kind="fence", message="the run waits for its turn", on=list(run.awaits))
     if run.cancelling:
         yield Reason(
             step=at, code="cancel", kind="fence", message="the run is being cancelled; the step will not start"

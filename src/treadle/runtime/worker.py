@@ -11,6 +11,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import contextvars
+import logging
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -29,26 +30,24 @@ from treadle.core.commands import Task
 from treadle.core.events import Handle
 from treadle.core.inputs import Outcome
 from treadle.core.plan import Fragment
-from treadle.errors import (
-    DefinitionError,
-    StoreError,
-    TreadleError,
-)
+from treadle.errors import DefinitionError, MissingKeyError, StoreError, TreadleError
 from treadle.ports import Clock, Threads
 from treadle.runtime.artifacts import ArtifactRoom
 from treadle.runtime.attempts import Attempt, Finish, Postpone, Steps
 from treadle.runtime.callee import Callee, Callees
+from treadle.runtime.coding import hidden_report, report_text
 from treadle.runtime.exchange import (
+    KEY_SECONDS,
     fetch,
     inline,
     patiently,
-    place_fragments,
-    place_items,
-    place_patch,
+    place_failure,
+    place_more,
+    place_result,
     read,
     values_of,
 )
-from treadle.runtime.failures import ErrorText, describe, verdict_of
+from treadle.runtime.failures import ErrorText, verdict_of
 from treadle.runtime.middleware import Middleware, around
 from treadle.runtime.payloads import Payloads, Row
 from treadle.runtime.probes import next_probe
@@ -58,6 +57,7 @@ from treadle.runtime.step_context import UNUSUAL, RunningStep
 if TYPE_CHECKING:
     from treadle.runtime.processes import Processes
 
+_log = logging.getLogger("treadle.worker")
 # Shared by the outcomes without payload rows; never changed.
 _NO_ROWS: list[Row] = []
 # Likewise of those that set no variables.
@@ -94,7 +94,8 @@ class Worker:
         self.payloads = payloads
         self.errors = errors
         self.steps = steps
-        self.artifacts = ArtifactRoom(payloads.blobs, payloads.beside, clock.monotonic)
+        self._inline_bytes = payloads.inline_bytes
+        self.artifacts = ArtifactRoom(payloads, clock.monotonic)
         self.projections = steps.projections
         self.middleware = middleware
         self.package_settings = package_settings
@@ -272,7 +273,7 @@ class Worker:
         self.slots.put_back(ASYNC)
         if attempt.settled:
             self._on_free()
-        elif text and len(text) <= 1024 and not context.brings_more:
+        elif text and len(text) <= self._inline_bytes and not context.brings_more:
             task = attempt.task
             outcome = Outcome(
                 number=task.number,
@@ -458,7 +459,11 @@ class Worker:
     def send_progress(self, task: Task, text: str) -> None:
         """Store a progress text, while the attempt is live."""
         if task.lease in self.active:
-            self.steps.progress(task, text)
+            self.steps.progress(task, hidden_report(self.payloads.codec, text))
+
+    def shown_progress(self, text: str) -> str:
+        """A stored progress text as it was before a payload codec encoded it."""
+        return report_text(self.payloads.codec, text)
 
     # -- arguments and results -----------------------------------------------------------------------------------
 
@@ -470,43 +475,23 @@ class Worker:
         context = attempt.context
         assert context is not None
         try:
-            result = await patiently(lambda: self.payloads.place(text, rows))
-            added = await place_fragments(self.payloads, context.fragments, rows)
-            patch = await place_patch(self.payloads, context.patch, rows)
-            items = await place_items(self.payloads, context, rows)
-            effects = await context.effects(self.payloads, rows)
+            result = await patiently(lambda: place_result(self.payloads, self._callees, attempt.task, text, rows))
+            more = await place_more(self.payloads, attempt.task, context, rows)
         except Exception as error:  # noqa: BLE001 - a stream that the step gave for an artifact may raise anything
             await self._raised(attempt, error, verdict="retry" if isinstance(error, (StoreError, OSError)) else "")
             return
         if not attempt.settled:
-            outcome = Outcome(
-                **self._base(attempt),
-                result=result,
-                added=tuple(added),
-                patch=patch,
-                items=items,
-                effects=effects,
-                writes=tuple(context.writes),
-            )
-            self._settle(attempt, outcome, rows)
+            self._settle(attempt, Outcome(**self._base(attempt), result=result, **more), rows)
 
     async def _raised(self, attempt: Attempt, error: BaseException, *, verdict: str = "") -> None:
         """The outcome of an attempt that raised."""
+        if isinstance(error, MissingKeyError):
+            self._without_key(attempt, error)
+            return
         found, given = verdict_of(error)
         verdict = found or verdict
         delay = None if given is None else self.errors.seconds(given)
-        rows: list[Row] = []
-        failure, full = describe(error, self.errors)
-        if full:
-            try:
-                failure = failure.__class__(
-                    code=failure.code,
-                    message=failure.message,
-                    type=failure.type,
-                    detail=await self.payloads.place(self.errors.encode(full, error), rows),
-                )
-            except (TreadleError, OSError):
-                rows = []
+        failure, rows = await place_failure(self.payloads, self.errors, error)
         if not attempt.settled:
             outcome = Outcome(**self._failed(attempt), failure=failure, verdict=verdict, delay=delay)
             self._settle(attempt, outcome, rows)
@@ -519,7 +504,7 @@ class Worker:
     def _failed(self, attempt: Attempt, status: str = "failed") -> dict[str, Any]:
         """What the outcome of an attempt that did not succeed says: what it reported is for the next one."""
         context = attempt.context
-        progress = context.reported if context is not None else ""
+        progress = hidden_report(self.payloads.codec, context.reported) if context is not None else ""
         return {**self._base(attempt), "status": status, "progress": progress}
 
     def _settle(self, attempt: Attempt, outcome: Outcome, rows: list[Row]) -> None:
@@ -554,6 +539,14 @@ class Worker:
             return
         self._leave(attempt)
         self._postpone(task, *found)
+
+    def _without_key(self, attempt: Attempt, error: MissingKeyError) -> None:
+        """A value cannot be read here: the task waits for a worker that has the key, and counts no attempt."""
+        if not attempt.settled:
+            task = attempt.task
+            _log.warning("step %s of run %s waits for a worker with a key: %s", task.address, task.run_id, error)
+            self._leave(attempt)
+            self._postpone(task, task.call, self._now() + KEY_SECONDS)
 
     def _arm(self, attempt: Attempt) -> bool:
         """Set the alarm for its timeout or the run's deadline, whichever comes first; False if that has passed."""

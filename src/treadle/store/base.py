@@ -49,7 +49,8 @@ Promises
    counted are leases: whatever ends one (a report, an append, a postponement, a burial) makes room, and nothing else
    has to. Each lease, of any attempt, evaluation or undo, takes 1 of its buckets' allowance. A bucket is full at its
    first use; it is refilled by the time of the append or the `now` of the claim, never above the burst, never
-   backwards (one that is more than a minute ahead of that time begins anew), and it outlives the process. In a `fair`
+   backwards (one that is more than a minute ahead of that time begins anew), and it outlives the process; on a store
+   of several machines no other clock that is less than a minute ahead fills it. In a `fair`
    queue the keys with waiting tasks of one priority take turns: each gets its weight's share of the leases, none is
    passed over for ever, and a key's own tasks go by age. One that waited for nothing has saved up nothing. A task
    that must wait holds no other back: not one of another key, not one of another queue, and it takes no slot; a
@@ -63,6 +64,11 @@ Promises
    told claims, or wakes those who wait for tasks.
 12. A run with a due task for a queue in which `length` due tasks wait already is not made (**full**). Tasks of runs
    that were made are never refused.
+13. A run may be in the **line** of a name; the first run in it holds the name. `Append.names` changes that, in its
+   order: `take` enters the line only if nobody else is in it, and else nothing of the append does (**held**); `line`
+   goes to its end; `replace` does so too and puts a hard `core.inputs.Cancel` into the inboxes of the others in it;
+   `leave` goes out. Who is in the line already stays where it is. Who becomes the first by `line` or `replace`, or
+   since those before left, gets a `core.inputs.Turn` input in the same transaction. A deletion leaves all lines.
 """
 
 from __future__ import annotations
@@ -84,7 +90,7 @@ INLINE_BYTES = 1024
 ROW_BYTES = 256 * 1024
 
 
-class RunHead(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class RunHead(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """What is fixed when a run is made. `format` is the lowest kernel that may decide it."""
 
     key: str
@@ -93,7 +99,7 @@ class RunHead(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     plan: str
     constants: list[str] = []
     # Breakpoint labels that are armed for this run.
-    breakpoints: list[str] = []
+    breakpoints: Sequence[str] = ()
     labels: dict[str, str] = {}
     # What people call the run, and what else they are to see of it; neither means anything to Treadle.
     name: str = ""
@@ -102,9 +108,11 @@ class RunHead(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     parent: str = ""
     input_hash: str = ""
     created_at: float = 0.0
+    # A name that the run holds, or whose line it is in, until it is closed (promise 13).
+    singleton: str = ""
     # The run's data as one object (a handle, "" for none), and the names in it; whether the run is a dry run.
     data: str = ""
-    data_names: list[str] = []
+    data_names: Sequence[str] = ()
     dry_run: bool = False
     # No step starts before it, and no attempt begins or goes on after that (0: never).
     not_before: float = 0.0
@@ -201,6 +209,8 @@ class Append(msgspec.Struct, kw_only=True, gc=False):
     given: Sequence[Given] = ()
     # Inputs for the inboxes of other runs; one for a run that is not there is dropped.
     posts: Sequence[InboxInput] = ()
+    # What the run does in the lines of names, as (name, `take`, `line`, `replace` or `leave`); see promise 13.
+    names: Sequence[tuple[str, str]] = ()
 
 
 class Offer(Protocol):
@@ -241,12 +251,15 @@ class Offer(Protocol):
 class Answer(msgspec.Struct, gc=False):
     """What became of an append. `leased` are its tasks that the session got, with their tokens."""
 
-    status: Literal["committed", "conflict", "exists", "refused", "fenced", "full", "unfit", "doubt"]
+    status: Literal["committed", "conflict", "exists", "refused", "fenced", "full", "held", "unfit", "doubt"]
     leased: list[Task] = []
     # Tasks of this append that wait in the store (for wake-ups and `not_before` timers).
     queued: int = 0
     # The queue that is full.
     queue: str = ""
+    # The key of the run that holds the name of a "held" append; keys of runs to which this one's names brought inputs.
+    holder: str = ""
+    told: list[str] = []
     # Of "unfit": the lease whose outcome a projection does not take, and why. Nothing of the append took effect.
     unfit: tuple[int, str] = (0, "")
 
@@ -438,6 +451,10 @@ class Reader(Protocol):
 
     def queue_keys(self, queue: str, *, key: str | None = None, limit: int = 100) -> list[KeyRow]:
         """Keys of a queue's tasks, those with the most waiting first (may be slow), or the one that is asked for."""
+        ...
+
+    def line(self, name: str) -> list[str]:
+        """Keys of the runs in the line of a name, the one that holds it first."""
         ...
 
     def holders(self, queue: str, *, key: str | None = None, limit: int = 20) -> list[TaskRow]:

@@ -17,7 +17,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
@@ -66,7 +66,7 @@ class HeldWriter:
 
 
 class WholeBlobs:
-    """What blobs have in common that are written and read whole, and are never removed unless a class says how."""
+    """What blobs have in common that are written and read whole."""
 
     __slots__ = ()
 
@@ -93,14 +93,6 @@ class WholeBlobs:
             KeyError: no such blob.
         """
         return io.BytesIO(self.get(digest))
-
-    def old(self, before: float) -> Iterable[tuple[str, int]]:
-        """None: none of them is ever removed."""
-        return ()
-
-    def remove(self, digest: str, before: float) -> bool:
-        """None is ever removed."""
-        return False
 
 
 class MemoryBlobs(WholeBlobs):

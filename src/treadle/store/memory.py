@@ -34,6 +34,7 @@ from treadle.store.base import (
 )
 from treadle.store.memory_data import MemoryData, Row, StoredRun, StoredSession
 from treadle.store.memory_lines import Entry
+from treadle.store.memory_names import change_names, holder_of
 from treadle.store.memory_reader import MemoryReader
 from treadle.store.queues import QueueChange
 
@@ -206,7 +207,15 @@ class MemoryStore(MemoryReader):
             run.by_address[row.address] = row
         if append.undos or append.unwound is not None:
             self._undo(run, append)
+        if append.names:
+            return self._name(own, run, append, offer)
         return self._dispatch(own, run, append, offer) if append.tasks else Answer("committed")
+
+    def _name(self, own: StoredSession, run: StoredRun, append: Append, offer: Offer | None) -> Answer:
+        told = change_names(self.data, run, append.names)
+        answer = self._dispatch(own, run, append, offer)
+        answer.told = told
+        return answer
 
     def _make(self, own: StoredSession, append: Append, run: StoredRun | None) -> StoredRun | Answer:
         """The new run of an append that makes one; else, or if it may not, why the append does not take effect."""
@@ -224,6 +233,8 @@ class MemoryStore(MemoryReader):
             return Answer("conflict")
         if data.waiting.limited and (full := data.waiting.full_queue(append)):
             return Answer("full", queue=full)
+        if append.names and (holder := holder_of(data, append)):
+            return Answer("held", holder=holder)
         run = data.runs[append.key] = StoredRun(head, append.plan or b"")
         data.ids[head.id] = run.key
         if head.parent:

@@ -15,6 +15,7 @@ from treadle.core.inputs import Revoked, encode_input
 from treadle.core.tables import RUNNING
 from treadle.store.base import InboxInput, RunHead, RunQuery, RunRow, SessionRow, StepRow, TaskRow
 from treadle.store.memory_lines import Entry
+from treadle.store.memory_names import change_names
 from treadle.store.memory_queues import Queue, Waiting
 
 
@@ -51,6 +52,7 @@ class StoredRun:
         "hold",
         "inbox",
         "key",
+        "names",
         "owner",
         "parked",
         "payloads",
@@ -72,6 +74,8 @@ class StoredRun:
         self.status = RUNNING
         self.unwound = ""
         self.hold = 0
+        # The names in whose lines it is.
+        self.names: list[str] = []
         self.owner: StoredSession | None = None
         self.updated_at = head.created_at
         self.rows: list[Row] = []
@@ -139,6 +143,7 @@ class MemoryData:
         "elected",
         "ids",
         "inboxes",
+        "lines",
         "lock",
         "runs",
         "sessions",
@@ -152,6 +157,8 @@ class MemoryData:
         self.lock = threading.Lock()
         self.runs: dict[str, StoredRun] = {}
         self.ids: dict[str, str] = {}
+        # Name -> keys of the runs in its line.
+        self.lines: dict[str, list[str]] = {}
         # Key of a run -> keys of the runs that its steps have called.
         self.children: dict[str, dict[str, None]] = {}
         # Keys only; they are never reused, and a late append or report may come at any time.
@@ -250,6 +257,7 @@ class MemoryData:
     def forget(self, run: StoredRun) -> None:
         """Remove a closed run, leaving the tombstone of its key."""
         self.free(run)
+        change_names(self, run, [(name, "leave") for name in run.names])
         del self.runs[run.key]
         del self.ids[run.head.id]
         self.inboxes.pop(run.key, None)
@@ -321,6 +329,8 @@ def problems_of(data: MemoryData) -> list[str]:
             problems.append(f"run {run.key} is at {run.version} and has {len(run.rows)} rows")
         if bool(run.inbox) != (run.key in data.inboxes):
             problems.append(f"the inbox of run {run.key} is not where a sweep looks")
+        if any(run.key not in data.lines.get(name, ()) for name in run.names):
+            problems.append(f"run {run.key} is not in the lines of {run.names}")
         if run.owner and (run.key not in run.owner.owned or run.owner.id not in data.sessions):
             problems.append(f"run {run.key} is owned by {run.owner.id}, which does not know it")
     return problems

@@ -207,6 +207,11 @@ class MemoryReader:
     def _entries(self) -> list[Entry]:
         return [entry for run in self.data.runs.values() for entry in run.tasks.values()]
 
+    def line(self, name: str) -> list[str]:
+        """Keys of the runs in the line of a name."""
+        with self.data.lock:
+            return list(self.data.lines.get(name, ()))
+
     def committed(self, key: str, version: int) -> int | None:
         """The commit id of the journal row of that version, None if there is none."""
         with self.data.lock:

@@ -6,12 +6,15 @@ elsewhere a follower does it, in one transaction with the position that it has r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import msgspec
 
 from treadle.core.effects import ProjectionSpec
+
+# Decodes a list of records whose handle says that it is encoded; what the handle holds itself comes as its text.
+Opened = Callable[[str, bytes | str], bytes]
 
 
 class Recorded(msgspec.Struct, frozen=True):

@@ -257,13 +257,15 @@ class DefinitionsContract:
         one.append(tasks=[task_of(RUN, 9, queue="q", not_before=NOW + 60), task_of(RUN, 8)])
         one.claim(1, now=NOW + 2)
 
-        for store in (one.store, other, other.reader()):
+        reader = other.reader()
+        for store in (one.store, other, reader):
             plain, row = store.queues(NOW + 2)
             assert (row.name, row.defined, row.override, row.limits, row.paused) == ("q", limits, None, limits, False)
             assert (row.waiting, row.delayed, row.running) == (5 if plain.running else 4, 1, 1 - plain.running)
             assert row.version > 0
             assert row.oldest_at == NOW + 1
             assert (plain.name, plain.defined, plain.version, plain.limits) == ("default", None, 0, QueueLimits())
+        reader.close()
 
     def test_who_holds_the_leases_of_a_queue_is_listed_the_first_one_first(self, make_store: MakeStore) -> None:
         one, two = Party(make_store(), "one"), Party(make_store(), "two")
@@ -273,7 +275,8 @@ class DefinitionsContract:
         two.claim(1, now=NOW + 1)
         two.claim(1, now=NOW + 3)
 
-        for store in (one.store, two.store.reader()):
+        reader = two.store.reader()
+        for store in (one.store, reader):
             rows = store.holders("q")
             assert [(row.task.run, row.task.number, row.worker) for row in rows] == [
                 (RUN, 3, "worker-two"), (RUN, 1, "worker-one"), (RUN, 2, "worker-one"), (RUN, 4, "worker-two"),
@@ -281,6 +284,7 @@ class DefinitionsContract:
             assert [row.started_at for row in rows] == [NOW + 1, NOW + 2, NOW + 2, NOW + 3]
             assert store.holders("q", limit=1) == rows[:1]
             assert store.holders("nobody") == []
+        reader.close()
         one.append(ended=[1])
         assert [row.task.number for row in one.store.holders("q")] == [3, 2, 4]
 

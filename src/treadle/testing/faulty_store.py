@@ -122,6 +122,9 @@ class FaultyReader:
     def queue_keys(self, queue: str, *, key: str | None = None, limit: int = 100) -> list[KeyRow]:
         return self._counter.run(self._reader.queue_keys, queue, key=key, limit=limit)
 
+    def line(self, name: str) -> list[str]:
+        return self._counter.run(self._reader.line, name)
+
     def committed(self, key: str, version: int) -> int | None:
         return self._counter.run(self._reader.committed, key, version)
 

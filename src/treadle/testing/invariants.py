@@ -20,6 +20,8 @@ from treadle.core.events import AnyEvent, decode_events
 from treadle.core.tables import LIVE
 from treadle.errors import StoreError
 from treadle.store.memory_data import MemoryData, StoredRun, problems_of
+from treadle.testing.sim_codec import report_of
+from treadle.testing.sim_limits import LIMITED, PLACED, LimitWatch, misplaced
 from treadle.testing.sim_loop import LIFE, Life
 
 VERSIONS: Final = "versions increase by one and journal time never runs backwards"
@@ -49,12 +51,13 @@ ORDER: Final = "undo respects its order"
 UNDONE: Final = "a step acts after its undo state is stored, and an unwinding leaves no undo open"
 HOOKS: Final = "a committed boundary is told once, by the process that committed it"
 CALLS: Final = "a step that calls a run has the outcome of that run"
+TURNS: Final = "of the runs of a singleton one at a time starts anything"
 TRACE: Final = "equal seeds give equal traces"
 
 NAMES: Final = (
     VERSIONS, STORE, TOKENS, DURABLE, ONCE, CURRENT, OUTCOMES, SIGNALS, ERRORS, SLOTS, OWNERS, PROGRESS, CLOSED,
-    LEFTOVERS, DELETED, FOLD, RESULTS, EFFECTS, BLOCKS, INSIDE, ROWS, ANSWERS, CALLERS, ORDER, UNDONE, HOOKS, CALLS,
-    TRACE,
+    LEFTOVERS, DELETED, FOLD, LIMITED, PLACED, RESULTS, EFFECTS, BLOCKS, INSIDE, ROWS, ANSWERS, CALLERS, ORDER, UNDONE,
+    HOOKS, CALLS, TURNS, TRACE,
 )  # fmt: skip
 
 _STORE_ERRORS: Final[tuple[type[StoreError], ...]] = (StoreError, *StoreError.__subclasses__())
@@ -93,6 +96,8 @@ class Journal:
         # What the attempts that did not succeed reported last, and what those after them are to find.
         self.reports: dict[str, str] = {}
         self.handed: dict[tuple[str, int], str] = {}
+        # The session that each step has succeeded in, or has called a run in.
+        self.ran_on: dict[str, str] = {}
         # Steps whose child runs, and the keys of all children that ever were started.
         self.calls: set[str] = set()
         self.children: list[str] = []
@@ -124,6 +129,7 @@ class Watch:
         self.entered: Counter[Life] = Counter()
         # Token -> (session, run, step number, attempt).
         self.tokens: dict[int, tuple[str, str, int, int]] = {}
+        self.limits = LimitWatch(data, fail)
         self.executions: list[Execution] = []
         self.began_keys: set[tuple[str, str, int, int, int]] = set()
         self.calls = 0
@@ -150,6 +156,8 @@ class Watch:
             if task.lease in self.tokens:
                 self.fail(TOKENS, f"token {task.lease} of {task.address} was given twice")
             self.tokens[task.lease] = (session, task.run, task.number, task.attempt)
+        if tasks:
+            self.limits.look(session, tasks)
 
     def wrote(self, life: Life, operation: str, keys: Sequence[str]) -> None:
         """A call took effect."""
@@ -209,6 +217,8 @@ class Watch:
 
     def _event(self, journal: Journal, event: AnyEvent) -> None:
         where = f"{journal.run.head.id}@{journal.version} {event}"
+        if isinstance(event, ev.StepSucceeded | ev.ChildStarted) and event.session:
+            journal.ran_on[event.at] = event.session
         match event:
             case ev.StepDispatched():
                 self._dispatched(journal, event, where)
@@ -264,6 +274,9 @@ class Watch:
             self.fail(CURRENT, f"{where}: an attempt is open")
         journal.calls.discard(event.at)
         journal.attempts[event.at] = event.attempt
+        for name in journal.run.names:
+            if name.startswith("singleton:") and self.data.lines[name][0] != journal.run.key:
+                self.fail(TURNS, f"{where}: it is the turn of {self.data.lines[name]}")
         journal.open[event.at] = event.attempt
         journal.dispatched.add((event.at, event.generation, event.attempt))
         journal.handed[event.at, event.attempt] = journal.reports.get(event.at, "")
@@ -316,7 +329,7 @@ class Watch:
         event: ev.StepSucceeded | ev.AttemptFailed | ev.StepFailed | ev.AttemptLost | ev.StepCancelled,
     ) -> None:
         if not isinstance(event, ev.StepSucceeded) and event.progress:
-            journal.reports[event.at] = event.progress
+            journal.reports[event.at] = report_of(event.progress)
 
     def _settle(self, journal: Journal, at: str, where: str) -> None:
         if at in journal.settled:
@@ -327,6 +340,8 @@ class Watch:
 
     def began(self, step: StepContext) -> int:
         """An attempt's code starts."""
+        # Where a key is missing it goes no further, and starts again elsewhere.
+        report = step.last_progress
         key: str = step.idempotency_key.split("/", 1)[0]
         execution = Execution(key, step.step, step.generation, step.attempt, LIFE.get())
         self.executions.append(execution)
@@ -334,13 +349,14 @@ class Watch:
         journal = self.journals.get(key)
         if journal is None or (step.step, step.generation, step.attempt) not in journal.dispatched:
             self.fail(DURABLE, f"{step.run_id} {step.step} attempt {step.attempt} runs before its dispatch is stored")
+        if journal is not None and (text := misplaced(step, journal.ran_on, self.sessions, execution.life)):
+            self.fail(PLACED, f"{step.run_id} {step.step} {step.attempt} {text}")
         own = (key, step.step, step.generation, step.attempt, step.probe)
         if own in self.began_keys:
             self.fail(ONCE, f"{step.run_id} {step.step} {step.generation}.{step.attempt} starts twice")
         self.began_keys.add(own)
-        if journal is not None and step.last_progress != journal.handed.get((step.step, step.attempt), ""):
-            found = step.last_progress
-            self.fail(RESULTS, f"{step.run_id} {step.step} {step.attempt} finds the report {found!r}; it was another")
+        if journal is not None and report != journal.handed.get((step.step, step.attempt), ""):
+            self.fail(RESULTS, f"{step.run_id} {step.step} {step.attempt} finds the report {report!r}; it was another")
         return len(self.executions) - 1
 
     def asked(self, step: StepContext, role: str, error: str) -> None:
@@ -376,4 +392,6 @@ def leftovers(data: MemoryData) -> list[str]:
             found.append(f"run {run.head.id} ({run.status}) has tasks of steps {sorted(run.tasks)}")
         if run.inbox:
             found.append(f"run {run.head.id} ({run.status}) has inputs {list(run.inbox)}")
+        if run.names:
+            found.append(f"run {run.head.id} ({run.status}) is in the lines of {run.names}")
     return found

@@ -7,6 +7,7 @@ from typing import Any
 from treadle.errors import RunNotPausedError, TreadleError
 from treadle.runtime.run import Run
 from treadle.testing.invariants import ANSWERS, DELETED, Fail, Watch
+from treadle.testing.sim_codec import inline_text
 from treadle.testing.sim_oracle import Told
 from treadle.testing.sim_workload import LABELS, SIGNALS, Act, RunSpec
 
@@ -67,7 +68,7 @@ class Desk:
         name = SIGNALS[int(act.number * len(SIGNALS))]
         first = await run.signal(name, act.name)
         stored = self._watch.journals[key].signals
-        if name not in stored or (first and stored[name] != f'="{act.name}"'):
+        if name not in stored or (first and inline_text(stored[name]) != f'"{act.name}"'):
             self._fail(ANSWERS, f"signal {name} to {spec.id} was answered {first}; stored {stored}")
 
     async def _reopen(self, act: Act, run: Run[Any], key: str) -> None:

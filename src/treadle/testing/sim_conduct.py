@@ -20,6 +20,7 @@ from treadle.runtime.collecting import sweep
 from treadle.runtime.node import Node
 from treadle.store.blobs import MemoryBlobs, digest_of
 from treadle.store.memory_data import StoredRun
+from treadle.testing.sim_codec import decoded, encoded_digest, with_values
 
 Conduct = dict[str, Any]
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
@@ -109,8 +110,10 @@ def effects_fault(conduct: Conduct, effects: Effects | None, at: str, value: Cal
     if given != records_of(conduct):
         return f"its records are {given}, not {records_of(conduct)}"
     found = [] if effects is None else [_facts(artifact) for artifact in effects.artifacts]
+    hidden = bool(effects is not None and effects.artifacts and effects.artifacts[0].key_id)
+    name_of = encoded_digest if hidden else digest_of
     expected = [
-        (f"{at}:artifact:{number:03d}", name, len(data), digest_of(data), at)
+        (f"{at}:artifact:{number:03d}", name, len(data), name_of(data), at)
         for number, (name, data) in enumerate(artifacts_of(conduct), 1)
     ]
     return "" if found == expected else f"its artifacts are {found}, not {expected}"
@@ -158,5 +161,6 @@ class Shelf(MemoryBlobs):
 def _text_of(run: StoredRun) -> str:
     """All that a stored run says of values. The hash of its plan is that of no blob."""
     rows = [row.events if isinstance(row.events, str) else encode_events(row.events) for row in run.rows]
-    values = [data.decode() for data in (*run.payloads.values(), *(item.body for item in run.inbox.values()))]
-    return "\n".join([*run.head.constants, run.head.data, *rows, *values])
+    values = [decoded(data).decode() for data in (*run.payloads.values(), *(item.body for item in run.inbox.values()))]
+    held = [f'"{handle}"' for handle in (*run.head.constants, run.head.data)]
+    return "\n".join(map(with_values, [*held, *rows, *values]))

@@ -34,12 +34,14 @@ from treadle.core.plan import (
 from treadle.core.state import RunState, StepState, settled
 from treadle.core.tables import RUNNING, SUCCEEDED, UNWINDING
 from treadle.core.undo import UNFINISHED
+from treadle.core.values import bare
 from treadle.errors import InternalError
 from treadle.runtime.folding import state_of
 from treadle.runtime.payloads import chunks_of, joined
 from treadle.store.base import StepRow
 from treadle.testing.invariants import ANSWERS, BLOCKS, CALLS, EFFECTS, FOLD, RESULTS, ROWS, Fail, Journal
 from treadle.testing.sim_blocks import back_value, cell_value, rule_truth, yielded
+from treadle.testing.sim_codec import decoded, inline_text
 from treadle.testing.sim_conduct import Shelf, effects_fault, truth_of, value_of
 from treadle.testing.sim_undo import UndoOracle
 from treadle.testing.sim_walks import Blocks, stable
@@ -194,9 +196,10 @@ class Oracle:
         return self._values[handle]
 
     def _text(self, handle: Handle) -> str:
-        if handle[0] == "=":
-            return handle[1:]
-        return (self.run.payloads[handle[1:]] if handle[0] == "@" else self.blobs.ever(handle[1:])).decode()
+        where = bare(handle)
+        if where[0] == "=":
+            return inline_text(handle)
+        return decoded(self.run.payloads[where[1:]] if where[0] == "@" else self.blobs.ever(where[1:])).decode()
 
     def assembled(self, arg: Arg) -> Any:
         """The value of an argument."""

@@ -25,6 +25,7 @@ from treadle.testing.contract_holds import HoldsContract
 from treadle.testing.contract_keys import KeysContract, TurnsContract
 from treadle.testing.contract_kit import MakeStore
 from treadle.testing.contract_limits import ConcurrencyContract, DefinitionsContract, RateContract, TargetsContract
+from treadle.testing.contract_names import NamesContract
 from treadle.testing.contract_postponing import PostponingContract
 from treadle.testing.contract_reads import FindContract, ListsContract, LoadContract
 from treadle.testing.contract_runs import (
@@ -56,6 +57,7 @@ class StoreContract(
     ReportsContract,
     PostponingContract,
     CallsContract,
+    NamesContract,
     HoldsContract,
     SessionsContract,
     ElectionsContract,

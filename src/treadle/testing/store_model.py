@@ -22,12 +22,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from treadle.core.commands import Call, Task
-from treadle.core.inputs import AnyInput, Look, Lost
+from treadle.core.inputs import AnyInput, Look, Lost, Turn
 from treadle.errors import LeaseLostError
 from treadle.store.base import Append, Loaded, Postponement, SessionRow, Store
 from treadle.store.queues import MOST_AHEAD_SECONDS, QueueChange, QueueLimits
 from treadle.testing.contract_kit import NOW, Slots, append_of, key_of, report_of, signal_of, start_of
-from treadle.testing.store_model_answers import ACTIONS, LIVE, QUEUES, RUNS, STEPS, TARGETS, ModelAnswers
+from treadle.testing.store_model_answers import ACTIONS, LIVE, NAMES, QUEUES, RUNS, STEPS, TARGETS, ModelAnswers
 from treadle.testing.store_model_data import ModelRun, ModelTask
 from treadle.testing.store_model_limits import LIMITS, ModelLimits
 
@@ -42,9 +42,6 @@ _offers = st.builds(
 
 class StoreModel(ModelAnswers, RuleBasedStateMachine):
     """Drives a store and its model together; subclass it with `make_handles`."""
-
-    # Whether the store keeps limits, keys and targets.
-    with_limits = True
 
     def make_handles(self) -> list[Store]:
         """Two open handles on one new, empty data."""
@@ -70,6 +67,7 @@ class StoreModel(ModelAnswers, RuleBasedStateMachine):
         self.inputs = 0
         self.names = 0
         self.runs: dict[str, ModelRun] = {}
+        self.lines: dict[str, list[str]] = {name: [] for name in NAMES}
         self.tombstones: list[str] = []
         self.alive: dict[str, Store] = {}
         self.buried: dict[str, Store] = {}
@@ -132,7 +130,6 @@ class StoreModel(ModelAnswers, RuleBasedStateMachine):
         self.now = max(self.now + seconds, self.latest - MOST_AHEAD_SECONDS / 2)
         self.latest = max(self.latest, self.now)
 
-    @precondition(lambda self: self.with_limits)
     @rule(name=st.sampled_from(QUEUES), limits=st.sampled_from(LIMITS), paused=_chance, data=st.data())
     def set_limits(self, name: str, limits: QueueLimits, paused: bool, data: st.DataObject) -> None:
         """A program defines a queue, an operator pauses it or lets it go on."""
@@ -300,6 +297,7 @@ class StoreModel(ModelAnswers, RuleBasedStateMachine):
         """Someone deletes a run; it must be closed."""
         key = data.draw(st.sampled_from([*self.runs, *self.tombstones]))
         run = self.runs.get(key)
+        turns: dict[str, list[AnyInput]] = {}
         expected = "missing" if run is None else "open" if run.tasks or run.status in LIVE else "deleted"
 
         assert data.draw(st.sampled_from(self.handles)).delete(key) == expected
@@ -307,6 +305,14 @@ class StoreModel(ModelAnswers, RuleBasedStateMachine):
         if expected == "deleted":
             del self.runs[key]
             self.tombstones.append(key)
+            for name, line in self.lines.items():
+                was_first = line[:1] == [key]
+                if key in line:
+                    line.remove(key)
+                if was_first and line:
+                    turns.setdefault(line[0], []).append(Turn(name=name))
+            for first, inputs in turns.items():
+                self.adopt(self.runs[first], inputs)
 
     @rule(data=st.data())
     def renew(self, data: st.DataObject) -> None:
@@ -374,6 +380,7 @@ class StoreModel(ModelAnswers, RuleBasedStateMachine):
             leased = sum(1 for task in run.tasks.values() if task.session)
             found = (row.id, row.version, row.status, row.unwound, row.hold, row.owner, row.leased)
             assert found == (run.id, run.version, run.status, run.unwound, run.hold, run.owner, leased)
+        assert {name: store.line(name) for name in NAMES} == self.lines
         waiting = sorted(
             (task for run in self.runs.values() for task in run.tasks.values() if not task.session),
             key=ModelTask.order,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from treadle.core.commands import Task
 from treadle.core.events import encode_events
-from treadle.core.inputs import AnyInput, Revoked, decode_input
+from treadle.core.inputs import AnyInput, Cancel, Revoked, Turn, decode_input
 from treadle.store.base import Answer, Append, InboxInput, Store
 from treadle.testing.contract_kit import Slots, step_of, task_of
 from treadle.testing.store_model_data import ModelRun, ModelTask
@@ -24,6 +24,8 @@ TARGETS = ("", "", "", "gpu", "disk")
 LIVE = ("running", "unwinding")
 RUNS = 4
 STEPS = 5
+NAMES = ("n", "m")
+VERBS = ("take", "line", "replace", "leave")
 
 _chance = st.sampled_from([True, False, False, False])
 _often = st.sampled_from([True, True, True, True, False])
@@ -32,14 +34,17 @@ _often = st.sampled_from([True, True, True, True, False])
 class ModelAnswers:
     """The model, and what it says of the store's answers."""
 
-    with_limits: bool
     handles: list[Store]
     alive: dict[str, Store]
     runs: dict[str, ModelRun]
+    # Name -> keys of the runs in its line.
+    lines: dict[str, list[str]]
     tombstones: list[str]
     tokens: set[int]
     given: list[tuple[str, Task]]
     limits: ModelLimits
+    # Inputs that the store makes in a commit, by the runs' keys.
+    made: dict[str, list[AnyInput]]
     sound: bool
     now: float
     ages: int
@@ -71,8 +76,8 @@ class ModelAnswers:
                 "priority": data.draw(st.integers(-1, 1), "priority"),
                 "queue": data.draw(st.sampled_from(QUEUES), "queue"),
                 "action": data.draw(st.sampled_from(ACTIONS), "action"),
-                "key": data.draw(st.sampled_from(KEYS), "key") if self.with_limits else "",
-                "target": data.draw(st.sampled_from(TARGETS), "target") if self.with_limits else "",
+                "key": data.draw(st.sampled_from(KEYS), "key"),
+                "target": data.draw(st.sampled_from(TARGETS), "target"),
                 "not_before": data.draw(st.sampled_from([0.0, 0.0, self.now, self.now + 1, self.now + 3])),
             }
             tasks.append(task_of(key, step, **fields))
@@ -98,6 +103,9 @@ class ModelAnswers:
             "was": data.draw(st.sampled_from([run.status if run else "running", "running", "unwinding"]), "was"),
             "unwound": data.draw(st.sampled_from([None, None, None, "", "fully", "partly"]), "unwound"),
             "undos": [(f"step-{n}", data.draw(st.sampled_from(["undone", "failed"]))) for n in data.draw(numbers)],
+            "names": data.draw(st.lists(st.tuples(st.sampled_from(NAMES), st.sampled_from(VERBS)), max_size=2), "names")
+            if data.draw(_chance, "named")
+            else [],
         }
 
     def commit(self, data: st.DataObject, appends: Sequence[Append], offer: Slots) -> None:
@@ -115,18 +123,20 @@ class ModelAnswers:
             answers = self.alive[name].commit(name, appends, offer)
 
             assert len(answers) == len(appends)
-            self.revoked: dict[str, list[AnyInput]] = {}
+            self.made = {}
             for append, own_tasks, answer in zip(appends, tasks, answers, strict=True):
                 expected = self.status_of(name, append)
                 assert answer.status == expected, (append, answer, expected)
+                assert answer.holder == (self.holder_of(append) if expected == "held" else "")
                 if expected == "committed":
                     self.apply(name, append)
+                    self.change_names(append, answer)
                     self.hand_over(name, append, own_tasks, answer, left, len(appends) == 1)
                     if append.release:
                         self.runs[append.key].owner = ""
                 else:
                     assert (answer.leased, answer.queued) == ([], 0)
-            for key, inputs in self.revoked.items():
+            for key, inputs in self.made.items():
                 self.adopt(self.runs[key], inputs)
             assert offer.free() == left.free()
             self.limits.check(before)
@@ -138,8 +148,34 @@ class ModelAnswers:
             return "refused"
         if append.head is not None:
             taken = run is not None or any(other.id == append.head.id for other in self.runs.values())
-            return "exists" if taken else "full" if self.limits.is_full(append) else "committed"
-        return "committed" if run and run.version == append.expect and run.owner == name else "conflict"
+            if taken or self.limits.is_full(append):
+                return "exists" if taken else "full"
+        elif not run or run.version != append.expect or run.owner != name:
+            return "conflict"
+        return "held" if self.holder_of(append) else "committed"
+
+    def holder_of(self, append: Append) -> str:
+        """The run that keeps an append from taking a name."""
+        lines = (self.lines[name] for name, verb in append.names if verb == "take")
+        return next((line[0] for line in lines if line and append.key not in line), "")
+
+    def change_names(self, append: Append, answer: Answer) -> None:
+        """Let the run of an append enter and leave lines (promise 13)."""
+        told: list[tuple[str, AnyInput]] = []
+        for name, verb in append.names:
+            line = self.lines[name]
+            before = line[:1]
+            if verb == "leave" and append.key in line:
+                line.remove(append.key)
+            elif verb != "leave" and append.key not in line:
+                told += [(key, Cancel(hard=True)) for key in line if verb == "replace"]
+                line.append(append.key)
+            if verb != "take" and line and line[:1] != before:
+                told.append((line[0], Turn(name=name)))
+        # What one append says twice has one id.
+        for key, value in dict.fromkeys(told):
+            self.made.setdefault(key, []).append(value)
+        assert answer.told == list(dict.fromkeys(key for key, _ in told))
 
     def apply(self, name: str, append: Append) -> None:
         """Change the model by all of an append but its tasks."""
@@ -174,7 +210,7 @@ class ModelAnswers:
             for number in numbers:
                 del run.tasks[number]
             if numbers:
-                self.revoked.setdefault(run.key, []).append(Revoked(numbers=numbers))
+                self.made.setdefault(run.key, []).append(Revoked(numbers=numbers))
 
     def hand_over(
         self, name: str, append: Append, tasks: Iterable[Task], answer: Answer, offer: Slots, alone: bool

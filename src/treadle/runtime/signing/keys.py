@@ -1,4 +1,4 @@
-"""Ed25519 keys in files: OpenSSH and PEM. The one place that imports cryptography."""
+"""Ed25519 keys in files: OpenSSH and PEM. With `runtime.encryption`, the only place that imports cryptography."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from treadle.errors import InternalError, LeaseLostError
 from treadle.store.base import Acquired, Answer, Append, Loaded, Offer, Postponement, SessionRow
 from treadle.store.memory import MemoryData, MemoryStore
 from treadle.store.memory_data import StoredRun
+from treadle.store.memory_names import holder_of
 from treadle.store.nats import wire
 from treadle.store.nats.foresight import aside, claimable, full_queue, handed_over, look_afresh, takes_of
 from treadle.store.nats.wire import Takes
@@ -149,6 +150,7 @@ class Machine:
             release=op.release,
             report=op.report,
             posts=op.posts,
+            names=op.names,
         )
         look_afresh(self.data.waiting, op.time)
         own = self.data.sessions.get(op.session)
@@ -163,12 +165,17 @@ class Machine:
     def _void(self, key: str, number: int) -> None:
         self.voids.setdefault(key, []).append(number)
 
-    def refusal(self, session: str, append: Append) -> tuple[str, str]:
-        """Why an append would not take effect now: the status of its answer ("" if it would), and the full queue."""
-        status = self._status(session, append)
-        if status or append.head is None or not (queue := full_queue(self.data, append)):
-            return status, ""
-        return "full", queue
+    def refusal(self, session: str, append: Append) -> Answer | None:
+        """The answer to an append that would not take effect now, None if it would."""
+        if status := self._status(session, append):
+            return Answer(cast(Any, status))
+        if append.head is None:
+            return None
+        if queue := full_queue(self.data, append):
+            return Answer("full", queue=queue)
+        if holder := holder_of(self.data, append):
+            return Answer("held", holder=holder)
+        return None
 
     def _status(self, session: str, append: Append) -> str:
         data = self.data
@@ -196,7 +203,7 @@ class Machine:
 
     def steers(self, append: Append) -> bool:
         """Whether an append changes which of the tasks that wait may be claimed, other than by adding some."""
-        if append.hold is not None or append.revoke or append.interrupts:
+        if append.hold is not None or append.revoke or append.interrupts or append.names:
             return True
         if any(task.queue in self.data.waiting.limited for task in append.tasks):
             # What it leases, or lets wait, counts for the next one.

@@ -223,6 +223,15 @@ class NatsReader:
 
         return self._loop.call(work())
 
+    def line(self, name: str) -> list[str]:
+        """Keys of the runs in the line of a name."""
+
+        async def work() -> list[str]:
+            await self._rooms.log.follow()
+            return self._rooms.log.machine.store.line(name)
+
+        return self._loop.call(work())
+
     def committed(self, key: str, version: int) -> int | None:
         """The commit id of the journal row of that version, None if there is none."""
 

@@ -11,7 +11,7 @@ import msgspec
 from treadle.core.commands import Task
 from treadle.errors import SchemaVersionError
 from treadle.store.base import InboxInput, RunHead, SessionRow, StepRow
-from treadle.store.memory_data import StoredRun, StoredSession
+from treadle.store.memory_data import MemoryData, StoredRun, StoredSession
 from treadle.store.memory_lines import Entry
 from treadle.store.memory_queues import Key, Queue
 from treadle.store.nats.machine import Machine
@@ -90,6 +90,8 @@ class Snapshot(msgspec.Struct):
     fading: list[tuple[float, str, str]]
     served: dict[str, int]
     turn: int
+    # Name -> keys of the runs in its line.
+    lines: dict[str, list[str]] = {}
 
     def machine(self) -> Machine:
         """The state, as a machine that goes on from it."""
@@ -119,12 +121,20 @@ class Snapshot(msgspec.Struct):
             leased = [entry for own in data.sessions.values() for entry in own.leases.values()]
             queue.count([entry for entry in leased if entry.task.queue == name])
         data.waiting.fading, data.waiting.served, data.waiting.turn = self.fading, self.served, self.turn
+        _line_up(data, self.lines)
         data.elected = {role: data.sessions[holder] for role, holder in self.elected.items()}
         data.inboxes = {key: data.runs[key] for key in self.inboxes}
         machine.voids = self.voids
         machine.deleted = self.deleted
         machine.cleared = self.cleared
         return machine
+
+
+def _line_up(data: MemoryData, lines: dict[str, list[str]]) -> None:
+    data.lines = lines
+    for name, line in lines.items():
+        for key in line:
+            data.runs[key].names.append(name)
 
 
 class _Format(msgspec.Struct):
@@ -157,6 +167,7 @@ def encode_snapshot(seq: int, machine: Machine) -> bytes:
             fading=sorted(data.waiting.fading),
             served=data.waiting.served,
             turn=data.waiting.turn,
+            lines=data.lines,
         )
     )
 

@@ -236,8 +236,8 @@ class NatsStore(NatsReader):
         ]
         results = iter(await log.write(operations) if operations else ())
         answers: list[Answer] = []
-        for refusal, full in zip(wave.refusals, wave.full, strict=True):
-            result = Answer(cast(Any, refusal), queue=full) if refusal else next(results)
+        for refusal in wave.refusals:
+            result = next(results) if refusal is None else refusal
             if isinstance(result, Exception):
                 raise result
             answers.append(result)
@@ -483,4 +483,5 @@ def _append_op(session: str, append: Append, takes: Any) -> wire.AppendOp:
         release=append.release,
         report=_without_payloads(append.report) if append.report is not None else None,
         posts=append.posts,
+        names=append.names,
     )

@@ -55,9 +55,7 @@ class Wave:
         self._foresee(machine)
 
     def _foresee(self, machine: Machine) -> None:
-        found = [machine.refusal(self.session, append) for append in self.appends]
-        self.refusals = [status for status, _ in found]
-        self.full = [queue for _, queue in found]
+        self.refusals = [machine.refusal(self.session, append) for append in self.appends]
         self.takes: list[Takes | bool | None] = []
         queued: dict[str, list[tuple[int, str]]] = {}
         for append, refusal in zip(self.appends, self.refusals, strict=True):

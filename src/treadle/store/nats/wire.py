@@ -97,6 +97,7 @@ class AppendOp(Operation, tag="append"):
     release: bool = False
     report: Report | None = None
     posts: Sequence[InboxInput] = ()
+    names: Sequence[tuple[str, str]] = ()
 
 
 class ClaimOp(Operation, tag="claim"):

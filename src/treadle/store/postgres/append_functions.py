@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from treadle.store.postgres.functions import ALIVE, ALIVE_OR_RAISE, BEHIND, CHANGED, FENCED, LATE, LOST, Function
+from treadle.store.postgres.functions import ALIVE_WITH_QUEUES, BEHIND, CHANGED, FENCED, LATE, RAISE_GATED, Function
 
 # What would be claimed before a new task of equal or lower priority: the highest priority of the due tasks of a queue
-# that the session could claim, NULL if there are none.
+# that the session could claim, NULL if there are none. Some tasks that the transaction ends are left out.
 CEILING = Function(
-    "ceiling_1",
+    "ceiling_2",
     """
     of_queue text
     executable text[]
+    targets text[]
     at double precision
+    but_run bigint[]
+    but_number integer[]
     """,
     "integer",
     """
@@ -20,21 +23,27 @@ CEILING = Function(
         SELECT t.action INTO name FROM @tasks t
         WHERE t.state = 0 AND t.queue = of_queue AND t.action > name ORDER BY t.action LIMIT 1;
         EXIT WHEN NOT FOUND;
-        IF name = ANY (executable) THEN
+        CONTINUE WHEN name <> ALL (executable);
+        FOREACH place IN ARRAY targets LOOP
             SELECT t.priority INTO got FROM @tasks t
             CROSS JOIN LATERAL (SELECT 1 FROM @runs r WHERE r.n = t.run AND r.hold = 0 OFFSET 0) r
-            WHERE t.state = 0 AND t.queue = of_queue AND t.action = name AND t.not_before <= at
-            ORDER BY t.priority DESC, t.age LIMIT 1;
+            WHERE t.state = 0 AND t.queue = of_queue AND t.action = name AND t.target = place AND t.not_before <= at
+                AND NOT EXISTS (
+                    SELECT 1 FROM unnest(but_run, but_number) AS b (run, number)
+                    WHERE b.run = t.run AND b.number = t.number
+                )
+            ORDER BY t.priority DESC, t.turn, t.age LIMIT 1;
             top := greatest(top, got);
-        END IF;
+        END LOOP;
     END LOOP;
     -- Those that fell due and were not moved over yet.
     SELECT max(t.priority) INTO got FROM @tasks t
     CROSS JOIN LATERAL (SELECT 1 FROM @runs r WHERE r.n = t.run AND r.hold = 0 OFFSET 0) r
-    WHERE t.state = 1 AND t.not_before <= at AND t.queue = of_queue AND t.action = ANY (executable);
+    WHERE t.state = 1 AND t.not_before <= at AND t.queue = of_queue AND t.action = ANY (executable)
+        AND t.target = ANY (targets);
     RETURN greatest(top, got);
     """,
-    declare="name text := ''; top integer; got integer;",
+    declare="name text := ''; place text; top integer; got integer;",
 )
 
 _STEP_COLUMNS = (
@@ -68,14 +77,17 @@ POST = Function(
 
 # A group of appends. Absent parts are NULL. The client has worked out one final state for each row.
 COMMIT = Function(
-    "commit_1",
+    "commit_2",
     """
     me bigint
     link integer
+    definitions integer
+    locked bigint[]
     at double precision
     queues text[]
     ceilings integer[]
     executable text[]
+    targets text[]
     may_answer boolean
     run_n bigint[]
     run_was integer[]
@@ -157,6 +169,10 @@ COMMIT = Function(
     task_action text[]
     task_address text[]
     task_call text[]
+    task_gate bigint[]
+    task_key text[]
+    task_target text[]
+    task_turn double precision[]
     post_key text[]
     post_id text[]
     post_body bytea[]
@@ -164,7 +180,7 @@ COMMIT = Function(
     "text",
     f"""
     IF queues IS NOT NULL THEN
-        SELECT array_agg(@ceiling_1(u.q, executable, at) ORDER BY u.place) INTO got
+        SELECT array_agg(@ceiling_2(u.q, executable, targets, at, NULL, NULL) ORDER BY u.place) INTO got
         FROM unnest(queues) WITH ORDINALITY AS u (q, place);
         IF got IS DISTINCT FROM ceilings THEN
             IF may_answer THEN
@@ -173,12 +189,7 @@ COMMIT = Function(
             RAISE EXCEPTION 'behind' USING ERRCODE = '{BEHIND}', DETAIL = array_to_string(got, ',', '-');
         END IF;
     END IF;
-    {ALIVE}
-    IF NOT FOUND THEN
-        IF may_answer THEN RETURN 'lost'; END IF;
-        RAISE EXCEPTION 'lost' USING ERRCODE = '{LOST}';
-    END IF;
-
+    {ALIVE_WITH_QUEUES}
     IF run_n IS NOT NULL THEN
         FOR place IN 1 .. cardinality(run_n) LOOP
             UPDATE @runs r SET version = run_version[place], hold = run_hold[place], status = run_status[place],
@@ -214,7 +225,7 @@ COMMIT = Function(
     END IF;
     IF unwound_run IS NOT NULL THEN
         FOR place IN 1 .. cardinality(unwound_run) LOOP
-            UPDATE @runs r SET unwound = commit_1.unwound[place] WHERE r.n = unwound_run[place];
+            UPDATE @runs r SET unwound = commit_2.unwound[place] WHERE r.n = unwound_run[place];
         END LOOP;
     END IF;
     INSERT INTO @journal (run, version, commit_id, time, session, events)
@@ -226,13 +237,14 @@ COMMIT = Function(
         changed := 0;
         FOR place IN 1 .. cardinality(ended_run) LOOP
             DELETE FROM @tasks t WHERE t.run = ended_run[place] AND t.number = ended_number[place]
-            RETURNING t.state INTO was;
+            RETURNING t.state, t.gate INTO was, of_gate;
+            IF FOUND AND of_gate <> 0 AND of_gate <> ALL (coalesce(locked, '{{}}')) THEN {RAISE_GATED} END IF;
             IF FOUND AND was < 3 THEN changed := changed + 1; END IF;
         END LOOP;
         IF changed > 0 AND queues IS NOT NULL THEN
             -- They held others back until their turn came.
             IF cardinality(journal_run) > 1 THEN RAISE EXCEPTION 'late' USING ERRCODE = '{LATE}'; END IF;
-            SELECT array_agg(@ceiling_1(u.q, executable, at) ORDER BY u.place) INTO got
+            SELECT array_agg(@ceiling_2(u.q, executable, targets, at, NULL, NULL) ORDER BY u.place) INTO got
             FROM unnest(queues) WITH ORDINALITY AS u (q, place);
             IF got IS DISTINCT FROM ceilings THEN
                 RAISE EXCEPTION 'behind' USING ERRCODE = '{BEHIND}', DETAIL = array_to_string(got, ',', '-');
@@ -268,21 +280,26 @@ COMMIT = Function(
         END LOOP;
     END IF;
     IF task_run IS NOT NULL THEN
-        INSERT INTO @tasks (run, number, state, interrupt, generation, attempt, priority, session, lease, age,
-            not_before, started_at, queue, action, address, progress, call)
+        INSERT INTO @tasks AS tasks (run, number, state, interrupt, generation, attempt, priority, session, lease, age,
+            not_before, started_at, queue, action, address, progress, call, gate, key, target, turn)
         SELECT u.run, u.number, u.state, 0, u.generation, u.attempt, u.priority,
             CASE u.state WHEN 3 THEN me ELSE 0 END, u.lease,
             CASE u.state WHEN 3 THEN 0 ELSE nextval('@ages') END, u.not_before,
-            u.started_at, u.queue, u.action, u.address, '', u.call
+            u.started_at, u.queue, u.action, u.address, '', u.call, u.gate, u.key, u.target, u.turn
         FROM unnest(task_run, task_number, task_state, task_generation, task_attempt, task_priority, task_lease,
-            task_not_before, task_started, task_queue, task_action, task_address, task_call)
+            task_not_before, task_started, task_queue, task_action, task_address, task_call, task_gate, task_key,
+            task_target, task_turn)
             AS u (run, number, state, generation, attempt, priority, lease, not_before, started_at, queue, action,
-                address, call)
+                address, call, gate, key, target, turn)
         ON CONFLICT (run, number) DO UPDATE SET state = excluded.state, interrupt = 0,
             generation = excluded.generation, attempt = excluded.attempt, priority = excluded.priority,
             session = excluded.session, lease = excluded.lease, age = excluded.age, not_before = excluded.not_before,
             started_at = excluded.started_at, queue = excluded.queue, action = excluded.action,
-            address = excluded.address, progress = '', call = excluded.call;
+            address = excluded.address, progress = '', call = excluded.call, gate = excluded.gate, key = excluded.key,
+            target = excluded.target, turn = excluded.turn
+        WHERE tasks.gate = 0 OR tasks.gate = ANY (locked);
+        GET DIAGNOSTICS changed = ROW_COUNT;
+        IF changed <> cardinality(task_run) THEN {RAISE_GATED} END IF;
     END IF;
     IF post_key IS NOT NULL THEN
         PERFORM @post_1(post_key, post_id, post_body);
@@ -291,15 +308,18 @@ COMMIT = Function(
         SELECT bit_or(s.waits) FROM @sessions s WHERE NOT s.ended AND s.n <> me AND s.wake <> ''
     ), 0);
     """,
-    declare="got integer[]; changed bigint; was smallint;",
+    declare="got integer[]; changed bigint; was smallint; of_gate bigint;",
 )
 
-# What an append does to tasks that are there, before its own are entered. It goes with `commit_1` in one transaction.
+# What an append does to tasks that are there, before its own are entered. It goes with `commit_2` in one transaction.
 STEER = Function(
-    "steer_1",
+    "steer_2",
     """
     me bigint
     link integer
+    definitions integer
+    locked bigint[]
+    keyed bigint[]
     of_run bigint
     new_hold bigint
     ended integer[]
@@ -311,11 +331,17 @@ STEER = Function(
     """,
     "void",
     f"""
-    {ALIVE_OR_RAISE}
+    {ALIVE_WITH_QUEUES}
     PERFORM 1 FROM @runs r WHERE r.n = of_run FOR NO KEY UPDATE;
+    IF EXISTS (
+        SELECT 1 FROM @tasks t WHERE t.run = of_run AND t.gate <> 0 AND t.gate <> ALL (coalesce(locked, '{{}}'))
+    ) THEN {RAISE_GATED} END IF;
     IF new_hold IS NOT NULL THEN
         UPDATE @runs r SET hold = new_hold WHERE r.n = of_run;
-        IF new_hold = 0 THEN UPDATE @tasks t SET state = 0 WHERE t.run = of_run AND t.state = 2; END IF;
+        IF new_hold = 0 THEN
+            UPDATE @tasks t SET state = CASE WHEN t.gate = ANY (keyed) AND t.key <> '' THEN -1 ELSE 0 END
+            WHERE t.run = of_run AND t.state = 2;
+        END IF;
     END IF;
     -- What is over is not taken back.
     IF ended IS NOT NULL THEN DELETE FROM @tasks t WHERE t.run = of_run AND t.number = ANY (ended); END IF;
@@ -341,11 +367,12 @@ STEER = Function(
     declare="numbers integer[];",
 )
 
-# The leased task of another run that an append ends. It goes with `commit_1` in one transaction.
+# The leased task of another run that an append ends. It goes with `commit_2` in one transaction.
 END_TASK = Function(
-    "end_task_1",
+    "end_task_2",
     """
     me bigint
+    locked bigint[]
     of_key text
     of_number integer
     token bigint
@@ -358,12 +385,13 @@ END_TASK = Function(
     f"""
     DELETE FROM @tasks t USING @runs r WHERE r.key = of_key AND t.run = r.n AND t.number = of_number
         AND t.lease = token AND t.session = me AND t.state = 3 AND t.interrupt = 0
-    RETURNING t.run INTO got;
+    RETURNING t.run, t.gate INTO got, of_gate;
     IF NOT FOUND THEN RAISE EXCEPTION 'fenced' USING ERRCODE = '{FENCED}'; END IF;
+    IF of_gate <> 0 AND of_gate <> ALL (coalesce(locked, '{{}}')) THEN {RAISE_GATED} END IF;
     INSERT INTO @inbox (run, id, body) VALUES (got, input_id, input_body) ON CONFLICT DO NOTHING;
     IF digests IS NOT NULL THEN
         INSERT INTO @payloads (run, digest, body) SELECT got, * FROM unnest(digests, bodies) ON CONFLICT DO NOTHING;
     END IF;
     """,
-    declare="got bigint;",
+    declare="got bigint; of_gate bigint;",
 )

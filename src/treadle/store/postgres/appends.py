@@ -4,6 +4,8 @@ The way taken first believes what an append says of its run: that it is at `expe
 and that no other tasks wait before its own than waited at the last commit. The server writes the group only if all of
 that is so. If it is not, the runs are read, those appends that may take effect are sent again, and the server checks
 once more: nothing is locked between the two, so a rival only makes it happen again.
+
+Appends that concern queues with limits lock those first (`limits`), so they are two round trips.
 """
 
 from __future__ import annotations
@@ -11,15 +13,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+import msgspec
+
 from treadle.core.inputs import Revoked, encode_input
 from treadle.core.tables import RUNNING
 from treadle.errors import StoreUnavailableError
 from treadle.store.base import Answer, Append, Offer, Report
+from treadle.store.ledger import Gate
+from treadle.store.postgres import names
 from treadle.store.postgres.append_functions import END_TASK, STEER
-from treadle.store.postgres.arrays import big, chunks, ints, small, texts, truth
-from treadle.store.postgres.connection import Link, RaisedError, Statement
-from treadle.store.postgres.functions import BEHIND, FENCED, LATE, LOST
-from treadle.store.postgres.group import NOBODY, AppendedRun, Group
+from treadle.store.postgres.arrays import big, bigs, chunks, ints, small, storable, texts, truth
+from treadle.store.postgres.connection import RaisedError, Statement, TakenBackError
+from treadle.store.postgres.functions import BEHIND, FENCED, HELD, LATE
+from treadle.store.postgres.group import NOBODY, AppendedRun, Group, Locked
+from treadle.store.postgres.limits import Entry, GatedError, Limits, RedefinedError
+from treadle.store.postgres.schema import LEASED
 from treadle.store.postgres.tokens import OwnSession, RunNumbers
 
 # Cached numbers of runs; beyond this the cache starts anew.
@@ -30,18 +38,16 @@ _TRIES = 20
 # group goes by what it was told last.
 _CONFIRMATIONS = 3
 _NUMBER = 987_654_321
-
-
-class SessionLostError(Exception):
-    """The server does not take the session for alive, at least not with this connection."""
+_FULL = "full"
 
 
 class Appends:
     """Writes groups of appends through one link. It remembers what it has met of runs, plans, and tasks that wait."""
 
-    def __init__(self, link: Link, schema: str) -> None:
-        self.link = link
-        self.schema = schema
+    def __init__(self, limits: Limits) -> None:
+        self.link = limits.link
+        self.schema = limits.schema
+        self.limits = limits
         self.numbers: dict[str, int] = {}
         # Of the other sessions: what any of them waits for, as the last commit saw it; None is not known.
         self.waits: int | None = None
@@ -55,7 +61,7 @@ class Appends:
         answers: list[Answer] = []
         group: list[Append] = []
         for append in appends:
-            if _is_alone(append):
+            if _is_alone(append) or (self.limits.gates and self._measured(append)):
                 if group:
                     answers += self._write(own, group, offer)
                     group = []
@@ -85,58 +91,144 @@ class Appends:
     # -- one transaction -------------------------------------------------------------------------------
 
     def _write(self, own: OwnSession, appends: Sequence[Append], offer: Offer | None) -> list[Answer]:
-        mark = None if offer is None else offer.mark()
-        runs = self._believe(appends)
-        verdicts: list[Answer | None] = [None] * len(appends)
-        asked = 0
+        writing = _Writing(appends, offer, self._believe(appends), self._concerns_limits(appends))
         for _ in range(_TRIES):
-            if runs is None:
-                verdicts, runs = self._examine(own, appends)
-            accepted = [append for append, verdict in zip(appends, verdicts, strict=True) if verdict is None]
-            if not accepted:
-                return [verdict for verdict in verdicts if verdict is not None]
-            group = Group(self.link, own, runs, offer, self._ceilings)
-            group.build(accepted, self._plans)
-            said, detail, raised = self._send(group, accepted, verifies=asked < _CONFIRMATIONS)
-            if said == "done":
-                self._settled(group, int(detail))
-                written = iter(group.answers)
-                return [next(written) if verdict is None else verdict for verdict in verdicts]
-            if offer is not None:
-                offer.reset(mark)
-            if said == FENCED:
-                return [Answer("fenced")]
-            if said == LATE:
-                return [answer for append in appends for answer in self._write(own, [append], offer)]
-            if said == BEHIND:
-                # Found out behind what the append itself does to waiting tasks, it would be found so again before that.
-                asked = _CONFIRMATIONS if raised else asked + 1
-                found = [NOBODY if text == "-" else float(text) for text in detail.split(",")]
-                self._ceilings.update(zip(group.asked, found, strict=True))
-                continue
-            runs = None
-            self._plans.clear()
+            if writing.runs is None:
+                writing.verdicts, writing.runs = self._examine(own, appends)
+            if not writing.accepted():
+                return [verdict for verdict in writing.verdicts if verdict is not None]
+            answers = self._attempt(own, writing)
+            if answers is not None:
+                return answers
         raise StoreUnavailableError(f"{self.link.location.shown}: runs changed again and again; try again")
 
-    def _send(self, group: Group, appends: Sequence[Append], *, verifies: bool) -> tuple[str, str, bool]:
-        """Send the group; what came of it, its detail, and whether the server told so by an error."""
-        first = appends[0]
-        alone = _is_alone(first)
-        at = max(append.time for append in appends)
-        statements = [group.statement(self.schema, at, verifies=verifies, may_answer=not alone)]
-        if alone:
-            statements = self._around(group, first, statements)
+    def _attempt(self, own: OwnSession, writing: _Writing) -> list[Answer] | None:
+        """Send the group once; None if it is to be sent again."""
+        accepted = writing.accepted()
         try:
-            answers = self.link.call(*statements)
+            said, detail, raised, group = self._try(own, accepted, writing)
+        except BaseException as error:
+            self.link.abandon()
+            writing.reset()
+            if isinstance(error, RedefinedError):
+                self.limits.read()
+                writing.locks = self._concerns_limits(writing.appends)
+            elif isinstance(error, GatedError):
+                writing.locks = True
+            elif not isinstance(error, TakenBackError):
+                raise
+            return None
+        if said == "done":
+            self.limits.forget((append.key, number) for append in accepted for number in append.ended)
+            self._settled(group, int(detail))
+            written = iter(group.answers)
+            return [next(written) if verdict is None else verdict for verdict in writing.verdicts]
+        writing.reset()
+        return self._refused(own, writing, said, detail, raised, group)
+
+    def _refused(
+        self, own: OwnSession, writing: _Writing, said: str, detail: str, raised: bool, group: Group
+    ) -> list[Answer] | None:
+        """What follows from a refusal, of which nothing was written."""
+        appends = writing.appends
+        if said == FENCED:
+            return [Answer("fenced")]
+        if said == LATE:
+            return [answer for append in appends for answer in self._write(own, [append], writing.offer)]
+        if said == _FULL:
+            # Of an append that something else forbids, that is what is told.
+            verdicts, _ = self._examine(own, appends)
+            return [verdict or Answer("full", queue=detail) for verdict in verdicts]
+        if said == HELD:
+            verdicts, _ = self._examine(own, appends)
+            return [verdict or Answer("held", holder=detail) for verdict in verdicts]
+        if said == BEHIND:
+            # Found out behind what the append itself does to waiting tasks, it would be found so again before that.
+            writing.asked = _CONFIRMATIONS if raised else writing.asked + 1
+            found = [NOBODY if text == "-" else float(text) for text in detail.split(",")]
+            self._ceilings.update(zip(group.asked, found, strict=True))
+        else:
+            writing.runs = None
+            self._plans.clear()
+        return None
+
+    def _try(self, own: OwnSession, appends: Sequence[Append], writing: _Writing) -> tuple[str, str, bool, Group]:
+        """Send the group; what came of it, its detail, and whether the server told so by an error."""
+        offer, runs = writing.offer, writing.runs
+        assert runs is not None
+        verifies = writing.asked < _CONFIRMATIONS
+        locked = self._lock(own, appends, offer) if writing.locks else None
+        group = Group(self.limits, own, runs, offer, self._ceilings, locked)
+        if locked is not None:
+            said, detail = self._forbidden(appends, locked)
+            if said:
+                self.link.abandon()
+                return said, detail, True, group
+        group.build(appends, self._plans)
+        alone = _is_alone(appends[0])
+        at = max(append.time for append in appends)
+        statements = [group.statement(self.schema, at, verifies=verifies, may_answer=not alone and locked is None)]
+        if alone:
+            statements = self._around(group, appends[0], statements)
+        try:
+            answers = self.limits.end(locked.facts, statements, at) if locked else self.limits.call(*statements)
         except RaisedError as error:
-            if error.code == LOST:
-                raise SessionLostError from error
-            return error.code, error.detail, True
+            return error.code, error.detail, True, group
+        if appends[0].names and (told := answers[len(statements) - 1]):
+            group.answers[0].told = told.decode().split(",")
+            answers[len(statements) - 1] = None
         answer = next(value for value in answers if value is not None and value != b"").decode()
         said, _, detail = answer.partition(" ")
-        if said == "lost":
-            raise SessionLostError
-        return (BEHIND if said == "behind" else said), detail, False
+        return (BEHIND if said == "behind" else said), detail, False, group
+
+    # -- queues with limits ----------------------------------------------------------------------------
+
+    def _concerns_limits(self, appends: Sequence[Append]) -> bool:
+        """Whether appends change tasks of queues with limits, as far as it is known here."""
+        gates = self.limits.gates
+        return bool(gates) and (
+            _is_alone(appends[0])
+            or any(task.queue in gates for append in appends for task in append.tasks)
+            or self.limits.concerns((append.key, number) for append in appends for number in append.ended)
+        )
+
+    def _measured(self, append: Append) -> list[Gate]:
+        """The queues that must have a place to wait, if a run is to be made."""
+        gates = self.limits.gates
+        found = {task.queue: gates[task.queue] for task in append.tasks if task.queue in gates}
+        return [gate for gate in found.values() if gate.limits.length] if append.head is not None else []
+
+    def _lock(self, own: OwnSession, appends: Sequence[Append], offer: Offer | None) -> Locked:
+        """Begin a transaction on the queues with limits that the appends concern."""
+        first, gates = appends[0], self.limits.gates
+        entry = Entry(measured=self._measured(first))
+        for append in appends:
+            for task in append.tasks:
+                if task.queue in gates:
+                    entry.gates.append((gates[task.queue], storable(task.key)))
+                entry.places.setdefault((append.key, task.number), False)
+            entry.places.update({(append.key, number): True for number in append.ended})
+        if first.report is not None:
+            entry.places[first.report.input.key, first.report.number] = True
+        if first.hold is not None or first.revoke or first.interrupts:
+            entry.whole.append(first.key)
+            entry.places.update({(first.key, number): True for number in first.interrupts})
+        at = max(append.time for append in appends)
+        entered, facts = self.limits.enter(own, entry, at=at, offer=offer)
+        return Locked(entered, facts, offer, at)
+
+    def _forbidden(self, appends: Sequence[Append], locked: Locked) -> tuple[str, str]:
+        """Why a group cannot be written as it is, and the detail; empty if it can."""
+        first = appends[0]
+        for gate in self._measured(first):
+            due = any(task.queue == gate.name and task.not_before <= first.time for task in first.tasks)
+            if due and locked.lengths[gate.n] >= gate.limits.length:
+                return _FULL, gate.name
+        ended = [(append.key, number) for append in appends for number in append.ended]
+        if len(appends) > 1 and any(place in locked.stored and locked.stored[place].state != LEASED for place in ended):
+            # They held others back until their turn came.
+            return LATE, ""
+        return "", ""
 
     def _around(self, group: Group, append: Append, commit: list[Statement]) -> list[Statement]:
         """What an append does to tasks that are there comes before it, the end of another run's task after it."""
@@ -148,6 +240,9 @@ class Appends:
             values = {
                 "me": big(own.n),
                 "link": small(own.link),
+                "definitions": small(self.limits.definitions.version),
+                "locked": None if group.locked is None else bigs(group.locked.facts.locked),
+                "keyed": bigs(self.limits.definitions.keyed),
                 "of_run": big(run.n),
                 "new_hold": None if hold is None else big(hold),
                 "ended": ints(append.ended) if append.ended else None,
@@ -159,12 +254,13 @@ class Appends:
             }
             statements.insert(0, (STEER.text(self.schema), [values[name] for name in STEER.names], STEER.types))
         if append.report is not None:
-            statements.append(self._end_task(own, append.report))
-        return statements
+            statements.append(self._end_task(group, append.report))
+        return names.around(self.schema, run.n, append, statements) if append.names else statements
 
-    def _end_task(self, own: OwnSession, report: Report) -> Statement:
+    def _end_task(self, group: Group, report: Report) -> Statement:
         values = {
-            "me": big(own.n),
+            "me": big(group.own.n),
+            "locked": None if group.locked is None else bigs(group.locked.facts.locked),
             "of_key": report.input.key.encode(),
             "of_number": small(report.number),
             "token": big(report.lease),
@@ -178,6 +274,7 @@ class Appends:
     def _settled(self, group: Group, waits: int) -> None:
         """The group is durable: what it says of runs, plans and waiting tasks is so."""
         self.waits = waits
+        self.limits.remember(group.leased)
         if group.asked:
             self._ceilings = group.ceilings
         for run in group.runs.values():
@@ -265,6 +362,35 @@ class Appends:
         return _Stored(runs, {key for (key,) in tombs}, {id for (id,) in taken}, bool(live))
 
 
+class _Writing(msgspec.Struct):
+    """A group on its way: what is believed of its runs, and how it is sent."""
+
+    appends: Sequence[Append]
+    offer: Offer | None
+    # None: they must be read.
+    runs: dict[str, AppendedRun] | None
+    # Whether it locks queues with limits.
+    locks: bool
+    # How often the server has corrected what is believed of waiting tasks.
+    asked: int = 0
+    # Why appends may not take effect; None for those that may.
+    verdicts: Sequence[Answer | None] = ()
+    mark: object = None
+
+    def __post_init__(self) -> None:
+        self.verdicts = [None] * len(self.appends)
+        self.mark = None if self.offer is None else self.offer.mark()
+
+    def accepted(self) -> list[Append]:
+        """The appends that may take effect, as far as is known."""
+        return [append for append, verdict in zip(self.appends, self.verdicts, strict=True) if verdict is None]
+
+    def reset(self) -> None:
+        """Give the slots back that were taken."""
+        if self.offer is not None:
+            self.offer.reset(self.mark)
+
+
 class _Stored(NamedTuple):
     """Runs as their rows say, keys of deleted runs, ids that are taken, and whether the reported task is live."""
 
@@ -289,4 +415,5 @@ class _Stored(NamedTuple):
 
 
 def _is_alone(append: Append) -> bool:
-    return append.hold is not None or append.revoke or append.report is not None or bool(append.interrupts)
+    steers = append.hold is not None or append.revoke or append.report is not None
+    return steers or bool(append.interrupts) or bool(append.names)

@@ -94,3 +94,9 @@ def storable(text: str) -> str:
     if text.isascii() and "\0" not in text:
         return text
     return text.encode(errors="replace").decode().replace("\0", "\ufffd")
+
+
+def truths(answer: bytes, count: int) -> list[bool]:
+    """The elements of a boolean[] without NULLs: each is one byte behind its length."""
+    elements = answer[20:]
+    return [elements[5 * place + 4] == 1 for place in range(count)]

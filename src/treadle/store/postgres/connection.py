@@ -84,6 +84,10 @@ class RaisedError(Exception):
         super().__init__(f"{code} {detail}")
 
 
+class TakenBackError(Exception):
+    """The server has undone the open transaction for the sake of another one; it may be made again as it was."""
+
+
 class Link:
     """One connection to the server, for one thread at a time."""
 
@@ -227,10 +231,12 @@ class Link:
 
         Raises:
             RaisedError: one of our functions refused; nothing was written.
+            TakenBackError: the same of a transaction that was open before.
             StoreError: of the kind that says what to do. If it is StoreUnavailableError, nothing is known.
         """
         for attempt in range(_REPEATS):
             pgconn = self.connection().pgconn
+            inside = pgconn.transaction_status == pq.TransactionStatus.INTRANS
             self.trips += 1
             with self.mapped():
                 results = _pipelined(pgconn, statements) if len(statements) > 1 else [_executed(pgconn, *statements)]
@@ -245,6 +251,8 @@ class Link:
             if code.startswith("TR"):
                 assert failed is not None
                 raise RaisedError(code, (failed.error_field(pq.DiagnosticField.MESSAGE_DETAIL) or b"").decode())
+            if code in _TAKEN_BACK and inside:
+                raise TakenBackError
             if code in _TAKEN_BACK and attempt + 1 < _REPEATS:
                 continue
             said = failed.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) if failed is not None else None
@@ -272,6 +280,11 @@ class Link:
                 con.execute("ROLLBACK")
         except psycopg.Error:
             self.close()
+
+    def abandon(self) -> None:
+        """Undo the transaction that is open, if one is."""
+        if self._con is not None:
+            self._give_up(self._con)
 
     def repeated(self, work: Callable[[], Any]) -> Any:
         """Do the work of a transaction, again if the server took it back for the sake of another one."""
@@ -382,8 +395,11 @@ _REFUSALS = (
     ("password authentication failed", "check the user and the password in the URL, or in ~/.pgpass"),
     ("no password supplied", "put the password into the URL, PGPASSWORD or ~/.pgpass"),
     ("no pg_hba.conf entry", "let the server's pg_hba.conf allow this user, database and address"),
+    ("pg_hba.conf rejects", "let the server's pg_hba.conf allow this user, database and address"),
     ("is not permitted to log in", "give the role the right to log in"),
 )
+# The same of a server that takes no more of them now.
+_CROWDED = ("too many clients", "too many connections", "remaining connection slots")
 
 
 def _refused(error: psycopg.Error, location: Location) -> StoreError:
@@ -396,6 +412,10 @@ def _refused(error: psycopg.Error, location: Location) -> StoreError:
         return StoreNotFoundError(f"{where}: there is no such database; create it, or check the URL ({text})")
     if "does not exist" in text and "role" in text:
         return StoreError(f"{where} refused the connection; create the role, or check the URL ({text})")
+    if any(part in text for part in _CROWDED):
+        return StoreUnavailableError(
+            f"{where} has no connection left; raise max_connections of the server, or use a pooler ({text})"
+        )
     return StoreUnavailableError(
         f"{where} cannot be reached; check that the server runs and that host and port are right ({text})"
     )

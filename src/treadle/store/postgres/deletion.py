@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from treadle.core.tables import LIVE
 from treadle.store.postgres.connection import Link, Record
+from treadle.store.postgres.names import leave_all, lock_names
 
 # By number, which is the order in which they are locked. `detached` is left out of a head that does not have it.
 _FAMILY = """
@@ -40,10 +41,12 @@ def _delete(link: Link, key: str) -> tuple[Literal["deleted", "missing", "open"]
             family = found
             break
         family = found
+        lock_names(link, [record[0] for record in family])
         link.all("SELECT 1 FROM @runs WHERE n = ANY (%s) ORDER BY n FOR UPDATE", ([record[0] for record in family],))
     if any(has_tasks or status in LIVE for _, _, _, status, has_tasks in family):
         return "open", []
     numbers: list[Any] = [record[0] for record in family]
+    leave_all(link, numbers)
     for table in ("labels", "journal", "steps", "payloads", "inbox", "heads"):
         link.run(f"DELETE FROM @{table} WHERE run = ANY (%s)", (numbers,))
     link.run(

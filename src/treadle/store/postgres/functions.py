@@ -8,7 +8,9 @@ How they refuse
   speaking), `behind` (other tasks wait than the client believes).
 - With an error of their own, which undoes what was written: TR000 as `lost`; TR001 a run is not as the client
   believes; TR002 a task was ended that waits, in a group; TR003 as `behind`, with what waits in the detail; TR004 a
-  task that an append reports is not live.
+  task that an append reports is not live; TR005 a task of a queue with limits is concerned, which the client has not
+  locked; TR006 the definitions of queues are others than the client knows; TR007 another run holds a name, with
+  its key in the detail.
 
 All plans are generic, and made when the tables may be empty. So rows are changed one by one, by their key, in the order
 of the arrays; and where rows are joined, a LATERAL that cannot be flattened (`OFFSET 0`) says which are looked up for
@@ -36,6 +38,9 @@ CHANGED = "TR001"
 LATE = "TR002"
 BEHIND = "TR003"
 FENCED = "TR004"
+GATED = "TR005"
+REDEFINED = "TR006"
+HELD = "TR007"
 
 _TYPES = {
     "bigint": BIG,
@@ -63,13 +68,14 @@ class Function:
     def __init__(self, name: str, parameters: str, returns: str, body: str, *, declare: str = "") -> None:
         pairs = [line.strip().rstrip(",").split(" ", 1) for line in parameters.strip().splitlines()]
         self.names = [name for name, _ in pairs]
-        self.types = [_TYPES[type] for _, type in pairs]
+        # Those that only functions call take types of the schema too.
+        self.types = [_TYPES.get(type, 0) for _, type in pairs]
         signature = ", ".join(f"{name} {type}" for name, type in pairs)
         places = ", ".join(f"${place}" for place in range(1, len(pairs) + 1))
         self._call = f"SELECT @{name}({places})"
         self.definition = (
-            f"CREATE FUNCTION @{name}({signature}) RETURNS {returns} LANGUAGE plpgsql {_SETTINGS} AS $body$\n"
-            f"#variable_conflict use_variable\n{f'DECLARE {declare.strip()}' if declare else ''}\n"
+            f"CREATE OR REPLACE FUNCTION @{name}({signature}) RETURNS {returns} LANGUAGE plpgsql {_SETTINGS}"
+            f" AS $body$\n#variable_conflict use_variable\n{f'DECLARE {declare.strip()}' if declare else ''}\n"
             f"BEGIN\n{body.strip()}\nEND $body$"
         )
 
@@ -81,4 +87,17 @@ class Function:
 # The session is alive, and no later connection of its writer has spoken. It stays so until the transaction ends.
 ALIVE = "PERFORM 1 FROM @sessions s WHERE s.n = me AND s.link = link AND NOT s.ended FOR SHARE;"
 ALIVE_OR_ANSWER = f"{ALIVE} IF NOT FOUND THEN RETURN 'lost'; END IF;"
-ALIVE_OR_RAISE = f"{ALIVE} IF NOT FOUND THEN RAISE EXCEPTION 'lost' USING ERRCODE = '{LOST}'; END IF;"
+
+# The same, and the session's row tells that no queue was defined anew since the client read `definitions`. Whoever does
+# that changes the rows of all sessions first, so it stays so too.
+ALIVE_WITH_QUEUES = f"""
+    PERFORM 1 FROM @sessions s
+    WHERE s.n = me AND s.link = link AND NOT s.ended AND s.queues = definitions FOR SHARE;
+    IF NOT FOUND THEN
+        IF EXISTS (SELECT 1 FROM @sessions s WHERE s.n = me AND s.link = link AND NOT s.ended) THEN
+            RAISE EXCEPTION 'redefined' USING ERRCODE = '{REDEFINED}';
+        END IF;
+        RAISE EXCEPTION 'lost' USING ERRCODE = '{LOST}';
+    END IF;
+"""
+RAISE_GATED = f"RAISE EXCEPTION 'gated' USING ERRCODE = '{GATED}';"

@@ -10,6 +10,7 @@ import msgspec
 from treadle.core.commands import Task
 from treadle.core.events import encode_events
 from treadle.store.base import Answer, Append, Offer, StepRow
+from treadle.store.ledger import Gate
 from treadle.store.postgres.append_functions import COMMIT
 from treadle.store.postgres.arrays import (
     big,
@@ -25,7 +26,8 @@ from treadle.store.postgres.arrays import (
     truth,
 )
 from treadle.store.postgres.connection import Link, Statement
-from treadle.store.postgres.schema import DELAYED, LEASED, WAITING
+from treadle.store.postgres.limits import Entered, Facts, Limits
+from treadle.store.postgres.schema import DELAYED, LEASED, LINED, WAITING
 from treadle.store.postgres.tokens import OwnSession
 
 # Below every priority.
@@ -109,7 +111,13 @@ _TASKS: tuple[tuple[str, Pack], ...] = (
     ("task_action", texts),
     ("task_address", texts),
     ("task_call", texts),
+    ("task_gate", bigs),
+    ("task_key", texts),
+    ("task_target", texts),
+    ("task_turn", floats),
 )
+# Where they are in the values of a task.
+_STATE, _GATE, _KEY = 2, 13, 14
 _ENDED: tuple[tuple[str, Pack], ...] = (("ended_run", bigs), ("ended_number", ints))
 _UNSETTLED: tuple[tuple[str, Pack], ...] = (("unsettled_run", bigs), ("unsettled_number", ints))
 _UNDOS: tuple[tuple[str, Pack], ...] = (("undo_run", bigs), ("undo_address", texts), ("undo_status", texts))
@@ -152,33 +160,107 @@ class AppendedRun(msgspec.Struct, gc=False):
             self.release = True
 
 
+class Locked:
+    """Queues with limits that the transaction has locked: what it found of them."""
+
+    def __init__(self, entered: Entered, facts: Facts, offer: Offer | None, now: float) -> None:
+        self.facts = facts
+        self.stored = {(task.run, task.number): task for task in entered.tasks}
+        self.lengths = dict(entered.lengths)
+        numbers = facts.definitions.numbers
+        self.ceilings = {
+            numbers[n].name: NOBODY if priority is None else float(priority) for n, priority in entered.ceilings
+        }
+        self._lined = {(n, key): priority for n, key, priority in entered.lined if priority is not None}
+        self._offer = offer
+        self._now = now
+
+    def end(self, append: Append) -> None:
+        """What an append does to tasks that are there, before its own come."""
+        key = append.key
+        for number in append.ended:
+            self.replace(key, number)
+        if append.report is not None:
+            self.replace(append.report.input.key, append.report.number)
+        if append.revoke or append.interrupts or append.hold is not None:
+            self._steer(append)
+        self._open()
+
+    def replace(self, run: str, number: int) -> None:
+        """A task that is there goes, or makes place for another one."""
+        task = self.stored.pop((run, number), None)
+        if task is not None:
+            self.facts.end(task.gate, task.key, task.state)
+
+    def comes(self, gate: Gate, key: str, priority: int) -> float:
+        """A task comes in; its turn."""
+        self.facts.touch(gate.n, key)
+        return self.facts.turn_of(gate, key, priority) if gate.limits.fair else 0.0
+
+    def _steer(self, append: Append) -> None:
+        for (run, number), task in list(self.stored.items()):
+            if run != append.key or task.state == LEASED:
+                continue
+            if append.revoke or number in append.interrupts:
+                self.replace(run, number)
+            elif append.hold == 0 and task.state != DELAYED:
+                # Held until now, so no ceiling tells of it.
+                self.facts.touch(task.gate, task.key)
+                self._raise(task.gate, task.key, task.priority, task.action, task.target)
+
+    def _raise(self, n: int, key: str, priority: int, action: str, target: str) -> None:
+        """A task waits again, perhaps before those that come."""
+        offer = self._offer
+        if offer is None or action not in offer.actions() or target not in ("", *offer.targets()):
+            return
+        if key and self.facts.definitions.numbers[n].limits.by_key:
+            self._lined[n, key] = max(priority, self._lined.get((n, key), priority))
+        else:
+            name = self.facts.definitions.numbers[n].name
+            self.ceilings[name] = max(float(priority), self.ceilings.get(name, NOBODY))
+
+    def _open(self) -> None:
+        """Lined tasks of keys that may start now are claimed before those that come."""
+        numbers = self.facts.definitions.numbers
+        for (n, key), priority in list(self._lined.items()):
+            gate = numbers[n]
+            if self.facts.may_start(gate, key, self._now):
+                self.ceilings[gate.name] = max(float(priority), self.ceilings.get(gate.name, NOBODY))
+
+
 class Group:
     """Accepted appends, made into one statement.
 
     `ceilings` is what is believed of the tasks that wait, by queue: the priority up to which a new task would be
     claimed after one of them. Those that are not named are believed to have none. `asked` collects the queues whose
-    belief the server must confirm.
+    belief the server must confirm. Of queues with limits all that matters is known (`facts`), since they are locked.
     """
 
     def __init__(
         self,
-        link: Link,
+        limits: Limits,
         own: OwnSession,
         runs: dict[str, AppendedRun],
         offer: Offer | None,
         ceilings: dict[str, float],
+        locked: Locked | None,
     ) -> None:
-        self.link = link
+        self.link: Link = limits.link
+        self.limits = limits
         self.own = own
         self.runs = runs
+        self.locked = locked
         self.offer = offer
         self.believed = ceilings
         # As they are after the tasks of the appends so far.
         self.ceilings = dict(ceilings)
         self.asked: dict[str, None] = {}
         self.answers: list[Answer] = []
+        # Tasks of queues with limits that the session has then.
+        self.leased: set[tuple[str, int]] = set()
         self._values: dict[str, bytes] = {}
         self._executable: frozenset[str] | None = None
+        self._targets: Sequence[str] = () if offer is None else offer.targets()
 
     def build(self, appends: Sequence[Append], plans: set[str]) -> None:
         """Work out all rows; bodies of `plans` are known to the store."""
@@ -204,12 +286,16 @@ class Group:
         values["link"] = small(self.own.link)
         values["at"] = real(at)
         values["may_answer"] = truth(may_answer)
+        values["definitions"] = small(self.limits.definitions.version)
+        if self.locked is not None:
+            values["locked"] = bigs(self.locked.facts.locked)
         if verifies and self.asked and self.offer is not None:
             queues = list(self.asked)
             found = [self.believed.get(queue, NOBODY) for queue in queues]
             values["queues"] = texts(queues)
             values["ceilings"] = optional_ints([None if value == NOBODY else int(value) for value in found])
             values["executable"] = texts(list(self.offer.actions()))
+            values["targets"] = texts(["", *self._targets])
         return COMMIT.text(schema), [values.get(name) for name in COMMIT.names], COMMIT.types
 
     def _pack(self, columns: Sequence[tuple[str, Pack]], rows: Sequence[Values]) -> None:
@@ -308,6 +394,10 @@ class Group:
     def _add_tasks(self, appends: Sequence[Append]) -> None:
         rows: dict[tuple[int, int], Values] = {}
         stacked = len(self.runs) < len(appends)
+        if self.locked is not None:
+            for append in appends:
+                self.locked.end(append)
+            self.ceilings.update(self.locked.ceilings)
         for append in appends:
             run = self.runs[append.key]
             answer = Answer("committed")
@@ -315,10 +405,17 @@ class Group:
             if stacked:
                 # Those that an earlier append of this group has made.
                 for number in append.ended:
-                    rows.pop((run.n, number), None)
+                    self._drop(rows, (run.n, number))
+                    self.leased.discard((append.key, number))
             if append.tasks:
                 self._dispatch(append, run, answer, rows)
         self._pack(_TASKS, list(rows.values()))
+
+    def _drop(self, rows: dict[tuple[int, int], Values], place: tuple[int, int]) -> None:
+        """Forget a task of this group."""
+        row = rows.pop(place, None)
+        if row is not None and row[_GATE] and self.locked is not None:
+            self.locked.facts.end(row[_GATE], row[_KEY], row[_STATE])
 
     def _dispatch(self, append: Append, run: AppendedRun, answer: Answer, rows: dict[tuple[int, int], Values]) -> None:
         """Enter the append's tasks; those that would be claimed first are the first to get slots (promise 4)."""
@@ -328,27 +425,29 @@ class Group:
             tasks = sorted(tasks, key=_by_priority)
         held = run.hold_was if append.hold is None else append.hold
         offer = None if held else self.offer
-        ceilings, own = self.ceilings, self.own
+        gates, locked = self.limits.gates, self.locked
         for task in tasks:
-            queue = task.queue
+            # The youngest is the last, also if an earlier append of this group has dispatched the same step.
+            self._drop(rows, (n, task.number))
+            if locked is not None:
+                locked.replace(append.key, task.number)
+            gate = gates.get(task.queue) if gates else None
+            key = storable(task.key)
+            turn = 0.0
+            if gate is not None and locked is not None:
+                turn = locked.comes(gate, key, task.priority)
             due = task.not_before <= now
-            leased = False
-            if due and offer is not None:
-                self.asked[queue] = None
-                # All that wait are older, so an equal priority goes before it.
-                leased = task.priority > ceilings.get(queue, NOBODY) and offer.take(task.action, queue)
-            if leased:
-                task.lease = own.token(self.link)
+            if due and offer is not None and self._takes(task, gate, key, offer, now):
+                task.lease = self.own.token(self.link)
                 state = LEASED
                 answer.leased.append(task)
+                if gate is not None and locked is not None:
+                    locked.facts.lease(gate, key, now, task.priority, turn)
+                    self.leased.add((append.key, task.number))
             else:
                 task.lease = 0
-                state = WAITING if due else DELAYED
+                state = DELAYED if not due else LINED if gate is not None and key and gate.limits.by_key else WAITING
                 answer.queued += 1
-                if due and offer is not None:
-                    self._raise_ceiling(task, offer)
-            # The youngest is the last, also if an earlier append of this group has dispatched the same step.
-            rows.pop((n, task.number), None)
             rows[n, task.number] = (
                 n,
                 task.number,
@@ -356,21 +455,42 @@ class Group:
                 task.lease,
                 task.priority,
                 task.not_before,
-                now if leased else 0.0,
+                now,
                 task.generation,
                 task.attempt,
-                queue,
+                task.queue,
                 task.action,
                 task.address,
                 _encode_call(task.call).decode(),
+                0 if gate is None else gate.n,
+                key,
+                task.target,
+                turn,
             )
 
-    def _raise_ceiling(self, task: Task, offer: Offer) -> None:
-        if task.priority > self.ceilings.get(task.queue, NOBODY):
+    def _takes(self, task: Task, gate: Gate | None, key: str, offer: Offer, now: float) -> bool:
+        """Whether a due task is leased at once; if it is not, others may have to wait behind it."""
+        queue, ceilings = task.queue, self.ceilings
+        if gate is None:
+            self.asked[queue] = None
+        elif not self._admits(gate, key, now):
+            return False
+        if task.target and task.target not in self._targets:
+            return False
+        # All that wait are older, so an equal priority goes before it.
+        if task.priority > ceilings.get(queue, NOBODY):
+            if offer.take(task.action, queue):
+                return True
             if self._executable is None:
                 self._executable = frozenset(offer.actions())
             if task.action in self._executable:
-                self.ceilings[task.queue] = task.priority
+                ceilings[queue] = task.priority
+        return False
+
+    def _admits(self, gate: Gate, key: str, now: float) -> bool:
+        locked = self.locked
+        assert locked is not None, f"the queue {gate.name} was not locked"
+        return locked.facts.has_room(gate, now) and locked.facts.may_start(gate, key, now)
 
 
 def _third(row: Values) -> Any:

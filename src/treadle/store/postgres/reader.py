@@ -24,6 +24,8 @@ from treadle.store.base import (
 from treadle.store.postgres.connection import Link, Record
 from treadle.store.postgres.health import examine
 from treadle.store.postgres.location import Location
+from treadle.store.postgres.names import LINE
+from treadle.store.queue_rows import key_rows, queue_rows
 from treadle.store.queues import KeyRow, QueueRow
 
 _FOUND_AT_MOST = 20
@@ -40,7 +42,8 @@ _RUN_COLUMNS = (
 _RUN_WIDTH = len(RunRow.__struct_fields__)
 TASK_COLUMNS = (
     "r.key, t.number, t.address, t.generation, t.attempt, t.action, t.queue, t.priority, t.not_before, t.call, r.id,"
-    " t.lease, coalesce(s.id, ''), coalesce(s.worker, ''), t.started_at, t.interrupt, t.progress"
+    " t.lease, t.key, t.target, coalesce(s.id, ''), coalesce(s.worker, ''),"
+    " CASE t.state WHEN 3 THEN t.started_at ELSE 0.0 END, t.interrupt, t.progress"
 )
 _HOLDER = "LEFT JOIN @sessions s ON s.n = t.session AND t.state = 3"
 STEP_FIELDS = StepRow.__struct_fields__
@@ -52,6 +55,21 @@ _SPEAKS_OF = (
     f" OR (r.metadata <> '' AND EXISTS (SELECT 1 FROM json_each_text({_METADATA}) m WHERE strpos(lower("
     'm.value COLLATE "C"), {0}) > 0)))'
 )
+_DUE = "state < 3 AND not_before <= %s"
+QUEUES = (
+    "SELECT q.name, q.defined, q.override, q.paused, q.version, b.allowance, b.at"
+    " FROM @queues q LEFT JOIN @buckets b ON b.queue = q.n AND b.key = ''"
+)
+TASKS = (
+    f"SELECT queue, count(*) FILTER (WHERE {_DUE}), count(*) FILTER (WHERE state < 3 AND not_before > %s),"
+    f" count(*) FILTER (WHERE state = 3), min(started_at) FILTER (WHERE {_DUE}) FROM @tasks GROUP BY queue"
+)
+KEYS = (
+    "SELECT key, count(*) FILTER (WHERE state < 3) AS waiting, count(*) FILTER (WHERE state = 3) AS running"
+    " FROM @tasks WHERE queue = %s AND key <> '' AND (%s::text IS NULL OR key = %s)"
+    " GROUP BY key ORDER BY waiting DESC, running DESC, key LIMIT %s"
+)
+BUCKETS = "SELECT b.key, b.allowance, b.at FROM @buckets b JOIN @queues q ON q.n = b.queue WHERE q.name = %s"
 _LABEL_HASH = "hashtextextended({value}, hashtextextended({name}, 0))"
 
 _decode_call = msgspec.json.Decoder(Call).decode
@@ -61,25 +79,14 @@ _decode_labels = msgspec.json.Decoder(dict[str, str]).decode
 
 def task_of(record: Record) -> Task:
     """The task of the first columns of TASK_COLUMNS."""
-    run, number, address, generation, attempt, action, queue, priority, not_before, call, run_id, lease = record[:12]
+    run, number, address, generation, attempt, action, queue, priority, not_before, call, *rest = record[:14]
     return Task(
-        run,
-        number,
-        address,
-        generation,
-        attempt,
-        action,
-        queue,
-        priority,
-        not_before,
-        _decode_call(call),
-        run_id,
-        lease,
+        run, number, address, generation, attempt, action, queue, priority, not_before, _decode_call(call), *rest
     )
 
 
 def _task_row(record: Record) -> TaskRow:
-    return TaskRow(task_of(record), record[12], record[13], record[14], record[15] == 1, record[16])
+    return TaskRow(task_of(record), record[14], record[15], record[16], record[17] == 1, record[18])
 
 
 def _run_row(record: Record) -> RunRow:
@@ -269,36 +276,34 @@ class PostgresReader:
     def sessions(self) -> list[SessionRow]:
         """All living sessions, oldest first."""
         found = self._all(
-            "SELECT id, worker, wake, beat, waits, actions, info FROM @sessions WHERE NOT ended ORDER BY n"
+            "SELECT id, worker, wake, beat, waits, actions, info, targets FROM @sessions WHERE NOT ended ORDER BY n"
         )
         return [
-            SessionRow(id, worker, wake, beat, waits, json.loads(actions), json.loads(info))
-            for id, worker, wake, beat, waits, actions, info in found
+            SessionRow(id, worker, wake, beat, waits, json.loads(actions), json.loads(info), json.loads(targets))
+            for id, worker, wake, beat, waits, actions, info, targets in found
         ]
 
     def queues(self, now: float) -> list[QueueRow]:
-        """Queues that have tasks, by name."""
-        found = self._all(
-            "SELECT queue, count(*) FILTER (WHERE state < 3 AND not_before <= %s),"
-            " count(*) FILTER (WHERE state < 3 AND not_before > %s), count(*) FILTER (WHERE state = 3)"
-            " FROM @tasks GROUP BY queue ORDER BY queue",
-            (now, now),
-        )
-        return [
-            QueueRow(name=name, waiting=waiting, delayed=delayed, running=running)
-            for name, waiting, delayed, running in found
-        ]
+        """Queues that were defined or have tasks, by name."""
+        defined, used = self._link.read((QUEUES, ()), (TASKS, (now,) * 3))
+        return queue_rows(defined, used)
 
     def queue_keys(self, queue: str, *, key: str | None = None, limit: int = 100) -> list[KeyRow]:
-        """None: this store keeps no keys of tasks."""
-        return []
+        """Keys of a queue's tasks, those with the most waiting ones first, or the one that is asked for."""
+        found, buckets = self._link.read((KEYS, (queue, key, key, limit)), (BUCKETS, (queue,)))
+        return key_rows(found, buckets, key)
+
+    def line(self, name: str) -> list[str]:
+        """Keys of the runs in the line of a name."""
+        return [key for (key,) in self._all(LINE, (name,))]
 
     def holders(self, queue: str, *, key: str | None = None, limit: int = 20) -> list[TaskRow]:
-        """Leased tasks of a queue, those that were leased first; this store keeps no keys of tasks."""
+        """Leased tasks of a queue (or of one key in it), those that were leased first."""
         found = self._all(
             f"SELECT {TASK_COLUMNS} FROM @tasks t JOIN @runs r ON r.n = t.run {_HOLDER}"
-            " WHERE t.state = 3 AND t.queue = %s ORDER BY t.started_at, t.lease LIMIT %s",
-            (queue, 0 if key else limit),
+            " WHERE t.state = 3 AND t.queue = %s AND (%s::text IS NULL OR t.key = %s)"
+            " ORDER BY t.started_at, t.lease LIMIT %s",
+            (queue, key, key, limit),
         )
         return [_task_row(record) for record in found]
 

@@ -6,13 +6,14 @@ Rules of the file
 - Tables, sequences and functions are private and may change with any version. The views (`v_...`) are the public,
   read-only face; they are made anew by every migration, so they always fit the tables.
 - Functions carry a number (`commit_1`). One that was released is never changed in what it takes or answers: a changed
-  one gets the next number and the former stays, so that two versions of Treadle work side by side.
+  one gets the next number and the former stays where it was made, so that two versions of Treadle work side by side.
+  Each version makes those that it calls, behind its migrations.
 - Run keys and session ids are mapped to integers (`runs.n`, `sessions.n`) that never leave the store and are never used
   again: sequences give them out in ranges. Deleted runs leave theirs in `tombstones`, ended sessions stay as rows.
 - A reference to an ended session is no reference: owners and holders count only while their session lives. So a burial
   touches the session's leased tasks and its own row, never the runs that it owned.
 - `@name` stands for a name in the store's schema. Texts compare by their code points (`COLLATE "C"`), as everywhere.
-- Whoever locks rows does it in this order: sessions, runs by number, tasks by run and number, then what only grows. A
+- Whoever locks rows does it in this order: sessions, queues, runs and tasks by number, then what only grows. A
   row is locked before what depends on it is read. Where an order cannot be kept the server finds the deadlock, undoes
   one of the two, and that one is made again.
 """
@@ -20,10 +21,11 @@ Rules of the file
 from __future__ import annotations
 
 from treadle.errors import SchemaVersionError, StoreCorruptError, StoreError, StoreNotFoundError, StoreReadOnlyError
-from treadle.store.postgres import append_functions, task_functions
+from treadle.store.postgres import append_functions, claim_functions, limit_functions, names, task_functions
 from treadle.store.postgres.connection import Link
 
 # tasks.state
+LINED = -1
 WAITING = 0
 DELAYED = 1
 PARKED = 2
@@ -205,32 +207,115 @@ CREATE TABLE @tombstones (
     id text COLLATE "C" NOT NULL
 );
 """,
-    # What a claim looks at.
-    "CREATE TYPE @head AS (run bigint, number integer, priority integer, age bigint, hold bigint)",
-    *(
-        function.definition
-        for function in (
-            append_functions.CEILING,
-            append_functions.POST,
-            append_functions.COMMIT,
-            append_functions.STEER,
-            append_functions.END_TASK,
-            task_functions.REPORT,
-            task_functions.POSTPONE,
-            task_functions.PROGRESS,
-            task_functions.RENEW,
-            task_functions.LOOK,
-            task_functions.CANDIDATES,
-            task_functions.LEASE,
-            task_functions.ACQUIRE,
-            task_functions.RELEASE,
-            task_functions.ELECT,
-        )
-    ),
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_MIGRATION_1,)
+_MIGRATION_2 = (
+    """
+-- Counts the changes of queues; sessions have the count of the last one, so that it is known at no cost.
+ALTER TABLE @meta ADD COLUMN queues integer NOT NULL DEFAULT 0;
+ALTER TABLE @sessions ADD COLUMN queues integer NOT NULL DEFAULT 0, ADD COLUMN targets text NOT NULL DEFAULT '[]';
+
+-- Queues that were ever defined; the limits are JSON, NULL where there are none. Whoever changes tasks of one locks it.
+CREATE TABLE @queues (
+    n bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    name text COLLATE "C" NOT NULL UNIQUE,
+    -- By a program, and by an operator, whose word counts.
+    defined text,
+    override text,
+    paused boolean NOT NULL,
+    version integer NOT NULL
+);
+
+ALTER TABLE @tasks
+    -- queues.n, 0 where the task's queue was never defined.
+    ADD COLUMN gate bigint NOT NULL DEFAULT 0,
+    -- Its place among the keys of a fair queue.
+    ADD COLUMN turn double precision NOT NULL DEFAULT 0,
+    ADD COLUMN key text COLLATE "C" NOT NULL DEFAULT '',
+    ADD COLUMN target text COLLATE "C" NOT NULL DEFAULT '';
+-- Where keys have limits, one task of each key, action and target waits (state 0), and the others are lined (-1) behind
+-- it; of a key that may not start, all are. So a claim meets at most one task a key, and none of those that must wait.
+DROP INDEX @tasks_waiting;
+CREATE INDEX tasks_waiting ON @tasks (queue, action, target, priority DESC, turn, age) WHERE state = 0;
+CREATE INDEX tasks_gated ON @tasks (gate, state, key, action, target, priority DESC, turn, age) WHERE gate <> 0;
+
+-- What rates allow a queue (the key is empty) or a key of it; one that is not here may do all it ever may.
+CREATE TABLE @buckets (
+    queue bigint NOT NULL,
+    key text COLLATE "C" NOT NULL,
+    allowance double precision NOT NULL,
+    at double precision NOT NULL,
+    -- From then on it need not be kept.
+    full_at double precision NOT NULL,
+    -- When the key may start again, while tasks wait for that.
+    opens_at double precision,
+    PRIMARY KEY (queue, key)
+);
+CREATE INDEX buckets_full ON @buckets (full_at);
+CREATE INDEX buckets_opening ON @buckets (opens_at) WHERE opens_at IS NOT NULL;
+
+-- Fair queues: the turn of what was leased last, and the next turns of keys that are ahead of it.
+CREATE TABLE @turns (
+    queue bigint NOT NULL,
+    priority integer NOT NULL,
+    turn double precision NOT NULL,
+    PRIMARY KEY (queue, priority)
+);
+CREATE TABLE @shares (
+    queue bigint NOT NULL,
+    key text COLLATE "C" NOT NULL,
+    priority integer NOT NULL,
+    turn double precision NOT NULL,
+    PRIMARY KEY (queue, key, priority)
+);
+CREATE INDEX shares_turn ON @shares (queue, priority, turn);
+
+CREATE TYPE @place AS (run bigint, number integer, ends integer);
+CREATE TYPE @candidate AS (
+    run bigint, number integer, gate bigint, queue text, action text, target text, key text, priority integer,
+    turn double precision, age bigint, hold bigint
+);
+""",
+)
+
+_MIGRATION_3 = (
+    """
+-- When a blob was written or renewed last, by the server's clock; of those that are there that is not known.
+ALTER TABLE @blobs ADD COLUMN at double precision NOT NULL
+    DEFAULT extract(epoch FROM clock_timestamp())::double precision;
+""",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_MIGRATION_1, _MIGRATION_2, _MIGRATION_3, names.MIGRATION)
 VERSION = len(MIGRATIONS)
+
+# Those that this version calls. A function that calls others is behind them.
+FUNCTIONS = (
+    append_functions.CEILING,
+    append_functions.POST,
+    append_functions.COMMIT,
+    append_functions.STEER,
+    append_functions.END_TASK,
+    limit_functions.LINED_CEILING,
+    limit_functions.FACTS,
+    limit_functions.PROMOTE,
+    limit_functions.ENTER,
+    limit_functions.SETTLE_KEY,
+    limit_functions.SETTLE,
+    claim_functions.GATES,
+    claim_functions.CANDIDATES,
+    claim_functions.LEASE,
+    task_functions.REPORT,
+    task_functions.POSTPONE,
+    task_functions.PROGRESS,
+    task_functions.RENEW,
+    task_functions.LOOK,
+    task_functions.ACQUIRE,
+    task_functions.RELEASE,
+    task_functions.ELECT,
+    names.HOLD_NAMES,
+    names.CHANGE_NAMES,
+)
 
 # A journal row's events, one a row. PostgreSQL refuses to read a null character in a text of theirs, legal as it is.
 _EVENTS = (
@@ -253,7 +338,8 @@ SELECT r.key, r.id, r.workflow, r.status, r.unwound, r.hold, r.version,
 FROM @runs r
 """,
     # One row a step that is settled, or has a task: dispatched (waits for a worker), retrying (waits for a
-    # further attempt), running. `result` is a handle: `=` and JSON, `@` and the digest of a payload, `#` of a blob.
+    # further attempt), running. `result` is a handle: `=` and JSON, `@` and the digest of a payload, `#` of a blob;
+    # `!` and a key id before it if the value is encoded.
     # A step that waits for others has no row here. `undo` is the status of its undo as far as that has ended, `v_undos`
     # has all of them. Times are seconds since the epoch, 0 for never.
     "v_steps": """
@@ -264,8 +350,8 @@ FROM @steps s JOIN @runs r ON r.n = s.run
 UNION ALL
 SELECT r.key, r.id, t.number, t.address, t.action,
     CASE WHEN t.state = 3 THEN 'running' WHEN t.attempt > 1 THEN 'retrying' ELSE 'dispatched' END,
-    t.generation, t.attempt, '', '', '', '', 0.0, 0.0, 0.0, t.started_at, 0.0, coalesce(o.worker, ''), t.progress,
-    'none'
+    t.generation, t.attempt, '', '', '', '', 0.0, 0.0, 0.0, CASE t.state WHEN 3 THEN t.started_at ELSE 0.0 END, 0.0,
+    coalesce(o.worker, ''), t.progress, 'none'
 FROM @tasks t JOIN @runs r ON r.n = t.run LEFT JOIN @sessions o ON o.n = t.session AND t.state = 3
 WHERE t.attempt > 0 OR (t.call::json ->> 'purpose') = 'prepare'
 """,
@@ -348,15 +434,21 @@ def prepare(link: Link, *, create: bool) -> None:
         link.all("SELECT pg_advisory_xact_lock(hashtext('treadle'), hashtext(%s))", (schema,))
         # Another process may have migrated it while this one waited for the lock.
         missing = behind(link, create=create)
-        if missing == VERSION:
-            _make_schema(link, schema)
-        for migration in MIGRATIONS[VERSION - missing :] if missing else ():
-            for text in migration:
-                link.script(text)
         if missing:
-            for name, body in VIEWS.items():
-                link.script(f"DROP VIEW IF EXISTS @{name}; CREATE VIEW @{name} AS {body.strip()}")
-            link.run("UPDATE @meta SET version = %s", (VERSION,))
+            _migrate(link, schema, missing)
+
+
+def _migrate(link: Link, schema: str, missing: int) -> None:
+    if missing == VERSION:
+        _make_schema(link, schema)
+    for migration in MIGRATIONS[VERSION - missing :]:
+        for text in migration:
+            link.script(text)
+    for function in FUNCTIONS:
+        link.script(function.definition)
+    for name, body in VIEWS.items():
+        link.script(f"DROP VIEW IF EXISTS @{name}; CREATE VIEW @{name} AS {body.strip()}")
+    link.run("UPDATE @meta SET version = %s", (VERSION,))
 
 
 def behind(link: Link, *, create: bool) -> int:

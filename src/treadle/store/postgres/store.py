@@ -33,26 +33,28 @@ from treadle.store.base import (
     Swept,
 )
 from treadle.store.postgres.append_functions import POST
-from treadle.store.postgres.appends import Appends, SessionLostError
-from treadle.store.postgres.arrays import big, bigs, chunks, floats, ints, real, small, storable, texts, truth
+from treadle.store.postgres.appends import Appends
+from treadle.store.postgres.arrays import big, bigs, chunks, ints, small, storable, texts, truth, truths
 from treadle.store.postgres.blobs import PostgresBlobs
 from treadle.store.postgres.connection import Record
+from treadle.store.postgres.definitions import set_queues
 from treadle.store.postgres.deletion import delete_run
+from treadle.store.postgres.ending import postpone, report
 from treadle.store.postgres.functions import Function
 from treadle.store.postgres.health import describe_durability, settings_of
+from treadle.store.postgres.limits import Entry, Facts, Limits, SessionLostError
 from treadle.store.postgres.location import Location, parse_url
 from treadle.store.postgres.reader import TASK_COLUMNS, PostgresReader, task_of
 from treadle.store.postgres.schema import prepare
-from treadle.store.postgres.task_functions import ACQUIRE, ELECT, POSTPONE, PROGRESS, RELEASE, RENEW, REPORT
+from treadle.store.postgres.task_functions import ACQUIRE, ELECT, PROGRESS, RELEASE, RENEW
 from treadle.store.postgres.tokens import OwnSession
-from treadle.store.postgres.waiting import claim_tasks, look
+from treadle.store.postgres.waiting import Claim, look
 from treadle.store.postgres.wakeups import NotifyWakeups
 from treadle.store.queues import QueueChange
 
 T = TypeVar("T")
 
 _decode_interrupts = msgspec.json.Decoder(list[tuple[str, int, int]]).decode
-_encode = msgspec.json.Encoder().encode
 
 
 class PostgresStore(PostgresReader):
@@ -69,7 +71,10 @@ class PostgresStore(PostgresReader):
         self._ready = False
         self._blobs = PostgresBlobs(location)
         self._own: dict[str, OwnSession] = {}
-        self._appends = Appends(self._link, self._schema)
+        self._limits = Limits(self._link, self._schema)
+        self._appends = Appends(self._limits)
+        # When queues were served last, for claims where they take turns.
+        self._served: dict[str, int] = {}
         self._link.on_connect = self._fence
 
     @classmethod
@@ -144,11 +149,12 @@ class PostgresStore(PostgresReader):
             raise LeaseLostError(_lost(session)) from error
 
     def _adopted(self, session: str) -> OwnSession:
-        found = self._link.all("SELECT n, link FROM @sessions WHERE id = %s AND NOT ended", (session,))
+        found = self._link.all("SELECT n, link, queues FROM @sessions WHERE id = %s AND NOT ended", (session,))
         if not found:
             self._own.pop(session, None)
             raise LeaseLostError(_lost(session))
-        ((n, link),) = found
+        ((n, link, queues),) = found
+        self._limits.known(queues)
         own = self._own.get(session)
         if own is None or own.n != n:
             own = self._own[session] = OwnSession(session, n, link)
@@ -170,9 +176,11 @@ class PostgresStore(PostgresReader):
             StoreError: a session of this id lives already.
         """
         found = self._link.all(
-            "INSERT INTO @sessions (n, id, ended, link, beat, waits, worker, wake, actions, info, kernel)"
-            " VALUES (nextval('@numbers'), %s, false, 0, %s, %s, %s, %s, %s, %s, %s)"
-            " ON CONFLICT (id) WHERE NOT ended DO NOTHING RETURNING n",
+            "INSERT INTO @sessions (n, id, ended, link, beat, waits, worker, wake, actions, info, targets, kernel,"
+            # Under a lock, so that no queue is defined anew without the session's row telling so.
+            " queues) SELECT nextval('@numbers'), %s, false, 0, %s, %s, %s, %s, %s, %s, %s, %s, m.queues"
+            " FROM (SELECT queues FROM @meta FOR SHARE) m"
+            " ON CONFLICT (id) WHERE NOT ended DO NOTHING RETURNING n, queues",
             (
                 session.id,
                 session.beat,
@@ -181,12 +189,15 @@ class PostgresStore(PostgresReader):
                 session.wake,
                 json.dumps(session.actions),
                 json.dumps(session.info),
+                json.dumps(session.targets),
                 self.kernel,
             ),
         )
         if not found:
             raise StoreError(f"a session {session.id} lives already; take a new session id")
-        self._own[session.id] = OwnSession(session.id, found[0][0], 0)
+        ((n, queues),) = found
+        self._own[session.id] = OwnSession(session.id, n, 0)
+        self._limits.known(queues)
         self._appends.waits = None
 
     def renew(self, session: str, waits: int | None = None) -> Renewal:
@@ -195,20 +206,23 @@ class PostgresStore(PostgresReader):
         return Renewal(_decode_interrupts(answer))
 
     def set_targets(self, session: str, targets: Sequence[str]) -> None:
-        """Refuse targets: this store keeps none."""
-        if targets:
-            raise StoreError("a PostgreSQL store keeps no targets of workers; use SQLite or NATS for placement")
+        """Change what the session's row says of its targets."""
+        self._as(session, lambda own: self._set_targets(own, json.dumps(list(targets))))
+
+    def _set_targets(self, own: OwnSession, targets: str) -> None:
+        sql = "UPDATE @sessions SET targets = %s WHERE n = %s AND link = %s AND NOT ended"
+        if not self._link.run(sql, (targets, own.n, own.link)):
+            raise SessionLostError
 
     def set_queues(self, changes: Sequence[QueueChange], now: float) -> list[bool]:
-        """Refuse limits: this store keeps none."""
-        if changes:
-            raise StoreError("a PostgreSQL store keeps no limits of queues; use SQLite or NATS for them")
-        return []
+        """Change the limits of queues; what waits in them is lined up anew."""
+        return set_queues(self._limits, changes, now) if changes else []
 
     @property
     def made_room(self) -> bool:
-        """Nothing is ever full."""
-        return False
+        """Whether a task may start that could not before, since this was asked last."""
+        room, self._limits.room = self._limits.room, False
+        return room
 
     def dead_sessions(self) -> list[str]:
         """None: whether a process of another machine is gone is told by its renewals alone."""
@@ -226,12 +240,14 @@ class PostgresStore(PostgresReader):
         # Waits for what the session has under way; after that it begins nothing any more.
         found = link.all(
             "UPDATE @sessions SET ended = true, wake = '', actions = '[]', info = '{}'"
-            " WHERE id = %s AND NOT ended RETURNING n",
+            " WHERE id = %s AND NOT ended RETURNING n, queues",
             (session,),
         )
         if not found:
             return []
-        ((n,),) = found
+        ((n, queues),) = found
+        self._limits.known(queues)
+        facts = self._lock_queues_of(n) if self._limits.gates else None
         leased = link.all(
             "SELECT run, number, generation, attempt, lease, progress FROM @tasks WHERE state = 3 AND session = %s"
             " ORDER BY run, number FOR UPDATE",
@@ -239,6 +255,8 @@ class PostgresStore(PostgresReader):
         )
         runs = [record[0] for record in leased]
         link.run("DELETE FROM @tasks WHERE state = 3 AND session = %s", (n,))
+        if facts is not None:
+            self._limits.settle(facts, None)
         self._enter_lost(session, leased)
         link.run(
             "INSERT INTO @inbox (run, id, body) SELECT r.n, %s, %s FROM ("
@@ -253,6 +271,19 @@ class PostgresStore(PostgresReader):
             (n, runs),
         )
         return [key for (key,) in touched]
+
+    def _lock_queues_of(self, n: int) -> Facts:
+        """Lock the queues with limits of a session's leased tasks, which are about to be lost."""
+        found = self._link.all(
+            "SELECT r.key, t.number FROM @tasks t JOIN @runs r ON r.n = t.run"
+            " WHERE t.state = 3 AND t.session = %s AND t.gate <> 0",
+            (n,),
+        )
+        entry = Entry(places=dict.fromkeys(found, True))
+        entered, facts = self._limits.enter(None, entry, at=None, begins=False)
+        for task in entered.tasks:
+            facts.end(task.gate, task.key, task.state)
+        return facts
 
     def _enter_lost(self, session: str, leased: Sequence[Record]) -> None:
         if leased:
@@ -290,20 +321,26 @@ class PostgresStore(PostgresReader):
     def commit(self, session: str, appends: Sequence[Append], offer: Offer | None) -> list[Answer]:
         """Commit appends; one answer each, in order. If it raises, the caller resets the offer."""
         if not appends:
-            self._as(session, lambda own: look(self._link, self._schema, own, 0.0))
+            self._as(session, lambda own: look(self._limits, own, 0.0))
             return []
         return self._as(session, lambda own: self._appends.write(own, appends, offer))
 
     def claim(self, session: str, offer: Offer, now: float) -> tuple[list[Task], float | None]:
         """Lease due tasks, over all queues by priority, then age."""
-        due, later = self._as(session, lambda own: look(self._link, self._schema, own, now))
+        due, later = self._as(session, lambda own: look(self._limits, own, now))
         if not due:
             self._appends.forget_waiting()
             return [], later
-        claimed = self._as(session, lambda own: claim_tasks(self._link, self._schema, own, offer, now))
+        claimed, due_at = self._as(session, lambda own: self._claim(own, offer, now))
         if claimed:
             self._appends.forget_waiting()
-        return claimed, later
+        return claimed, min((time for time in (due_at, later) if time is not None), default=None)
+
+    def _claim(self, own: OwnSession, offer: Offer, now: float) -> tuple[list[Task], float | None]:
+        claim = Claim(self._limits, own, offer, now)
+        claimed = claim.take(self._served)
+        self._limits.room = self._limits.room or claim.left_room
+        return claimed, claim.due
 
     def leased(self, session: str) -> list[Task]:
         """All tasks leased to the session."""
@@ -313,35 +350,16 @@ class PostgresStore(PostgresReader):
             (session,),
         )
         if not found:
-            self._as(session, lambda own: look(self._link, self._schema, own, 0.0))
+            self._as(session, lambda own: look(self._limits, own, 0.0))
         return [task_of(record) for record in found]
 
     def report(self, session: str, reports: Sequence[Report]) -> list[bool]:
         """End leased tasks whose token is live."""
-        payloads = [(place, *payload) for place, report in enumerate(reports, 1) for payload in report.payloads]
-        values = [
-            texts([report.input.key for report in reports]),
-            ints([report.number for report in reports]),
-            bigs([report.lease for report in reports]),
-            texts([report.input.id for report in reports]),
-            chunks([report.input.body for report in reports]),
-            ints([place for place, _, _ in payloads]),
-            texts([digest for _, digest, _ in payloads]),
-            chunks([body for _, _, body in payloads]),
-        ]
-        return _truths(self._as(session, lambda own: self._call(REPORT, own, *values)), len(reports))
+        return self._as(session, lambda own: report(self._limits, own, reports))
 
     def postpone(self, session: str, items: Sequence[Postponement], now: float) -> list[bool]:
         """Let tasks whose token is live wait again."""
-        values = [
-            real(now),
-            texts([item.key for item in items]),
-            ints([item.number for item in items]),
-            bigs([item.lease for item in items]),
-            floats([item.not_before for item in items]),
-            texts([_encode(item.call).decode() for item in items]),
-        ]
-        return _truths(self._as(session, lambda own: self._call(POSTPONE, own, *values)), len(items))
+        return self._as(session, lambda own: postpone(self._limits, own, items, now))
 
     def progress(self, session: str, items: Sequence[tuple[str, int, int, str]]) -> None:
         """Set the progress text of tasks whose token is live."""
@@ -365,7 +383,7 @@ class PostgresStore(PostgresReader):
             chunks([value.body for value in inputs]),
         ]
         (answer,) = self._link.call((POST.text(self._schema), values, POST.types))
-        return _truths(answer or b"", len(inputs))
+        return truths(answer or b"", len(inputs))
 
     def owned_inboxes(self, session: str) -> list[str]:
         """Keys of runs owned by the session whose inbox waits."""
@@ -394,7 +412,7 @@ class PostgresStore(PostgresReader):
 
     def sweep(self, session: str, now: float) -> Swept:
         """Find runs that nobody alive decides although they have inputs. Nothing is changed."""
-        _, later = self._as(session, lambda own: look(self._link, self._schema, own, now))
+        _, later = self._as(session, lambda own: look(self._limits, own, now))
         found = self._all(
             "SELECT r.key FROM (SELECT DISTINCT run FROM @inbox) i JOIN @runs r ON r.n = i.run"
             " WHERE NOT EXISTS (SELECT 1 FROM @sessions s WHERE s.n = r.owner AND NOT s.ended) ORDER BY r.n"
@@ -411,9 +429,3 @@ class PostgresStore(PostgresReader):
 
 def _lost(session: str) -> str:
     return f"session {session} was declared dead; its runs and tasks went to others, nothing was written"
-
-
-def _truths(answer: bytes, count: int) -> list[bool]:
-    """The elements of a boolean[] without NULLs, in binary: each is one byte behind its length."""
-    elements = answer[20:]
-    return [elements[5 * place + 4] == 1 for place in range(count)]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from treadle.store.postgres.functions import ALIVE, ALIVE_OR_ANSWER, CHANGED, Function
+from treadle.store.postgres.functions import ALIVE_OR_ANSWER, ALIVE_WITH_QUEUES, RAISE_GATED, Function
 
 # Leased tasks that ended; for each whether its token was live. `payload_of` is the place of the report, from 1.
 REPORT = Function(
-    "report_1",
+    "report_2",
     """
     me bigint
     link integer
+    definitions integer
+    locked bigint[]
     keys text[]
     numbers integer[]
     leases bigint[]
@@ -21,14 +23,14 @@ REPORT = Function(
     """,
     "boolean[]",
     f"""
-    {ALIVE}
-    IF NOT FOUND THEN RETURN NULL; END IF;
+    {ALIVE_WITH_QUEUES}
     FOR place IN 1 .. cardinality(keys) LOOP
         DELETE FROM @tasks t WHERE t.run = (SELECT r.n FROM @runs r WHERE r.key = keys[place])
             AND t.number = numbers[place] AND t.lease = leases[place] AND t.session = me AND t.state = 3
-        RETURNING t.run INTO got;
+        RETURNING t.run, t.gate INTO got, of_gate;
         answers[place] := FOUND;
         IF FOUND THEN
+            IF of_gate <> 0 AND of_gate <> ALL (coalesce(locked, '{{}}')) THEN {RAISE_GATED} END IF;
             INSERT INTO @inbox (run, id, body) VALUES (got, ids[place], bodies[place]) ON CONFLICT DO NOTHING;
             INSERT INTO @payloads (run, digest, body)
             SELECT got, u.digest, u.body FROM unnest(payload_of, digests, payloads) AS u (of, digest, body)
@@ -37,36 +39,41 @@ REPORT = Function(
     END LOOP;
     RETURN answers;
     """,
-    declare="got bigint; answers boolean[] := '{}';",
+    declare="got bigint; of_gate bigint; answers boolean[] := '{}';",
 )
 
 # Leased tasks that wait again, as the youngest of their queue; for each whether it does.
 POSTPONE = Function(
-    "postpone_1",
+    "postpone_2",
     """
     me bigint
     link integer
+    definitions integer
+    locked bigint[]
     at double precision
     keys text[]
     numbers integer[]
     leases bigint[]
     times double precision[]
+    states integer[]
+    turns double precision[]
     calls text[]
     """,
     "boolean[]",
     f"""
-    {ALIVE}
-    IF NOT FOUND THEN RETURN NULL; END IF;
+    {ALIVE_WITH_QUEUES}
     FOR place IN 1 .. cardinality(keys) LOOP
-        UPDATE @tasks t SET state = CASE WHEN times[place] > at THEN 1 ELSE 0 END, session = 0, lease = 0,
-            started_at = 0, age = nextval('@ages'), not_before = times[place], call = calls[place]
+        UPDATE @tasks t SET state = states[place], session = 0, lease = 0, started_at = at, age = nextval('@ages'),
+            not_before = times[place], call = calls[place], turn = turns[place]
         WHERE t.run = (SELECT r.n FROM @runs r WHERE r.key = keys[place]) AND t.number = numbers[place]
-            AND t.lease = leases[place] AND t.session = me AND t.state = 3 AND t.interrupt = 0;
+            AND t.lease = leases[place] AND t.session = me AND t.state = 3 AND t.interrupt = 0
+        RETURNING t.gate INTO of_gate;
         answers[place] := FOUND;
+        IF FOUND AND of_gate <> 0 AND of_gate <> ALL (coalesce(locked, '{{}}')) THEN {RAISE_GATED} END IF;
     END LOOP;
     RETURN answers;
     """,
-    declare="answers boolean[] := '{}';",
+    declare="of_gate bigint; answers boolean[] := '{}';",
 )
 
 PROGRESS = Function(
@@ -112,9 +119,10 @@ RENEW = Function(
     """,
 )
 
-# Whether tasks are due that the session could claim, and when the next task falls due after `at`.
+# Whether a claim could find tasks, and when the next task falls due after `at`, or a key may start again;
+# and the version of the definitions of queues.
 LOOK = Function(
-    "look_1",
+    "look_2",
     """
     me bigint
     link integer
@@ -122,118 +130,18 @@ LOOK = Function(
     """,
     "text",
     """
-    IF NOT EXISTS (SELECT 1 FROM @sessions s WHERE s.n = me AND s.link = look_1.link AND NOT s.ended) THEN
-        RETURN 'lost';
-    END IF;
+    SELECT s.queues INTO definitions FROM @sessions s WHERE s.n = me AND s.link = look_2.link AND NOT s.ended;
+    IF NOT FOUND THEN RETURN 'lost'; END IF;
     SELECT EXISTS (SELECT 1 FROM @tasks t WHERE t.state = 0)
-        OR EXISTS (SELECT 1 FROM @tasks t WHERE t.state = 1 AND t.not_before <= at) INTO due;
+        OR EXISTS (SELECT 1 FROM @tasks t WHERE t.state = 1 AND t.not_before <= at)
+        OR EXISTS (SELECT 1 FROM @buckets b WHERE b.opens_at <= at) INTO due;
     SELECT t.not_before INTO later FROM @tasks t WHERE t.state = 1 AND t.not_before > at
     ORDER BY t.not_before LIMIT 1;
-    RETURN CASE WHEN due THEN 'due ' ELSE 'none ' END || coalesce(later::text, '-');
+    SELECT b.opens_at INTO opening FROM @buckets b WHERE b.opens_at > at ORDER BY b.opens_at LIMIT 1;
+    later := least(later, opening);
+    RETURN CASE WHEN due THEN 'due ' ELSE 'none ' END || coalesce(later::text, '-') || ' ' || definitions;
     """,
-    declare="due boolean; later double precision;",
-)
-
-# The first due tasks of some actions, over all queues by priority, then age, leaving out some pairs of queue and
-# action. They are locked until the transaction ends, so that no other session looks at them; those that another
-# session has locked are passed over. The answer is a JSON array of [run, number, queue, action].
-CANDIDATES = Function(
-    "candidates_1",
-    """
-    me bigint
-    link integer
-    at double precision
-    most integer
-    executable text[]
-    but_queue text[]
-    but_action text[]
-    """,
-    "text",
-    f"""
-    {ALIVE_OR_ANSWER}
-    -- Let the tasks that are due by now wait among the due ones.
-    FOR head IN
-        SELECT d.run, d.number, 0, 0, 0 FROM @tasks d WHERE d.state = 1 AND d.not_before <= at
-        ORDER BY d.not_before FOR UPDATE SKIP LOCKED
-    LOOP
-        UPDATE @tasks t SET state = 0 WHERE t.run = head.run AND t.number = head.number;
-    END LOOP;
-    LOOP
-        heads := '{{}}'; held := '{{}}';
-        in_queue := '';
-        LOOP
-            SELECT t.queue INTO in_queue FROM @tasks t
-            WHERE t.state = 0 AND t.queue > in_queue ORDER BY t.queue LIMIT 1;
-            EXIT WHEN NOT FOUND;
-            name := '';
-            LOOP
-                SELECT t.action INTO name FROM @tasks t
-                WHERE t.state = 0 AND t.queue = in_queue AND t.action > name ORDER BY t.action LIMIT 1;
-                EXIT WHEN NOT FOUND;
-                CONTINUE WHEN name <> ALL (executable)
-                    OR EXISTS (
-                        SELECT 1 FROM unnest(but_queue, but_action) AS b (q, a) WHERE b.q = in_queue AND b.a = name
-                    );
-                heads := heads || ARRAY(
-                    SELECT ROW (t.run, t.number, t.priority, t.age, r.hold)::@head
-                    FROM @tasks t
-                    CROSS JOIN LATERAL (SELECT r.hold FROM @runs r WHERE r.n = t.run OFFSET 0) r
-                    WHERE t.state = 0 AND t.queue = in_queue AND t.action = name AND t.not_before <= at
-                    ORDER BY t.priority DESC, t.age LIMIT greatest(most, 64)
-                );
-            END LOOP;
-        END LOOP;
-        -- Tasks of a held run are put aside by the first who meets them, until the hold is lifted: under the lock of
-        -- the run, so that it is not lifted meanwhile; if someone has the run or the task, they stay for another time.
-        FOR head IN SELECT h.* FROM unnest(heads) h WHERE h.hold <> 0 LOOP
-            PERFORM 1 FROM @runs r WHERE r.n = head.run AND r.hold <> 0 FOR SHARE SKIP LOCKED;
-            CONTINUE WHEN NOT FOUND;
-            PERFORM 1 FROM @tasks t WHERE t.run = head.run AND t.number = head.number AND t.state = 0
-            FOR UPDATE SKIP LOCKED;
-            CONTINUE WHEN NOT FOUND;
-            UPDATE @tasks t SET state = 2 WHERE t.run = head.run AND t.number = head.number;
-            held := held || head.run;
-        END LOOP;
-        SELECT json_agg(json_build_array(c.run, c.number, c.queue, c.action)) INTO got FROM (
-            SELECT t.run, t.number, t.queue, t.action
-            FROM (SELECT * FROM unnest(heads) o WHERE o.hold = 0 ORDER BY o.priority DESC, o.age) h
-            CROSS JOIN LATERAL (
-                SELECT w.run, w.number, w.queue, w.action FROM @tasks w
-                WHERE w.run = h.run AND w.number = h.number AND w.state = 0 FOR UPDATE SKIP LOCKED
-            ) t LIMIT most
-        ) c;
-        EXIT WHEN got IS NOT NULL OR cardinality(held) = 0;
-    END LOOP;
-    RETURN coalesce(got::text, '[]');
-    """,
-    declare="heads @head[]; head @head; held bigint[]; in_queue text; name text; got json;",
-)
-
-# Lease candidates, which the transaction has locked; the tasks, in their order, as a JSON array.
-LEASE = Function(
-    "lease_1",
-    """
-    me bigint
-    at double precision
-    runs bigint[]
-    numbers integer[]
-    leases bigint[]
-    """,
-    "text",
-    f"""
-    FOR place IN 1 .. cardinality(runs) LOOP
-        UPDATE @tasks t SET state = 3, session = me, lease = leases[place], started_at = at
-        WHERE t.run = runs[place] AND t.number = numbers[place] AND t.state = 0;
-        IF NOT FOUND THEN RAISE EXCEPTION 'changed' USING ERRCODE = '{CHANGED}'; END IF;
-    END LOOP;
-    RETURN (
-        SELECT json_agg(json_build_array(r.key, t.number, t.address, t.generation, t.attempt, t.action, t.queue,
-            t.priority, t.not_before, t.call, r.id, t.lease) ORDER BY u.place)
-        FROM unnest(runs, numbers) WITH ORDINALITY AS u (run, number, place)
-        CROSS JOIN LATERAL (SELECT * FROM @tasks o WHERE o.run = u.run AND o.number = u.number OFFSET 0) t
-        CROSS JOIN LATERAL (SELECT o.key, o.id FROM @runs o WHERE o.n = t.run OFFSET 0) r
-    )::text;
-    """,
+    declare="due boolean; later double precision; opening double precision; definitions integer;",
 )
 
 # Own a run if nobody alive does, or in any case; [owner's number, owner's id], or nothing if there is no such run.

@@ -19,9 +19,12 @@ import msgspec
 from treadle.core.tables import RUNNING
 from treadle.errors import InternalError
 from treadle.store.base import Answer, Append, Offer, Report
+from treadle.store.ledger import Gate
+from treadle.store.projection import Opened
 from treadle.store.sqlite.connection import Database
 from treadle.store.sqlite.group import AppendedRun, Group, Values
-from treadle.store.sqlite.limits import Gate, Limits
+from treadle.store.sqlite.limits import Limits
+from treadle.store.sqlite.names import change_names, holder_of
 from treadle.store.sqlite.tokens import OwnSession
 from treadle.store.sqlite.waiting import promote, unpark
 
@@ -51,6 +54,8 @@ class Appends:
     def __init__(self, con: Database) -> None:
         self.con = con
         self.limits = Limits(con)
+        # Decodes the records that projections take.
+        self.opened: Opened | None = None
         self.numbers: dict[str, int] = {}
         self._made: list[AppendedRun] = []
 
@@ -60,13 +65,14 @@ class Appends:
         """Apply the appends in a transaction that is open; `restart` rolls it back and opens another."""
         self._made.clear()
         refusable = bool(self.limits.gates) and any(map(self._may_be_refused, appends))
-        if refusable or (any(map(_is_alone, appends)) and (len(appends) > 1 or appends[0].report is not None)):
+        first = appends[0]
+        if refusable or (any(map(_is_alone, appends)) and (len(appends) > 1 or first.report or first.names)):
             # What these change for the tasks of others depends on the order, so the rare group that has them is
             # written one by one.
             return [answer for append in appends for answer in self._write_examined(own, [append], offer)]
         runs = self._believe(appends)
         if runs is not None and self._write_runs(own, runs):
-            return Group(self.con, own, self.limits, runs, offer).write(appends)
+            return Group(self.con, own, self.limits, runs, offer, self.opened).write(appends)
         restart()
         self._made.clear()
         return self._write_examined(own, appends, offer)
@@ -76,8 +82,12 @@ class Appends:
         accepted = [append for append, answer in zip(appends, answers, strict=True) if answer is None]
         if not self._write_runs(own, runs):
             raise InternalError("rows of runs changed inside a transaction that had locked the store")
-        written = iter(Group(self.con, own, self.limits, runs, offer).write(accepted) if accepted else ())
-        return [next(written) if answer is None else answer for answer in answers]
+        written = Group(self.con, own, self.limits, runs, offer, self.opened).write(accepted) if accepted else []
+        for append, answer in zip(accepted, written, strict=True):
+            if append.names:
+                answer.told = change_names(self.con, runs[append.key].n, append.key, append.names)
+        done = iter(written)
+        return [next(done) if answer is None else answer for answer in answers]
 
     def settled(self) -> None:
         """The transaction is durable: runs that it made have their numbers for good."""
@@ -138,35 +148,40 @@ class Appends:
                 if run.version != append.expect or run.release:
                     answers.append(Answer("conflict"))
                     continue
-            elif append.report is not None and not self._may_report(own, append.report):
-                answers.append(Answer("fenced"))
-                continue
-            elif self._exists("SELECT 1 FROM tombstones WHERE key = ?", append.key):
-                answers.append(Answer("refused"))
-                continue
-            elif append.head is None:
-                answers.append(Answer("conflict"))
-                continue
-            elif (
-                run is not None
-                or append.head.id in ids
-                or self._exists("SELECT 1 FROM runs WHERE id = ? OR key = ?", append.head.id, append.key)
-            ):
-                answers.append(Answer("exists"))
-                continue
-            elif append.expect != 0:
-                answers.append(Answer("conflict"))
-                continue
-            elif (full := self._full_queue(append)) is not None:
-                answers.append(Answer("full", queue=full.name))
+            elif (refusal := self._refusal(own, append, run, ids)) is not None:
+                answers.append(refusal)
                 continue
             else:
                 run = _new_run(append)
+                assert append.head is not None
                 ids.add(append.head.id)
             runs[append.key] = run
             run.take(append)
             answers.append(None)
         return answers, runs
+
+    def _refusal(self, own: OwnSession, append: Append, run: AppendedRun | None, ids: set[str]) -> Answer | None:
+        """Why an append may not make its run, None if it may; `ids` are those of the runs made before it."""
+        head = append.head
+        if append.report is not None and not self._may_report(own, append.report):
+            return Answer("fenced")
+        if self._exists("SELECT 1 FROM tombstones WHERE key = ?", append.key):
+            return Answer("refused")
+        if head is None:
+            return Answer("conflict")
+        if (
+            run is not None
+            or head.id in ids
+            or self._exists("SELECT 1 FROM runs WHERE id = ? OR key = ?", head.id, append.key)
+        ):
+            return Answer("exists")
+        if append.expect != 0:
+            return Answer("conflict")
+        if (full := self._full_queue(append)) is not None:
+            return Answer("full", queue=full.name)
+        if append.names and (holder := holder_of(self.con, append)):
+            return Answer("held", holder=holder)
+        return None
 
     def _may_be_refused(self, append: Append) -> bool:
         """Whether an append makes a run that may find a queue full."""
@@ -324,7 +339,7 @@ class Appends:
 
 
 def _is_alone(append: Append) -> bool:
-    return append.hold is not None or append.revoke or append.report is not None
+    return append.hold is not None or append.revoke or append.report is not None or bool(append.names)
 
 
 def _new_run(append: Append) -> AppendedRun:

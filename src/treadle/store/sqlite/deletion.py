@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from treadle.store.sqlite.connection import Database, Record
+from treadle.store.sqlite.names import leave_all
 
 # A zero is the character after the slash between a parent's key and the address of its step.
 _FAMILY = """
@@ -30,6 +31,7 @@ def family_of(con: Database, key: str) -> list[Record]:
 
 def forget_run(con: Database, n: int, key: str, id: str, plan: int) -> None:
     """Remove all rows of a run."""
+    leave_all(con, n, key)
     con.execute(_LABELS, (n,))
     for table in ("journal", "steps", "payloads", "inbox", "heads"):
         con.execute(f"DELETE FROM {table} WHERE run = ?", (n,))

@@ -11,8 +11,10 @@ from treadle.core.commands import Task
 from treadle.core.events import encode_events
 from treadle.core.inputs import Revoked, encode_input
 from treadle.store.base import Answer, Append, Offer, Report
+from treadle.store.ledger import Gate
+from treadle.store.projection import Opened
 from treadle.store.sqlite.connection import Database
-from treadle.store.sqlite.limits import Gate, Limits
+from treadle.store.sqlite.limits import Limits
 from treadle.store.sqlite.projections import give
 from treadle.store.sqlite.reader import STEP_FIELDS
 from treadle.store.sqlite.schema import LEASED
@@ -82,13 +84,20 @@ class Group:
     """The rows of accepted appends, besides those of the runs."""
 
     def __init__(
-        self, con: Database, own: OwnSession, limits: Limits, runs: dict[str, AppendedRun], offer: Offer | None
+        self,
+        con: Database,
+        own: OwnSession,
+        limits: Limits,
+        runs: dict[str, AppendedRun],
+        offer: Offer | None,
+        opened: Opened | None = None,
     ) -> None:
         self.con = con
         self.own = own
         self.limits = limits
         self.runs = runs
         self.offer = offer
+        self.opened = opened
         self.tasks: dict[tuple[int, int], Values] = {}
         self.interrupts: dict[tuple[int, int], None] = {}
         # Waiting tasks that some append of the group ends.
@@ -128,7 +137,7 @@ class Group:
     def _give(self, append: Append) -> None:
         n = self.runs[append.key].n
         ((run,),) = self.con.execute("SELECT id FROM runs WHERE n = ?", (n,)).fetchall()
-        give(self.con, n, append.key, append.expect, run, append.time, append.given)
+        give(self.con, n, append.key, append.expect, run, append.time, append.given, self.opened)
 
     def _flush(self) -> None:
         con = self.con

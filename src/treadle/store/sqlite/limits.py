@@ -15,21 +15,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import msgspec
-
 from treadle.core.commands import Task
-from treadle.store.queues import (
-    NO_LIMITS,
-    Bucket,
-    QueueChange,
-    QueueLimits,
-    allows,
-    full_at,
-    length_of_turn,
-    next_start,
-    refill,
-    spend,
-)
+from treadle.store.ledger import Gate, Ledger, Place, in_force, redefined
+from treadle.store.queues import Bucket, QueueChange
 from treadle.store.sqlite.connection import Database
 from treadle.store.sqlite.schema import DELAYED, LEASED, LINED, WAITING
 from treadle.store.sqlite.tokens import count_up
@@ -59,25 +47,12 @@ _STATE = "UPDATE tasks SET state = ? WHERE run = ? AND number = ?"
 _CLOSE = "UPDATE tasks INDEXED BY tasks_gated SET state = -1 WHERE gate = ? AND gate != 0 AND state = 0 AND key = ?"
 _PUT_BUCKET = "INSERT OR REPLACE INTO buckets (queue, key, allowance, at, full_at, opens_at) VALUES (?, ?, ?, ?, ?, ?)"
 
-_encode = msgspec.json.Encoder().encode
-decode_limits = msgspec.json.Decoder(QueueLimits).decode
 
-Place = tuple[int, str]
-
-
-class Gate(msgspec.Struct, frozen=True):
-    """A queue that was defined."""
-
-    n: int
-    name: str
-    limits: QueueLimits
-    paused: bool
-
-
-class Limits:
+class Limits(Ledger):
     """The limits of all queues, for the transaction that is open."""
 
     def __init__(self, con: Database) -> None:
+        super().__init__()
         self.con = con
         # Of the definitions, as the sessions' rows tell it.
         self.version = 0
@@ -86,13 +61,6 @@ class Limits:
         self._numbers: dict[int, Gate] = {}
         # Keys of which a row came, went or changed, with how many leases fewer there are.
         self._touched: dict[Place, int] = {}
-        # Leased tasks, those included whose rows are not written yet.
-        self._counts: dict[int, int] = {}
-        self._key_counts: dict[Place, int] = {}
-        self._buckets: dict[Place, Bucket] = {}
-        self._spent: dict[Place, None] = {}
-        self._turns: dict[tuple[int, int], float] = {}
-        self._shares: dict[tuple[int, int, str], float] = {}
         self.opened = False
 
     # -- definitions -----------------------------------------------------------------------------------
@@ -102,9 +70,8 @@ class Limits:
         if version != self.version:
             self._read(version)
         if self.gates:
-            for cache in (self._touched, self._counts, self._key_counts, self._buckets, self._spent, self._turns):
-                cache.clear()
-            self._shares.clear()
+            self._touched.clear()
+            self.clear()
             self.opened = False
 
     def forget(self) -> None:
@@ -114,7 +81,7 @@ class Limits:
     def _read(self, version: int) -> None:
         rows = self.con.execute("SELECT n, name, defined, override, paused FROM queues").fetchall()
         gates = [
-            Gate(n, name, _in_force(defined, override), bool(paused)) for n, name, defined, override, paused in rows
+            Gate(n, name, in_force(defined, override), bool(paused)) for n, name, defined, override, paused in rows
         ]
         self.gates = {gate.name: gate for gate in gates}
         self._numbers = {gate.n: gate for gate in gates}
@@ -134,12 +101,8 @@ class Limits:
             found = con.execute(
                 "SELECT defined, override, paused FROM queues WHERE name = ?", (change.name,)
             ).fetchall()
-            before = found[0] if found else (None, None, 0)
-            after = (
-                before[0] if change.defined is msgspec.UNSET else _encode(change.defined).decode(),
-                before[1] if change.override is msgspec.UNSET else _text(change.override),
-                before[2] if change.paused is msgspec.UNSET else int(change.paused),
-            )
+            before = found[0] if found else (None, None, False)
+            after = redefined(before, change)
             answers.append(before != after)
             if before != after:
                 con.execute(
@@ -185,108 +148,35 @@ class Limits:
         if left > 0:
             self.dropped(gate, key)
 
-    def dropped(self, gate: int, key: str) -> None:
-        """A lease has ended, perhaps one whose row was never written."""
-        if gate in self._counts:
-            self._counts[gate] -= 1
-        if (gate, key) in self._key_counts:
-            self._key_counts[gate, key] -= 1
+    def read_count(self, n: int) -> int:
+        """See `Ledger`."""
+        return self._number(_COUNT, n, LEASED)
 
-    def count(self, gate: Gate) -> int:
-        """How many tasks of a queue are leased."""
-        found = self._counts.get(gate.n)
-        if found is None:
-            ((found,),) = self.con.execute(_COUNT, (gate.n, LEASED))
-            assert isinstance(found, int)
-            self._counts[gate.n] = found
+    def read_key_count(self, place: Place) -> int:
+        """See `Ledger`."""
+        return self._number(_COUNT_KEY, *place)
+
+    def _number(self, sql: str, *values: int | str) -> int:
+        ((found,),) = self.con.execute(sql, values)
+        assert isinstance(found, int)
         return found
 
-    def is_open(self, gate: Gate) -> bool:
-        """Whether a queue is not paused and has room for another leased task, whatever its rate says."""
-        most = gate.limits.concurrency
-        return not gate.paused and (not most or self.count(gate) < most)
+    def read_bucket(self, place: Place) -> Bucket | None:
+        """See `Ledger`."""
+        found = self.con.execute("SELECT allowance, at FROM buckets WHERE queue = ? AND key = ?", place).fetchall()
+        return Bucket(*found[0]) if found else None
 
-    def has_room(self, gate: Gate, now: float | None) -> bool:
-        """Whether a queue has room for another leased task. Without a time its bucket is not refilled."""
-        if not self.is_open(gate):
-            return False
-        limits = gate.limits
-        return not limits.rate or allows(self.bucket((gate.n, ""), limits.rate, limits.burst, now), limits.rate)
+    def read_turn(self, n: int, priority: int) -> float:
+        """See `Ledger`."""
+        rows = self.con.execute("SELECT turn FROM turns WHERE queue = ? AND priority = ?", (n, priority)).fetchall()
+        return float(rows[0][0]) if rows else 0.0
 
-    def may_start(self, gate: Gate, key: str, now: float | None) -> bool:
-        """Whether a key has room for another leased task."""
-        limits = gate.limits
-        if not key or not limits.by_key:
-            return True
-        place = (gate.n, key)
-        if limits.key_concurrency:
-            found = self._key_counts.get(place)
-            if found is None:
-                ((found,),) = self.con.execute(_COUNT_KEY, place)
-                assert isinstance(found, int)
-                self._key_counts[place] = found
-            if found >= limits.key_concurrency:
-                return False
-        rate = limits.key_rate
-        return not rate or allows(self.bucket(place, rate, limits.key_burst, now), rate)
-
-    def bucket(self, place: Place, rate: float, burst: int, now: float | None) -> Bucket:
-        """The bucket of a queue (the key is empty) or of a key."""
-        bucket = self._buckets.get(place)
-        if bucket is None:
-            found = self.con.execute("SELECT allowance, at FROM buckets WHERE queue = ? AND key = ?", place).fetchall()
-            bucket = Bucket(*found[0]) if found else None
-        if now is not None:
-            bucket = refill(bucket, rate, burst, now)
-        elif bucket is None:
-            # Of no time yet: whoever has a time makes it a bucket of its own.
-            return Bucket(float(burst), 0.0)
-        self._buckets[place] = bucket
-        return bucket
-
-    def started(self, gate: Gate, key: str, now: float, priority: int, turn: float) -> None:
-        """A task was leased; `has_room` and `may_start` were asked before."""
-        limits = gate.limits
-        n = gate.n
-        if n in self._counts:
-            self._counts[n] += 1
-        if (n, key) in self._key_counts:
-            self._key_counts[n, key] += 1
-        if limits.rate:
-            spend(self.bucket((n, ""), limits.rate, limits.burst, now))
-            self._spent[n, ""] = None
-        if limits.key_rate and key:
-            spend(self.bucket((n, key), limits.key_rate, limits.key_burst, now))
-            self._spent[n, key] = None
-        if limits.fair and turn > self._turn(n, priority):
-            self._turns[n, priority] = turn
-
-    def next_start(self, gate: Gate, now: float) -> float | None:
-        """When a queue that has no room has some by its rate; None if it waits for something else."""
-        limits = gate.limits
-        if not self.is_open(gate) or not limits.rate:
-            return None
-        return next_start(self.bucket((gate.n, ""), limits.rate, limits.burst, now), limits.rate, now)
-
-    def _turn(self, n: int, priority: int) -> float:
-        found = self._turns.get((n, priority))
-        if found is None:
-            rows = self.con.execute("SELECT turn FROM turns WHERE queue = ? AND priority = ?", (n, priority)).fetchall()
-            found = self._turns[n, priority] = rows[0][0] if rows else 0.0
-        return found
-
-    def turn_of(self, gate: Gate, key: str, priority: int) -> float:
-        """The turn of a task that comes in, which moves its key's next one back."""
-        place = (gate.n, priority, key)
-        share = self._shares.get(place)
-        if share is None:
-            rows = self.con.execute(
-                "SELECT turn FROM shares WHERE queue = ? AND priority = ? AND key = ?", place
-            ).fetchall()
-            share = rows[0][0] if rows else 0.0
-        turn = max(self._turn(gate.n, priority), share)
-        self._shares[place] = turn + length_of_turn(gate.limits, key)
-        return turn
+    def read_share(self, n: int, priority: int, key: str) -> float:
+        """See `Ledger`."""
+        rows = self.con.execute(
+            "SELECT turn FROM shares WHERE queue = ? AND priority = ? AND key = ?", (n, priority, key)
+        ).fetchall()
+        return float(rows[0][0]) if rows else 0.0
 
     def state_of(self, task: Task, due: bool) -> int:
         """How a task waits that comes in: a due one of a key with limits is lined up, until `settle`."""
@@ -365,8 +255,8 @@ class Limits:
         found: list[Any] = con.execute(_LINES, (n, key, "", "")).fetchall()
         if not self.may_start(gate, key, now):
             con.execute(_CLOSE, (n, key))
-            if found or con.changes():
-                self._await_rate(gate, key, now)
+            if (found or con.changes()) and (opens_at := self.key_opens_at(gate, key, now)) is not None:
+                self._put_bucket(gate, key, opens_at)
             return []
         while found:
             action, target = found[0]
@@ -378,22 +268,11 @@ class Limits:
             found = con.execute(_LINES, (n, key, action, target)).fetchall()
         return lines
 
-    def _await_rate(self, gate: Gate, key: str, now: float | None) -> None:
-        """Note when a key may start again, if it is its rate that forbids it."""
-        rate = gate.limits.key_rate
-        if not rate:
-            return
-        bucket = self.bucket((gate.n, key), rate, gate.limits.key_burst, now)
-        if not allows(bucket, rate):
-            self._put_bucket(gate, key, next_start(bucket, rate, bucket.at if now is None else now))
-
     def _put_bucket(self, gate: Gate, key: str, opens_at: float | None) -> None:
-        limits = gate.limits
-        rate, burst = (limits.key_rate, limits.key_burst) if key else (limits.rate, limits.burst)
-        bucket = self._buckets[gate.n, key]
-        full = full_at(bucket, rate, burst)
-        self.con.execute(_PUT_BUCKET, (gate.n, key, bucket.allowance, bucket.at, full, opens_at))
-        self._spent.pop((gate.n, key), None)
+        bucket = self.buckets[gate.n, key]
+        values = (gate.n, key, bucket.allowance, bucket.at, self.full_at(gate, key), opens_at)
+        self.con.execute(_PUT_BUCKET, values)
+        self.spent.pop((gate.n, key), None)
 
     def write(self, now: float | None) -> bool:
         """Settle and write all that changed; whether there is room that was not there before."""
@@ -401,28 +280,18 @@ class Limits:
             return False
         self.settle(now)
         con = self.con
-        for n, key in sorted(self._spent):
+        for n, key in sorted(self.spent):
             self._put_bucket(self._numbers[n], key, None)
-        if self._turns:
+        if self.turns:
             con.executemany(
                 "INSERT OR REPLACE INTO turns (queue, priority, turn) VALUES (?, ?, ?)",
-                [(*place, turn) for place, turn in sorted(self._turns.items())],
+                [(*place, turn) for place, turn in sorted(self.turns.items())],
             )
             # Who has had no more than others is as one who was never there.
             con.executemany(
                 "DELETE FROM shares WHERE queue = ? AND priority = ? AND turn <= ?",
-                [(*place, turn) for place, turn in sorted(self._turns.items())],
+                [(*place, turn) for place, turn in sorted(self.turns.items())],
             )
-        shares = [(*place, turn) for place, turn in sorted(self._shares.items()) if turn > self._turns[place[:2]]]
-        if shares:
+        if shares := self.shares_ahead():
             con.executemany("INSERT OR REPLACE INTO shares (queue, priority, key, turn) VALUES (?, ?, ?, ?)", shares)
         return self.opened
-
-
-def _in_force(defined: str | None, override: str | None) -> QueueLimits:
-    text = override or defined
-    return NO_LIMITS if text is None else decode_limits(text)
-
-
-def _text(limits: QueueLimits | None) -> str | None:
-    return None if limits is None else _encode(limits).decode()

@@ -15,8 +15,9 @@ import msgspec
 
 from treadle.core.effects import Given
 from treadle.core.events import StepSucceeded, decode_events
-from treadle.errors import ProjectionError, SchemaVersionError, StoreError
-from treadle.store.projection import ProjectionSpec, Recorded
+from treadle.core.values import bare, key_id_of
+from treadle.errors import ProjectionError, SchemaVersionError, StoreError, StoreUnavailableError
+from treadle.store.projection import Opened, ProjectionSpec, Recorded
 from treadle.store.sqlite.connection import Database, connect, map_exceptions, use_wal
 
 _SCHEMA: Final = """
@@ -66,7 +67,16 @@ def statements_of(con: Database) -> dict[str, list[tuple[str, str]]]:
     return found
 
 
-def give(con: Database, n: int, key: str, expect: int, run: str, time: float, given: Sequence[Given]) -> None:
+def give(
+    con: Database,
+    n: int,
+    key: str,
+    expect: int,
+    run: str,
+    time: float,
+    given: Sequence[Given],
+    opened: Opened | None,
+) -> None:
     """Apply what successes of one append bring, in the transaction that is open.
 
     Raises:
@@ -78,23 +88,37 @@ def give(con: Database, n: int, key: str, expect: int, run: str, time: float, gi
             for write in one.writes:
                 con.execute(write.sql, write.values).fetchall()
             if statements and one.records:
-                _apply(con, statements, records_of(con, n, run, one.at, time, one.records))
+                _apply(con, statements, records_of(con, n, run, one.at, time, one.records, opened))
         except (apsw.BusyError, apsw.FullError, apsw.IOError):
             raise
         except (apsw.Error, TypeError, ProjectionError) as error:
             raise UnfitError(key, expect, one.lease, f"{error} ({type(error).__name__})") from error
 
 
-def records_of(con: Database, n: int, run: str, at: str, time: float, chunks: Iterable[str]) -> Iterator[Recorded]:
-    """The records of stored lists."""
+def records_of(
+    con: Database, n: int, run: str, at: str, time: float, chunks: Iterable[str], opened: Opened | None
+) -> Iterator[Recorded]:
+    """The records of stored lists.
+
+    Raises:
+        ProjectionError: a list is missing.
+        StoreUnavailableError: it is encoded, and nobody here decodes it.
+    """
     for handle in chunks:
-        if handle.startswith("="):
-            data: bytes | str = handle[1:]
-        else:
-            found = con.execute("SELECT body FROM payloads WHERE run = ? AND digest = ?", (n, handle[1:])).fetchall()
+        where = bare(handle)
+        data: bytes | str = where[1:]
+        if not where.startswith("="):
+            found = con.execute("SELECT body FROM payloads WHERE run = ? AND digest = ?", (n, where[1:])).fetchall()
             if not found:
                 raise ProjectionError(f"records {handle} of run {run!r} are missing; see `treadle doctor`")
             data = found[0][0]
+        if key_id := key_id_of(handle):
+            if opened is None:
+                # No fault of the step's: another process, which has the key, can take them.
+                raise StoreUnavailableError(
+                    f"records of run {run!r} are encoded with key {key_id!r}, which is not here; open the store with it"
+                )
+            data = opened(handle, data)
         for collection, key, raw in _decode_chunk(data):
             yield Recorded(collection, key, bytes(raw).decode(), run, at, time)
 
@@ -151,8 +175,9 @@ def _guarded(con: Database, name: str, *, changes_schema: bool) -> Generator[Non
 class SqliteProjections:
     """Projections in one SQLite file. `hosted`: it is the store's file."""
 
-    def __init__(self, path: str, *, hosted: bool, sync: str = "full") -> None:
+    def __init__(self, path: str, *, hosted: bool, sync: str = "full", opened: Opened | None = None) -> None:
         self.path = path
+        self._opened = opened
         self.hosted = hosted
         self._lock = threading.RLock()
         self._checked: set[tuple[str, str]] = set()
@@ -249,7 +274,9 @@ class SqliteProjections:
         for n, run, time, text in con.execute(_JOURNAL).fetchall():
             for event in decode_events(text):
                 if isinstance(event, StepSucceeded) and event.effects is not None:
-                    _apply(con, statements, records_of(con, n, run, event.at, time, event.effects.records))
+                    _apply(
+                        con, statements, records_of(con, n, run, event.at, time, event.effects.records, self._opened)
+                    )
 
     def _own(self, con: Database, name: str) -> list[tuple[str, str]]:
         rows: list[Any] = con.execute(

@@ -28,6 +28,7 @@ from treadle.store.queues import KeyRow, QueueRow
 from treadle.store.sqlite.connection import Database, Record, connect, copy_database, map_exceptions
 from treadle.store.sqlite.health import examine
 from treadle.store.sqlite.location import Sync
+from treadle.store.sqlite.names import LINE
 from treadle.store.sqlite.queue_rows import read_keys, read_queues
 
 _FOUND_AT_MOST = 20
@@ -315,6 +316,10 @@ class SqliteReader:
     def queue_keys(self, queue: str, *, key: str | None = None, limit: int = 100) -> list[KeyRow]:
         """Keys of a queue's tasks, those with the most waiting ones first, or one of them."""
         return read_keys(self._all, queue, key, limit)
+
+    def line(self, name: str) -> list[str]:
+        """Keys of the runs in the line of a name."""
+        return [key for (key,) in self._all(LINE, (name,))]
 
     def holders(self, queue: str, *, key: str | None = None, limit: int = 20) -> list[TaskRow]:
         """Leased tasks of a queue (or of one key in it), those that were leased first."""

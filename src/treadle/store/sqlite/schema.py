@@ -254,7 +254,18 @@ CREATE TABLE shares (
 CREATE INDEX shares_turn ON shares (queue, priority, turn);
 """
 
-MIGRATIONS = (_MIGRATION_1, _MIGRATION_2, _MIGRATION_3, _MIGRATION_4)
+_MIGRATION_5 = """
+-- Runs in the lines of names; the one with the lowest place holds the name.
+CREATE TABLE names (
+    name TEXT NOT NULL,
+    place INTEGER NOT NULL,
+    run INTEGER NOT NULL,
+    PRIMARY KEY (name, place)
+) WITHOUT ROWID;
+CREATE INDEX names_run ON names (run);
+"""
+
+MIGRATIONS = (_MIGRATION_1, _MIGRATION_2, _MIGRATION_3, _MIGRATION_4, _MIGRATION_5)
 VERSION = len(MIGRATIONS)
 
 VIEWS = {
@@ -272,7 +283,8 @@ SELECT r.key, r.id, r.workflow, r.status, r.unwound, r.hold, r.version,
 FROM runs r
 """,
     # One row a step that is settled, or has a task: dispatched (waits for a worker), retrying (waits for a
-    # further attempt), running. `result` is a handle: `=` and JSON, `@` and the digest of a payload, `#` of a blob.
+    # further attempt), running. `result` is a handle: `=` and JSON, `@` and the digest of a payload, `#` of a blob;
+    # `!` and a key id before it if the value is encoded.
     # A step that waits for others has no row here. `undo` is the status of its undo as far as that has ended, `v_undos`
     # has all of them. Times are seconds since the epoch, 0 for never.
     "v_steps": """

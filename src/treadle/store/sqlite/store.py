@@ -31,6 +31,7 @@ from treadle.store.base import (
     SessionRow,
     Swept,
 )
+from treadle.store.projection import Opened
 from treadle.store.queues import QueueChange
 from treadle.store.sqlite.appends import Appends
 from treadle.store.sqlite.connection import Database, connect, map_exceptions, use_wal
@@ -66,6 +67,8 @@ class SqliteStore(SqliteReader):
         self.kernel = kernel
         self.durability = _DURABILITY[sync]
         self._unsafe_network = unsafe_network
+        # Decodes records on their way into projections, where values are encoded; set before the store is opened.
+        self.opened: Opened | None = None
         self._locks = ProcessLocks(self.path)
         self._own: dict[str, OwnSession] = {}
         # Sessions whose lock this store took.
@@ -124,6 +127,7 @@ class SqliteStore(SqliteReader):
         self._con = con
         self._pid = os.getpid()
         self._appends = Appends(con)
+        self._appends.opened = self.opened
 
     def close(self) -> None:
         """End the connection and what tells others that this store's sessions live; bury them first."""
@@ -392,7 +396,7 @@ class SqliteStore(SqliteReader):
     def projections(self) -> SqliteProjections:
         """A handle for projections in this file, for any thread."""
         self._connected()
-        return SqliteProjections(self.path, hosted=True, sync=self._sync)
+        return SqliteProjections(self.path, hosted=True, sync=self._sync, opened=self.opened)
 
     def claim(self, session: str, offer: Offer, now: float) -> tuple[list[Task], float | None]:
         """Lease due tasks, over all queues by priority, then age."""

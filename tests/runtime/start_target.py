@@ -1,0 +1,55 @@
+"""The program that the kill tests of starts run again and again: it starts runs, leaves lines, and executes steps."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+
+from treadle import App, connect, context, step, workflow
+
+
+def note(what: str) -> None:
+    """Append one line to the log, atomically."""
+    descriptor = os.open(os.environ["KILL_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    try:
+        os.write(descriptor, f"{what}\n".encode())
+    finally:
+        os.close(descriptor)
+
+
+@step(name="start:work", lost_limit=1000)
+async def work(name: str) -> str:
+    """Leave a line."""
+    note(f"work {name} {context().attempt}")
+    return name
+
+
+@workflow(name="start:alone", singleton=True, on_conflict="queue")
+def alone(name: str) -> str:
+    """One run of it at a time goes on."""
+    return work.bind(work.bind(name))
+
+
+async def queue_up(app: App, life: str, count: int) -> None:
+    """Start runs of a singleton, and acknowledge each."""
+    for number in range(count):
+        name = f"{life}-{number}"
+        await app.start(alone, name, id=name)
+        note(f"ack {name}")
+
+
+MODES = {"singleton": queue_up}
+
+
+async def main() -> None:
+    """Start, then work until nothing is open."""
+    url, mode, life, count = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
+    async with connect(url, lease=float(os.environ.get("KILL_LEASE", "15"))) as app:
+        await MODES[mode](app, life, count)
+        while await app.runs(status="running", limit=1):
+            await asyncio.sleep(0.05)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,83 @@
+"""Processes killed with -9 at any instant while they start runs: what was acknowledged is there, and once."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.runtime.test_kills import KILLS, lines, start_program, wait_for_lines
+
+from treadle import connect
+
+PROGRAM = Path(__file__).with_name("start_target.py")
+
+pytestmark = pytest.mark.soak
+
+
+@pytest.fixture(
+    params=[
+        "sqlite",
+        pytest.param("postgres", marks=pytest.mark.postgres),
+        pytest.param("nats", marks=pytest.mark.nats),
+    ]
+)
+def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A new store."""
+    monkeypatch.setenv("KILL_LEASE", "1")
+    if request.param == "postgres":
+        request.getfixturevalue("postgres_server")
+        from tests.postgres_kit import empty_schema, shared_server, url_of
+
+        with empty_schema() as schema:
+            yield url_of(shared_server(), schema)
+    elif request.param == "nats":
+        yield str(request.getfixturevalue("nats_url"))
+    else:
+        yield f"sqlite:///{tmp_path}/kill.db"
+
+
+def kill_again_and_again(url: str, mode: str, log: Path) -> list[str]:
+    """Let three processes start runs and execute them, kill one after the other; the words of each line of the log."""
+    kills = KILLS if url.startswith("sqlite") else max(3, KILLS // 3)
+    dice = random.Random(mode)
+    names = itertools.count()
+
+    def life() -> subprocess.Popen[str]:
+        return start_program(log, PROGRAM, url, mode, f"life{next(names)}", 8)
+
+    lives = [life() for _ in range(3)]
+    for _ in range(kills):
+        if not wait_for_lines(log, lines(log) + dice.randint(1, 12), lives):
+            break
+        victim = lives.pop(dice.randrange(len(lives)))
+        victim.send_signal(signal.SIGKILL)
+        victim.communicate()
+        lives.append(life())
+    answers = [one.communicate(timeout=300) for one in lives]
+    assert all(one.returncode == 0 for one in lives), [err for _, err in answers]
+    return log.read_text().splitlines()
+
+
+def test_singletons_of_killed_processes_run_once_each_and_one_at_a_time(url: str, tmp_path: Path) -> None:
+    told = kill_again_and_again(url, "singleton", tmp_path / "log")
+
+    async def check() -> None:
+        async with connect(url, worker=False) as app:
+            rows = await app.runs(limit=1000)
+            assert {row.status for row in rows} == {"succeeded"}
+            assert {line.split()[1] for line in told if line.startswith("ack ")} <= {row.id for row in rows}
+            spans: list[tuple[float, float]] = []
+            for row in rows:
+                events = [(time, event) async for _, time, event in app.run(row.id).events()]
+                began = next(time for time, event in events if type(event).__name__ == "StepDispatched")
+                spans.append((began, events[-1][0]))
+            spans.sort()
+            assert all(one[1] <= other[0] for one, other in itertools.pairwise(spans))
+
+    asyncio.run(check())
