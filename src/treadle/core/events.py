@@ -23,6 +23,7 @@ from treadle.core.values import Failure as Failure
 from treadle.core.values import Handle as Handle
 from treadle.core.values import Items as Items
 from treadle.core.values import Pick as Pick
+from treadle.core.values import Window as Window
 
 
 class Event(msgspec.Struct, frozen=True, tag_field="kind", omit_defaults=True, kw_only=True, gc=False):
@@ -36,6 +37,7 @@ class RunStarted(Event, frozen=True, tag="run_started"):
 
     `depth` is how many runs called each other down to this one; `parent` (key and address) waits for its outcome.
     `on_failure` overrides the plan's; `singleton` is a name that the run holds, or waits for, until it is closed.
+    With a `window` it collects triggers first, of which `trigger` names the first one.
     """
 
     at: str = ""
@@ -44,6 +46,8 @@ class RunStarted(Event, frozen=True, tag="run_started"):
     parent: str = ""
     on_failure: str = ""
     singleton: str = ""
+    window: Window | None = None
+    trigger: str = ""
 
 
 class StepsAdded(Event, frozen=True, tag="steps_added"):
@@ -260,6 +264,16 @@ class TurnCame(Event, frozen=True, tag="turn_came"):
     """The runs before this one in the line of a name are closed."""
 
     name: str
+
+
+class TriggerReceived(Event, frozen=True, tag="trigger_received"):
+    """A trigger came into the run's window. With an `attempt` the time until which that waits begins anew."""
+
+    at: str
+    name: str
+    args: list[Handle]
+    attempt: int = 0
+    not_before: float = 0.0
 
 
 class CancelRequested(Event, frozen=True, tag="cancel_requested"):
@@ -556,11 +570,11 @@ AnyEvent = (
     | StepSucceeded | AttemptFailed | AttemptLost | AttemptEnded | StepFailed | StepSkipped | StepCancelled
     | EvaluationAsked | ConditionEvaluated | SignalReceived | BreakpointReached | BreakpointReleased | Paused
     | Resumed | CancelRequested | StepsReopened | ScopeOpened | ScopeSettled | ScopeStopped | ScopeAsked | RowOpened
-    | NameTaken | TurnCame | DecisionMade | IterationsOpened | IterationsSettled | BranchChosen | RunSettled
-    | UnwindingStarted | UndoDispatched | ChildAsked | UndoConfirmed | UndoAttemptFailed | UndoAttemptLost
-    | StepUndone | UndoFailed | UndoNotCompensable | UndoNotNeeded | CompensationOpened | PhaseCompensated
-    | UndoSkipped | UndoParked | UndoReopened | UnwindingAsked | UnwindingParked | Unwound | InputRefused
-    | InputAccepted
+    | NameTaken | TurnCame | TriggerReceived | DecisionMade | IterationsOpened | IterationsSettled | BranchChosen
+    | RunSettled | UnwindingStarted | UndoDispatched | ChildAsked | UndoConfirmed | UndoAttemptFailed
+    | UndoAttemptLost | StepUndone | UndoFailed | UndoNotCompensable | UndoNotNeeded | CompensationOpened
+    | PhaseCompensated | UndoSkipped | UndoParked | UndoReopened | UnwindingAsked | UnwindingParked | Unwound
+    | InputRefused | InputAccepted
 )  # fmt: skip
 
 _encoder = msgspec.json.Encoder()
