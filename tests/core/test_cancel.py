@@ -15,7 +15,7 @@ def test_a_soft_cancel_lets_running_steps_finish_and_starts_nothing() -> None:
     driver = Driver(step("a"), step("b", "a"), Group(id="g", blocks=[step("x")], after=("b",)))
 
     cancelled = driver.give(inp.Cancel())
-    assert (cancelled.revoke, cancelled.interrupts) == (True, [])
+    assert (cancelled.revoke, cancelled.interrupts) == (True, ())
     assert driver.statuses() == {"a": "dispatched", "b": "cancelled", "g/x": "cancelled"}
     assert driver.status() == "running"
     driver.succeed("a", result=1)
@@ -145,7 +145,7 @@ def test_what_waits_at_a_fence_is_cancelled_with_the_rest() -> None:
 def test_a_hard_cancel_interrupts_an_evaluation_too() -> None:
     driver = Driver(step("ask", when=Predicate("p")))
 
-    assert driver.give(inp.Cancel(hard=True)).interrupts == [1]
+    assert driver.give(inp.Cancel(hard=True)).interrupts == (1,)
 
 
 def test_a_revoked_evaluation_is_over() -> None:

@@ -61,7 +61,14 @@ class OrderOfUndos:
             case "undo_dispatched":
                 if at not in self.running:
                     self.start(at)
-            case "step_undone" | "undo_failed" | "undo_not_compensable" | "undo_skipped" | "undo_parked":
+            case (
+                "step_undone"
+                | "undo_failed"
+                | "undo_not_compensable"
+                | "undo_not_needed"
+                | "undo_skipped"
+                | "undo_parked"
+            ):
                 self.open.pop(at, None)
                 self.running.discard(at)
             case "undo_reopened":

@@ -115,7 +115,7 @@ def test_a_removed_step_may_be_added_by_another() -> None:
 
     decision = driver.give(driver.outcome("c", added=adding(step("x", action="new"), into="")))
 
-    assert decision.unsettled == [driver.step("x").node.number]
+    assert decision.unsettled == (driver.step("x").node.number,)
     assert driver.task("x").action == "new"
     assert driver.run.adder[driver.step("x").node.number] == driver.step("c").node.number
     driver.finish()
@@ -247,7 +247,7 @@ def test_an_outcome_and_its_retry_in_one_decision_leave_one_row() -> None:
     decision = driver.give(driver.failed("a"), inp.Retry("a"))
 
     assert decision.settled == []
-    assert decision.unsettled == [1]
+    assert decision.unsettled == (1,)
     assert driver.task("a").attempt == 2
 
 

@@ -26,23 +26,26 @@ def waiting(*blocks: Block) -> Driver:
 
 def test_the_first_run_of_a_name_starts_and_leaves_in_its_last_append() -> None:
     driver = Driver(step("a"), started=NAMED)
-    assert driver.last.names == [("n", "take")]
+    assert driver.last.names == (("n", "take"),)
 
     driver.succeed("a")
 
-    assert driver.last.names == [("n", "leave")]
+    assert driver.last.names == (("n", "leave"),)
     assert driver.run.status == "succeeded"
 
 
 def test_a_run_without_steps_takes_and_leaves_a_name_in_one_append() -> None:
     driver = Driver(started=NAMED)
 
-    assert driver.last.names == [("n", "take"), ("n", "leave")]
+    assert driver.last.names == (
+        ("n", "take"),
+        ("n", "leave"),
+    )
 
 
 def test_a_run_that_waits_starts_nothing_before_its_turn() -> None:
     driver = waiting(step("a"))
-    assert driver.last.names == [("n", "line")]
+    assert driver.last.names == (("n", "line"),)
     assert not driver.tasks
     assert driver.run.status == "running"
     driver.give(inp.Signal(name="s"))
@@ -70,7 +73,7 @@ def test_a_cancelled_run_waits_no_more_and_leaves_the_line() -> None:
     driver.give(inp.Cancel(hard=True))
 
     assert driver.run.status == "cancelled"
-    assert driver.last.names == [("n", "leave")]
+    assert driver.last.names == (("n", "leave"),)
     assert driver.give(TURN, cause="t").events == [ev.InputAccepted(cause="t")]
     driver.check()
 
@@ -90,21 +93,21 @@ def test_a_run_holds_its_name_until_its_last_attempt_has_ended() -> None:
     task = driver.task("a")
     driver.give(inp.Cancel(hard=True))
     assert driver.run.status == "cancelled"
-    assert driver.last.names == []
+    assert not driver.last.names
 
     driver.give(inp.Outcome(number=task.number, generation=1, attempt=1, status="cancelled"))
 
-    assert driver.last.names == [("n", "leave")]
+    assert driver.last.names == (("n", "leave"),)
 
 
 def test_a_reopened_run_waits_for_its_turn_again() -> None:
     driver = Driver(step("a"), started=NAMED)
     driver.fail("a")
-    assert driver.last.names == [("n", "leave")]
+    assert driver.last.names == (("n", "leave"),)
 
     driver.give(inp.Retry())
 
-    assert driver.last.names == [("n", "line")]
+    assert driver.last.names == (("n", "line"),)
     assert not driver.tasks
     driver.give(TURN, cause="t")
     assert [task.address for task in driver.tasks.values()] == ["a"]
@@ -117,7 +120,7 @@ def test_a_retry_that_changes_nothing_enters_no_line() -> None:
 
     driver.give(inp.Signal(name="late"))
 
-    assert driver.last.names == []
+    assert driver.last.names == ()
 
 
 def test_one_that_is_reopened_and_cancelled_together_comes_and_goes() -> None:
@@ -127,7 +130,10 @@ def test_one_that_is_reopened_and_cancelled_together_comes_and_goes() -> None:
     driver.give(inp.Retry(), inp.Cancel())
 
     assert driver.run.status == "cancelled"
-    assert driver.last.names == [("n", "line"), ("n", "leave")]
+    assert driver.last.names == (
+        ("n", "line"),
+        ("n", "leave"),
+    )
     assert not driver.run.awaits
 
 
@@ -137,7 +143,7 @@ def test_the_undo_of_a_closed_run_waits_for_its_turn() -> None:
         driver.succeed(next(iter(driver.tasks.values())).address)
 
     driver.give(inp.Undo())
-    assert driver.last.names == [("n", "line")]
+    assert driver.last.names == (("n", "line"),)
     assert not driver.tasks
 
     driver.give(TURN, cause="t")
@@ -149,11 +155,11 @@ def test_a_running_run_takes_a_further_name() -> None:
 
     driver.give(inp.TakeName(name="id:x"), cause="c")
 
-    assert driver.last.names == [("id:x", "line")]
+    assert driver.last.names == (("id:x", "line"),)
     assert driver.events[-1] == ev.NameTaken(name="id:x", cause="c")
-    assert driver.give(inp.TakeName(name="id:x")).names == []
+    assert driver.give(inp.TakeName(name="id:x")).names == ()
     driver.succeed("a")
-    assert driver.last.names == [("id:x", "leave")]
+    assert driver.last.names == (("id:x", "leave"),)
 
 
 def test_a_closed_run_takes_no_name() -> None:
@@ -162,7 +168,7 @@ def test_a_closed_run_takes_no_name() -> None:
 
     decision = decide(driver.run, [(inp.TakeName(name="id:x"), "")], now=1.0, limits=driver.limits)
 
-    assert decision.names == []
+    assert decision.names == ()
     assert decision.refusals[0].code == "run_not_active"
 
 
@@ -172,9 +178,9 @@ def test_a_cancelled_run_takes_a_name_while_its_attempts_go_on() -> None:
     driver.give(inp.Cancel(hard=True))
 
     driver.give(inp.TakeName(name="id:x"))
-    assert driver.last.names == [("id:x", "line")]
+    assert driver.last.names == (("id:x", "line"),)
 
     failure = Failure(code="late")
     driver.give(inp.Outcome(number=task.number, generation=1, attempt=1, status="failed", failure=failure))
-    assert driver.last.names == [("id:x", "leave")]
+    assert driver.last.names == (("id:x", "leave"),)
     driver.check()

@@ -16,11 +16,18 @@ registry = Registry()
 Urls = Callable[[], str]
 
 
-@pytest.fixture(params=["sqlite", "nats"])
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres), "nats"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """Stores that several workers share and that keep targets."""
     if request.param == "nats":
         yield request.getfixturevalue("nats_url")
+    elif request.param == "postgres":
+        request.getfixturevalue("postgres_server")
+        # The server's package may not exist for this platform.
+        from tests.postgres_kit import empty_schema, shared_server, url_of
+
+        with empty_schema() as schema:
+            yield url_of(shared_server(), schema)
     else:
         yield f"sqlite:///{tmp_path}/placed.db?sync=normal"
 

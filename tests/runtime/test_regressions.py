@@ -30,7 +30,7 @@ from treadle.runtime.threads import ThreadPool
 from treadle.runtime.wakeups import NoWakeups
 from treadle.store.base import InboxInput
 from treadle.store.blobs import MemoryBlobs
-from treadle.store.committer import InlineDriver
+from treadle.store.committer import Committer, InlineDriver
 from treadle.store.memory import MemoryData, MemoryStore
 
 registry = Registry()
@@ -87,8 +87,14 @@ def big(name: str) -> str:
 class Grouping(InlineDriver):
     """Never answers inside the call that asks, as a thread never does."""
 
-    def wake(self, *, alone: bool = False) -> None:
-        super().wake()
+    def start(self, committer: Committer) -> None:
+        super().start(committer)
+        self.idle = False
+
+    def _work(self) -> None:
+        self.idle = not self.stopped
+        super()._work()
+        self.idle = False
 
 
 class LosesAnswers(MemoryStore):

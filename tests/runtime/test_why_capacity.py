@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,19 @@ def _fresh() -> None:
     gates.clear()
 
 
-@pytest.fixture(params=["memory", "sqlite", "nats"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+@pytest.fixture(params=["memory", "sqlite", pytest.param("postgres", marks=pytest.mark.postgres), "nats"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "nats":
-        return str(request.getfixturevalue("nats_url"))
-    return "memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/why.db?sync=normal"
+        yield str(request.getfixturevalue("nats_url"))
+    elif request.param == "postgres":
+        request.getfixturevalue("postgres_server")
+        # The server's package may not exist for this platform.
+        from tests.postgres_kit import empty_schema, shared_server, url_of
+
+        with empty_schema() as schema:
+            yield url_of(shared_server(), schema)
+    else:
+        yield "memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/why.db?sync=normal"
 
 
 def opened(gate: str) -> None:

@@ -16,6 +16,7 @@ from treadle.store.memory import MemoryData, MemoryStore
 from treadle.store.nats import NatsStore
 from treadle.store.sqlite import SqliteStore
 from treadle.testing import LimitsContract, StoreContract
+from treadle.testing.contract_keys import ClocksContract
 from treadle.testing.contract_kit import MakeStore
 from treadle.testing.store_model import StoreModel
 
@@ -54,7 +55,7 @@ def _with_server(case: Any) -> Any:
     return pytest.mark.postgres(pytest.mark.usefixtures("postgres_server")(case))
 
 
-class TestMemoryStore(StoreContract, LimitsContract):
+class TestMemoryStore(StoreContract, LimitsContract, ClocksContract):
     @pytest.fixture
     def make_store(self) -> MakeStore:
         data = MemoryData()
@@ -76,7 +77,7 @@ class TestSqliteStore(StoreContract, LimitsContract):
 
 @pytest.mark.postgres
 @pytest.mark.usefixtures("postgres_server")
-class TestPostgresStore(StoreContract, LimitsContract):
+class TestPostgresStore(StoreContract, LimitsContract, ClocksContract):
     @pytest.fixture
     def make_store(self, postgres_url: str) -> Iterator[MakeStore]:
         with ExitStack() as stack:
@@ -90,7 +91,7 @@ class TestPostgresStore(StoreContract, LimitsContract):
 
 
 @pytest.mark.nats
-class TestNatsStore(StoreContract, LimitsContract):
+class TestNatsStore(StoreContract, LimitsContract, ClocksContract):
     @pytest.fixture
     def make_store(self, nats_url: str) -> Iterator[MakeStore]:
         with ExitStack() as stack:

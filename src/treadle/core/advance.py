@@ -372,10 +372,10 @@ def cancel(run: RunState, decision: Decision, step: StepState, *, hard: bool) ->
     """Cancel a step that has no outcome; a hard cancel also interrupts what a worker executes of it."""
     number = step.node.number
     if step.tasked and hard:
-        decision.interrupts.append(number)
+        decision.interrupts += (number,)
     if number in run.calls and not run.cancelling:
         # A cancel of the run tells all children at once.
-        decision.posts.append((run.calls[number], Cancel(hard=hard)))
+        decision.posts += ((run.calls[number], Cancel(hard=hard)),)
     decision.settle(run, step, ev.StepCancelled(at=step.node.address, live=run.is_live(step)))
 
 

@@ -59,7 +59,7 @@ def new_state(
     run_id: str,
     graph: Graph,
     constants: list[str],
-    breakpoints: list[str],
+    breakpoints: Sequence[str],
     *,
     data: Handle = "",
     data_names: Sequence[str] = (),
@@ -70,7 +70,8 @@ def new_state(
     """The state of a run before its first event."""
     run = RunState(key, run_id, graph, constants, breakpoints)
     run.data = data
-    run.data_names = frozenset(data_names)
+    if data_names:
+        run.data_names = frozenset(data_names)
     run.dry_run = dry_run
     run.deadline = deadline
     run.trace = trace

@@ -90,7 +90,7 @@ def _succeeded(run: RunState, decision: Decision, step: StepState, value: inp.Ou
     effects = value.effects
     if value.writes or (effects is not None and effects.records):
         records = effects.records if effects is not None else ()
-        decision.given.append(Given(value.lease, step.node.address, records, value.writes))
+        decision.given += (Given(value.lease, step.node.address, records, value.writes),)
     succeeded = ev.StepSucceeded(
         at=step.node.address,
         attempt=value.attempt,

@@ -55,7 +55,7 @@ def child_started(run: RunState, decision: Decision, value: inp.ChildStarted, ca
             decision.record(run, msgspec.structs.replace(ended, cause=cause))
         if not value.detached and (step is None or step.status != SUCCEEDED):
             # The step was cancelled, or rewound, while its child was being made.
-            decision.posts.append((value.child, inp.Cancel(hard=True)))
+            decision.posts += ((value.child, inp.Cancel(hard=True)),)
         return None
     if step.status != DISPATCHED or not step.tasked:
         return None
@@ -63,9 +63,9 @@ def child_started(run: RunState, decision: Decision, value: inp.ChildStarted, ca
     if value.detached:
         _succeed(run, decision, step, f"={_encode(value.id).decode()}", cause)
     elif run.cancelling:
-        decision.posts.append((value.child, inp.Cancel(hard=run.cancelling == "hard")))
+        decision.posts += ((value.child, inp.Cancel(hard=run.cancelling == "hard")),)
     elif run.hold:
-        decision.posts.append((value.child, inp.Pause()))
+        decision.posts += ((value.child, inp.Pause()),)
     return None
 
 
@@ -133,9 +133,9 @@ def child_asked(run: RunState, decision: Decision, value: inp.ChildAsked, cause:
     decision.ended.append(step.node.number)
     decision.record(run, ev.ChildAsked(at=value.at, number=-value.attempt, session=value.session, cause=cause))
     if _is_parked(run, step):
-        decision.posts.append((value.child, inp.Cancel()))
+        decision.posts += ((value.child, inp.Cancel()),)
     elif run.hold:
-        decision.posts.append((value.child, inp.Pause()))
+        decision.posts += ((value.child, inp.Pause()),)
     return None
 
 
@@ -180,8 +180,8 @@ def tell_children(run: RunState, decision: Decision, event: ev.AnyEvent) -> None
         case _:
             return
     # While the run unwinds, the children that it waits for are those of compensating phases, and cancelled ones.
-    decision.posts += [(child, value) for child in run.calls.values()]
-    decision.posts += [(asked_child(run, number), value) for number in sorted(run.asked_runs)]
+    decision.posts += tuple([(child, value) for child in run.calls.values()])
+    decision.posts += tuple([(asked_child(run, number), value) for number in sorted(run.asked_runs)])
 
 
 def asked_child(run: RunState, number: int) -> str:

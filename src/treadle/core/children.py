@@ -54,7 +54,7 @@ def tell_parent(run: RunState, decision: Decision, settled: ev.RunSettled) -> No
     ended = inp.ChildEnded(
         at=at, child=run.key, outcome=settled.outcome, result=result, failure=failure, undoes=run.undoes
     )
-    decision.posts.append((parent, ended))
+    decision.posts += ((parent, ended),)
 
 
 def child_failure(run: RunState, settled: ev.RunSettled) -> Failure:
@@ -81,7 +81,7 @@ def answer_caller(run: RunState, decision: Decision, number: int) -> None:
     unwound = how_far(run)
     failure = _what_stands(run) if unwound == "partly" else None
     told = inp.ChildUnwound(at=at, child=run.key, number=number, unwound=unwound, failure=failure)
-    decision.posts.append((parent, told))
+    decision.posts += ((parent, told),)
 
 
 def _what_stands(run: RunState) -> Failure:

@@ -124,7 +124,9 @@ def _steer(run: RunState, decision: Decision, found: Sequence[ev.AnyEvent]) -> N
             decision.hold = 0
             decision.revoke = True
             if event.hard and run.unwindings:
-                decision.interrupts += [step.node.number for step in run.steps() if undo_runs(step) and step.tasked]
+                decision.interrupts += tuple(
+                    [step.node.number for step in run.steps() if undo_runs(step) and step.tasked]
+                )
             withdraw(run, decision)
         else:
             decision.note_reopened(run, event)

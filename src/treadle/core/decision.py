@@ -24,8 +24,11 @@ class Limits(msgspec.Struct, frozen=True):
     events: int = 1000
 
 
-class Decision(msgspec.Struct, eq=False):
-    """What `decide` found: events to commit, and commands for the store."""
+class Decision(msgspec.Struct, eq=False, gc=False):
+    """What `decide` found: events to commit, and commands for the store.
+
+    What most decisions do not have is a tuple: the garbage collector looks at every list that lives.
+    """
 
     events: list[AnyEvent] = []
     # Attempts to put into the store, after what `ended` names is taken out of it.
@@ -34,16 +37,16 @@ class Decision(msgspec.Struct, eq=False):
     ended: list[int] = []
     settled: list[StepState] = []
     # Steps whose undo came to an end.
-    undone: list[StepState] = []
-    unsettled: list[int] = []
+    undone: tuple[StepState, ...] = ()
+    unsettled: tuple[int, ...] = ()
     # Numbers of steps whose leased task is to be interrupted.
-    interrupts: list[int] = []
+    interrupts: tuple[int, ...] = ()
     # Inputs for the inboxes of other runs, by their keys.
-    posts: list[tuple[str, AnyInput]] = []
+    posts: tuple[tuple[str, AnyInput], ...] = ()
     # What the run does in the lines of names, in this order: `take`, `line`, `replace` or `leave`.
-    names: list[tuple[str, str]] = []
+    names: tuple[tuple[str, str], ...] = ()
     # What successes bring to projections.
-    given: list[Given] = []
+    given: tuple[Given, ...] = ()
     # The run's new hold, if it changes; whether all waiting tasks of the run are to be taken back.
     hold: int | None = None
     revoke: bool = False
@@ -85,7 +88,7 @@ class Decision(msgspec.Struct, eq=False):
 
     def reopen(self, numbers: list[int]) -> None:
         """Note steps that have no outcome any more."""
-        self.unsettled += numbers
+        self.unsettled += tuple(numbers)
         # One that settled by another input of this decision has no outcome to store.
         again = set(numbers)
         self.settled = [step for step in self.settled if step.node.number not in again]

@@ -46,7 +46,7 @@ def forget(run: RunState) -> None:
         if scope.status == SUCCEEDED and run.states[scope.node.number] is scope and _collect(run, scope, found):
             _drop(run, found)
             run.children[scope.around.node.number].pop(f"[{scope.index}]", None)
-    run.closed.clear()
+    run.closed = ()
 
 
 def _collect(run: RunState, scope: ScopeState, found: list[NodeState]) -> bool:

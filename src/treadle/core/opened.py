@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from heapq import heappush
 from typing import TypeVar
 
@@ -238,7 +239,7 @@ def _leave(run: RunState, row: ScopeState, state: dict[str, ev.Arg], lanes: dict
     assert row.sight is not None
     if row.undo is None:
         row.undo = StepUndo()
-        run.compensable.append(row)
+        run.compensable = more(run.compensable, row)
     run.position += 1
     row.ended = run.position
     row.left = Sight(row.sight.entry, state, lanes, {})
@@ -333,12 +334,20 @@ def may_succeed(scope: ScopeState) -> bool:
     return done and not scope.bad and not scope.cancelled and scope.unwinding is None
 
 
+def more(found: Sequence[ScopeState], scope: ScopeState) -> Sequence[ScopeState]:
+    """What is found so far with one more, in a list that is made for the first."""
+    if isinstance(found, list):
+        found.append(scope)
+        return found
+    return [*found, scope]
+
+
 def iteration_settled(run: RunState, scope: ScopeState, progress: GatherProgress) -> None:
     """Keep an iteration's value."""
     progress.open.pop(scope.index, None)
     if scope.status == SUCCEEDED:
         if run.forgets:
-            run.closed.append(scope)
+            run.closed = more(run.closed, scope)
         progress.results[scope.index] = scope.result
         if progress.first and progress.winner < 0:
             progress.winner = scope.index

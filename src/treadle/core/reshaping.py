@@ -145,7 +145,7 @@ def steps_reopened(run: RunState, event: ev.StepsReopened) -> None:
     run.deadline = 0.0
     run.root.unwound = ""
     run.result = ev.NULL
-    run.missing = []
+    run.missing = ()
     reopened: dict[int, NodeState] = {}
     unsettle(run, run.root, reopened)
     for gone in removed:

@@ -31,7 +31,7 @@ def is_closed(run: RunState) -> bool:
 
 def enter(run: RunState, decision: Decision, name: str, how: Enters) -> None:
     """Put a new run into the line of its name."""
-    decision.names.append((name, how))
+    decision.names += ((name, how),)
     if how != "take":
         decision.record(run, ev.NameTaken(name=name, waits=True))
 
@@ -41,7 +41,7 @@ def wait_again(run: RunState, decision: Decision) -> bool:
     if is_closed(run):
         return True
     for name in run.names:
-        decision.names.append((name, "line"))
+        decision.names += ((name, "line"),)
         decision.record(run, ev.NameTaken(name=name, waits=not run.cancelling))
     return False
 
@@ -49,7 +49,7 @@ def wait_again(run: RunState, decision: Decision) -> bool:
 def leave_when_closed(run: RunState, decision: Decision) -> None:
     """Let a run that was not closed leave its lines if it is now."""
     if is_closed(run):
-        decision.names += [(name, LEAVE) for name in run.names]
+        decision.names += tuple([(name, LEAVE) for name in run.names])
 
 
 def take_name(run: RunState, decision: Decision, value: inp.TakeName, cause: str) -> Refusal | None:
@@ -57,7 +57,7 @@ def take_name(run: RunState, decision: Decision, value: inp.TakeName, cause: str
     if is_closed(run):
         return Refusal("run_not_active", f"run {run.run_id!r} is {run.status}", run.status)
     if value.name not in run.names:
-        decision.names.append((value.name, "line"))
+        decision.names += ((value.name, "line"),)
         decision.record(run, ev.NameTaken(name=value.name, cause=cause))
     return None
 

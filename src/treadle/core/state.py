@@ -182,6 +182,11 @@ class StepState(msgspec.Struct, gc=False, eq=False):
 NodeState = StepState | ScopeState
 
 
+# Shared by all runs that have none; what is empty is no list of its own, which the garbage collector would look at.
+_NONE: frozenset[str] = frozenset()
+_NO_NUMBERS: frozenset[int] = frozenset()
+
+
 class RunState:
     """One run in memory. `version` is the journal's; `now` is the time of the row being applied."""
 
@@ -245,14 +250,14 @@ class RunState:
         "workers",
     )
 
-    def __init__(self, key: str, run_id: str, graph: Graph, constants: list[str], breakpoints: list[str]) -> None:
+    def __init__(self, key: str, run_id: str, graph: Graph, constants: list[str], breakpoints: Sequence[str]) -> None:
         self.key = key
         self.run_id = run_id
         self.graph = graph
         self.constants = constants
-        self.labels = frozenset(breakpoints)
+        self.labels = frozenset(breakpoints) if breakpoints else _NONE
         # The run's data, as one object, and the names in it; whether actions are asked to change nothing.
-        self.data_names: frozenset[str] = frozenset()
+        self.data_names = _NONE
         self.dry_run = False
         # When no attempt may begin or go on any more (0: never), and the trace that the run belongs to.
         self.deadline = 0.0
@@ -263,7 +268,7 @@ class RunState:
         # Who waits for the run's outcome: a run's key and the address of its step.
         self.parent, self.status = "", NOTHING
         self.result: Arg = NULL
-        self.missing: list[str] = []
+        self.missing: Sequence[str] = ()
         # "", "soft" or "hard"; the next number that a cancel has to look at. Unwinding leaves `cancelled` of it.
         self.cancelling = ""
         self.cancel_at = 0
@@ -296,7 +301,7 @@ class RunState:
         self.own: dict[int, ScopeState] = {}
         # Whether iterations that have succeeded are noted, to be forgotten (see `forgetting`); how many were.
         self.forgets = False
-        self.closed: list[ScopeState] = []
+        self.closed: Sequence[ScopeState] = ()
         self.forgotten = 0
         # Whether any step can be undone; then `position` counts the beginnings of such steps and the ends of all.
         self.undoes = graph.undoable
@@ -306,14 +311,14 @@ class RunState:
         self.unwind = False
         self.unwindings: dict[int, Unwinding] = {}
         # Rows whose phase can be compensated, in the order they succeeded; whether a block was unwound by itself.
-        self.compensable: list[ScopeState] = []
+        self.compensable: Sequence[ScopeState] = ()
         self.unwound = self.cancelled = False
         # Names in whose lines the run is, and those whose turn has not come (see `singletons`).
         self.names, self.awaits = dict[str, None](), dict[str, None]()
         self.window: WindowState | None = None
         # By which number the caller asked to undo this run (0: it did not); steps whose undo goes on in called runs.
         self.asked = 0
-        self.asked_runs: set[int] = set()
+        self.asked_runs = _NO_NUMBERS
 
     # -- names -------------------------------------------------------------------------------------------
 

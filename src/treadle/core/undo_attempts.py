@@ -124,7 +124,7 @@ def _task(
 def end_undo(run: RunState, decision: Decision, step: StepState, event: ev.AnyEvent) -> None:
     """Give an undo its final status; its stored row shows it."""
     decision.record(run, event)
-    decision.undone.append(step)
+    decision.undone += (step,)
 
 
 def undo_outcome(run: RunState, decision: Decision, step: StepState, value: inp.Outcome, cause: str) -> None:

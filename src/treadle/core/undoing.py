@@ -238,7 +238,7 @@ def child_asked(run: RunState, event: ev.ChildAsked) -> None:
     _live(step, event.number, "child_asked")
     undo_of(step).status = status
     untask(run, step)
-    run.asked_runs.add(step.node.number)
+    run.asked_runs |= {step.node.number}
 
 
 def undo_not_needed(run: RunState, event: ev.UndoNotNeeded) -> None:
@@ -343,7 +343,7 @@ def _finish(run: RunState, state: NodeState, kind: str) -> None:
         unwinding.row_ended(state)
         return
     untask(run, state)
-    run.asked_runs.discard(state.node.number)
+    run.asked_runs -= {state.node.number}
     unwinding.ended(state, before)
 
 

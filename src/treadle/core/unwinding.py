@@ -130,9 +130,9 @@ def _is_quiet(run: RunState, decision: Decision, unwinding: Unwinding, bound: in
 def _interrupt(run: RunState, decision: Decision, step: StepState) -> None:
     """End what a worker executes of a step, or the run that the step has called."""
     if step.tasked:
-        decision.interrupts.append(step.node.number)
+        decision.interrupts += (step.node.number,)
     else:
-        decision.posts.append((run.calls[step.node.number], inp.Cancel(hard=True)))
+        decision.posts += ((run.calls[step.node.number], inp.Cancel(hard=True)),)
 
 
 def _start_undos(run: RunState, decision: Decision, unwinding: Unwinding, limits: Limits, bound: int) -> None:
@@ -257,9 +257,9 @@ def _put_off(run: RunState, decision: Decision, state: NodeState, verb: str, cau
     if step.tasked:
         # Its task goes, whoever holds it; what that attempt reports is not heard any more.
         decision.ended.append(number)
-        decision.interrupts.append(number)
+        decision.interrupts += (number,)
     elif number in run.asked_runs:
-        decision.posts.append((child_key(run.key, at, step.generation), inp.Cancel(hard=True)))
+        decision.posts += ((child_key(run.key, at, step.generation), inp.Cancel(hard=True)),)
     if verb == "skip":
         end_undo(run, decision, step, ev.UndoSkipped(at=at, reason="operator", cause=cause))
     else:

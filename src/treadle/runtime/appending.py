@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from treadle.core import inputs as inp
 from treadle.core.decide import Decision
 from treadle.core.events import Failure
@@ -12,7 +14,7 @@ from treadle.runtime.posts import posts_of
 from treadle.store.base import Append
 
 
-def append_of(owned: Owned, decision: Decision, items: list[Pending], commit_id: int) -> Append:
+def append_of(owned: Owned, decision: Decision, items: Sequence[Pending], commit_id: int) -> Append:
     """The append of a decision; the run's state is at its version from now on."""
     state = owned.state
     expect = state.version
@@ -39,8 +41,10 @@ def append_of(owned: Owned, decision: Decision, items: list[Pending], commit_id:
         append.undos = undo_rows(decision.undone)
     append.given = decision.given
     append.names = decision.names
-    append.consumed = [item.cause for item in items if item.cause]
-    append.payloads = [row for item in items if item.rows for row in item.rows]
+    if consumed := [item.cause for item in items if item.cause]:
+        append.consumed = consumed
+    if payloads := [row for item in items if item.rows for row in item.rows]:
+        append.payloads = payloads
     if decision.steers:
         append.unsettled = decision.unsettled
         append.interrupts = decision.interrupts

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from treadle.core import inputs as inp
@@ -118,7 +118,7 @@ class Engine:
         append.plan = encoded
         append.payloads = rows
         append.report = report
-        owned.in_flight = []
+        owned.in_flight = ()
         self.runs[head.key] = owned
 
         def answered(answer: Answer, error: BaseException | None) -> None:
@@ -146,7 +146,7 @@ class Engine:
         self.committer.append(append, answered)
 
     def acquire(
-        self, key: str, pending: list[Pending] | None = None, *, steal: bool = False
+        self, key: str, pending: Sequence[Pending] | None = None, *, steal: bool = False
     ) -> asyncio.Future[str | None]:
         """Own a run and decide what waits for it. Gives "" when owned, its owner's session, None for no run."""
         future: asyncio.Future[str | None] = self._loop.create_future()
@@ -199,11 +199,11 @@ class Engine:
         known = self.runs.get(loaded.head.key)
         owned = Owned(state, loaded.head)
         if known is not None:
-            owned.pending, known.pending = known.pending, []
+            owned.pending, known.pending = known.pending, ()
         self.runs[loaded.head.key] = owned
         for item in loaded.inbox:
-            owned.pending.append(Pending(decode_input(item.body), item.id, [], None))
-        owned.pending += pending
+            owned.add(Pending(decode_input(item.body), item.id, [], None))
+        owned.pending = [*owned.pending, *pending]
         self._decide(owned, force=True)
 
     def load(self, loaded: Loaded, *, forgets: bool = True) -> RunState:
@@ -234,17 +234,17 @@ class Engine:
 
         self.committer.submit(lambda store: store.leased(self.session), got)
 
-    def drop(self, owned: Owned, undecided: list[Pending]) -> None:
+    def drop(self, owned: Owned, undecided: Sequence[Pending]) -> None:
         """Forget a run whose state is void, load it again, and decide its inputs anew."""
         key = owned.state.key
         self.hub.ended(key, None)
-        waiting = undecided + owned.pending
-        owned.pending = []
+        waiting = [*undecided, *owned.pending]
+        owned.pending = ()
         if self.runs.get(key) is owned:
             del self.runs[key]
         self._reload(key, [item for item in waiting if not item.cause])
 
-    def _reload(self, key: str, waiting: list[Pending]) -> None:
+    def _reload(self, key: str, waiting: Sequence[Pending]) -> None:
         if self.closed:
             self._tell_lost(waiting)
             return
@@ -267,7 +267,7 @@ class Engine:
 
         future.add_done_callback(done)
 
-    def _forward(self, key: str, waiting: list[Pending]) -> None:
+    def _forward(self, key: str, waiting: Sequence[Pending]) -> None:
         """Another session owns the run now: its outcomes go to the inbox, operators are told to ask again."""
         for item in waiting:
             if isinstance(item.value, inp.Outcome):
@@ -294,7 +294,7 @@ class Engine:
         if owned is None or owned.closing:
             self._report(task.run, outcome, rows)
             return
-        owned.pending.append(Pending(outcome, "", rows, None))
+        owned.add(Pending(outcome, "", rows, None))
         if owned.in_flight is None:
             self._decide(owned)
 
@@ -311,7 +311,7 @@ class Engine:
             # What is in flight of this run may never be answered.
             self._tell_lost([item])
             return
-        owned.pending.append(item)
+        owned.add(item)
         if owned.in_flight is None:
             self._decide(owned)
 
@@ -326,7 +326,7 @@ class Engine:
             known.update(item.cause for item in owned.in_flight or ())
             for item in items:
                 if item.id not in known:
-                    owned.pending.append(Pending(decode_input(item.body), item.id, [], None))
+                    owned.add(Pending(decode_input(item.body), item.id, [], None))
             if owned.pending and owned.in_flight is None:
                 self._decide(owned)
 
@@ -383,7 +383,7 @@ class Engine:
         if state.forgotten and any(needs_all(state, item.value) for item in items):
             self._remember(owned)
             return
-        owned.pending = []
+        owned.pending = ()
         owned.more = False
         try:
             values = [(refused(item.value, self._unfit) if self._unfit else item.value, item.cause) for item in items]
@@ -415,7 +415,7 @@ class Engine:
 
         def got(loaded: Loaded | None, error: BaseException | None) -> None:
             owned.in_flight = None
-            owned.pending = items + owned.pending
+            owned.pending = [*items, *owned.pending]
             if error is not None and not self.closed:
                 self._loop.call_later(RETRY_SECONDS, self._decide, owned)
             elif error is not None:
@@ -428,7 +428,7 @@ class Engine:
 
         self.committer.submit(lambda store: store.load(key), got)
 
-    def _append(self, owned: Owned, decision: Decision, items: list[Pending]) -> Append:
+    def _append(self, owned: Owned, decision: Decision, items: Sequence[Pending]) -> Append:
         self._commit_id += 1
         return append_of(owned, decision, items, self._commit_id)
 
@@ -445,13 +445,13 @@ class Engine:
             closed = self.closed
             self.on_lease_lost()
             if closed:
-                self._tell_lost((owned.in_flight or []) + owned.pending)
+                self._tell_lost([*(owned.in_flight or ()), *owned.pending])
         else:
-            items = owned.in_flight or []
+            items = owned.in_flight or ()
             owned.in_flight = None
             if status == "refused":
                 self.runs.pop(owned.state.key, None)
-                for item in items + owned.pending:
+                for item in (*items, *owned.pending):
                     if isinstance(item.value, inp.Outcome):
                         self._undelivered.discard(item.value.lease)
                     self._tell(item, Refusal("run_not_found", f"run {owned.state.run_id!r} was deleted"), None)
@@ -461,10 +461,10 @@ class Engine:
                 self.drop(owned, items)
 
     def _committed(self, owned: Owned, append: Append, decision: Decision, answer: Answer) -> None:
-        items = owned.in_flight or []
+        items = owned.in_flight or ()
         # Still in flight for those who are told now: an outcome that comes of it (an interrupted attempt) waits for
         # the decision below, else two appends would be on their way at once.
-        owned.in_flight = []
+        owned.in_flight = ()
         if self.on_committed is not None:
             self.on_committed(owned, append)
         self._announce(owned.state.key, append, decision, answer, items)
@@ -477,7 +477,7 @@ class Engine:
                 del self.runs[key]
             if owned.pending or append.revoke or append.interrupts:
                 waiting = owned.pending
-                owned.pending = []
+                owned.pending = ()
                 self._reload(key, waiting)
             return
         if append.revoke or append.interrupts:
@@ -485,7 +485,7 @@ class Engine:
         if owned.pending or owned.more:
             self._decide(owned, force=owned.more)
 
-    def _announce(self, key: str, append: Append, decision: Decision, answer: Answer, items: list[Pending]) -> None:
+    def _announce(self, key: str, append: Append, decision: Decision, answer: Answer, items: Sequence[Pending]) -> None:
         """What is durable leaves the engine: attempts start, callers and watchers are told."""
         if answer.leased:
             self.on_leased(answer.leased)
@@ -509,7 +509,7 @@ class Engine:
             ends = [event for event in append.events if type(event) is RunSettled]
             self.hub.ended(key, ends[-1] if ends else None)
 
-    def _perform(self, key: str, items: list[Pending], decision: Decision) -> None:
+    def _perform(self, key: str, items: Sequence[Pending], decision: Decision) -> None:
         for position, item in enumerate(items):
             if item.waiter is not None:
                 # What others asked in the same decision is not this one's answer.
@@ -522,7 +522,7 @@ class Engine:
         if item.waiter is not None:
             item.waiter(refusal, error, [])
 
-    def _confirm(self, owned: Owned, items: list[Pending], decision: Decision) -> None:
+    def _confirm(self, owned: Owned, items: Sequence[Pending], decision: Decision) -> None:
         """Nothing came of these inputs: believe that only if the state is still the run's.
 
         Another session may have taken the run and decided since; no append of ours has told us by its conflict.
@@ -534,7 +534,7 @@ class Engine:
                 if not self.closed:
                     self._loop.call_later(RETRY_SECONDS, self._confirm, owned, items, decision)
                 else:
-                    self._tell_lost(items + owned.pending)
+                    self._tell_lost([*items, *owned.pending])
                 return
             owned.in_flight = None
             if newer is not None:
@@ -548,7 +548,7 @@ class Engine:
 
         self.committer.submit(lambda store: store.committed(state.key, state.version + 1), read)
 
-    def _tell_lost(self, items: list[Pending]) -> None:
+    def _tell_lost(self, items: Sequence[Pending]) -> None:
         for item in items:
             self._tell(item, None, LeaseLostError("the session was lost before this was decided; ask again"))
 
@@ -577,7 +577,7 @@ class Engine:
             self._committed(owned, append, decision, Answer("committed", queued=len(append.tasks)))
             self.adopt()
         else:
-            items = owned.in_flight or []
+            items = owned.in_flight or ()
             owned.in_flight = None
             self.drop(owned, items)
 

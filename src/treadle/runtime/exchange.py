@@ -213,7 +213,7 @@ async def place_more(payloads: Payloads, task: Task, context: RunningStep, rows:
         "patch": await place_patch(payloads, context.patch, rows),
         "items": await place_items(payloads, context, rows),
         "effects": await context.effects(payloads, rows),
-        "writes": tuple(context.writes),
+        "writes": tuple(context.writes or ()),
     }
 
 

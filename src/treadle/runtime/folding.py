@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from treadle.core.apply import fold, new_state
@@ -75,7 +76,7 @@ def fold_run(loaded: Loaded, graph: Graph, *, forgets: bool = False) -> RunState
     return state
 
 
-def undo_rows(steps: list[StepState]) -> list[tuple[str, str]]:
+def undo_rows(steps: Sequence[StepState]) -> list[tuple[str, str]]:
     """What the stored rows of settled steps are to say of their undo."""
     return [(step.node.address, step.undo.status) for step in steps if step.undo is not None]
 

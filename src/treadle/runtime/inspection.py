@@ -305,7 +305,7 @@ def snapshot_of(loaded: Loaded, told: Replay, sessions: Sequence[SessionRow], no
         signals=signals_of(told),
         failures=failures_of(run, told.roots, told.scopes.finished),
         result=_result(run),
-        missing=run.missing,
+        missing=list(run.missing),
     )
 
 

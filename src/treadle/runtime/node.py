@@ -137,6 +137,7 @@ class Node:
             if package.title
         }
         self.closing = False
+        self.session = ""
         # The hungry worker has reason to believe that tasks wait in the store.
         self._hungry = False
         self._claiming = False
@@ -342,7 +343,7 @@ class Node:
         self.worker.close()
         self.slots.close()
         hub, committer = self.hub, self.committer
-        waiting = [item for owned in self.engine.runs.values() for item in (owned.in_flight or []) + owned.pending]
+        waiting = [item for owned in self.engine.runs.values() for item in (*(owned.in_flight or ()), *owned.pending)]
 
         async def again() -> None:
             await committer.stop()

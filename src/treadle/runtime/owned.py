@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -35,9 +35,18 @@ class Owned:
     def __init__(self, state: RunState, head: RunHead) -> None:
         self.state = state
         self.head = head
-        self.pending: list[Pending] = []
-        self.in_flight: list[Pending] | None = None
+        # A list of its own only while something waits.
+        self.pending: Sequence[Pending] = ()
+        # None while nothing is in flight.
+        self.in_flight: Sequence[Pending] | None = None
         # The last decision was full; decide again.
         self.more = False
         # The append in flight gives the run back.
         self.closing = False
+
+    def add(self, item: Pending) -> None:
+        """Let an input wait."""
+        if isinstance(self.pending, list):
+            self.pending.append(item)
+        else:
+            self.pending = [item]

@@ -120,7 +120,7 @@ def receipt_of(
         finished_at=moment_or_none(snapshot.finished_at),
         parent=head.parent,
         labels=head.labels,
-        breakpoints=head.breakpoints,
+        breakpoints=list(head.breakpoints),
         result=result,
         missing=snapshot.missing,
         failures=[failure.address for failure in snapshot.failures if not failure.optional],

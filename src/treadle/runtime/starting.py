@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +59,7 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     # Labels of the run that calls this one; what the run itself is labelled with goes before them.
     inherited: dict[str, str] = {}
     metadata: dict[str, str] = {}
-    breakpoints: list[str] = []
+    breakpoints: Sequence[str] = ()
     # The run's data as the text of one JSON object ("" for none), and the names in it.
     data: str = ""
     names: list[str] = []

@@ -191,8 +191,8 @@ class RunningStep(msgspec.Struct, eq=False):
     chunks: Items | None = None
     # What it makes beside its value.
     making: Making | None = None
-    records: list[str] = []
-    writes: list[Write] = []
+    records: list[str] | None = None
+    writes: list[Write] | None = None
     # Ends its process, if it has one of its own.
     on_cancel: Callable[[], None] | None = None
     # Whether it has any of these to give.
@@ -499,7 +499,10 @@ class RunningStep(msgspec.Struct, eq=False):
         """
         self._check_effects("give records")
         self.brings_more = True
-        self.records.append(record_text(self._worker.projections.projections, collection, key, data))
+        text = record_text(self._worker.projections.projections, collection, key, data)
+        if self.records is None:
+            self.records = []
+        self.records.append(text)
 
     def projection(self, name: str) -> StepProjection:
         """A projection of the application, by name: `query`, `execute`, and `write` with the step's success.
@@ -511,6 +514,8 @@ class RunningStep(msgspec.Struct, eq=False):
         self._check_effects("use projections")
         self.brings_more = True
         hop = step_hop(loop, room.beside, blocks=loop is None or self._may_block(loop))
+        if self.writes is None:
+            self.writes = []
         return StepProjection(room.find(name), hop, self.writes)
 
     async def effects(self, payloads: Payloads, rows: list[Row]) -> Effects | None:
@@ -518,7 +523,7 @@ class RunningStep(msgspec.Struct, eq=False):
         if self.making is None and not self.records:
             return None
         artifacts = await self.making.settled() if self.making is not None else ()
-        records = [await payloads.place(text, rows) for text in lists_of(self.records)]
+        records = [await payloads.place(text, rows) for text in lists_of(self.records or ())]
         return Effects(artifacts=artifacts, records=tuple(records))
 
     def _check_effects(self, what: str) -> None:

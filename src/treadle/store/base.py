@@ -49,7 +49,8 @@ Promises
    counted are leases: whatever ends one (a report, an append, a postponement, a burial) makes room, and nothing else
    has to. Each lease, of any attempt, evaluation or undo, takes 1 of its buckets' allowance. A bucket is full at its
    first use; it is refilled by the time of the append or the `now` of the claim, never above the burst, never
-   backwards (one that is more than a minute ahead of that time begins anew), and it outlives the process. In a `fair`
+   backwards (one that is more than a minute ahead of that time begins anew), and it outlives the process; on a store
+   of several machines no other clock that is less than a minute ahead fills it. In a `fair`
    queue the keys with waiting tasks of one priority take turns: each gets its weight's share of the leases, none is
    passed over for ever, and a key's own tasks go by age. One that waited for nothing has saved up nothing. A task
    that must wait holds no other back: not one of another key, not one of another queue, and it takes no slot; a
@@ -91,7 +92,7 @@ INLINE_BYTES = 1024
 ROW_BYTES = 256 * 1024
 
 
-class RunHead(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class RunHead(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """What is fixed when a run is made. `format` is the lowest kernel that may decide it."""
 
     key: str
@@ -100,7 +101,7 @@ class RunHead(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     plan: str
     constants: list[str] = []
     # Breakpoint labels that are armed for this run.
-    breakpoints: list[str] = []
+    breakpoints: Sequence[str] = ()
     labels: dict[str, str] = {}
     # What people call the run, and what else they are to see of it; neither means anything to Treadle.
     name: str = ""
@@ -116,7 +117,7 @@ class RunHead(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     trigger: str = ""
     # The run's data as one object (a handle, "" for none), and the names in it; whether the run is a dry run.
     data: str = ""
-    data_names: list[str] = []
+    data_names: Sequence[str] = ()
     dry_run: bool = False
     # No step starts before it, and no attempt begins or goes on after that (0: never).
     not_before: float = 0.0

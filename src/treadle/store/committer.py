@@ -39,8 +39,11 @@ class Driver(Protocol):
         """Begin; called once on the event loop."""
         ...
 
-    def wake(self, *, alone: bool = False) -> None:
-        """Something was submitted. Called on the event loop; `alone`: nothing else is likely to come with it."""
+    # Whether the event loop may do the work itself, now.
+    idle: bool
+
+    def wake(self) -> None:
+        """Something was submitted. Called on the event loop."""
         ...
 
     async def stop(self) -> None:
@@ -77,8 +80,27 @@ class Committer:
 
         `alone` says that nothing else of this process is under way, so that waiting for company is vain.
         """
-        self.items.append((append, None, then))
-        self.driver.wake(alone=alone)
+        if alone and self.driver.idle and not self.items:
+            self._commit_now(append, then)
+        else:
+            self.items.append((append, None, then))
+            self.driver.wake()
+
+    def _commit_now(self, append: Append, then: Callable[[Answer, BaseException | None], None]) -> None:
+        """Commit an append here, and tell at once."""
+        driver = self.driver
+        driver.idle = False
+        try:
+            answer, error = self._commit([append])[0]
+            then(answer, error)
+            if self.store.made_room:
+                self.on_room()
+            if self.wakeups.address:
+                self.announce()
+        finally:
+            driver.idle = True
+        if self.items:
+            driver.wake()
 
     def submit(self, function: Callable[[Store], T], then: Callable[[T, BaseException | None], None]) -> None:
         """Call the store in order with the appends."""
@@ -127,7 +149,8 @@ class Committer:
             except Exception as error:  # noqa: BLE001 - whatever the call raised is the caller's answer
                 answers.append((then, None, error))
         if group:
-            self._commit(group, answers)
+            found = self._commit([append for append, _ in group])
+            answers += [(then, answer, error) for (_, then), (answer, error) in zip(group, found, strict=True)]
         if self.store.made_room:
             answers.append((self._tell_room, None, None))
         return answers
@@ -135,27 +158,25 @@ class Committer:
     def _tell_room(self, _value: object, _error: BaseException | None) -> None:
         self.on_room()
 
-    def _commit(self, group: list[tuple[Append, Then]], answers: list[tuple[Then, Any, BaseException | None]]) -> None:
-        appends = [append for append, _ in group]
+    def _commit(self, appends: list[Append]) -> list[tuple[Answer, BaseException | None]]:
         self.commits += 1
         self.appended += len(appends)
-        mark = self.offer.mark() if self.offer is not None else None
+        offer = self.offer
+        mark = offer.mark() if offer is not None else None
         try:
-            found: Sequence[Answer] = self.store.commit(self.session, appends, self.offer)
-        except LeaseLostError as error:
-            self._untake(mark)
-            answers += [(then, Answer("conflict"), error) for _, then in group]
-            return
+            found = self.store.commit(self.session, appends, offer)
         except StoreError as error:
-            self._untake(mark)
-            answers += [(then, Answer("doubt"), error) for _, then in group]
-            return
-        queued = 0
-        for (_, then), answer in zip(group, found, strict=True):
-            queued += answer.queued
-            answers.append((then, answer, None))
+            if offer is not None:
+                offer.reset(mark)
+            answer = Answer("conflict" if isinstance(error, LeaseLostError) else "doubt")
+            return [(answer, error)] * len(appends)
         self._news = True
-        self._queued = self._queued or queued > 0
+        answers: list[tuple[Answer, BaseException | None]] = []
+        for answer in found:
+            if answer.queued:
+                self._queued = True
+            answers.append((answer, None))
+        return answers
 
     def announce(self) -> None:
         """Wake the sessions that wait for what `work` wrote; after its answers are on their way."""
@@ -163,10 +184,6 @@ class Committer:
             queued, self._news, self._queued = self._queued, False, False
             if self.wakeups.address:
                 self.notify(tasks=queued, keys=())
-
-    def _untake(self, mark: object) -> None:
-        if self.offer is not None:
-            self.offer.reset(mark)
 
     def claim(self, store: Store, now: float) -> tuple[list[Task], float | None, bool, bool]:
         """Claim what the offer takes; for `submit`.
@@ -217,11 +234,12 @@ class _Ended:
     def __init__(self, committer: Committer) -> None:
         self.committer = committer
         self.loop = asyncio.get_running_loop()
+        self.idle = False
 
     def start(self, committer: Committer) -> None:
         """There is nothing to start."""
 
-    def wake(self, *, alone: bool = False) -> None:
+    def wake(self) -> None:
         """Answer what was submitted."""
         # With the loop closed the program is ending, and nobody waits for answers any more.
         if not self.loop.is_closed():
@@ -246,6 +264,7 @@ class ThreadDriver:
         self.renew_seconds = renew_seconds
         self.bell: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self.rung = False
+        self.idle = False
 
     def start(self, committer: Committer) -> None:
         """Start the thread."""
@@ -254,7 +273,7 @@ class ThreadDriver:
         self.thread = threading.Thread(target=self._run, name="treadle-committer", daemon=True)
         self.thread.start()
 
-    def wake(self, *, alone: bool = False) -> None:
+    def wake(self) -> None:
         """Ring the bell, once until the thread has heard it."""
         if not self.rung:
             self.rung = True
@@ -299,7 +318,8 @@ class InlineDriver:
     def __init__(self, *, renew_seconds: float) -> None:
         self.renew_seconds = renew_seconds
         self.scheduled = False
-        self.working = False
+        # Nothing is under way, and nothing has ended.
+        self.idle = True
         self.stopped = False
         self.timer: asyncio.TimerHandle | None = None
 
@@ -309,28 +329,23 @@ class InlineDriver:
         self.loop = asyncio.get_running_loop()
         self.timer = self.loop.call_later(self.renew_seconds, self._renew)
 
-    def wake(self, *, alone: bool = False) -> None:
-        """Work in the next iteration of the loop; at once if nothing can come together with this."""
-        if alone and not self.working:
-            self._work()
-        elif not self.scheduled:
+    def wake(self) -> None:
+        """Work in the next iteration of the loop."""
+        if not self.scheduled:
             self.scheduled = True
-            self.loop.call_soon(self._scheduled_work)
-
-    def _scheduled_work(self) -> None:
-        self.scheduled = False
-        self._work()
+            self.loop.call_soon(self._work)
 
     def _work(self) -> None:
+        self.scheduled = False
         # What was scheduled before the end finds nothing to do: the session may no longer be this one's.
-        if self.working or self.stopped:
+        if not self.idle:
             return
-        self.working = True
+        self.idle = False
         try:
             deliver(self.committer.work())
             self.committer.announce()
         finally:
-            self.working = False
+            self.idle = not self.stopped
         if self.committer.items:
             self.wake()
 
@@ -344,6 +359,6 @@ class InlineDriver:
         while self.committer.items:
             deliver(self.committer.work())
             self.committer.announce()
-        self.stopped = True
+        self.stopped, self.idle = True, False
         if self.timer is not None:
             self.timer.cancel()

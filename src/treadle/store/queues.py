@@ -118,8 +118,8 @@ def next_start(bucket: Bucket, rate: float, now: float) -> float:
 
 
 def full_at(bucket: Bucket, rate: float, burst: int) -> float:
-    """From when on the bucket is full, and need not be kept."""
-    return bucket.at + (burst - bucket.allowance) / rate
+    """From when on the bucket need not be kept: it is full by any clock that does not make it begin anew anyway."""
+    return bucket.at + (burst - bucket.allowance) / rate + MOST_AHEAD_SECONDS
 
 
 def length_of_turn(limits: QueueLimits, key: str) -> float:

@@ -11,7 +11,7 @@ import pytest
 
 from treadle.core.commands import Task
 from treadle.store.queues import QueueChange, QueueLimits, QueueRow
-from treadle.testing.contract_kit import NOW, OTHER, RUN, MakeStore, Party, key_of, numbers, task_of
+from treadle.testing.contract_kit import NOW, OTHER, RUN, MakeStore, Party, Slots, key_of, numbers, task_of
 
 
 def limited(party: Party, *, name: str = "default", now: float = NOW, **limits: Any) -> None:
@@ -169,6 +169,22 @@ class KeysContract:
         assert [row.task.key for row in one.store.holders("default", key="a")] == ["a", "a"]
         assert [row.task.key for row in one.store.holders("default", key="b")] == ["b"]
         assert one.store.holders("default", key="z") == []
+
+
+class ClocksContract:
+    """What stores promise that several machines share, whose clocks differ by less than a minute."""
+
+    def test_a_clock_that_is_ahead_does_not_fill_the_bucket_of_another(self, make_store: MakeStore) -> None:
+        one, ahead = Party(make_store(), "one"), Party(make_store(), "two")
+        limited(one, key_rate=1.0)
+        one.start(tasks=tasks_of(RUN, "aaa"))
+        assert len(one.claim(9)) == 1
+
+        # It may execute none of these, but it looks, and by its own time the key's bucket is full.
+        ahead.store.claim("two", Slots(9, ["foreign"]), NOW + 50)
+
+        assert one.claim(9, now=NOW + 0.1) == []
+        assert len(one.claim(9, now=NOW + 1.1)) == 1
 
 
 class TurnsContract:

@@ -21,6 +21,7 @@ from treadle.core.tables import LIVE
 from treadle.errors import StoreError
 from treadle.store.memory_data import MemoryData, StoredRun, problems_of
 from treadle.testing.sim_codec import report_of
+from treadle.testing.sim_limits import LIMITED, PLACED, LimitWatch, misplaced
 from treadle.testing.sim_loop import LIFE, Life
 
 VERSIONS: Final = "versions increase by one and journal time never runs backwards"
@@ -55,8 +56,8 @@ TRACE: Final = "equal seeds give equal traces"
 
 NAMES: Final = (
     VERSIONS, STORE, TOKENS, DURABLE, ONCE, CURRENT, OUTCOMES, SIGNALS, ERRORS, SLOTS, OWNERS, PROGRESS, CLOSED,
-    LEFTOVERS, DELETED, FOLD, RESULTS, EFFECTS, BLOCKS, INSIDE, ROWS, ANSWERS, CALLERS, ORDER, UNDONE, HOOKS, CALLS,
-    TURNS, TRACE,
+    LEFTOVERS, DELETED, FOLD, LIMITED, PLACED, RESULTS, EFFECTS, BLOCKS, INSIDE, ROWS, ANSWERS, CALLERS, ORDER, UNDONE,
+    HOOKS, CALLS, TURNS, TRACE,
 )  # fmt: skip
 
 _STORE_ERRORS: Final[tuple[type[StoreError], ...]] = (StoreError, *StoreError.__subclasses__())
@@ -95,6 +96,8 @@ class Journal:
         # What the attempts that did not succeed reported last, and what those after them are to find.
         self.reports: dict[str, str] = {}
         self.handed: dict[tuple[str, int], str] = {}
+        # The session that each step has succeeded in, or has called a run in.
+        self.ran_on: dict[str, str] = {}
         # Steps whose child runs, and the keys of all children that ever were started.
         self.calls: set[str] = set()
         self.children: list[str] = []
@@ -126,6 +129,7 @@ class Watch:
         self.entered: Counter[Life] = Counter()
         # Token -> (session, run, step number, attempt).
         self.tokens: dict[int, tuple[str, str, int, int]] = {}
+        self.limits = LimitWatch(data, fail)
         self.executions: list[Execution] = []
         self.began_keys: set[tuple[str, str, int, int, int]] = set()
         self.calls = 0
@@ -152,6 +156,8 @@ class Watch:
             if task.lease in self.tokens:
                 self.fail(TOKENS, f"token {task.lease} of {task.address} was given twice")
             self.tokens[task.lease] = (session, task.run, task.number, task.attempt)
+        if tasks:
+            self.limits.look(session, tasks)
 
     def wrote(self, life: Life, operation: str, keys: Sequence[str]) -> None:
         """A call took effect."""
@@ -211,6 +217,8 @@ class Watch:
 
     def _event(self, journal: Journal, event: AnyEvent) -> None:
         where = f"{journal.run.head.id}@{journal.version} {event}"
+        if isinstance(event, ev.StepSucceeded | ev.ChildStarted) and event.session:
+            journal.ran_on[event.at] = event.session
         match event:
             case ev.StepDispatched():
                 self._dispatched(journal, event, where)
@@ -341,6 +349,8 @@ class Watch:
         journal = self.journals.get(key)
         if journal is None or (step.step, step.generation, step.attempt) not in journal.dispatched:
             self.fail(DURABLE, f"{step.run_id} {step.step} attempt {step.attempt} runs before its dispatch is stored")
+        if journal is not None and (text := misplaced(step, journal.ran_on, self.sessions, execution.life)):
+            self.fail(PLACED, f"{step.run_id} {step.step} {step.attempt} {text}")
         own = (key, step.step, step.generation, step.attempt, step.probe)
         if own in self.began_keys:
             self.fail(ONCE, f"{step.run_id} {step.step} {step.generation}.{step.attempt} starts twice")

@@ -157,6 +157,8 @@ class SimDriver:
         self._faults = faults
         self._name = name
         self._renew_seconds = renew_seconds
+        # Its work is a thread's.
+        self.idle = False
         self._busy = False
         self._due = False
         self._ended = False
@@ -171,7 +173,7 @@ class SimDriver:
         self._committer = committer
         self._timer = self._loop.call_later(self._renew_seconds, self._renewal_due)
 
-    def wake(self, *, alone: bool = False) -> None:
+    def wake(self) -> None:
         """Something was submitted. Nobody hears it once the thread has ended."""
         if not self._busy and not self._ended:
             self._begin()

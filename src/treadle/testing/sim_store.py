@@ -47,6 +47,10 @@ class Watcher(Protocol):
         """The call took effect on these runs (none: on sessions only, or on any)."""
         ...
 
+    def opened(self, session: str, life: Life) -> None:
+        """A life has entered a session."""
+        ...
+
     def leased(self, session: str, tasks: Sequence[Task]) -> None:
         """The store gave tasks to a session."""
         ...
@@ -155,7 +159,11 @@ class SimStore(SimReader):
         return SimReader(self._store, self._faults, self._life)
 
     def open_session(self, session: SessionRow) -> None:
-        self._write("open_session", lambda: self._store.open_session(session))
+        def enter() -> None:
+            self._store.open_session(session)
+            self._watcher.opened(session.id, self._life)
+
+        self._write("open_session", enter)
 
     def renew(self, session: str, waits: int | None = None) -> Renewal:
         return self._faults.call(self._life, "renew", lambda: self._store.renew(session, waits))

@@ -12,7 +12,7 @@ import contextvars
 import hashlib
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -25,6 +25,7 @@ from treadle.runtime.client import App
 from treadle.runtime.node import Node, Settings
 from treadle.store.committer import Driver, InlineDriver
 from treadle.store.memory import MemoryData, MemoryStore
+from treadle.store.queues import QueueChange
 from treadle.testing.invariants import (
     CALLERS,
     CLOSED,
@@ -33,7 +34,6 @@ from treadle.testing.invariants import (
     FOLD,
     LEFTOVERS,
     OWNERS,
-    PROGRESS,
     SLOTS,
     STORE,
     Journal,
@@ -45,7 +45,9 @@ from treadle.testing.sim_codec import codec_of
 from treadle.testing.sim_conduct import Shelf, collected
 from treadle.testing.sim_faults import Faults, Profile
 from treadle.testing.sim_hooks import Ledger, SimHooks, passing
+from treadle.testing.sim_limits import Restrictions
 from treadle.testing.sim_loop import LIFE, Life, NodeCrashed, SimLoop, place_of
+from treadle.testing.sim_neglect import Neglect
 from treadle.testing.sim_oracle import Told, judge
 from treadle.testing.sim_ports import (
     SimBlobs,
@@ -68,8 +70,6 @@ PATIENCE = 2400.0
 # How often a node removes blobs, and how old they must be: no writer of the simulation takes so long.
 COLLECT_SECONDS = 40.0
 BLOB_AGE = 300.0
-# Who may hold a pending task or input without doing anything about it, in virtual seconds of trouble.
-NEGLECT = 90.0
 
 
 class World:
@@ -85,6 +85,7 @@ class World:
         drop: Iterable[str],
         program: Program | None = None,
         chosen: Mapping[str, str] | None = None,
+        restrictions: Restrictions | None = None,
     ) -> None:
         self.seed = seed
         self.shape = shape
@@ -109,9 +110,10 @@ class World:
         self.ledger = Ledger(self.watch.journals, self.fail)
         self.watch.on_written = self.ledger.wrote
         self.desk = Desk(self.watch, self.told, self.fail)
+        # The newest node of each host; one that opens has no session yet.
+        self.nodes: dict[int, Node] = {}
         self.over = False
         self.dissolved = False
-        self._neglected: dict[tuple[str, ...], float] = {}
         self.root = contextvars.copy_context()
         self.root.run(OBSERVER.set, self.watch)
         self.root.run(LIFE.set, None)
@@ -119,6 +121,10 @@ class World:
             Host(index, SimClock(self.loop, shape.skews[index], 1.0 + 0.02 * (self.rng.random() - 0.5)))
             for index in range(shape.nodes)
         ]
+        self.neglect = Neglect(self.hosts, self.data, self.watch, self.loop.time)
+        self.restrictions = restrictions or Restrictions(seed, shape.seconds, shape.nodes)
+        self.watch.limits.offers = self._offers
+        self.watch.limits.latest = lambda: max(host.clock.now() for host in self.hosts)
 
     # -- findings ------------------------------------------------------------------------------------------------
 
@@ -191,10 +197,13 @@ class World:
                 limits=shape.limits,
                 hooks=self._hooks,
                 middleware=(passing, passing) if self._hooks else (),
+                queues=tuple(self.restrictions.queues),
+                targets=self._targets(index) if self.restrictions.on else (),
                 codec=codec_of(self.seed, life.name, faults),
             ),
             in_reader=SimReaderThread(loop, faults, life).run,
         )
+        self.nodes[index] = node
         try:
             await node.open()
         except StoreError as error:
@@ -204,6 +213,13 @@ class World:
             return
         host.node = node
         host.app = App(node, _nothing)
+
+    def _targets(self, index: int) -> Callable[[], list[str]]:
+        return lambda: self.restrictions.targets(index, -1.0 if self.faults.calm else self.loop.time())
+
+    def _offers(self, session: str) -> Sequence[str]:
+        """What a session's node takes."""
+        return next((node.slots.targets() for node in self.nodes.values() if node.session == session), ())
 
     @property
     def _hooks(self) -> tuple[SimHooks, ...]:
@@ -307,7 +323,7 @@ class World:
         async def work(app: App) -> None:
             spec.planned.singleton = singleton_of(spec.at)
             run = await app.start(
-                spec.planned,
+                self.restrictions.planned(spec.planned, spec.name),
                 id=spec.id,
                 breakpoints=spec.breakpoints,
                 on_conflict="replace" if replace else "queue" if spec.planned.singleton else "reuse",
@@ -339,6 +355,12 @@ class World:
                 await self.desk.ask(act, spec, run, key)
 
         self.client(host, f"{act.name} {act.what} {spec.name}", work)
+
+    def _limit(self, host: Host, name: str, change: QueueChange) -> None:
+        async def work(app: App) -> None:
+            await app.change_queue(change)
+
+        self.client(host, f"{name} {change.name}", work)
 
     def _aim(self, act: Act, id_: str) -> str:
         """The run that an operator means: the one of this id, or now and then one below it."""
@@ -381,6 +403,9 @@ class World:
         for act in self.workload.acts:
             if act.name not in self.drop:
                 self.loop.call_later(act.at, self._act, act)
+        for change in self.restrictions.changes:
+            if change.name not in self.drop:
+                self.loop.call_later(change.at, self._limit, self.hosts[change.node], change.name, change.change)
         self.loop.create_task(self._keep(), context=self.root)
         if self.program is not None:
             self.loop.create_task(self._run_program(self.program), context=self.root)
@@ -410,7 +435,7 @@ class World:
         collections = 0
         while self.loop.time() < self.shape.seconds:
             await asyncio.sleep(step)
-            self._check_neglect()
+            self.neglect.look()
             if self.loop.time() > (collections + 1) * COLLECT_SECONDS:
                 collections += 1
                 self._collect()
@@ -419,7 +444,7 @@ class World:
         deadline = self.loop.time() + PATIENCE
         await asyncio.sleep(step)
         while not await self._settle():
-            self._check_neglect()
+            self.neglect.look()
             if self.loop.time() > deadline:
                 self._say_open()
                 return
@@ -444,6 +469,8 @@ class World:
         for spec in self.workload.runs:
             if spec.name not in self.drop and spec.id not in self.data.ids and spec.id not in self.desk.deleted:
                 self._start(host, spec)
+        for change in self.restrictions.lifted(self.data):
+            self._limit(host, "lift", change)
         for key, run in self.data.runs.items():
             if self.program is None and run.status in LIVE and int(self.loop.time()) % 5 == 0:
                 self._lift(host, run.head.id, self.watch.journals[key])
@@ -539,43 +566,6 @@ class World:
         if free != size and node.settings.worker:
             return f"n{host.index} executes nothing and has {free} of {size} slots free"
         return ""
-
-    # -- checks at intervals -------------------------------------------------------------------------------------
-
-    def _check_neglect(self) -> None:
-        """Every pending task and input has somebody who does something about it."""
-        self.watch.check_store()
-        seen: dict[tuple[str, ...], float] = {}
-        alive = {host.node.session: host for host in self.hosts if host.node is not None}
-        for run in self.data.runs.values():
-            for entry in run.tasks.values():
-                host = alive.get(entry.session)
-                task = entry.task
-                if entry.session and host is not None and host.node is not None:
-                    if not host.node.worker.knows(task):
-                        self._note(seen, ("lease", task.run, task.address, str(task.lease)), OWNERS, entry.session)
-                elif not entry.session and not run.hold and task.not_before < self._now() - 120 and self._room():
-                    self._note(seen, ("task", task.run, task.address, str(task.attempt)), PROGRESS, "nobody")
-            if run.inbox:
-                own = run.owner.id if run.owner is not None else ""
-                first = next(iter(run.inbox))
-                self._note(seen, ("input", run.key, first), OWNERS, own)
-        self._neglected = seen
-
-    def _note(self, seen: dict[tuple[str, ...], float], what: tuple[str, ...], name: str, holder: str) -> None:
-        now = self.loop.time()
-        since = self._neglected.get(what, now)
-        seen[what] = since
-        if now - since > NEGLECT:
-            self.fail(name, f"{' '.join(what)} waits since {since:.3f}; {holder or 'nobody'} does nothing about it")
-
-    def _now(self) -> float:
-        return min(host.clock.now() for host in self.hosts)
-
-    def _room(self) -> bool:
-        """Whether a working node is up and has room of both kinds."""
-        nodes = [host.node for host in self.hosts if self.shape.workers[host.index]]
-        return any(node is not None and not node.slots.full() for node in nodes)
 
     # -- the end -------------------------------------------------------------------------------------------------
 
