@@ -30,12 +30,12 @@ def sent(driver: Driver, name: str, *args: str, keep: bool = False, cause: str =
 def test_a_window_opens_with_its_first_trigger_and_holds_both_names() -> None:
     driver = opened()
 
-    assert driver.last.names == [("window:w", "take"), ("trigger:window:w/t0", "take")]
+    assert driver.last.names == (("window:w", "take"), ("trigger:window:w/t0", "take"))
     assert driver.task("window").not_before == 1005.0
 
 
 def test_a_trigger_without_a_name_leaves_none() -> None:
-    assert opened(name="").last.names == [("window:w", "take")]
+    assert opened(name="").last.names == (("window:w", "take"),)
 
 
 def test_each_trigger_puts_the_timer_off_and_the_last_one_counts() -> None:
@@ -43,11 +43,11 @@ def test_each_trigger_puts_the_timer_off_and_the_last_one_counts() -> None:
     driver.now = 1003.0
     sent(driver, "t1", '="second"', "=2", keep=True)
 
-    assert driver.last.names == [("trigger:window:w/t1", "note")]
+    assert driver.last.names == (("trigger:window:w/t1", "note"),)
     task = driver.task("window")
     assert (task.attempt, task.not_before) == (2, 1008.0)
     driver.succeed("window")
-    assert driver.last.names == [("window:w", "leave")]
+    assert driver.last.names == (("window:w", "leave"),)
     assert driver.task("run").call.args == {"a": '="second"', "b": "=2"}
     driver.check()
 
@@ -81,7 +81,7 @@ def test_a_trigger_that_comes_twice_counts_once() -> None:
     again = sent(driver, "t1", "=3", "=4", cause="c")
 
     assert again.events == [ev.InputAccepted(cause="c")]
-    assert again.names == []
+    assert again.names == ()
 
 
 def test_triggers_that_are_decided_together_leave_one_timer() -> None:
@@ -103,7 +103,7 @@ def test_a_batch_begins_when_it_is_full() -> None:
 
     sent(driver, "t2", "=2")
 
-    assert driver.last.names == [("window:w", "leave")]
+    assert driver.last.names == (("window:w", "leave"),)
     assert driver.args("run") == {"items": ["first", 1, 2]}
     driver.check()
 

@@ -32,9 +32,10 @@ def trigger_name(window: str, trigger: str) -> str:
     return f"trigger:{window}/{trigger}"
 
 
-def window_names(window: str, trigger: str) -> list[tuple[str, str]]:
+def window_names(window: str, trigger: str) -> tuple[tuple[str, str], ...]:
     """What a run that opens a window takes; an empty trigger has no name."""
-    return [(window, "take"), *([(trigger_name(window, trigger), "take")] if trigger else [])]
+    taken = ((trigger_name(window, trigger), "take"),) if trigger else ()
+    return ((window, "take"), *taken)
 
 
 def _timer(run: RunState) -> StepState | None:
@@ -53,7 +54,7 @@ def is_open(run: RunState) -> bool:
 def leave_when_open(run: RunState, decision: Decision) -> None:
     """Give the window's name back if the window, which was open, is not any more."""
     if run.window is not None and not is_open(run):
-        decision.names.append((run.window.window.name, LEAVE))
+        decision.names += ((run.window.window.name, LEAVE),)
 
 
 def trigger(run: RunState, decision: Decision, value: inp.Trigger, cause: str) -> Refusal | None:
@@ -88,7 +89,7 @@ def trigger(run: RunState, decision: Decision, value: inp.Trigger, cause: str) -
         )
         decision.tasks.append(task_of(run, step, {}))
     if value.keep:
-        decision.names.append((trigger_name(window.name, value.name), "note"))
+        decision.names += ((trigger_name(window.name, value.name), "note"),)
     return None
 
 
