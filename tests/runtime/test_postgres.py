@@ -21,6 +21,7 @@ from tests.runtime.test_kills import LANES, check, lines, start, wait_for_lines
 from treadle import connect
 from treadle.errors import StoreError
 from treadle.store.postgres import PostgresStore
+from treadle.store.queues import NO_LIMITS, QueueChange, QueueLimits
 
 pytestmark = [pytest.mark.postgres, pytest.mark.usefixtures("postgres_server"), pytest.mark.soak]
 
@@ -46,21 +47,37 @@ def opened(url: str) -> PostgresStore:
     return store
 
 
+def limited(store: PostgresStore, limits: QueueLimits) -> PostgresStore:
+    # A queue that nobody ever defined is another case than one without limits.
+    if limits != NO_LIMITS:
+        store.set_queues([QueueChange(name="default", defined=limits)], 0.0)
+    return store
+
+
+limits = pytest.mark.parametrize(
+    "limits", [NO_LIMITS, QueueLimits(concurrency=2, rate=50.0, burst=3, fair=True)], ids=["unlimited", "limited"]
+)
+
+
+@limits
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
-def test_any_store_call_may_fail_before_or_after_it_took_effect(before: bool) -> None:
+def test_any_store_call_may_fail_before_or_after_it_took_effect(before: bool, limits: QueueLimits) -> None:
     nth, fired = 1, True
     while fired:
         with empty_schema() as schema:
-            fired = drive(lambda: opened(url_of(shared_server(), schema)), nth, before=before)
+            fired = drive(lambda: limited(opened(url_of(shared_server(), schema)), limits), nth, before=before)
         nth += STRIDE
 
     assert nth > 20
 
 
+@limits
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
-def test_any_connection_may_be_cut_before_or_after_a_statement(proxy: CuttingProxy, before: bool) -> None:
+def test_any_connection_may_be_cut_before_or_after_a_statement(
+    proxy: CuttingProxy, before: bool, limits: QueueLimits
+) -> None:
     def make() -> PostgresStore:
-        store = opened(url)
+        store = limited(opened(url), limits)
         proxy.cut_at(nth, before=before)
         return store
 

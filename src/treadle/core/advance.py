@@ -33,11 +33,11 @@ from treadle.core.retrying import due_at
 from treadle.core.state import (
     BY_CONDITION,
     BY_FAILURE,
+    NUMBER_OF_KEY,
     RunState,
     ScopeState,
     StepState,
     doom_of,
-    number_of_key,
     settled,
 )
 from treadle.core.tables import (
@@ -143,7 +143,7 @@ def _next_ready(run: RunState, limits: Limits) -> StepState | None:
     """The ready step that starts next, if there is room for it."""
     ready, states = run.ready, run.states
     while ready and run.tasks < limits.dispatched and not run.cancelling:
-        step = states[number_of_key(ready[0])]
+        step = states[ready[0] & NUMBER_OF_KEY]
         if type(step) is StepState and step.status == READY and not step.tasked:
             return step
         heappop(ready)
@@ -151,9 +151,12 @@ def _next_ready(run: RunState, limits: Limits) -> StepState | None:
 
 
 def _start_ready(run: RunState, decision: Decision, limits: Limits, bound: int) -> None:
-    while len(decision.events) < bound and (step := _next_ready(run, limits)) is not None:
-        heappop(run.ready)
-        _begin(run, decision, step, limits, True)
+    ready, states, events = run.ready, run.states, decision.events
+    while ready and len(events) < bound and run.tasks < limits.dispatched and not run.cancelling:
+        step = states[heappop(ready) & NUMBER_OF_KEY]
+        # As in `_next_ready`: the heap is a hint.
+        if type(step) is StepState and step.status == READY and not step.tasked:
+            _begin(run, decision, step, limits, True)
 
 
 # -- steps -----------------------------------------------------------------------------------------------------------

@@ -496,16 +496,13 @@ class RunState:
 
 # No run has so many nodes.
 _PRIORITY_SHIFT = 48
+# The bits of a `ready_key` that are the step's number.
+NUMBER_OF_KEY = (1 << _PRIORITY_SHIFT) - 1
 
 
 def ready_key(step: StepState) -> int:
     """Orders ready steps by priority, then by number; one integer compares faster than a pair."""
     return step.node.number - (step.node.step.priority << _PRIORITY_SHIFT)
-
-
-def number_of_key(key: int) -> int:
-    """The number of the step of a `ready_key`."""
-    return key & ((1 << _PRIORITY_SHIFT) - 1)
 
 
 def settled(state: NodeState) -> bool:

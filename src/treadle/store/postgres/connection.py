@@ -395,8 +395,11 @@ _REFUSALS = (
     ("password authentication failed", "check the user and the password in the URL, or in ~/.pgpass"),
     ("no password supplied", "put the password into the URL, PGPASSWORD or ~/.pgpass"),
     ("no pg_hba.conf entry", "let the server's pg_hba.conf allow this user, database and address"),
+    ("pg_hba.conf rejects", "let the server's pg_hba.conf allow this user, database and address"),
     ("is not permitted to log in", "give the role the right to log in"),
 )
+# The same of a server that takes no more of them now.
+_CROWDED = ("too many clients", "too many connections", "remaining connection slots")
 
 
 def _refused(error: psycopg.Error, location: Location) -> StoreError:
@@ -409,6 +412,10 @@ def _refused(error: psycopg.Error, location: Location) -> StoreError:
         return StoreNotFoundError(f"{where}: there is no such database; create it, or check the URL ({text})")
     if "does not exist" in text and "role" in text:
         return StoreError(f"{where} refused the connection; create the role, or check the URL ({text})")
+    if any(part in text for part in _CROWDED):
+        return StoreUnavailableError(
+            f"{where} has no connection left; raise max_connections of the server, or use a pooler ({text})"
+        )
     return StoreUnavailableError(
         f"{where} cannot be reached; check that the server runs and that host and port are right ({text})"
     )
