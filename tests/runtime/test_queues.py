@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from treadle import DefinitionError, Queue, QueueFullError, connect, step, workflow
+from treadle import DefinitionError, Queue, QueueFullError, connect, sleep, step, workflow
 from treadle.runtime.queues import changes_of
 from treadle.store.queues import QueueChange
 
@@ -115,3 +115,43 @@ def test_limits_that_make_no_sense_are_refused_where_they_are(queue: Queue, said
 def test_a_key_of_an_unknown_parameter_is_refused_when_the_step_is_planned() -> None:
     with pytest.raises(DefinitionError, match="there is no parameter 'hots'"):
         wrong.plan(1)
+
+
+@step
+async def held(gate: str) -> str:
+    await asyncio.sleep(0.001)
+    while gate in active:
+        await asyncio.sleep(0.001)
+    return gate
+
+
+@step(queue="elsewhere")
+async def inner() -> str:
+    return "called"
+
+
+@workflow
+def outer():
+    return inner.bind()
+
+
+@workflow
+def restful():
+    return [held.bind("gate"), inner.options(id="after", after=sleep.bind("1ms")).bind(), outer.bind()]
+
+
+async def test_sleeps_and_calls_take_up_no_capacity_and_wait_for_none(tmp_path) -> None:
+    for url in ("memory://", f"sqlite:///{tmp_path / 'runs.db'}?sync=normal"):
+        active["gate"] = 1
+        async with connect(url, queues=[Queue("default", concurrency=1, rate="1/h")]) as app:
+            run = await app.start(restful)
+            assert await run.step("after", timeout=10) == "called"
+            assert await run.step("outer", timeout=10) == "called"
+            assert [(row.name, row.running) for row in await app.queues() if row.running] == [("default", 1)]
+            del active["gate"]
+            await run.result()
+
+
+def test_the_queue_of_what_takes_up_nothing_has_no_limits() -> None:
+    with pytest.raises(DefinitionError, match="sleeps and calls wait there"):
+        changes_of([Queue("treadle:unlimited", concurrency=1)])

@@ -25,6 +25,7 @@ from treadle.authoring.conflicts import OnConflict
 from treadle.authoring.drafts import draft, draft_arguments
 from treadle.authoring.options import (
     NOTHING,
+    UNLIMITED,
     Chosen,
     OnFailure,
     Retry,
@@ -222,7 +223,11 @@ class PlanBuilder:
             # The options of a decorated function hold here too.
             return known, known.options
         flow = self.registry.workflow(name)
-        return (flow, Chosen({"child": Child()}, {})) if flow is not None else (ForeignAction(name), NOTHING)
+        return (
+            (flow, Chosen({"child": Child(), "queue": UNLIMITED}, {}))
+            if flow is not None
+            else (ForeignAction(name), NOTHING)
+        )
 
     def group(self, id: str, *, after: object = None, after_any: object = None, optional: bool = False) -> GroupPlace:
         """Open a group in the present scope: `with builder.group("deploy") as deploy: ...`."""

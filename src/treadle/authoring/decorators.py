@@ -19,6 +19,7 @@ from treadle.authoring.isolation import Process, isolation_of
 from treadle.authoring.options import (
     NOTHING,
     STATIC_NAMES,
+    UNLIMITED,
     CallOptions,
     Chosen,
     OnFailure,
@@ -159,7 +160,7 @@ class WorkflowFunction(Generic[P, R]):
     def __init__(self, definition: WorkflowDefinition) -> None:
         _look_like(self, definition.function)
         self.definition: Final = definition
-        self.chosen = Chosen({"child": Child()}, {})
+        self.chosen = Chosen({"child": Child(), "queue": UNLIMITED}, {})
 
     def bind(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Plan a step that is a run of this workflow: a child of the run that holds the step.
