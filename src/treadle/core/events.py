@@ -1,9 +1,8 @@
 """Events: the facts of a run's journal, in the past tense.
 
 A stored kind never changes its meaning; an unknown kind stops the load. Times are seconds since the epoch.
-`at` is an address. `cause` is the id of the inbox input that led to the event. Payloads are handles:
-`=` and JSON text for a small one, `@` and a digest for a payload row, `#` and a digest for a blob; before it `!` and a
-key id where a payload codec has encoded the value.
+`at` is an address, `cause` the id of the inbox input that led to the event. Payloads are handles: `=` and JSON text for
+a small one, `@` and the digest of a payload row, `#` of a blob; before it `!` and a key id if a codec has encoded it.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from treadle.core.values import Handle as Handle
 from treadle.core.values import Items as Items
 from treadle.core.values import Pick as Pick
 from treadle.core.values import Window as Window
+from treadle.core.values import kind_of as kind_of
 
 
 class Event(msgspec.Struct, frozen=True, tag_field="kind", omit_defaults=True, kw_only=True, gc=False):
@@ -35,9 +35,8 @@ class Event(msgspec.Struct, frozen=True, tag_field="kind", omit_defaults=True, k
 class RunStarted(Event, frozen=True, tag="run_started"):
     """The run began; its plan, constants and labels are in the head. No step starts before `not_before`.
 
-    `depth` is how many runs called each other down to this one; `parent` (key and address) waits for its outcome.
-    `on_failure` overrides the plan's; `singleton` is a name that the run holds, or waits for, until it is closed.
-    With a `window` it collects triggers first, of which `trigger` names the first one.
+    `depth` counts the runs that called each other down to this one; `parent` (key and address) waits for its outcome.
+    `singleton` is a name that it is in the line of until it is closed; `trigger` is the first that its `window` took.
     """
 
     at: str = ""
@@ -598,10 +597,3 @@ def decode_events(text: str | bytes) -> list[AnyEvent]:
         msgspec.ValidationError: an unknown kind or a broken row; the run cannot be decided by this kernel.
     """
     return _decoder().decode(text)
-
-
-def kind_of(event: Event) -> str:
-    """The event's stored kind."""
-    tag = event.__struct_config__.tag
-    assert isinstance(tag, str)
-    return tag

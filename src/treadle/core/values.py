@@ -79,3 +79,10 @@ class Failure(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     message: str = ""
     type: str = ""
     detail: Handle = ""
+
+
+def kind_of(event: msgspec.Struct) -> str:
+    """The event's stored kind."""
+    tag = event.__struct_config__.tag
+    assert isinstance(tag, str)
+    return tag
