@@ -70,6 +70,7 @@ from treadle.errors import (
     RunNotRunningError,
     RunNotSettledError,
     SchemaVersionError,
+    SecretError,
     SigningError,
     SlotError,
     StaleVersionError,
@@ -97,6 +98,7 @@ from treadle.errors import (
 
 if TYPE_CHECKING:
     from treadle.authoring.outcomes import LaneRun, PhasesCancelled, PhasesResult, RowRun, Ticket
+    from treadle.authoring.secrets import Secret
     from treadle.ports import PayloadCodec
     from treadle.runtime.artifacts import ArtifactStream
     from treadle.runtime.blocking import BlockingApp, BlockingRun
@@ -138,6 +140,7 @@ _LATER = {
     "RowRun": "authoring.outcomes",
     "Run": "runtime.run",
     "RunAnalysis": "runtime.run_analysis",
+    "Secret": "authoring.secrets",
     "StepCall": "runtime.middleware",
     "StepOutcome": "runtime.outcomes",
     "Ticket": "authoring.outcomes",
@@ -243,6 +246,8 @@ __all__ = [
     "RunRecord",
     "Schedule",
     "SchemaVersionError",
+    "Secret",
+    "SecretError",
     "SigningError",
     "SlotError",
     "StaleVersionError",
