@@ -28,6 +28,7 @@ from treadle.core.plan import (
     SignalValue,
     Slot,
     StateValue,
+    Triggers,
 )
 from treadle.core.progress import ChooseProgress, GatherProgress, PhasesProgress
 from treadle.core.state import RunState, ScopeState, settled
@@ -111,6 +112,8 @@ def _resolve(run: RunState, node: Node, constants: list[Handle], slot: Slot) -> 
             return _resolve_map(run, node, constants, slot)
         case SignalValue() | Data() | Given():
             return _resolve_run_value(run, slot)
+        case Triggers():
+            return ArgList(list(run.constants))
         case _:
             return _phase_info(run, node, slot.fact)
 
@@ -295,7 +298,10 @@ def _fact(run: RunState, progress: PhasesProgress, row: ScopeState | None, name:
     phase = at.node.spec
     assert isinstance(phase, Phase)
     if name == "index":
-        return handle_of(progress.phases[phase.id].position)
+        # The block of the row that is told of: a row inside a compensating phase is told of that of another block.
+        around = at.around.block
+        assert isinstance(around, PhasesProgress)
+        return handle_of(around.phases[phase.id].position)
     return handle_of(phase.policy if name == "policy" else phase.id)
 
 
