@@ -9,7 +9,7 @@ key id where a payload codec has encoded the value.
 from __future__ import annotations
 
 from functools import cache
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
@@ -562,6 +562,9 @@ AnyEvent = (
     | UndoSkipped | UndoParked | UndoReopened | UnwindingAsked | UnwindingParked | Unwound | InputRefused
     | InputAccepted
 )  # fmt: skip
+
+# The kinds by which journals know them.
+EVENT_KINDS = tuple(str(kind.__struct_config__.tag) for kind in get_args(AnyEvent))
 
 _encoder = msgspec.json.Encoder()
 
