@@ -25,7 +25,6 @@ from treadle.authoring.conflicts import OnConflict
 from treadle.authoring.drafts import draft, draft_arguments
 from treadle.authoring.options import (
     NOTHING,
-    UNLIMITED,
     Chosen,
     OnFailure,
     Retry,
@@ -42,7 +41,7 @@ from treadle.authoring.signatures import ANYTHING, Signature, Target
 from treadle.core.addresses import child, encode_id
 from treadle.core.analysis import check_plan
 from treadle.core.graph_analysis import Analysis
-from treadle.core.plan import Block, Child, Group, Plan, RetryPolicy, Slot
+from treadle.core.plan import UNLIMITED, Block, Child, Group, Plan, RetryPolicy, Slot
 from treadle.errors import DefinitionError, DefinitionErrors, SlotError, UsageError
 
 R_co = TypeVar("R_co", covariant=True)
@@ -263,6 +262,7 @@ class PlanBuilder:
 
     def block_node(self, id_: str | None, short: str, frame: FrameType) -> Node:
         """The node of a block that opens its content while the run goes on, with its id claimed."""
+        self.suspect = True
         scope = self.scope
         node = Node(ForeignAction(short), NOTHING, None, frame.f_code, frame.f_lasti)
         node.id = id_ if id_ is not None else scope.free_id(short)
