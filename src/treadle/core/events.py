@@ -8,7 +8,7 @@ a small one, `@` and the digest of a payload row, `#` of a blob; before it `!` a
 from __future__ import annotations
 
 from functools import cache
-from typing import Literal, get_args
+from typing import Literal
 
 import msgspec
 
@@ -579,9 +579,6 @@ AnyEvent = (
     | PhaseCompensated | UndoSkipped | UndoParked | UndoReopened | UnwindingAsked | UnwindingParked | Unwound
     | InputRefused | InputAccepted
 )  # fmt: skip
-
-# The kinds by which journals know them.
-EVENT_KINDS = tuple(str(kind.__struct_config__.tag) for kind in get_args(AnyEvent))
 
 _encoder = msgspec.json.Encoder()
 

@@ -7,13 +7,15 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
-from typing import Any, Final
+from typing import Any, Final, get_args
 
-from treadle.core.events import EVENT_KINDS
+from treadle.core.events import AnyEvent
 from treadle.errors import UsageError
 from treadle.runtime.cloud_events import SOURCE
 from treadle.store.base import RunHead
 
+# All that journals know.
+EVENT_KINDS: Final = tuple(str(kind.__struct_config__.tag) for kind in get_args(AnyEvent))
 # What most receivers want to know: how runs and their steps begin and end.
 KINDS: Final = (
     "run_started",
