@@ -26,7 +26,7 @@ from treadle.errors import DecodeError, DefinitionError, EncodeError, SlotError,
 from treadle.ports import PayloadCodec
 from treadle.runtime.coding import hidden_digest, refuse_keys, shown_digest, steps_of
 from treadle.runtime.payloads import Payloads, Row, plain_handle
-from treadle.store.base import Answer, Report, RunHead
+from treadle.store.base import FORMAT, Answer, Report, RunHead
 
 if TYPE_CHECKING:
     from treadle.runtime.node import Node
@@ -159,6 +159,7 @@ async def begin(
         _refuse_singleton(planned, start)
     given = await input_of(node.payloads, planned, start)
     head = RunHead(
+        format=FORMAT,
         key=start.key,
         id=start.id or start.key,
         workflow=plan.workflow,
