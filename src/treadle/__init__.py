@@ -69,6 +69,7 @@ from treadle.errors import (
     RunNotRunningError,
     RunNotSettledError,
     SchemaVersionError,
+    SecretError,
     SigningError,
     SlotError,
     StaleVersionError,
@@ -96,6 +97,7 @@ from treadle.errors import (
 
 if TYPE_CHECKING:
     from treadle.authoring.outcomes import LaneRun, PhasesCancelled, PhasesResult, RowRun, Ticket
+    from treadle.authoring.secrets import Secret
     from treadle.ports import PayloadCodec
     from treadle.runtime.artifacts import ArtifactStream
     from treadle.runtime.blocking import BlockingApp, BlockingRun
@@ -137,6 +139,7 @@ _LATER = {
     "RowRun": "authoring.outcomes",
     "Run": "runtime.run",
     "RunAnalysis": "runtime.run_analysis",
+    "Secret": "authoring.secrets",
     "StepCall": "runtime.middleware",
     "StepOutcome": "runtime.outcomes",
     "Ticket": "authoring.outcomes",
@@ -240,6 +243,8 @@ __all__ = [
     "RunRecord",
     "Schedule",
     "SchemaVersionError",
+    "Secret",
+    "SecretError",
     "SigningError",
     "SlotError",
     "StaleVersionError",

@@ -52,6 +52,7 @@ BOOM = Failure(code="boom")
 STEP_EVENTS: dict[str, Callable[[RunState], ev.AnyEvent]] = {
     "evaluation_asked": lambda _: ev.EvaluationAsked(at=X),
     "condition_evaluated": lambda _: ev.ConditionEvaluated(at=X, value=True),
+    "key_evaluated": lambda _: ev.KeyEvaluated(at=X, key="k"),
     "attempt_lost": lambda run: ev.AttemptLost(at=X, attempt=tasked(run)),
     "attempt_failed": lambda run: ev.AttemptFailed(at=X, attempt=tasked(run), failure=BOOM),
     "attempt_ended": lambda run: ev.AttemptEnded(at=X, attempt=tasked(run), outcome="succeeded"),
@@ -178,7 +179,8 @@ def attempt_cases() -> list[tuple[bool, str, str]]:
     return [
         case
         for case in steps
-        if case[2] != "condition_evaluated" and not (case[2] in beginnings and case[1] in (FAILED, LOST))
+        if case[2] not in ("condition_evaluated", "key_evaluated")
+        and not (case[2] in beginnings and case[1] in (FAILED, LOST))
     ] + [(True, RUNNING, kind) for kind in kinds if kind not in ("step_succeeded", "attempt_failed", "child_started")]
 
 

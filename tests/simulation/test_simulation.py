@@ -333,3 +333,8 @@ def test_in_some_worlds_values_are_encoded_and_nodes_lack_a_key_until_the_troubl
 
     assert len(seeds) > 10
     simulate(seeds=seeds)
+
+
+def test_phases_inside_a_compensating_phase_are_told_the_index_of_the_row_that_is_compensated() -> None:
+    # The values that the rules read are encoded here, so that workers answer them, and the rows come in another order.
+    simulate(seeds=[949])

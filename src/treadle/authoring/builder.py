@@ -25,7 +25,6 @@ from treadle.authoring.conflicts import OnConflict
 from treadle.authoring.drafts import draft, draft_arguments
 from treadle.authoring.options import (
     NOTHING,
-    UNLIMITED,
     Chosen,
     OnFailure,
     Retry,
@@ -42,7 +41,7 @@ from treadle.authoring.signatures import ANYTHING, Signature, Target
 from treadle.core.addresses import child, encode_id
 from treadle.core.analysis import check_plan
 from treadle.core.graph_analysis import Analysis
-from treadle.core.plan import Block, Child, Group, Plan, RetryPolicy, Slot
+from treadle.core.plan import UNLIMITED, Block, Child, Group, Plan, RetryPolicy, Slot
 from treadle.errors import DefinitionError, DefinitionErrors, SlotError, UsageError
 
 R_co = TypeVar("R_co", covariant=True)

@@ -64,7 +64,8 @@ def key_from(option: str, expression: str, function: Callable[..., Any], values:
             given.setdefault(name, parameter.default)
     try:
         args: dict[str, Arg] = {name: f"={codec.encode(value)}" for name, value in given.items()}
-        return key_of(expression, args)
+        # All of them are at hand, so nobody has to be asked.
+        return key_of(expression, args) or ""
     except (EncodeError, UnresolvedError) as error:
         raise SlotError(f"{option}={expression!r} has no value for these arguments: {error}") from error
 

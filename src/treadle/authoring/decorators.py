@@ -19,7 +19,6 @@ from treadle.authoring.isolation import Process, isolation_of
 from treadle.authoring.options import (
     NOTHING,
     STATIC_NAMES,
-    UNLIMITED,
     CallOptions,
     Chosen,
     OnFailure,
@@ -36,7 +35,7 @@ from treadle.authoring.registry import Definition, Registry, WorkflowDefinition,
 from treadle.authoring.signatures import Signature
 from treadle.authoring.streams import Results, does_yield
 from treadle.authoring.undo import Declared, UndoDefinition
-from treadle.core.plan import Child
+from treadle.core.plan import UNLIMITED, Child
 from treadle.errors import DefinitionError, DefinitionErrors, SlotError, UsageError
 
 P = ParamSpec("P")

@@ -101,10 +101,6 @@ class StepOptions(StaticOptions, total=False):
     into: object
 
 
-# Where what takes up no capacity waits, unless it is told to wait elsewhere: sleeps, and the making of child runs.
-UNLIMITED: Final = "treadle:unlimited"
-
-
 class CallOptions(TypedDict, total=False):
     """Options of a step that calls a workflow; how its own steps run is the workflow's business."""
 

@@ -7,8 +7,9 @@ from typing import Any, Final, Self, Unpack
 from treadle.authoring.bound import Bound, this_frame
 from treadle.authoring.builder import plan_call
 from treadle.authoring.durations import Duration, seconds_of
-from treadle.authoring.options import UNLIMITED, Chosen, StepOptions, choose
+from treadle.authoring.options import Chosen, StepOptions, choose
 from treadle.authoring.registry import Definition
+from treadle.core.plan import UNLIMITED
 
 SLEEP: Final = "treadle:sleep"
 

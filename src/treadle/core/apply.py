@@ -430,6 +430,14 @@ def _condition_evaluated(run: RunState, event: ev.ConditionEvaluated) -> None:
     _look_again(run, step)
 
 
+def _key_evaluated(run: RunState, event: ev.KeyEvaluated) -> None:
+    step = step_of(run, event.at)
+    step.status = allowed_status(step, "key_evaluated")
+    run.keys[step.node.number] = event.key
+    untask(run, step)
+    _look_again(run, step)
+
+
 def _look_again(run: RunState, step: StepState) -> None:
     """Put a step that is not dispatched where `decide` finds it."""
     if step.status == WAITING:
@@ -508,6 +516,7 @@ _APPLY: dict[type, Callable[[RunState, Any], None]] = {
     ev.StepCancelled: _step_cancelled,
     ev.EvaluationAsked: _evaluation_asked,
     ev.ConditionEvaluated: _condition_evaluated,
+    ev.KeyEvaluated: _key_evaluated,
     ev.SignalReceived: _signal_received,
     ev.BreakpointReached: _breakpoint_reached,
     ev.BreakpointReleased: _breakpoint_released,

@@ -78,10 +78,7 @@ class StepDispatched(Event, frozen=True, tag="step_dispatched"):
 
 
 class ChildStarted(Event, frozen=True, tag="child_started"):
-    """The attempt has made the run that the step calls, or has found it; the step waits for its end.
-
-    `worker` is as in `StepSucceeded`.
-    """
+    """The attempt has made the run that the step calls, or has found it; the step waits for its end."""
 
     at: str
     attempt: int
@@ -214,6 +211,13 @@ class ConditionEvaluated(Event, frozen=True, tag="condition_evaluated"):
 
     at: str
     value: bool
+
+
+class KeyEvaluated(Event, frozen=True, tag="key_evaluated"):
+    """A worker found the key that the step's queue goes by, for all attempts until the step is opened again."""
+
+    at: str
+    key: str
 
 
 class SignalReceived(Event, frozen=True, tag="signal_received"):
@@ -554,9 +558,9 @@ class InputAccepted(Event, frozen=True, tag="input_accepted"):
 AnyEvent = (
     RunStarted | StepsAdded | StepsReady | StepDispatched | PrepareDispatched | StepPrepared | ChildStarted
     | StepSucceeded | AttemptFailed | AttemptLost | AttemptEnded | StepFailed | StepSkipped | StepCancelled
-    | EvaluationAsked | ConditionEvaluated | SignalReceived | BreakpointReached | BreakpointReleased | Paused
-    | Resumed | CancelRequested | StepsReopened | ScopeOpened | ScopeSettled | ScopeStopped | ScopeAsked | RowOpened
-    | NameTaken | TurnCame | DecisionMade | IterationsOpened | IterationsSettled | BranchChosen | RunSettled
+    | EvaluationAsked | ConditionEvaluated | KeyEvaluated | SignalReceived | BreakpointReached | BreakpointReleased
+    | Paused | Resumed | CancelRequested | StepsReopened | ScopeOpened | ScopeSettled | ScopeStopped | ScopeAsked
+    | RowOpened | NameTaken | TurnCame | DecisionMade | IterationsOpened | IterationsSettled | BranchChosen | RunSettled
     | UnwindingStarted | UndoDispatched | ChildAsked | UndoConfirmed | UndoAttemptFailed | UndoAttemptLost
     | StepUndone | UndoFailed | UndoNotCompensable | UndoNotNeeded | CompensationOpened | PhaseCompensated
     | UndoSkipped | UndoParked | UndoReopened | UnwindingAsked | UnwindingParked | Unwound | InputRefused

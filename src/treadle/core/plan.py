@@ -11,7 +11,7 @@ and its JSON Schema is that of a list.
 from __future__ import annotations
 
 import hashlib
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 import msgspec
 
@@ -93,6 +93,10 @@ class PhaseInfo(msgspec.Struct, frozen=True, gc=False, tag="phase", tag_field="s
     """What a cell, or a rule, is told of its place (see `core.resolve`), or one fact of it."""
 
     fact: str = ""
+
+
+# The queue of what takes up no capacity, unless it is told to wait elsewhere: sleeps, calls, questions about keys.
+UNLIMITED: Final = "treadle:unlimited"
 
 
 class Given(msgspec.Struct, frozen=True, gc=False, tag="given", tag_field="slot"):

@@ -295,7 +295,10 @@ def _fact(run: RunState, progress: PhasesProgress, row: ScopeState | None, name:
     phase = at.node.spec
     assert isinstance(phase, Phase)
     if name == "index":
-        return handle_of(progress.phases[phase.id].position)
+        # The block of the row that is told of: a row inside a compensating phase is told of that of another block.
+        around = at.around.block
+        assert isinstance(around, PhasesProgress)
+        return handle_of(around.phases[phase.id].position)
     return handle_of(phase.policy if name == "policy" else phase.id)
 
 

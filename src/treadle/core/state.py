@@ -213,6 +213,7 @@ class RunState:
         "hold",
         "index",
         "key",
+        "keys",
         "labels",
         "missing",
         "names",
@@ -287,7 +288,8 @@ class RunState:
         self.dedup: dict[str, int] = {}
         self.adder: dict[int, int] = {}
         self.added_by: dict[int, list[int]] = {}
-        # By number, who added what is to run where it was added; the ids of workers by session, once a step succeeded.
+        # By number, keys that workers have found, and who added what is to run where it was added; the ids of workers.
+        self.keys: dict[int, str] = {}
         self.added_on: dict[int, str] = {}
         self.workers: dict[str, str] = {}
         # Step number -> the scope of all that the step adds, where something asked for it.

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from treadle.authoring.options import UNLIMITED
 from treadle.core.addresses import check_id
+from treadle.core.plan import UNLIMITED
 from treadle.errors import DefinitionError
 from treadle.store.queues import QueueChange, QueueLimits
 
