@@ -28,6 +28,7 @@ from treadle.authoring.phases import LanePlan, Phase, Phases, Rule
 from treadle.authoring.projections import Projection
 from treadle.authoring.registry import Registry
 from treadle.authoring.sleep import sleep
+from treadle.authoring.triggers import Batch, Debounce
 from treadle.authoring.undoable import Undoable
 from treadle.connect import connect, lifespan
 from treadle.core.documents import Document
@@ -168,6 +169,7 @@ __all__ = [
     "Artifact",
     "ArtifactNotFoundError",
     "ArtifactStream",
+    "Batch",
     "BlockingApp",
     "BlockingRun",
     "Boundary",
@@ -179,6 +181,7 @@ __all__ = [
     "ConflictError",
     "Cycle",
     "CycleError",
+    "Debounce",
     "DecodeError",
     "DefinitionError",
     "DefinitionErrors",

@@ -67,6 +67,7 @@ STEP_EVENTS: dict[str, Callable[[RunState], ev.AnyEvent]] = {
     "step_cancelled": lambda _: ev.StepCancelled(at=X),
     "steps_reopened": lambda _: ev.StepsReopened(at=[X]),
     "steps_added": lambda _: ev.StepsAdded(by="a", into="a", blocks=[Step(id="x", action="act")]),
+    "trigger_received": lambda _: ev.TriggerReceived(at=X, name="t", args=[]),
 }
 SCOPE_EVENTS: dict[str, ev.AnyEvent] = {
     "scope_opened": ev.ScopeOpened(at=G),

@@ -105,7 +105,25 @@ class Given(msgspec.Struct, frozen=True, gc=False, tag="given", tag_field="slot"
     value: str
 
 
-Slot = Const | Ref | SignalValue | Data | ListOf | MapOf | Item | Index | StateValue | LaneValue | PhaseInfo | Given
+class Triggers(msgspec.Struct, frozen=True, gc=False, tag="triggers", tag_field="slot"):
+    """The list of what the run's window has collected, in the order it came."""
+
+
+Slot = (
+    Const
+    | Ref
+    | SignalValue
+    | Data
+    | ListOf
+    | MapOf
+    | Item
+    | Index
+    | StateValue
+    | LaneValue
+    | PhaseInfo
+    | Given
+    | Triggers
+)
 
 
 class Predicate(msgspec.Struct, frozen=True, gc=False, tag="predicate", tag_field="slot"):

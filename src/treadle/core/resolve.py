@@ -28,6 +28,7 @@ from treadle.core.plan import (
     SignalValue,
     Slot,
     StateValue,
+    Triggers,
 )
 from treadle.core.progress import ChooseProgress, GatherProgress, PhasesProgress
 from treadle.core.state import RunState, ScopeState, settled
@@ -111,6 +112,8 @@ def _resolve(run: RunState, node: Node, constants: list[Handle], slot: Slot) -> 
             return _resolve_map(run, node, constants, slot)
         case SignalValue() | Data() | Given():
             return _resolve_run_value(run, slot)
+        case Triggers():
+            return ArgList(list(run.constants))
         case _:
             return _phase_info(run, node, slot.fact)
 

@@ -18,7 +18,7 @@ from typing import ClassVar
 import msgspec
 
 from treadle.core.blocks import AFTER, DEFAULT, REF, Spec
-from treadle.core.events import NULL, Arg, Failure
+from treadle.core.events import NULL, Arg, Failure, Window
 from treadle.core.graph import Graph, Node, node_of
 from treadle.core.plan import Choose, Gather, Phase, Phases, Step
 from treadle.core.progress import GatherProgress, PhasesProgress, Progress, Sight, new_progress
@@ -31,6 +31,13 @@ BY_FAILURE = 2
 
 # Shared by all nodes that have no causes; never changed.
 _NO_CAUSES: Sequence[str] = ()
+
+
+class WindowState(msgspec.Struct):
+    """What a run's window has seen: the names of the triggers that came."""
+
+    window: Window
+    names: dict[str, None]
 
 
 class ScopeState:
@@ -240,6 +247,7 @@ class RunState:
         "unwindings",
         "unwound",
         "version",
+        "window",
         "workers",
     )
 
@@ -259,8 +267,7 @@ class RunState:
         # No step starts before `not_before`; `depth` is how many runs called each other down to this one.
         self.now = self.started_at = self.not_before = 0.0
         # Who waits for the run's outcome: a run's key and the address of its step.
-        self.parent = ""
-        self.status: str = NOTHING
+        self.parent, self.status = "", NOTHING
         self.result: Arg = NULL
         self.missing: Sequence[str] = ()
         # "", "soft" or "hard"; the next number that a cancel has to look at. Unwinding leaves `cancelled` of it.
@@ -310,6 +317,7 @@ class RunState:
         self.unwound = self.cancelled = False
         # Names in whose lines the run is, and those whose turn has not come (see `singletons`).
         self.names, self.awaits = dict[str, None](), dict[str, None]()
+        self.window: WindowState | None = None
         # By which number the caller asked to undo this run (0: it did not); steps whose undo goes on in called runs.
         self.asked = 0
         self.asked_runs = _NO_NUMBERS

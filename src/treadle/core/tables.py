@@ -77,6 +77,8 @@ STEP: Final[Table] = {
     (DISPATCHED, "step_prepared"): DISPATCHED,
     # A step that calls a workflow: no task of it is in the store while the child runs.
     (DISPATCHED, "child_started"): DISPATCHED,
+    # The timer of a run's window: each trigger may put it off.
+    (DISPATCHED, "trigger_received"): DISPATCHED,
     (DISPATCHED, "step_succeeded"): SUCCEEDED,
     (DISPATCHED, "step_failed"): FAILED,
     (DISPATCHED, "step_cancelled"): CANCELLED,

@@ -24,6 +24,7 @@ from treadle.core.events import Handle
 from treadle.core.plan import encode_plan, plan_hash
 from treadle.core.run_data import Need, needs_of
 from treadle.core.singletons import Enters
+from treadle.core.values import Window
 from treadle.errors import DecodeError, DefinitionError, EncodeError, SlotError, UsageError
 from treadle.ports import PayloadCodec
 from treadle.runtime.coding import hidden_digest, refuse_keys, shown_digest, steps_of
@@ -71,6 +72,9 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     on_failure: str = ""
     # A name that one run at a time holds, until it is closed; "" for none.
     singleton: str = ""
+    # How it collects triggers before its work begins, and the name of the first.
+    window: Window | None = None
+    trigger: str = ""
 
 
 class Input(msgspec.Struct, frozen=True):
@@ -195,6 +199,8 @@ async def begin(
         dry_run=start.dry_run,
         on_failure=start.on_failure,
         singleton=start.singleton,
+        window=start.window,
+        trigger=start.trigger,
     )
     future: asyncio.Future[Answer] = node.loop.create_future()
 
