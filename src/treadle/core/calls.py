@@ -49,7 +49,8 @@ def child_started(run: RunState, decision: Decision, value: inp.ChildStarted, ca
         # The child's end came before this report, and another attempt fetches its result.
         return None
     if step is None or step.status in OUTCOMES:
-        if step is not None and step.tasked:
+        # An attempt of its undo has a number below 0, and is another matter.
+        if step is not None and step.tasked > 0:
             ended = ev.AttemptEnded(at=value.at, attempt=step.tasked, outcome="succeeded", session=value.session)
             decision.ended.append(step.node.number)
             decision.record(run, msgspec.structs.replace(ended, cause=cause))
