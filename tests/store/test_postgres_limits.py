@@ -186,3 +186,42 @@ def test_a_fair_queue_keeps_its_turns_in_the_store(open_store: Open) -> None:
     two.start(key_of(9), tasks=tasks_of(key_of(9), "b"))
 
     assert [task.key for task in two.claim(1)] == ["b"]
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [QueueLimits(key_concurrency=1), QueueLimits(concurrency=2), QueueLimits(key_rate=0.1), QueueLimits(rate=0.1)],
+)
+def test_no_price_grows_with_what_has_to_wait(open_store: Open, limits: QueueLimits) -> None:
+    def rows_read(store: Store) -> int:
+        assert isinstance(store, PostgresStore)
+        store._link.all("SELECT pg_stat_force_next_flush()")
+        sql = "SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE schemaname = %s AND relname = 'tasks'"
+        return int(query(shared_server(), sql, store.location.schema)[0][0])
+
+    def prices(count: int) -> list[int]:
+        run = key_of(count)
+        later = dict.fromkeys(range(0, count, 2), NOW + 60.0)
+        tasks = [task_of(run, n, key=f"k{n % 4}", not_before=later.get(n, 0.0)) for n in range(count)]
+        one.start(run, tasks=tasks)
+        one.claim(9)
+        claims: list[int] = []
+        for free in map(key_of, range(count + 1, count + 4)):
+            one.start(free, tasks=[task_of(free, 0, queue="free")])
+            begun = rows_read(one.store)
+            assert [task.queue for task in one.claim(9)] == ["free"]
+            claims.append(rows_read(one.store) - begun)
+        begun = rows_read(one.store)
+        leased = one.store.leased("one")[0]
+        one.append(ended=[leased.number], tasks=[task_of(RUN, 99, key=leased.key)], slots=1)
+        ended = rows_read(one.store)
+        one.report(report_of(one.store.leased("one")[0]))
+        # The server may make a plan anew at any time, which reads more once.
+        return [min(claims), ended - begun, rows_read(one.store) - ended]
+
+    one = Party(open_store(), "one")
+    one.store.set_queues([QueueChange(name="default", defined=limits)], NOW)
+    one.start(tasks=[task_of(RUN, number, key=f"k{number}") for number in range(4)], slots=4)
+    few, many = prices(50), prices(1500)
+
+    assert all(more <= less + 100 for less, more in zip(few, many, strict=True)), (few, many)

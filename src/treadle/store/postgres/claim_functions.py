@@ -19,13 +19,13 @@ GATES = Function(
     """
     seen := ARRAY(
         SELECT q.n FROM @queues q
-        WHERE EXISTS (SELECT 1 FROM @tasks t WHERE t.gate = q.n AND t.gate <> 0 AND t.state = 0)
+        CROSS JOIN LATERAL (SELECT 1 FROM @tasks t WHERE t.gate = q.n AND t.gate <> 0 AND t.state = 0 LIMIT 1) w
     );
     locked := ARRAY(
         SELECT c.gate FROM (
-            SELECT q.n AS gate FROM @queues q WHERE q.n = ANY (seen) AND EXISTS (
-                SELECT 1 FROM @tasks t WHERE t.state = 0 AND t.queue = q.name AND t.action = ANY (executable)
-            )
+            SELECT q.n AS gate FROM @queues q CROSS JOIN LATERAL (
+                SELECT 1 FROM @tasks t WHERE t.state = 0 AND t.queue = q.name AND t.action = ANY (executable) LIMIT 1
+            ) w WHERE q.n = ANY (seen)
             UNION SELECT t.gate FROM @tasks t WHERE t.state = 1 AND t.not_before <= at AND t.gate <> 0
             UNION SELECT b.queue FROM @buckets b WHERE b.opens_at <= at
         ) c ORDER BY c.gate
@@ -179,7 +179,7 @@ CANDIDATES = Function(
     ) c;
     RETURN json_build_object('tasks', coalesce(got, '[]'), 'settles', settles, 'seen', told -> 0, 'locked', told -> 1,
         'touched', told -> 2,
-        'facts', @facts_1(ARRAY(SELECT x::text::bigint FROM json_array_elements(told -> 0) x), key_gate, key_name, at)
+        'facts', @facts_1(ARRAY(SELECT x::text::bigint FROM json_array_elements(told -> 0) x), key_gate, key_name)
     )::text;
     """,
     declare=(
