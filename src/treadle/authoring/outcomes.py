@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from treadle.authoring.values import value_of
 from treadle.core.addresses import encode_id
 from treadle.core.events import DecisionMade
-from treadle.core.plan import Phase
+from treadle.core.plan import Phase, Phases
 from treadle.core.state import NodeState, RunState, ScopeState, StepState, settled
 from treadle.core.tables import NONE, SUCCEEDED
 from treadle.errors import PhasesFailedError, StepLimitError, TransitionError
@@ -273,7 +273,7 @@ def failed(partial: PhasesResult, execution: Execution) -> PhasesFailedError:
         assert failure is not None
         return PhasesFailedError(failure.message, partial=partial, kind=failure.code)
     error = execution.errors.get(cause.node.number)
-    where = _where(cause)
+    where = _where(execution, cause)
     made = PhasesFailedError(f"{where} failed: {_said(error)}", partial=partial, kind=getattr(error, "code", "error"))
     made.__cause__ = error
     return made
@@ -285,11 +285,18 @@ def _said(error: BaseException | None) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-def _where(step: StepState) -> str:
+def _where(execution: Execution, step: StepState) -> str:
     around = step.node.scope
     if around is not None and isinstance(around.spec, Phase):
         return f"phase {around.spec.id!r} lane {step.spec.id!r}"
-    return f"a rule of the policy ({step.node.address})"
+    row, block = execution.progress.row, execution.block.node.spec
+    assert row is not None
+    assert isinstance(row.node.spec, Phase)
+    assert isinstance(block, Phases)
+    phase = row.node.spec
+    rules = [*block.policies.get(phase.policy, ()), *([block.otherwise] if block.otherwise is not None else ())]
+    rule = rules[execution.progress.rule]
+    return f"rule {rule.id!r} of policy {phase.policy!r}, asked after phase {phase.id!r},"
 
 
 def _root_cause(execution: Execution, scope: ScopeState) -> StepState | ScopeState:

@@ -22,7 +22,7 @@ from treadle.core.decision import Decision, Limits
 from treadle.core.events import Arg, Failure
 from treadle.core.gathers import proceed_choose, proceed_gather
 from treadle.core.inputs import Cancel
-from treadle.core.keys import key_of
+from treadle.core.keys import known_key, question
 from treadle.core.opened import CANCELLING, asking, may_succeed, value_of_iteration
 from treadle.core.phases import proceed_phases, row_failure
 from treadle.core.placement import target_of
@@ -33,11 +33,11 @@ from treadle.core.retrying import due_at
 from treadle.core.state import (
     BY_CONDITION,
     BY_FAILURE,
+    NUMBER_OF_KEY,
     RunState,
     ScopeState,
     StepState,
     doom_of,
-    number_of_key,
     settled,
 )
 from treadle.core.tables import (
@@ -143,7 +143,7 @@ def _next_ready(run: RunState, limits: Limits) -> StepState | None:
     """The ready step that starts next, if there is room for it."""
     ready, states = run.ready, run.states
     while ready and run.tasks < limits.dispatched and not run.cancelling:
-        step = states[number_of_key(ready[0])]
+        step = states[ready[0] & NUMBER_OF_KEY]
         if type(step) is StepState and step.status == READY and not step.tasked:
             return step
         heappop(ready)
@@ -151,9 +151,12 @@ def _next_ready(run: RunState, limits: Limits) -> StepState | None:
 
 
 def _start_ready(run: RunState, decision: Decision, limits: Limits, bound: int) -> None:
-    while len(decision.events) < bound and (step := _next_ready(run, limits)) is not None:
-        heappop(run.ready)
-        _begin(run, decision, step, limits, True)
+    ready, states, events = run.ready, run.states, decision.events
+    while ready and len(events) < bound and run.tasks < limits.dispatched and not run.cancelling:
+        step = states[heappop(ready) & NUMBER_OF_KEY]
+        # As in `_next_ready`: the heap is a hint.
+        if type(step) is StepState and step.status == READY and not step.tasked:
+            _begin(run, decision, step, limits, True)
 
 
 # -- steps -----------------------------------------------------------------------------------------------------------
@@ -231,11 +234,15 @@ def dispatch(run: RunState, decision: Decision, step: StepState, not_before: flo
         return
     try:
         args = resolve_args(run, node, node.step.slots)
-        key = key_of(node.step.key, args) if node.step.key else ""
+        key = known_key(run, step, args) if node.step.key else ""
         target = target_of(run, step) if node.step.placement is not None else ""
     except UnresolvedError as error:
         failure = Failure(code="unresolved", message=str(error))
         decision.settle(run, step, ev.StepFailed(at=node.address, attempt=0, failure=failure))
+        return
+    if key is None:
+        decision.record(run, ev.EvaluationAsked(at=node.address, number=step.asking + 1))
+        decision.tasks.append(question(run, step, args))
         return
     if node.undoable and must_prepare(step):
         prepare(run, decision, step, args, not_before, key, target)

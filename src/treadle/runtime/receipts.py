@@ -49,6 +49,7 @@ _TOLD: Final = frozenset(
         "attempt_lost",
         "attempt_ended",
         "evaluation_asked",
+        "key_evaluated",
         "scope_asked",
         "input_accepted",
         "prepare_dispatched",
@@ -314,7 +315,8 @@ def _is_undo(kind: str) -> bool:
 
 
 def _fact(time: float, event: AnyEvent) -> doc.Fact:
-    about = _readable(msgspec.to_builtins(event))
+    # As JSON has it, lists and no tuples: a receipt equals what is read of its file.
+    about = _readable(msgspec.json.decode(msgspec.json.encode(event)))
     at = about.get("at", "")
     # Some events are about several steps; their addresses stay with the rest.
     if isinstance(at, str):

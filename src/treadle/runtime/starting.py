@@ -15,23 +15,28 @@ from treadle.authoring import codec
 from treadle.authoring.adapters import TAG
 from treadle.authoring.builder import Planned, raise_all
 from treadle.authoring.context import step_context
+from treadle.authoring.documents import action_names
 from treadle.authoring.durations import Duration, seconds_of
 from treadle.authoring.registry import Registry
+from treadle.authoring.secrets import refuse_secret, refuse_secret_results, refuse_secrets, with_secrets
 from treadle.core.addresses import check_id
 from treadle.core.events import Handle
-from treadle.core.plan import encode_plan, plan_hash
+from treadle.core.plan import Plan, encode_plan, plan_hash
 from treadle.core.run_data import Need, needs_of
 from treadle.core.singletons import Enters
+from treadle.core.values import Window
 from treadle.errors import DecodeError, DefinitionError, EncodeError, SlotError, UsageError
 from treadle.ports import PayloadCodec
 from treadle.runtime.coding import hidden_digest, refuse_keys, shown_digest, steps_of
 from treadle.runtime.payloads import Payloads, Row, plain_handle
-from treadle.store.base import Answer, Report, RunHead
+from treadle.store.base import FORMAT, Answer, Report, RunHead
 
 if TYPE_CHECKING:
     from treadle.runtime.node import Node
 
 
+# So many plans are known to give no secrets, before they are looked at again.
+PLAIN_PLANS = 1000
 # A time, or a duration from now.
 Deadline = Duration | datetime
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
@@ -67,6 +72,9 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     on_failure: str = ""
     # A name that one run at a time holds, until it is closed; "" for none.
     singleton: str = ""
+    # How it collects triggers before its work begins, and the name of the first.
+    window: Window | None = None
+    trigger: str = ""
 
 
 class Input(msgspec.Struct, frozen=True):
@@ -88,14 +96,14 @@ def data_text(data: Mapping[Any, Any]) -> str:
     for name, value in data.items():
         try:
             _check_name(name)
-            codec.encode(value)
+            with_secrets(codec.encode, value)
         except DefinitionError as error:
             errors.append(error)
         except EncodeError as error:
             errors.append(SlotError(f"data {name!r}: {error}"))
     raise_all(errors, "the run's data")
     # In one order, so that equal data give equal texts.
-    return codec.encode(dict(sorted(data.items()))) if data else ""
+    return with_secrets(codec.encode, dict(sorted(data.items()))) if data else ""
 
 
 def _check_name(name: object) -> None:
@@ -145,7 +153,9 @@ async def begin(
     is how it enters the line of its singleton.
 
     Raises:
-        DefinitionError: the plan cannot run, or needs data that the run does not have; all mistakes at once.
+        DefinitionError: the plan cannot run, needs data that the run does not have, or holds a secret that would be
+            stored in clear; all mistakes at once.
+        EncodeError: the run's data hold such a secret.
         StoreError: nothing is known of the run.
     """
     plan = node.with_defaults(planned.plan)
@@ -157,8 +167,11 @@ async def begin(
     if node.payloads.codec is not None:
         refuse_keys(steps_of(plan.blocks))
         _refuse_singleton(planned, start)
+    if not node.payloads.hides:
+        _refuse_secrets(node, planned, start, plan, hash_)
     given = await input_of(node.payloads, planned, start)
     head = RunHead(
+        format=FORMAT,
         key=start.key,
         id=start.id or start.key,
         workflow=plan.workflow,
@@ -181,6 +194,8 @@ async def begin(
         dry_run=start.dry_run,
         on_failure=start.on_failure,
         singleton=start.singleton,
+        window=start.window,
+        trigger=start.trigger,
     )
     future: asyncio.Future[Answer] = node.loop.create_future()
 
@@ -194,6 +209,18 @@ async def begin(
 
     node.engine.start(head, plan, encoded, given.rows, then, report, enters)
     return await future
+
+
+def _refuse_secrets(node: Node, planned: Planned, start: Start, plan: Plan, hash_: str) -> None:
+    """Raise for secrets that would be stored in clear."""
+    refuse_secrets(plan.blocks, planned.constants)
+    refuse_secret(start.data, "the run's data")
+    known = node.payloads.plain_plans
+    if hash_ not in known:
+        refuse_secret_results(action_names(plan), node.registry)
+        if len(known) >= PLAIN_PLANS:
+            known.clear()
+        known[hash_] = None
 
 
 def _refuse_singleton(planned: Planned, start: Start) -> None:
