@@ -210,5 +210,6 @@ async def test_a_rule_that_raises_is_named_with_its_policy_and_phase() -> None:
         [question] = (await run.inspect()).evaluations
 
     assert str(caught.value) == "rule 'end' of policy 'p', asked after phase 'a', failed: KeyError: 'a'"
-    assert "step 'rows/~rule': error: 'a'" in str(stored.value)
+    named = "rule 'end' of policy 'p', asked after phase 'a', step 'rows/~rule': error: 'a'"
+    assert str(stored.value) == f"run 'r' failed: {named}"
     assert question.action == "bad:broken"

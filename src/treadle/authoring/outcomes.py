@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from treadle.authoring.values import value_of
 from treadle.core.addresses import encode_id
 from treadle.core.events import DecisionMade
-from treadle.core.plan import Phase, Phases
+from treadle.core.phases import asked_rule
+from treadle.core.plan import Phase
 from treadle.core.state import NodeState, RunState, ScopeState, StepState, settled
 from treadle.core.tables import NONE, SUCCEEDED
 from treadle.errors import PhasesFailedError, StepLimitError, TransitionError
@@ -289,14 +290,7 @@ def _where(execution: Execution, step: StepState) -> str:
     around = step.node.scope
     if around is not None and isinstance(around.spec, Phase):
         return f"phase {around.spec.id!r} lane {step.spec.id!r}"
-    row, block = execution.progress.row, execution.block.node.spec
-    assert row is not None
-    assert isinstance(row.node.spec, Phase)
-    assert isinstance(block, Phases)
-    phase = row.node.spec
-    rules = [*block.policies.get(phase.policy, ()), *([block.otherwise] if block.otherwise is not None else ())]
-    rule = rules[execution.progress.rule]
-    return f"rule {rule.id!r} of policy {phase.policy!r}, asked after phase {phase.id!r},"
+    return asked_rule(execution.block)
 
 
 def _root_cause(execution: Execution, scope: ScopeState) -> StepState | ScopeState:
