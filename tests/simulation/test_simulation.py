@@ -367,3 +367,7 @@ def test_in_some_worlds_events_go_out_to_a_receiver_that_fails() -> None:
 
     assert len(seeds) > 5
     simulate(seeds=seeds)
+
+
+def test_that_the_key_of_a_list_is_missing_is_noticed_before_its_reader_begins() -> None:
+    simulate(seeds=[384])
