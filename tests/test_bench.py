@@ -44,6 +44,8 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
         ("gather", 20, "memory://"),
         ("gather", 20, "sqlite"),
         ("phases", 5, "memory://"),
+        ("limits", 5, "memory://"),
+        ("limits", 5, "sqlite"),
         ("unwind", 20, "memory://"),
         ("unwind-fan", 20, "sqlite"),
         pytest.param("chain", 20, "nats", marks=pytest.mark.nats),

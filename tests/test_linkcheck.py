@@ -49,11 +49,11 @@ def report_of(command: list[str]) -> dict[str, Any]:
     return found
 
 
-def kill_in_the_middle(programs: Programs, command: list[str], store: Path) -> None:
+def kill_in_the_middle(programs: Programs, command: list[str], store: Path, run: str = "linkcheck") -> None:
     crawler = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         end = time.monotonic() + SECONDS
-        while programs.store_facts.pages_done(store, "linkcheck") < KILL_AT:
+        while programs.store_facts.pages_done(store, run) < KILL_AT:
             assert crawler.poll() is None, "the crawler ended before it could be killed"
             assert time.monotonic() < end
             time.sleep(0.02)
@@ -99,6 +99,38 @@ def test_a_killed_crawl_finds_what_a_plain_crawl_finds(programs: Programs, tmp_p
     assert report["unreachable"] == []
     assert report["attempts"] == report["pages"] + report["retried"] + report["lost"]
     assert again == report
+
+
+def test_two_sites_are_checked_by_a_package_that_is_killed_in_the_middle(programs: Programs, tmp_path: Path) -> None:
+    store = tmp_path / "sites.db"
+    ask = programs.store_facts.ask
+
+    with programs.server.PydocServer() as one, programs.server.PydocServer() as two:
+        # As above: from here on pydoc has imported all modules.
+        for site in (one, two):
+            direct_crawl(programs, site.url)
+        program = [sys.executable, str(FOLDER / "sitecheck.py")]
+        command = [*program, one.url, two.url, "--store", str(store), "--id", "sites", "--only", *PACKAGES]
+        kill_in_the_middle(programs, command, store, "sites")
+        before = programs.store_facts.recorded(store, "sites")
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+        direct = [direct_crawl(programs, site.url) for site in (one, two)]
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert programs.store_facts.faults(store, "sites", before) == []
+    # The tables tell what a plain loop finds: each record was applied once, before the kill and after it.
+    for site, expected in zip((one, two), direct, strict=True):
+        host = site.url.removeprefix("http://").rstrip("/")
+        pages = "SELECT count(*), sum(status >= 400 OR error != '') FROM links_pages WHERE host = ?"
+        assert ask(store, pages, host) == [(expected["pages"], expected["error_pages"])]
+        links = "SELECT count(*) FROM links_links l JOIN links_pages p ON p.url = l.page WHERE p.host = ?"
+        assert ask(store, links, host) == [(expected["links"],)]
+        broken = "SELECT count(*) FROM links_broken WHERE page LIKE ?"
+        assert ask(store, broken, f"{site.url}%") == [(len(expected["broken"]),)]
+        assert f"{host:<24}{expected['pages']:>6} pages" in done.stdout
+    named = ask(store, "SELECT name, metadata ->> '$.sites' FROM v_runs WHERE id = 'sites'")
+    assert named == [(f"links of {one.url[7:-1]}, {two.url[7:-1]}", f"{one.url} {two.url}")]
+    assert "beginning with '<!DOCTYPE" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,11 @@ def read(site: Site, path: str) -> Page:
     status, text = get(site.base + path)
     if status >= 500:
         raise ConnectionError(f"{path}: the server answered {status}")
+    return parse(path, status, text)
+
+
+def parse(path: str, status: int, text: str) -> Page:
+    """List what is on a page."""
     reader = _Reader()
     reader.feed(text)
     reader.close()

@@ -28,6 +28,7 @@ from treadle.authoring.phases import LanePlan, Phase, Phases, Rule
 from treadle.authoring.projections import Projection
 from treadle.authoring.registry import Registry
 from treadle.authoring.sleep import sleep
+from treadle.authoring.triggers import Batch, Debounce
 from treadle.authoring.undoable import Undoable
 from treadle.connect import connect, lifespan
 from treadle.core.documents import Document
@@ -69,6 +70,7 @@ from treadle.errors import (
     RunNotRunningError,
     RunNotSettledError,
     SchemaVersionError,
+    SecretError,
     SigningError,
     SlotError,
     StaleVersionError,
@@ -96,6 +98,7 @@ from treadle.errors import (
 
 if TYPE_CHECKING:
     from treadle.authoring.outcomes import LaneRun, PhasesCancelled, PhasesResult, RowRun, Ticket
+    from treadle.authoring.secrets import Secret
     from treadle.ports import PayloadCodec
     from treadle.runtime.artifacts import ArtifactStream
     from treadle.runtime.blocking import BlockingApp, BlockingRun
@@ -137,6 +140,7 @@ _LATER = {
     "RowRun": "authoring.outcomes",
     "Run": "runtime.run",
     "RunAnalysis": "runtime.run_analysis",
+    "Secret": "authoring.secrets",
     "StepCall": "runtime.middleware",
     "StepOutcome": "runtime.outcomes",
     "Ticket": "authoring.outcomes",
@@ -165,6 +169,7 @@ __all__ = [
     "Artifact",
     "ArtifactNotFoundError",
     "ArtifactStream",
+    "Batch",
     "BlockingApp",
     "BlockingRun",
     "Boundary",
@@ -176,6 +181,7 @@ __all__ = [
     "ConflictError",
     "Cycle",
     "CycleError",
+    "Debounce",
     "DecodeError",
     "DefinitionError",
     "DefinitionErrors",
@@ -240,6 +246,8 @@ __all__ = [
     "RunRecord",
     "Schedule",
     "SchemaVersionError",
+    "Secret",
+    "SecretError",
     "SigningError",
     "SlotError",
     "StaleVersionError",

@@ -23,6 +23,7 @@
     ├─ SigningError           a key or a signer that does not work
     ├─ MissingExtraError      what was asked needs a package that is not installed
     ├─ PluginError            an entry point that is not there, or cannot be loaded
+    ├─ SecretError            a secret is not there under its name
     ├─ MissingKeyError        a stored value is encoded with a key that this process does not have
     ├─ UnregisteredStepError  this process has no function of that name
     └─ InternalError          a broken invariant of ours: the run is held, never guessed on
@@ -463,6 +464,12 @@ class PluginError(TreadleError, ImportError):
     code = "plugin"
 
 
+class SecretError(TreadleError):
+    """There is no secret under a name; the message says which. Give it to the process that executes the step."""
+
+    code = "secret_missing"
+
+
 class MissingKeyError(TreadleError):
     """A stored value is encoded with a key that this process does not have; give it the key `key_id`.
 
@@ -524,6 +531,7 @@ EXIT_CODES: dict[str, int] = {
     "extra_missing": 2,
     "plugin": 2,
     "missing_key": 2,
+    "secret_missing": 2,
     "definition_invalid": 3,
     "cycle": 3,
     "duplicate_step": 3,

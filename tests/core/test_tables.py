@@ -52,6 +52,7 @@ BOOM = Failure(code="boom")
 STEP_EVENTS: dict[str, Callable[[RunState], ev.AnyEvent]] = {
     "evaluation_asked": lambda _: ev.EvaluationAsked(at=X),
     "condition_evaluated": lambda _: ev.ConditionEvaluated(at=X, value=True),
+    "key_evaluated": lambda _: ev.KeyEvaluated(at=X, key="k"),
     "attempt_lost": lambda run: ev.AttemptLost(at=X, attempt=tasked(run)),
     "attempt_failed": lambda run: ev.AttemptFailed(at=X, attempt=tasked(run), failure=BOOM),
     "attempt_ended": lambda run: ev.AttemptEnded(at=X, attempt=tasked(run), outcome="succeeded"),
@@ -66,6 +67,7 @@ STEP_EVENTS: dict[str, Callable[[RunState], ev.AnyEvent]] = {
     "step_cancelled": lambda _: ev.StepCancelled(at=X),
     "steps_reopened": lambda _: ev.StepsReopened(at=[X]),
     "steps_added": lambda _: ev.StepsAdded(by="a", into="a", blocks=[Step(id="x", action="act")]),
+    "trigger_received": lambda _: ev.TriggerReceived(at=X, name="t", args=[]),
 }
 SCOPE_EVENTS: dict[str, ev.AnyEvent] = {
     "scope_opened": ev.ScopeOpened(at=G),
@@ -178,7 +180,8 @@ def attempt_cases() -> list[tuple[bool, str, str]]:
     return [
         case
         for case in steps
-        if case[2] != "condition_evaluated" and not (case[2] in beginnings and case[1] in (FAILED, LOST))
+        if case[2] not in ("condition_evaluated", "key_evaluated")
+        and not (case[2] in beginnings and case[1] in (FAILED, LOST))
     ] + [(True, RUNNING, kind) for kind in kinds if kind not in ("step_succeeded", "attempt_failed", "child_started")]
 
 

@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 
-from treadle import App, connect, context, step, workflow
+from treadle import App, Batch, connect, context, step, workflow
 
 
 def note(what: str) -> None:
@@ -39,7 +39,29 @@ async def queue_up(app: App, life: str, count: int) -> None:
         note(f"ack {name}")
 
 
-MODES = {"singleton": queue_up}
+@step(name="start:load", lost_limit=1000)
+async def load(rows: list[str]) -> list[str]:
+    """Leave a line."""
+    note(f"load {context().attempt} {' '.join(rows)}")
+    return rows
+
+
+@workflow(name="start:insert", triggers=Batch(4, "200ms"))
+def insert(rows: list[str]) -> list[str]:
+    """One run for up to four triggers."""
+    return load.bind(rows)
+
+
+async def trigger(app: App, life: str, count: int) -> None:
+    """Send triggers, each of them twice, and acknowledge them."""
+    for number in range(3 * count):
+        name = f"{life}-{number}"
+        await app.trigger(insert, name, id=name)
+        note(f"ack {name}")
+        await app.trigger(insert, name, id=name)
+
+
+MODES = {"singleton": queue_up, "batch": trigger}
 
 
 async def main() -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from treadle import DefinitionError, Queue, QueueFullError, connect, step, workflow
+from treadle import DefinitionError, Queue, QueueFullError, RunFailedError, connect, sleep, step, workflow
+from treadle.core.events import KeyEvaluated
 from treadle.runtime.queues import changes_of
 from treadle.store.queues import QueueChange
 
@@ -115,3 +116,87 @@ def test_limits_that_make_no_sense_are_refused_where_they_are(queue: Queue, said
 def test_a_key_of_an_unknown_parameter_is_refused_when_the_step_is_planned() -> None:
     with pytest.raises(DefinitionError, match="there is no parameter 'hots'"):
         wrong.plan(1)
+
+
+@step
+async def held(gate: str) -> str:
+    await asyncio.sleep(0.001)
+    while gate in active:
+        await asyncio.sleep(0.001)
+    return gate
+
+
+@step(queue="elsewhere")
+async def inner() -> str:
+    return "called"
+
+
+@workflow
+def outer():
+    return inner.bind()
+
+
+@workflow
+def restful():
+    return [held.bind("gate"), inner.options(id="after", after=sleep.bind("1ms")).bind(), outer.bind()]
+
+
+async def test_sleeps_and_calls_take_up_no_capacity_and_wait_for_none(tmp_path) -> None:
+    for url in ("memory://", f"sqlite:///{tmp_path / 'runs.db'}?sync=normal"):
+        active["gate"] = 1
+        async with connect(url, queues=[Queue("default", concurrency=1, rate="1/h")]) as app:
+            run = await app.start(restful)
+            assert await run.step("after", timeout=10) == "called"
+            assert await run.step("outer", timeout=10) == "called"
+            assert [(row.name, row.running) for row in await app.queues() if row.running] == [("default", 1)]
+            del active["gate"]
+            await run.result()
+
+
+def test_the_queue_of_what_takes_up_nothing_has_no_limits() -> None:
+    with pytest.raises(DefinitionError, match="sleeps and calls wait there"):
+        changes_of([Queue("treadle:unlimited", concurrency=1)])
+
+
+@step
+async def read_page(host: str) -> dict[str, str]:
+    return {"host": host, "body": "x" * 5000}
+
+
+@step(queue="limited", key="page.host")
+async def index(page: dict[str, str]) -> str:
+    host = page["host"]
+    active[host] = active.get(host, 0) + 1
+    most[host] = max(most.get(host, 0), active[host])
+    await asyncio.sleep(0.002)
+    active[host] -= 1
+    return host
+
+
+@workflow
+def index_all(count: int):
+    return [index.bind(read_page.bind(f"host-{number % 2}")) for number in range(count)]
+
+
+async def test_a_key_may_be_a_part_of_a_large_value(tmp_path) -> None:
+    for url in ("memory://", f"sqlite:///{tmp_path / 'runs.db'}?sync=normal"):
+        most.clear()
+        async with connect(url, queues=[Queue("limited", key_concurrency=2)]) as app:
+            run = await app.start(index_all, 20)
+            assert len(await run.result(timeout=30)) == 20
+            keys = [event.key for _, _, event in [row async for row in run.events()] if isinstance(event, KeyEvaluated)]
+        assert sorted(set(keys)) == ["host-0", "host-1"]
+        assert len(keys) == 20
+        assert most == {"host-0": 2, "host-1": 2}
+
+
+@step(queue="limited", key="page.nothing")
+async def keyless(page: dict[str, str]) -> str:
+    return "never"
+
+
+async def test_a_part_that_is_not_there_is_a_failure_of_the_step() -> None:
+    async with connect("memory://") as app:
+        run = await app.enqueue(keyless.bind(await read_page("host")))
+        with pytest.raises(RunFailedError, match=r"the key 'page.nothing' has no value"):
+            await run.result(timeout=10)

@@ -81,3 +81,19 @@ def test_singletons_of_killed_processes_run_once_each_and_one_at_a_time(url: str
             assert all(one[1] <= other[0] for one, other in itertools.pairwise(spans))
 
     asyncio.run(check())
+
+
+def test_triggers_of_killed_processes_are_in_one_run_each(url: str, tmp_path: Path) -> None:
+    told = kill_again_and_again(url, "batch", tmp_path / "log")
+
+    async def check() -> None:
+        async with connect(url, worker=False) as app:
+            rows = await app.runs(limit=1000)
+            assert {row.status for row in rows} == {"succeeded"}
+            runs = [row for row in rows if row.workflow == "start:insert"]
+            assert len(runs) == sum(1 for row in rows if row.workflow == "start:insert~window")
+            found = [name for row in runs for name in await app.run(row.id, list[str]).result()]
+            assert len(found) == len(set(found))
+            assert {line.split()[1] for line in told if line.startswith("ack ")} <= set(found)
+
+    asyncio.run(check())

@@ -25,6 +25,7 @@ from treadle.errors import (
     LeaseLostError,
     StoreError,
 )
+from treadle.store.queues import QueueChange, QueueLimits
 from treadle.store.sqlite import SqliteStore
 from treadle.testing.contract_kit import (
     NOW,
@@ -186,6 +187,29 @@ def test_an_idle_claim_and_wakes_take_no_lock(store: SqliteStore, path: Path) ->
 
     other.execute("ROLLBACK")
     other.close()
+
+
+def test_a_claim_takes_no_lock_while_all_that_wait_do_so_for_queues_that_are_full(
+    store: SqliteStore, path: Path
+) -> None:
+    one = Party(store, "one")
+    limits: dict[str, dict[str, Any]] = {
+        "full": {"concurrency": 1}, "rated": {"rate": 0.5}, "keyed": {"key_concurrency": 1},
+    }  # fmt: skip
+    changes = [QueueChange(name=name, defined=QueueLimits(**found)) for name, found in limits.items()]
+    store.set_queues([*changes, QueueChange(name="paused", paused=True)], NOW)
+    tasks = [task_of(RUN, n, queue=name, key="k") for n, name in enumerate([*limits, *limits, "paused"])]
+    one.start(tasks=tasks)
+    assert len(one.claim(9)) == 3
+    other = apsw.Connection(str(path))
+    other.execute("BEGIN IMMEDIATE")
+    connected(store).set_busy_handler(None)
+
+    assert store.claim("one", Slots(9), NOW + 1) == ([], NOW + 2)
+
+    other.execute("ROLLBACK")
+    other.close()
+    assert [task.queue for task in one.claim(9, now=NOW + 2)] == ["rated"]
 
 
 def test_tasks_of_a_held_run_are_met_by_one_claim_only(store: SqliteStore, path: Path) -> None:

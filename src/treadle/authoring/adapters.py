@@ -170,6 +170,11 @@ def hook(declared: Any, value: Any) -> Any:
         except Mismatch as mismatch:
             raise ValueError(str(mismatch)) from None
     if isinstance(kind, type):
+        if (wrap := getattr(kind, "__treadle_wrap__", None)) is not None:
+            try:
+                return wrap(get_args(declared), value)
+            except Mismatch as mismatch:
+                raise ValueError(str(mismatch)) from None
         if isinstance(value, kind):
             return value
         if isinstance(value, str) and issubclass(kind, PurePath):
@@ -315,6 +320,18 @@ def _lift_bytes(text: str) -> bytes:
     return base64.b64decode(text, validate=True)
 
 
+def _lift_secret(value: Any) -> Any:
+    from treadle.authoring.secrets import Secret  # most programs have none
+
+    return Secret(value)
+
+
+def _lift_secret_name(name: str) -> Any:
+    from treadle.authoring.secrets import Secret
+
+    return Secret.named(name)
+
+
 def _refuse_hidden(key_id: str) -> Any:
     raise DecodeError(f"it is hidden: the run has it encoded with key {key_id!r}; plan the workflow anew")
 
@@ -338,4 +355,6 @@ _LIFTS: dict[str, Callable[[Any], Any]] = {
     "frozenset": _lift_set(frozenset),
     "dict": _lift_dict,
     "hidden": _refuse_hidden,
+    "secret": _lift_secret,
+    "secret_name": _lift_secret_name,
 }

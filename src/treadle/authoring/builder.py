@@ -41,7 +41,7 @@ from treadle.authoring.signatures import ANYTHING, Signature, Target
 from treadle.core.addresses import child, encode_id
 from treadle.core.analysis import check_plan
 from treadle.core.graph_analysis import Analysis
-from treadle.core.plan import Block, Child, Group, Plan, RetryPolicy, Slot
+from treadle.core.plan import UNLIMITED, Block, Child, Group, Plan, RetryPolicy, Slot
 from treadle.errors import DefinitionError, DefinitionErrors, SlotError, UsageError
 
 R_co = TypeVar("R_co", covariant=True)
@@ -222,7 +222,11 @@ class PlanBuilder:
             # The options of a decorated function hold here too.
             return known, known.options
         flow = self.registry.workflow(name)
-        return (flow, Chosen({"child": Child()}, {})) if flow is not None else (ForeignAction(name), NOTHING)
+        return (
+            (flow, Chosen({"child": Child(), "queue": UNLIMITED}, {}))
+            if flow is not None
+            else (ForeignAction(name), NOTHING)
+        )
 
     def group(self, id: str, *, after: object = None, after_any: object = None, optional: bool = False) -> GroupPlace:
         """Open a group in the present scope: `with builder.group("deploy") as deploy: ...`."""

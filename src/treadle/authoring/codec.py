@@ -83,7 +83,7 @@ _load: Callable[[str | bytes], Any] = msgspec.json.Decoder().decode
 Lowering = Callable[[Any, int], Any]
 
 
-class _Refused(Exception):  # noqa: N818 - never leaves this module; callers see EncodeError
+class Refused(Exception):  # noqa: N818 - never leaves the codec; callers see EncodeError
     """A part that cannot be stored; each container on the way out adds its place."""
 
     def __init__(self, reason: str, *, too_deep: bool = False) -> None:
@@ -94,10 +94,12 @@ class _Refused(Exception):  # noqa: N818 - never leaves this module; callers see
         self.containers: list[object] = []
 
     def leave(self, container: object, place: str) -> None:
+        """Add the place in a container, from the inside out."""
         self.containers.append(container)
         self.places.append(place)
 
     def error(self) -> EncodeError:
+        """The error that callers see."""
         places = self.places[::-1]
         if not self.too_deep:
             return EncodeError(f"cannot store `{path_text(places)}`: {self.reason}")
@@ -112,8 +114,8 @@ class _Refused(Exception):  # noqa: N818 - never leaves this module; callers see
         return EncodeError(f"cannot store `{path_text(places[:8])}...`: {self.reason}")
 
 
-def _too_deep(value: object) -> _Refused:
-    return _Refused(
+def _too_deep(value: object) -> Refused:
+    return Refused(
         f"{type_name(type(value))} nested more than {_MAX_DEPTH} levels deep; flatten it, or store it as an artifact",
         too_deep=True,
     )
@@ -152,14 +154,14 @@ def _suffix(value: datetime | time) -> str:
     if isinstance(key, str):
         return f"[{key}]{fold}"
     if value.tzinfo is not None and value.utcoffset() is None:
-        raise _Refused(f"its time zone {shown(value.tzinfo)} has neither offset nor name; use zoneinfo or UTC")
+        raise Refused(f"its time zone {shown(value.tzinfo)} has neither offset nor name; use zoneinfo or UTC")
     return fold
 
 
 def _lower_datetime(value: datetime, depth: int) -> Any:
     text = datetime.isoformat(value)
     if type(value) is not datetime and datetime.fromisoformat(text) != value:
-        raise _Refused(f"{type_name(type(value))} is finer than microseconds; store it as text or an integer")
+        raise Refused(f"{type_name(type(value))} is finer than microseconds; store it as text or an integer")
     return tagged("datetime", text + _suffix(value))
 
 
@@ -206,7 +208,7 @@ def _lower_list(value: Any, depth: int) -> Any:
                 append(item)
             else:
                 append(_lowerings[kind](item, depth + 1))
-    except _Refused as refused:
+    except Refused as refused:
         refused.leave(value, f"[{len(lowered)}]")
         raise
     return lowered
@@ -226,14 +228,14 @@ def _lower_set(value: Any, depth: int) -> Any:
         for item in value:
             part = _lowerings[type(item)](item, depth + 3)
             lowered.append((_text(part), part))
-    except _Refused as refused:
+    except Refused as refused:
         refused.leave(value, "{...}")
         raise
     # Sets have no order of their own; equal sets must have equal texts.
     lowered.sort(key=_first)
     for one, other in pairwise(lowered):
         if one[0] == other[0]:
-            raise _Refused(f"two members of the {type_name(type(value))} are both {one[0][:80]} as JSON; keep one")
+            raise Refused(f"two members of the {type_name(type(value))} are both {one[0][:80]} as JSON; keep one")
     return tagged("frozenset" if isinstance(value, frozenset) else "set", [part for _, part in lowered])
 
 
@@ -256,7 +258,7 @@ def _lower_dict(value: Any, depth: int) -> Any:
                 lowered[key] = item
             else:
                 lowered[key] = _lowerings[kind](item, depth + 1)
-    except _Refused as refused:
+    except Refused as refused:
         refused.leave(value, segment(key))
         raise
     return lowered
@@ -270,15 +272,13 @@ def _lower_pairs(value: Any, depth: int) -> Any:
         for key, item in value.items():
             name = _lowerings[type(key)](key, depth + 4)
             if _holds_object(name):
-                raise _Refused(
-                    f"{type_name(type(key))} as the key of a dict; use text, numbers, UUIDs, dates or tuples"
-                )
+                raise Refused(f"{type_name(type(key))} as the key of a dict; use text, numbers, UUIDs, dates or tuples")
             pairs.append((name, _lowerings[type(item)](item, depth + 4)))
-    except _Refused as refused:
+    except Refused as refused:
         refused.leave(value, segment(key))
         raise
     if len({_text(name) for name, _ in pairs}) != len(pairs):
-        raise _Refused(f"two keys of the {type_name(type(value))} are the same as JSON; keep one")
+        raise Refused(f"two keys of the {type_name(type(value))} are the same as JSON; keep one")
     if all(isinstance(name, str) and name != TAG for name, _ in pairs):
         return dict(pairs)
     return tagged("dict", pairs)
@@ -323,11 +323,11 @@ def _lowering_of_fields(names: Iterable[str], keys: Iterable[str], tag: tuple[st
                     lowered[key] = item
                 elif item is not msgspec.UNSET:
                     lowered[key] = _lowerings[kind](item, depth + 1)
-        except _Refused as refused:
+        except Refused as refused:
             refused.leave(value, segment(key))
             raise
         except AttributeError as error:
-            raise _Refused(f"a field of this {type_name(type(value))} has no value ({error})") from None
+            raise Refused(f"a field of this {type_name(type(value))} has no value ({error})") from None
         return lowered if TAG not in lowered else tagged("dict", list(lowered.items()))
 
     return lower
@@ -349,10 +349,10 @@ def _lower_model(value: Any, depth: int) -> Any:
     try:
         dumped = dump_model(value, json=False)
     except Exception as error:
-        raise _Refused(f"its {type_name(type(value))}.model_dump() fails: {error}") from error
+        raise Refused(f"its {type_name(type(value))}.model_dump() fails: {error}") from error
     try:
         return _lowerings[type(dumped)](dumped, depth)
-    except _Refused:
+    except Refused:
         # Url and IP address objects have a JSON form that only the model knows. It is good if the model reads it back
         # as an equal one; a SecretStr, which dumps as asterisks, is not.
         try:
@@ -378,7 +378,7 @@ _ADVICE: tuple[tuple[Any, str], ...] = (
 
 def _refuse(value: Any, depth: int) -> Any:
     advice = next(text for kinds, text in _ADVICE if isinstance(value, kinds))
-    raise _Refused(f"{type_name(type(value))} has no JSON form; {advice}")
+    raise Refused(f"{type_name(type(value))} has no JSON form; {advice}")
 
 
 _BASES: dict[type, Lowering] = {
@@ -437,6 +437,11 @@ class _Lowerings(dict[type, Lowering]):
 _lowerings = _Lowerings()
 
 
+def register(kind: type, lowering: Callable[[Callable[[Any, int], Any]], Lowering]) -> None:
+    """Let a class of Treadle's own be encoded; `lowering` is given that of the parts."""
+    _BASES[kind] = lowering(lambda value, depth: _lowerings[type(value)](value, depth))
+
+
 def _text(lowered: Any) -> str:
     try:
         return _dump(lowered).decode()
@@ -454,7 +459,7 @@ def encode(value: Any, declared: object = Any) -> str:
         return str(value)
     try:
         return _text(_lowerings[kind](value, 0))
-    except _Refused as refused:
+    except Refused as refused:
         raise refused.error() from refused.__cause__
     except RecursionError:
         # The bound on depth does not help where the caller's own stack is nearly used up.

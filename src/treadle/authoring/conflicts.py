@@ -1,10 +1,12 @@
-"""Singletons: workflows of which one run at a time goes on, as a whole or for each key."""
+"""What a workflow says of its starts: whether it is a singleton, how triggers are collected; and their keys."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal, get_args
+
+import msgspec
 
 from treadle.authoring import codec
 from treadle.core.addresses import encode_id
@@ -17,6 +19,17 @@ from treadle.errors import DefinitionError, EncodeError, ExpressionSyntaxError, 
 # What to do if a run of the same id, or of the same singleton, is there already.
 OnConflict = Literal["reuse", "reject", "replace", "queue"]
 _WORDS: Final[tuple[OnConflict, ...]] = get_args(OnConflict)
+
+
+class Collecting(msgspec.Struct, frozen=True):
+    """How a workflow's triggers are collected; durations in seconds, the key as an expression ("" for one window)."""
+
+    period: float
+    timeout: float
+    size: int
+    key: str
+    # The parameter that takes the list, of a batch.
+    parameter: str = ""
 
 
 def on_conflict_of(value: OnConflict | None) -> OnConflict | None:
@@ -64,7 +77,8 @@ def key_from(option: str, expression: str, function: Callable[..., Any], values:
             given.setdefault(name, parameter.default)
     try:
         args: dict[str, Arg] = {name: f"={codec.encode(value)}" for name, value in given.items()}
-        return key_of(expression, args)
+        # All of them are at hand, so nobody has to be asked.
+        return key_of(expression, args) or ""
     except (EncodeError, UnresolvedError) as error:
         raise SlotError(f"{option}={expression!r} has no value for these arguments: {error}") from error
 

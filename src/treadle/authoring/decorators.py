@@ -34,8 +34,9 @@ from treadle.authoring.options import (
 from treadle.authoring.registry import Definition, Registry, WorkflowDefinition, default_registry
 from treadle.authoring.signatures import Signature
 from treadle.authoring.streams import Results, does_yield
+from treadle.authoring.triggers import Batch, Debounce, collecting_of
 from treadle.authoring.undo import Declared, UndoDefinition
-from treadle.core.plan import Child
+from treadle.core.plan import UNLIMITED, Child
 from treadle.errors import DefinitionError, DefinitionErrors, SlotError, UsageError
 
 P = ParamSpec("P")
@@ -158,7 +159,7 @@ class WorkflowFunction(Generic[P, R]):
     def __init__(self, definition: WorkflowDefinition) -> None:
         _look_like(self, definition.function)
         self.definition: Final = definition
-        self.chosen = Chosen({"child": Child()}, {})
+        self.chosen = Chosen({"child": Child(), "queue": UNLIMITED}, {})
 
     def bind(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Plan a step that is a run of this workflow: a child of the run that holds the step.
@@ -492,6 +493,7 @@ def workflow(
     undo_limit: int | None = ...,
     singleton: str | bool = ...,
     on_conflict: OnConflict | None = ...,
+    triggers: Debounce | Batch | None = ...,
     registry: Registry | None = ...,
 ) -> WorkflowDecorator: ...
 def workflow(
@@ -505,6 +507,7 @@ def workflow(
     undo_limit: int | None = None,
     singleton: str | bool = False,
     on_conflict: OnConflict | None = None,
+    triggers: Debounce | Batch | None = None,
     registry: Registry | None = None,
 ) -> Any:
     """Make a function that plans steps a workflow. `retry` is the policy of steps that have none of their own.
@@ -515,7 +518,7 @@ def workflow(
 
     With `singleton=True` one run of it at a time goes on, in all processes on the store; with a parameter's name, or an
     expression over the parameters, one for each value of that. `on_conflict` is what a start does that says nothing
-    itself (see `App.start`).
+    itself (see `App.start`). `triggers` says how `App.trigger` makes one run of many triggers.
 
     Raises:
         DefinitionError: it is an `async def`; in this version a workflow is a `def` that plans steps.
@@ -542,6 +545,7 @@ def workflow(
             undo_limit=limit,
             singleton=checked_key("singleton", singleton, function),
             on_conflict=conflict,
+            triggers=collecting_of(triggers, function),
             name=name,
             aliases=names,
             namespace=namespace,

@@ -19,6 +19,7 @@ from treadle.authoring import codec
 from treadle.authoring.adapters import TAG, tagged
 from treadle.authoring.builder import Planned, raise_all
 from treadle.authoring.registry import Registry, default_registry
+from treadle.authoring.secrets import refuse_secret
 from treadle.authoring.yaml_text import read_yaml, write_yaml
 from treadle.core.analysis import check_plan
 from treadle.core.canonical import canonical
@@ -109,6 +110,8 @@ def plan_document(planned: Planned, provenance: Provenance) -> Document:
 def document_of(plan: Plan, constants: Iterable[str], provenance: Provenance, **more: Any) -> Document:
     """The sealed document of a plan and its constants (JSON texts); `more` are further members."""
     members = {name: getattr(plan, name) for name in Plan.__struct_fields__}
+    for index, text in enumerate(constants := list(constants)):
+        refuse_secret(text, f"constant {index} of the document")
     values = [value_of(text) for text in constants]
     return seal(Document(**members, constants=values, provenance=provenance, **more))
 

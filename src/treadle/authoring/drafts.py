@@ -46,8 +46,8 @@ def draft_arguments(
         if kind in parameter.exact:
             try:
                 values[name] = parameter.adapter.encode(value)
-            except EncodeError as error:
-                complaints.append(f"argument {name!r}: {error}")
+            except EncodeError:
+                values[name] = literal(value, parameter, f"argument {name!r}", complaints)
         elif kind is Bound and value.__treadle_default__ is UNSET and not value.__treadle_path__:
             values[name] = value
             node = value.__treadle_node__
@@ -78,13 +78,23 @@ def draft(value: Any, target: Target, label: str, complaints: list[str]) -> Any:
 def literal(value: Any, target: Target, label: str, complaints: list[str]) -> str:
     """The JSON text of a value that is known now, after a look whether its reader will understand it."""
     try:
-        text = target.adapter.encode(value)
+        try:
+            text = target.adapter.encode(value)
+        except EncodeError:
+            # Whether a secret is hidden is known where the plan is started.
+            text = _with_secrets(target, value)
         if not (target.unchecked or type(value) in target.exact):
             target.adapter.decode(text)
     except (EncodeError, DecodeError) as error:
         complaints.append(f"{label}: {_advice(value) or error}")
         return "null"
     return text
+
+
+def _with_secrets(target: Target, value: Any) -> str:
+    from treadle.authoring.secrets import with_secrets  # most programs have none
+
+    return with_secrets(target.adapter.encode, value)
 
 
 def _advice(value: object) -> str:

@@ -22,7 +22,7 @@ from typing import Any, Final, Literal, Protocol
 
 from treadle.authoring.bound import kind_of
 from treadle.authoring.codec import Adapter
-from treadle.authoring.conflicts import OnConflict
+from treadle.authoring.conflicts import Collecting, OnConflict
 from treadle.authoring.isolation import Isolation
 from treadle.authoring.options import NOTHING, Chosen
 from treadle.authoring.signatures import Parameter, Signature
@@ -127,6 +127,7 @@ class WorkflowDefinition(Definition):
         undo_limit: int = 0,
         singleton: str | None = None,
         on_conflict: OnConflict | None = None,
+        triggers: Collecting | None = None,
         **named: Any,
     ) -> None:
         super().__init__(function, kind="workflow", **named)
@@ -134,6 +135,8 @@ class WorkflowDefinition(Definition):
         # The key of which one run at a time goes on, as an expression; "" is all runs, None is no singleton.
         self.singleton: Final = singleton
         self.on_conflict: Final = on_conflict
+        # How triggers are collected, if they are.
+        self.triggers: Final = triggers
         self.on_failure: Final = on_failure
         self.undo_limit: Final = undo_limit
 

@@ -7,8 +7,9 @@ from typing import Any, Final, Self, Unpack
 from treadle.authoring.bound import Bound, this_frame
 from treadle.authoring.builder import plan_call
 from treadle.authoring.durations import Duration, seconds_of
-from treadle.authoring.options import NOTHING, Chosen, StepOptions, choose
+from treadle.authoring.options import Chosen, StepOptions, choose
 from treadle.authoring.registry import Definition
+from treadle.core.plan import UNLIMITED
 
 SLEEP: Final = "treadle:sleep"
 
@@ -23,12 +24,13 @@ def _define() -> Definition:
 
 
 _DEFINITION: Final = _define()
+_CHOSEN: Final = Chosen({"queue": UNLIMITED}, {})
 
 
 class SleepFunction:
     """What `sleep` is: used like a step function. Its result is None."""
 
-    def __init__(self, chosen: Chosen = NOTHING) -> None:
+    def __init__(self, chosen: Chosen = _CHOSEN) -> None:
         self.definition: Final = _DEFINITION
         self.chosen = chosen
 

@@ -16,6 +16,7 @@ import msgspec
 from treadle.bench import ceilings, graphs
 from treadle.bench.artifact import artifact
 from treadle.bench.grow import grow
+from treadle.bench.limits import limits
 from treadle.bench.records import records
 from treadle.bench.recover import recover
 from treadle.bench.unwind import unwind
@@ -35,6 +36,7 @@ DEFAULT_SIZES = {
     "grow": 10_000,
     "artifact": 1024,
     "records": 10_000,
+    "limits": 500,
     "unwind": 10_000,
     "unwind-fan": 10_000,
 }
@@ -73,6 +75,8 @@ def run_bench(workload: str, size: int | None, store: str) -> Line:
         return _line(workload, amount, store, *asyncio.run(grow(store, amount)))
     if workload == "records":
         return _line(workload, amount, store, *asyncio.run(records(store, amount)))
+    if workload == "limits":
+        return _line(workload, amount, store, *asyncio.run(limits(store, amount)))
     if workload == "artifact":
         return _line(workload, amount, store, *asyncio.run(artifact(store, amount)))
     if workload.startswith("unwind"):

@@ -22,7 +22,7 @@ from treadle.core.decision import Decision, Limits
 from treadle.core.events import Arg, Failure
 from treadle.core.gathers import proceed_choose, proceed_gather
 from treadle.core.inputs import Cancel
-from treadle.core.keys import key_of
+from treadle.core.keys import known_key, question
 from treadle.core.opened import CANCELLING, asking, may_succeed, value_of_iteration
 from treadle.core.phases import proceed_phases, row_failure
 from treadle.core.placement import target_of
@@ -234,11 +234,15 @@ def dispatch(run: RunState, decision: Decision, step: StepState, not_before: flo
         return
     try:
         args = resolve_args(run, node, node.step.slots)
-        key = key_of(node.step.key, args) if node.step.key else ""
+        key = known_key(run, step, args) if node.step.key else ""
         target = target_of(run, step) if node.step.placement is not None else ""
     except UnresolvedError as error:
         failure = Failure(code="unresolved", message=str(error))
         decision.settle(run, step, ev.StepFailed(at=node.address, attempt=0, failure=failure))
+        return
+    if key is None:
+        decision.record(run, ev.EvaluationAsked(at=node.address, number=step.asking + 1))
+        decision.tasks.append(question(run, step, args))
         return
     if node.undoable and must_prepare(step):
         prepare(run, decision, step, args, not_before, key, target)

@@ -31,7 +31,7 @@ from treadle.core.opened import settled_inside
 from treadle.core.progress import GatherProgress, PhasesProgress
 from treadle.core.reshaping import steps_added, steps_reopened
 from treadle.core.resolve import phases_around, scope_value
-from treadle.core.state import RunState, ScopeState, StepState, ready_key
+from treadle.core.state import RunState, ScopeState, StepState, WindowState, ready_key
 from treadle.core.tables import READY, RUN, SKIPPED, STEP, SUCCEEDED, WAITING
 from treadle.errors import InternalError
 
@@ -101,6 +101,8 @@ def _run_started(run: RunState, event: ev.RunStarted) -> None:
     run.parent = event.parent
     if event.singleton:
         run.names[event.singleton] = None
+    if event.window is not None:
+        run.window = WindowState(event.window, {event.trigger: None})
     run.dedup.update(run.graph.dedup)
     states = run.states
     # Numbers only grow here, so that appending them keeps the heap.
@@ -177,6 +179,18 @@ def _name_taken(run: RunState, event: ev.NameTaken) -> None:
 def _turn_came(run: RunState, event: ev.TurnCame) -> None:
     run.status = _run_status(run, "turn_came")
     run.awaits.pop(event.name, None)
+
+
+def _trigger_received(run: RunState, event: ev.TriggerReceived) -> None:
+    step = step_of(run, event.at)
+    step.status = allowed_status(step, "trigger_received")
+    if run.window is not None:
+        run.window.names[event.name] = None
+    # A new list: the run's head has the old one.
+    run.constants = event.args if event.attempt else [*run.constants, *event.args]
+    if event.attempt:
+        step.attempt = step.tasked = event.attempt
+        step.not_before = event.not_before
 
 
 def _cancel_requested(run: RunState, event: ev.CancelRequested) -> None:
@@ -430,6 +444,14 @@ def _condition_evaluated(run: RunState, event: ev.ConditionEvaluated) -> None:
     _look_again(run, step)
 
 
+def _key_evaluated(run: RunState, event: ev.KeyEvaluated) -> None:
+    step = step_of(run, event.at)
+    step.status = allowed_status(step, "key_evaluated")
+    run.keys[step.node.number] = event.key
+    untask(run, step)
+    _look_again(run, step)
+
+
 def _look_again(run: RunState, step: StepState) -> None:
     """Put a step that is not dispatched where `decide` finds it."""
     if step.status == WAITING:
@@ -508,6 +530,7 @@ _APPLY: dict[type, Callable[[RunState, Any], None]] = {
     ev.StepCancelled: _step_cancelled,
     ev.EvaluationAsked: _evaluation_asked,
     ev.ConditionEvaluated: _condition_evaluated,
+    ev.KeyEvaluated: _key_evaluated,
     ev.SignalReceived: _signal_received,
     ev.BreakpointReached: _breakpoint_reached,
     ev.BreakpointReleased: _breakpoint_released,
@@ -515,6 +538,7 @@ _APPLY: dict[type, Callable[[RunState, Any], None]] = {
     ev.Resumed: _resumed,
     ev.NameTaken: _name_taken,
     ev.TurnCame: _turn_came,
+    ev.TriggerReceived: _trigger_received,
     ev.CancelRequested: _cancel_requested,
     ev.StepsReopened: steps_reopened,
     ev.ScopeOpened: _scope_opened,

@@ -17,7 +17,7 @@ from treadle.core.effects import Given
 from treadle.core.events import Failure
 from treadle.core.placement import new_worker
 from treadle.core.progress import PhasesProgress
-from treadle.core.resolve import phases_around, truth_of
+from treadle.core.resolve import phases_around, truth_of, value_of
 from treadle.core.retrying import DEFAULT_RETRY, due_at, fraction_of, may_retry
 from treadle.core.state import RunState, StepState
 from treadle.core.tables import CANCELLED, DISPATCHED, OUTCOMES, RUNNING, SUCCEEDED
@@ -134,7 +134,7 @@ def _patch_refused(run: RunState, step: StepState) -> Failure | None:
     found = phases_around(run, step.node)
     if found is None or found[1] is None:
         return Failure(code="no_state", message="a state patch is for cells; no Phases block is around this step")
-    if found[1].compensates is not None:
+    if found[1].takes_back is not None:
         return Failure(code="compensation_patch", message="a compensating phase reads the state and sets no variables")
     progress, row = found[0].block, found[1]
     assert isinstance(progress, PhasesProgress)
@@ -193,7 +193,10 @@ def _fail(run: RunState, decision: Decision, step: StepState, value: inp.Outcome
 
 
 def _evaluated(run: RunState, decision: Decision, step: StepState, value: inp.Outcome, cause: str) -> None:
-    """A worker evaluated the step's condition, or could not."""
+    """A worker evaluated the step's condition or its key, or could not."""
+    if step.spec.when is None or step.condition is True:
+        _keyed(run, decision, step, value, cause)
+        return
     if value.status == SUCCEEDED:
         truth = truth_of(value.result)
         if truth is not None:
@@ -203,6 +206,18 @@ def _evaluated(run: RunState, decision: Decision, step: StepState, value: inp.Ou
     else:
         found = value.failure or Failure(code="error")
         failure = Failure(code="condition", message=found.message, type=found.type, detail=found.detail)
+    _fail(run, decision, step, value, failure, cause)
+
+
+def _keyed(run: RunState, decision: Decision, step: StepState, value: inp.Outcome, cause: str) -> None:
+    """A worker found the step's key, or could not."""
+    if value.status == SUCCEEDED:
+        found = value_of(value.result)
+        decision.record(run, ev.KeyEvaluated(at=step.node.address, key=str(found or ""), cause=cause))
+        return
+    found = value.failure or Failure(code="error")
+    text = f"the key {step.spec.key!r} has no value: {found.message}"
+    failure = Failure(code="unresolved", message=text, type=found.type, detail=found.detail)
     _fail(run, decision, step, value, failure, cause)
 
 

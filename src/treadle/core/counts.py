@@ -236,6 +236,7 @@ def reset(run: RunState, step: StepState, status: str, reopened: dict[int, NodeS
     step.holding = False
     step.ended = 0
     run.deadlines.pop(step.node.number, None)
+    run.keys.pop(step.node.number, None)
     step.ready_at = step.dispatched_at = step.started_at = step.finished_at = step.not_before = 0.0
     if rewind:
         step.generation += 1

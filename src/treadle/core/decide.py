@@ -41,6 +41,7 @@ from treadle.core.singletons import (
 from treadle.core.state import RunState
 from treadle.core.undo_attempts import undo_runs
 from treadle.core.unwinding import asked_events, undo_run, undo_step
+from treadle.core.windows import is_open, leave_when_open, trigger, window_names
 
 # What is said of a run of which there is nothing to say.
 _STARTED = ev.RunStarted()
@@ -55,6 +56,8 @@ def start(
     decision.record(run, started)
     if started.singleton:
         enter(run, decision, started.singleton, enters)
+    if started.window is not None:
+        decision.names += window_names(started.window.name, started.trigger)
     advance(run, decision, limits)
     if run.names:
         leave_when_closed(run, decision)
@@ -69,6 +72,7 @@ def decide(run: RunState, inputs: Sequence[tuple[inp.AnyInput, str]], *, now: fl
         run.now = now
     events, ends = decision.events, decision.ends
     was_closed = bool(run.names) and is_closed(run)
+    was_open = run.window is not None and is_open(run)
     for value, cause in inputs:
         refusal = _HANDLERS[type(value)](run, decision, value, cause)
         if refusal is not None:
@@ -83,6 +87,8 @@ def decide(run: RunState, inputs: Sequence[tuple[inp.AnyInput, str]], *, now: fl
     advance(run, decision, limits)
     if run.names and not was_closed:
         leave_when_closed(run, decision)
+    if was_open:
+        leave_when_open(run, decision)
     return decision
 
 
@@ -148,6 +154,7 @@ _HANDLERS: dict[type, Callable[[RunState, Decision, Any, str], Refusal | None]] 
     inp.Cancel: _operate,
     inp.TakeName: take_name,
     inp.Turn: turn_came,
+    inp.Trigger: trigger,
     inp.Release: _operate,
     inp.Retry: _operate,
     inp.Rewind: _operate,

@@ -1,9 +1,8 @@
 """Events: the facts of a run's journal, in the past tense.
 
 A stored kind never changes its meaning; an unknown kind stops the load. Times are seconds since the epoch.
-`at` is an address. `cause` is the id of the inbox input that led to the event. Payloads are handles:
-`=` and JSON text for a small one, `@` and a digest for a payload row, `#` and a digest for a blob; before it `!` and a
-key id where a payload codec has encoded the value.
+`at` is an address, `cause` the id of the inbox input that led to the event. Payloads are handles: `=` and JSON text for
+a small one, `@` and the digest of a payload row, `#` of a blob; before it `!` and a key id if a codec has encoded it.
 """
 
 from __future__ import annotations
@@ -23,6 +22,8 @@ from treadle.core.values import Failure as Failure
 from treadle.core.values import Handle as Handle
 from treadle.core.values import Items as Items
 from treadle.core.values import Pick as Pick
+from treadle.core.values import Window as Window
+from treadle.core.values import kind_of as kind_of
 
 
 class Event(msgspec.Struct, frozen=True, tag_field="kind", omit_defaults=True, kw_only=True, gc=False):
@@ -34,8 +35,8 @@ class Event(msgspec.Struct, frozen=True, tag_field="kind", omit_defaults=True, k
 class RunStarted(Event, frozen=True, tag="run_started"):
     """The run began; its plan, constants and labels are in the head. No step starts before `not_before`.
 
-    `depth` is how many runs called each other down to this one; `parent` (key and address) waits for its outcome.
-    `on_failure` overrides the plan's; `singleton` is a name that the run holds, or waits for, until it is closed.
+    `depth` counts the runs that called each other down to this one; `parent` (key and address) waits for its outcome.
+    `singleton` is a name that it is in the line of until it is closed; `trigger` is the first that its `window` took.
     """
 
     at: str = ""
@@ -44,6 +45,8 @@ class RunStarted(Event, frozen=True, tag="run_started"):
     parent: str = ""
     on_failure: str = ""
     singleton: str = ""
+    window: Window | None = None
+    trigger: str = ""
 
 
 class StepsAdded(Event, frozen=True, tag="steps_added"):
@@ -78,10 +81,7 @@ class StepDispatched(Event, frozen=True, tag="step_dispatched"):
 
 
 class ChildStarted(Event, frozen=True, tag="child_started"):
-    """The attempt has made the run that the step calls, or has found it; the step waits for its end.
-
-    `worker` is as in `StepSucceeded`.
-    """
+    """The attempt has made the run that the step calls, or has found it; the step waits for its end."""
 
     at: str
     attempt: int
@@ -216,6 +216,13 @@ class ConditionEvaluated(Event, frozen=True, tag="condition_evaluated"):
     value: bool
 
 
+class KeyEvaluated(Event, frozen=True, tag="key_evaluated"):
+    """A worker found the key that the step's queue goes by, for all attempts until the step is opened again."""
+
+    at: str
+    key: str
+
+
 class SignalReceived(Event, frozen=True, tag="signal_received"):
     """The first signal of this name; later ones change nothing."""
 
@@ -260,6 +267,16 @@ class TurnCame(Event, frozen=True, tag="turn_came"):
     """The runs before this one in the line of a name are closed."""
 
     name: str
+
+
+class TriggerReceived(Event, frozen=True, tag="trigger_received"):
+    """A trigger came into the run's window. With an `attempt` the time until which that waits begins anew."""
+
+    at: str
+    name: str
+    args: list[Handle]
+    attempt: int = 0
+    not_before: float = 0.0
 
 
 class CancelRequested(Event, frozen=True, tag="cancel_requested"):
@@ -554,13 +571,13 @@ class InputAccepted(Event, frozen=True, tag="input_accepted"):
 AnyEvent = (
     RunStarted | StepsAdded | StepsReady | StepDispatched | PrepareDispatched | StepPrepared | ChildStarted
     | StepSucceeded | AttemptFailed | AttemptLost | AttemptEnded | StepFailed | StepSkipped | StepCancelled
-    | EvaluationAsked | ConditionEvaluated | SignalReceived | BreakpointReached | BreakpointReleased | Paused
-    | Resumed | CancelRequested | StepsReopened | ScopeOpened | ScopeSettled | ScopeStopped | ScopeAsked | RowOpened
-    | NameTaken | TurnCame | DecisionMade | IterationsOpened | IterationsSettled | BranchChosen | RunSettled
-    | UnwindingStarted | UndoDispatched | ChildAsked | UndoConfirmed | UndoAttemptFailed | UndoAttemptLost
-    | StepUndone | UndoFailed | UndoNotCompensable | UndoNotNeeded | CompensationOpened | PhaseCompensated
-    | UndoSkipped | UndoParked | UndoReopened | UnwindingAsked | UnwindingParked | Unwound | InputRefused
-    | InputAccepted
+    | EvaluationAsked | ConditionEvaluated | KeyEvaluated | SignalReceived | BreakpointReached | BreakpointReleased
+    | Paused | Resumed | CancelRequested | StepsReopened | ScopeOpened | ScopeSettled | ScopeStopped | ScopeAsked
+    | RowOpened | NameTaken | TurnCame | TriggerReceived | DecisionMade | IterationsOpened | IterationsSettled
+    | BranchChosen | RunSettled | UnwindingStarted | UndoDispatched | ChildAsked | UndoConfirmed | UndoAttemptFailed
+    | UndoAttemptLost | StepUndone | UndoFailed | UndoNotCompensable | UndoNotNeeded | CompensationOpened
+    | PhaseCompensated | UndoSkipped | UndoParked | UndoReopened | UnwindingAsked | UnwindingParked | Unwound
+    | InputRefused | InputAccepted
 )  # fmt: skip
 
 _encoder = msgspec.json.Encoder()
@@ -578,16 +595,5 @@ def encode_events(events: list[AnyEvent]) -> str:
 
 
 def decode_events(text: str | bytes) -> list[AnyEvent]:
-    """The events of one journal row.
-
-    Raises:
-        msgspec.ValidationError: an unknown kind or a broken row; the run cannot be decided by this kernel.
-    """
+    """The events of one journal row; msgspec.ValidationError for an unknown kind, which this kernel cannot decide."""
     return _decoder().decode(text)
-
-
-def kind_of(event: Event) -> str:
-    """The event's stored kind."""
-    tag = event.__struct_config__.tag
-    assert isinstance(tag, str)
-    return tag

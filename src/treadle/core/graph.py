@@ -50,6 +50,7 @@ from treadle.core.plan import (
     Slot,
     StateValue,
     Step,
+    Triggers,
 )
 from treadle.errors import DuplicateStepError, UnknownStepError
 
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
     from treadle.core.run_data import Need
 
 # Slots that name neither a step nor a signal.
-_NAMELESS = frozenset({Const, Given, Index, Item, LaneValue, PhaseInfo, StateValue})
+_NAMELESS = frozenset({Triggers, Const, Given, Index, Item, LaneValue, PhaseInfo, StateValue})
 _NO_REFS: Mapping[str, int] = MappingProxyType({})
 _NO_STEP = Step(id="", action="")
 

@@ -180,6 +180,17 @@ class Turn(Input, frozen=True, tag="turn"):
     name: str
 
 
+class Trigger(Input, frozen=True, tag="trigger"):
+    """A trigger for the run's window: the run's constants from now on, or one more of them.
+
+    `keep` has its name held by the run for good, so that it never counts again.
+    """
+
+    name: str
+    args: list[Handle]
+    keep: bool = False
+
+
 class Release(Input, frozen=True, tag="release"):
     """Release the breakpoints of a label."""
 
@@ -232,6 +243,7 @@ AnyInput = (
     | Cancel
     | TakeName
     | Turn
+    | Trigger
     | Release
     | Retry
     | Rewind

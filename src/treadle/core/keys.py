@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import re
+from typing import Final
 
 from treadle.core.canonical import canonical
+from treadle.core.commands import Call, Task
 from treadle.core.conditions import parsed
-from treadle.core.events import Arg, ArgList, Pick
+from treadle.core.events import Arg, ArgList, ArgMap, Pick
 from treadle.core.expressions import evaluate, lookup_in
-from treadle.core.resolve import UnresolvedError, is_inline, value_of
+from treadle.core.plan import UNLIMITED
+from treadle.core.resolve import UnresolvedError, handle_of, is_inline, value_of
+from treadle.core.state import RunState, StepState
 from treadle.core.values import key_id_of
 from treadle.errors import ExpressionError
 
+# The built-in action that a worker is asked by.
+KEY: Final = "treadle:key"
 # A key is an id in stores; longer ones are known by their hash.
 _MOST_BYTES = 200
 _NAME = re.compile(r"[^\W\d]\w*")
@@ -28,11 +34,11 @@ def _is_encoded(arg: Arg) -> bool:
     return any(map(_is_encoded, items))
 
 
-def key_of(text: str, args: dict[str, Arg]) -> str:
-    """The key that an expression over the arguments gives; empty for null.
+def key_of(text: str, args: dict[str, Arg]) -> str | None:
+    """The key that an expression over the arguments gives; empty for null, None if a worker has to be asked.
 
     Raises:
-        UnresolvedError: it has no value, or reads a part of a value that is too large to ride in events.
+        UnresolvedError: it has no value.
     """
     whole = args.get(text) if _NAME.fullmatch(text) else None
     if isinstance(whole, str) and not is_inline(whole) and not key_id_of(whole):
@@ -46,14 +52,47 @@ def key_of(text: str, args: dict[str, Arg]) -> str:
             f"the key {text!r} reads {', '.join(large)}, which a payload codec encodes; stores read keys as they are"
         )
     if large:
-        raise UnresolvedError(
-            f"the key {text!r} reads {', '.join(large)}, which is too large; make the key a step's value"
-        )
+        return None
     try:
         value = evaluate(expression, lookup_in({name: value_of(args[name]) for name in args if name in roots}))
     except (ExpressionError, LookupError) as error:
         raise UnresolvedError(f"the key {text!r} has no value: {error}") from error
+    return key_text(value)
+
+
+def key_text(value: object) -> str:
+    """The key that a value stands for."""
     found = "" if value is None else value if isinstance(value, str) else canonical(value).decode()
     if len(found.encode()) > _MOST_BYTES:
         return "sha256:" + hashlib.sha256(found.encode()).hexdigest()
     return found
+
+
+def known_key(run: RunState, step: StepState, args: dict[str, Arg]) -> str | None:
+    """The key of a step's attempts; None if a worker has to be asked.
+
+    Raises:
+        UnresolvedError: it has no value.
+    """
+    found = run.keys.get(step.node.number)
+    return key_of(step.spec.key, args) if found is None else found
+
+
+def question(run: RunState, step: StepState, args: dict[str, Arg]) -> Task:
+    """The task that finds a step's key in values that the kernel does not see. It takes up nothing of any queue."""
+    node, spec = step.node, step.spec
+    roots = {str(path[0]) for path in parsed(spec.key).names()}
+    values = ArgMap({name: arg for name, arg in args.items() if name in roots})
+    return Task(
+        run=run.key,
+        number=node.number,
+        address=node.address,
+        generation=step.generation,
+        attempt=step.tasked,
+        action=KEY,
+        queue=UNLIMITED,
+        priority=spec.priority,
+        not_before=0.0,
+        call=Call({"text": handle_of(spec.key), "values": values}, purpose="key", data=run.data, dry_run=run.dry_run),
+        run_id=run.run_id,
+    )

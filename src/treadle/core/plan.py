@@ -11,7 +11,7 @@ and its JSON Schema is that of a list.
 from __future__ import annotations
 
 import hashlib
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 import msgspec
 
@@ -95,13 +95,35 @@ class PhaseInfo(msgspec.Struct, frozen=True, gc=False, tag="phase", tag_field="s
     fact: str = ""
 
 
+# The queue of what takes up no capacity, unless it is told to wait elsewhere: sleeps, calls, questions about keys.
+UNLIMITED: Final = "treadle:unlimited"
+
+
 class Given(msgspec.Struct, frozen=True, gc=False, tag="given", tag_field="slot"):
     """A value that the kernel itself gives, as a handle."""
 
     value: str
 
 
-Slot = Const | Ref | SignalValue | Data | ListOf | MapOf | Item | Index | StateValue | LaneValue | PhaseInfo | Given
+class Triggers(msgspec.Struct, frozen=True, gc=False, tag="triggers", tag_field="slot"):
+    """The list of what the run's window has collected, in the order it came."""
+
+
+Slot = (
+    Const
+    | Ref
+    | SignalValue
+    | Data
+    | ListOf
+    | MapOf
+    | Item
+    | Index
+    | StateValue
+    | LaneValue
+    | PhaseInfo
+    | Given
+    | Triggers
+)
 
 
 class Predicate(msgspec.Struct, frozen=True, gc=False, tag="predicate", tag_field="slot"):

@@ -28,6 +28,7 @@ from treadle.core.plan import (
     SignalValue,
     Slot,
     StateValue,
+    Triggers,
 )
 from treadle.core.progress import ChooseProgress, GatherProgress, PhasesProgress
 from treadle.core.state import RunState, ScopeState, settled
@@ -111,6 +112,8 @@ def _resolve(run: RunState, node: Node, constants: list[Handle], slot: Slot) -> 
             return _resolve_map(run, node, constants, slot)
         case SignalValue() | Data() | Given():
             return _resolve_run_value(run, slot)
+        case Triggers():
+            return ArgList(list(run.constants))
         case _:
             return _phase_info(run, node, slot.fact)
 
@@ -245,7 +248,7 @@ def _phase_info(run: RunState, node: Node, name: str) -> Arg:
     block, row = found
     progress = block.block
     assert isinstance(progress, PhasesProgress)
-    names = _OF_RULES if row is None else _OF_COMPENSATIONS if row.compensates is not None else _OF_CELLS
+    names = _OF_RULES if row is None else _OF_COMPENSATIONS if row.takes_back is not None else _OF_CELLS
     if name:
         return _fact(run, progress, row, name) if name in names else NULL
     return ArgMap({each: _fact(run, progress, row, each) for each in names})
@@ -284,8 +287,8 @@ def _fact(run: RunState, progress: PhasesProgress, row: ScopeState | None, name:
     if name in ("phases", "outcomes"):
         assert at is not None
         return handle_of(phase_ids(at.around) if name == "phases" else outcomes_of(run, at))
-    if at is not None and at.compensates is not None:
-        at = at.compensates
+    if at is not None:
+        at = at.takes_back or at
     if at is None or at.sight is None:
         return NULL
     if name == "step":
@@ -295,7 +298,10 @@ def _fact(run: RunState, progress: PhasesProgress, row: ScopeState | None, name:
     phase = at.node.spec
     assert isinstance(phase, Phase)
     if name == "index":
-        return handle_of(progress.phases[phase.id].position)
+        # The block of the row that is told of: a row inside a compensating phase is told of that of another block.
+        around = at.around.block
+        assert isinstance(around, PhasesProgress)
+        return handle_of(around.phases[phase.id].position)
     return handle_of(phase.policy if name == "policy" else phase.id)
 
 

@@ -18,7 +18,7 @@ from typing import ClassVar
 import msgspec
 
 from treadle.core.blocks import AFTER, DEFAULT, REF, Spec
-from treadle.core.events import NULL, Arg, Failure
+from treadle.core.events import NULL, Arg, Failure, Window
 from treadle.core.graph import Graph, Node, node_of
 from treadle.core.plan import Choose, Gather, Phase, Phases, Step
 from treadle.core.progress import GatherProgress, PhasesProgress, Progress, Sight, new_progress
@@ -31,6 +31,13 @@ BY_FAILURE = 2
 
 # Shared by all nodes that have no causes; never changed.
 _NO_CAUSES: Sequence[str] = ()
+
+
+class WindowState(msgspec.Struct):
+    """What a run's window has seen: the names of the triggers that came."""
+
+    window: Window
+    names: dict[str, None]
 
 
 class ScopeState:
@@ -115,6 +122,12 @@ class ScopeState:
         self.wakes = node.number
         # Whether the end of any child may be the time to go on.
         self.watches = self.block is not None or isinstance(spec, Phase)
+
+    @property
+    def takes_back(self) -> ScopeState | None:
+        """For a compensating phase itself, and for nothing that it holds: the row that is compensated."""
+        row = self.compensates
+        return row if row is not None and self.node.scope is row.node.scope else None
 
 
 class StepState(msgspec.Struct, gc=False, eq=False):
@@ -213,6 +226,7 @@ class RunState:
         "hold",
         "index",
         "key",
+        "keys",
         "labels",
         "missing",
         "names",
@@ -239,6 +253,7 @@ class RunState:
         "unwindings",
         "unwound",
         "version",
+        "window",
         "workers",
     )
 
@@ -258,8 +273,7 @@ class RunState:
         # No step starts before `not_before`; `depth` is how many runs called each other down to this one.
         self.now = self.started_at = self.not_before = 0.0
         # Who waits for the run's outcome: a run's key and the address of its step.
-        self.parent = ""
-        self.status: str = NOTHING
+        self.parent, self.status = "", NOTHING
         self.result: Arg = NULL
         self.missing: Sequence[str] = ()
         # "", "soft" or "hard"; the next number that a cancel has to look at. Unwinding leaves `cancelled` of it.
@@ -287,7 +301,8 @@ class RunState:
         self.dedup: dict[str, int] = {}
         self.adder: dict[int, int] = {}
         self.added_by: dict[int, list[int]] = {}
-        # By number, who added what is to run where it was added; the ids of workers by session, once a step succeeded.
+        # By number, keys that workers have found, and who added what is to run where it was added; the ids of workers.
+        self.keys: dict[int, str] = {}
         self.added_on: dict[int, str] = {}
         self.workers: dict[str, str] = {}
         # Step number -> the scope of all that the step adds, where something asked for it.
@@ -308,6 +323,7 @@ class RunState:
         self.unwound = self.cancelled = False
         # Names in whose lines the run is, and those whose turn has not come (see `singletons`).
         self.names, self.awaits = dict[str, None](), dict[str, None]()
+        self.window: WindowState | None = None
         # By which number the caller asked to undo this run (0: it did not); steps whose undo goes on in called runs.
         self.asked = 0
         self.asked_runs = _NO_NUMBERS

@@ -50,6 +50,7 @@ Table = dict[tuple[str, str], str]
 STEP: Final[Table] = {
     (WAITING, "evaluation_asked"): WAITING,
     (WAITING, "condition_evaluated"): WAITING,
+    (WAITING, "key_evaluated"): WAITING,
     (WAITING, "attempt_lost"): WAITING,
     (WAITING, "steps_ready"): READY,
     (WAITING, "step_dispatched"): DISPATCHED,
@@ -62,6 +63,7 @@ STEP: Final[Table] = {
     # A ready step waits for room among the run's tasks, which an evaluation needs too.
     (READY, "evaluation_asked"): READY,
     (READY, "condition_evaluated"): READY,
+    (READY, "key_evaluated"): READY,
     (READY, "attempt_lost"): READY,
     (READY, "step_dispatched"): DISPATCHED,
     (READY, "prepare_dispatched"): DISPATCHED,
@@ -75,6 +77,8 @@ STEP: Final[Table] = {
     (DISPATCHED, "step_prepared"): DISPATCHED,
     # A step that calls a workflow: no task of it is in the store while the child runs.
     (DISPATCHED, "child_started"): DISPATCHED,
+    # The timer of a run's window: each trigger may put it off.
+    (DISPATCHED, "trigger_received"): DISPATCHED,
     (DISPATCHED, "step_succeeded"): SUCCEEDED,
     (DISPATCHED, "step_failed"): FAILED,
     (DISPATCHED, "step_cancelled"): CANCELLED,
@@ -99,6 +103,7 @@ ATTEMPT: Final[Table] = {
     (RUNNING, "child_started"): RUNNING,
     (RUNNING, "step_succeeded"): SUCCEEDED,
     (RUNNING, "condition_evaluated"): SUCCEEDED,
+    (RUNNING, "key_evaluated"): SUCCEEDED,
     (RUNNING, "step_failed"): FAILED,
     (RUNNING, "attempt_failed"): FAILED,
     (RUNNING, "attempt_lost"): LOST,

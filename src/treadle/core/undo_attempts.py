@@ -15,7 +15,7 @@ from treadle.core.children import child_key
 from treadle.core.commands import Call, ChildRun, Task
 from treadle.core.decision import Decision
 from treadle.core.events import NULL, Arg, Failure
-from treadle.core.keys import key_of
+from treadle.core.keys import known_key
 from treadle.core.placement import target_of
 from treadle.core.resolve import UnresolvedError, resolve_args, truth_of
 from treadle.core.retrying import DEFAULT_RETRY, due_at, fraction_of, may_retry
@@ -58,7 +58,7 @@ def _limits_of(run: RunState, step: StepState, args: dict[str, Arg]) -> tuple[st
     """The key and the target of an undo. What cannot be told any more does not keep it from being made."""
     key = target = ""
     with suppress(UnresolvedError):
-        key = key_of(step.spec.key, args) if step.spec.key else ""
+        key = (known_key(run, step, args) or "") if step.spec.key else ""
     with suppress(UnresolvedError):
         target = target_of(run, step)
     return key, target

@@ -37,6 +37,19 @@ class ArgList(msgspec.Struct, frozen=True, gc=False, tag="list", tag_field="arg"
     items: list[Arg]
 
 
+class Window(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """How a run collects triggers before its work begins, under a name that it holds meanwhile.
+
+    It opens `period` seconds after the last trigger, and at most `timeout` after the first one (0: without end); or,
+    with a `size`, at that many triggers.
+    """
+
+    name: str
+    period: float = 0.0
+    timeout: float = 0.0
+    size: int = 0
+
+
 class ArgMap(msgspec.Struct, frozen=True, gc=False, tag="map", tag_field="arg"):
     """An object made of arguments."""
 
@@ -66,3 +79,10 @@ class Failure(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     message: str = ""
     type: str = ""
     detail: Handle = ""
+
+
+def kind_of(event: msgspec.Struct) -> str:
+    """The event's stored kind."""
+    tag = event.__struct_config__.tag
+    assert isinstance(tag, str)
+    return tag

@@ -85,6 +85,10 @@ class BlockingApp:
         """Run one call without a workflow; see `App.enqueue`."""
         return BlockingRun(self._thread, self._thread.call(self._app.enqueue(value, **options)))
 
+    def trigger(self, workflow: Any, *args: Any, **kwargs: Any) -> BlockingRun[Any]:
+        """Ask for a run of a workflow that collects triggers; see `App.trigger`."""
+        return BlockingRun(self._thread, self._thread.call(self._app.trigger(workflow, *args, **kwargs)))
+
     def run(self, id: str, type: Any = Any) -> BlockingRun[Any]:
         """The handle of a run by its id."""
         return BlockingRun(self._thread, self._app.run(id, type))

@@ -7,7 +7,8 @@ from typing import Any, Final
 
 from treadle.authoring.registry import Definition, Registry
 from treadle.authoring.sleep import sleep
-from treadle.core.expressions import holds, lookup_in, parse
+from treadle.core.expressions import evaluate, holds, lookup_in, parse
+from treadle.core.keys import KEY, key_text
 from treadle.core.opened import ITEMS, PAUSE, TEST, TRUTH
 from treadle.core.undo_attempts import UNWIND
 from treadle.runtime.streams import Stream, Yielded
@@ -34,6 +35,11 @@ async def test(text: str, values: dict[str, Any]) -> bool:
     return holds(parse(text), lookup_in(values))
 
 
+async def key(text: str, values: dict[str, Any]) -> str:
+    """The key that an expression gives for the values of its roots."""
+    return key_text(evaluate(parse(text), lookup_in(values)))
+
+
 async def items(items: AsyncIterable[Any]) -> Any:
     """The items of a list; those of one that was yielded stay where they are."""
     assert isinstance(items, Stream)
@@ -50,7 +56,7 @@ async def pause() -> None:
     """Nothing: the task's own start time is the timer."""
 
 
-_STEPS: Final[dict[str, Callable[..., Any]]] = {ITEMS: items, PAUSE: pause, UNWIND: unwind}
+_STEPS: Final[dict[str, Callable[..., Any]]] = {ITEMS: items, KEY: key, PAUSE: pause, UNWIND: unwind}
 _PREDICATES: Final[dict[str, Callable[..., Any]]] = {TRUTH: truth, TEST: test}
 
 

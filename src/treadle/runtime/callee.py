@@ -10,6 +10,7 @@ from typing import Any, cast
 from treadle.authoring.context import step_context
 from treadle.authoring.isolation import Isolation
 from treadle.authoring.registry import Registry, StepDefinition
+from treadle.authoring.secrets import with_secrets
 from treadle.authoring.signatures import Parameter
 from treadle.authoring.undo import RESULT, STATE, UndoDefinition
 from treadle.core.commands import Task
@@ -38,11 +39,13 @@ class Callee:
     encode: Callable[[Any], str]
     __slots__ = ("action", "adapters", "answers", "decoders", "encode", "invoke", "middleware", "picks", "read")
 
-    def __init__(self, action: str, definition: StepDefinition, middleware: Sequence[Middleware]) -> None:
+    def __init__(
+        self, action: str, definition: StepDefinition, middleware: Sequence[Middleware], *, hides: bool = False
+    ) -> None:
         self.action = action
         self.adapters = {name: parameter.adapter for name, parameter in definition.parameters.items()}
         self.decoders = {name: adapter.decode for name, adapter in self.adapters.items()}
-        self.invoke = definition.invoke if definition.yields is None else collecting(definition)
+        self.invoke = definition.invoke if definition.yields is None else collecting(definition, hides=hides)
         # Parameters that are read piece by piece, while the step runs.
         self.read: dict[str, Parameter] = {
             name: parameter for name, parameter in definition.parameters.items() if parameter.item is not None
@@ -52,9 +55,11 @@ class Callee:
         # Of what is yielded, the text is there already.
         self.encode = definition.result.encode if definition.yields is None else str
         if definition.isolation is not None:
-            self._be_isolated(definition, definition.isolation)
+            self._be_isolated(definition, definition.isolation, hides=hides)
         elif self.middleware and definition.is_async:
             self.invoke = around(self.invoke, self.middleware)
+        if hides:
+            self.encode = partial(with_secrets, self.encode)
         # Whether the kernel reads what it answers: true or false.
         self.answers = definition.kind in ("predicate", "reconcile")
         # Whether it takes only some of the arguments it is offered.
@@ -75,9 +80,9 @@ class Callee:
         if defaults := definition.defaults:
             self.invoke = partial(_with_defaults, definition.invoke, defaults)
 
-    def _be_isolated(self, definition: StepDefinition, isolation: Isolation) -> None:
+    def _be_isolated(self, definition: StepDefinition, isolation: Isolation, *, hides: bool) -> None:
         """Call it in a process of its own, from the thread that the attempt has."""
-        from treadle.runtime.processes import encoded_text
+        from treadle.runtime.processes import encoded_text, plain_text
 
         if self.read:
             raise UsageError(
@@ -90,7 +95,7 @@ class Callee:
             return own.processes.execute(isolation, definition, values)
 
         self.invoke = invoke
-        self.encode = encoded_text
+        self.encode = encoded_text if hides else plain_text
 
     def probing(self) -> Callee:
         """The same as a probe: while its value is not true, it has no text."""
@@ -111,10 +116,12 @@ class Callee:
 class Callees:
     """What the names of actions stand for, as the registry has them now."""
 
-    __slots__ = ("_callers", "_changes", "_found", "_middleware", "_registry")
+    __slots__ = ("_callers", "_changes", "_found", "_hides", "_middleware", "_registry")
 
-    def __init__(self, registry: Registry, middleware: Sequence[Middleware]) -> None:
+    def __init__(self, registry: Registry, middleware: Sequence[Middleware], *, hides: bool = False) -> None:
         self._registry = registry
+        # Whether what is stored is hidden, so that it may hold secrets.
+        self._hides = hides
         self._middleware = middleware
         self._changes = registry.changes
         self._found: dict[str, Callee] = {}
@@ -145,7 +152,7 @@ class Callees:
         return found if call.poll is None else found.probing()
 
     def _made(self, action: str) -> Callee:
-        made = self._found[action] = Callee(action, self._registry.get(action), self._middleware)
+        made = self._found[action] = Callee(action, self._registry.get(action), self._middleware, hides=self._hides)
         return made
 
     def _caller(self, action: str) -> Callee:

@@ -20,6 +20,7 @@ from treadle.authoring.durations import Duration
 from treadle.authoring.options import OnFailure, on_failure_of
 from treadle.authoring.packages import named_workflow, planning_settings
 from treadle.authoring.registry import Registry
+from treadle.authoring.triggers import triggering
 from treadle.core.addresses import check_id
 from treadle.errors import (
     DefinitionError,
@@ -37,6 +38,7 @@ from treadle.runtime.run import Run
 from treadle.runtime.serving import serve
 from treadle.runtime.starting import Deadline, Start, closing_time, data_text, opening_time, trace_of
 from treadle.runtime.targets import Targets
+from treadle.runtime.triggers import send_trigger
 from treadle.store.base import Health, RunQuery, RunRow, SessionRow
 from treadle.store.queues import QueueChange, QueueRow
 
@@ -244,6 +246,30 @@ class App(DeadLetters, DataOperations):
             deadline=deadline,
             trace=trace,
         )
+
+    async def trigger(
+        self,
+        workflow: WorkflowFunction[..., R] | str,
+        *args: Any,
+        id: str | None = None,
+        trace: str | None = None,
+        **kwargs: Any,
+    ) -> Run[R]:
+        """Ask for a run of a workflow that collects triggers (`@workflow(triggers=...)`); durable when this returns.
+
+        Gives the run of the window that has taken it; its result is that of the workflow's run, which it calls when the
+        window closes. `id` is an idempotency key: a trigger of an id counts once, as long as that run is kept.
+
+        Raises:
+            DefinitionError: the workflow collects no triggers.
+            SlotError: an argument does not fit.
+        """
+        settings = self._node.settings
+        function = named_workflow(workflow, self.registry, settings.packages) if isinstance(workflow, str) else workflow
+        if id is not None:
+            check_id(id, "trigger id")
+        ready = triggering(function.definition, args, kwargs)
+        return await send_trigger(self._node, ready, id or "", trace_of(trace))
 
     def _plan(self, workflow: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Planned:
         if isinstance(workflow, Planned):

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from treadle.authoring import codec
+from treadle.authoring.secrets import refuse_secrets
 from treadle.authoring.signatures import Parameter
 from treadle.core.commands import Task
 from treadle.core.events import ArgList, Failure, Handle, Items, Pick
@@ -221,7 +222,8 @@ async def place_patch(payloads: Payloads, patch: dict[str, Any] | None, rows: li
     """The variables that a step sets, each with the handle of its value."""
     placed: dict[str, Handle] = {}
     for name, value in (patch or {}).items():
-        placed[name] = await patiently(partial(payloads.place, codec.encode(value), rows))
+        text = payloads.text(value)
+        placed[name] = await patiently(partial(payloads.place, text, rows))
     return placed
 
 
@@ -234,7 +236,7 @@ async def place_items(payloads: Payloads, context: RunningStep, rows: list[Row])
         return context.chunks
     if items is None:
         return None
-    texts = [codec.encode(item) for item in items]
+    texts = [payloads.text(item) for item in items]
     average = sum(map(len, texts)) // len(texts) + 1 if texts else 1
     size = max(1, min(CHUNK_ITEMS, CHUNK_BYTES // average))
     chunks: list[Handle] = []
@@ -265,6 +267,9 @@ async def place_fragments(
     """
     if payloads.codec is not None and fragments:
         refuse_fragment_keys(fragments)
+    if not payloads.hides:
+        for fragment in fragments:
+            refuse_secrets(fragment.blocks, fragment.constants)
     placed: list[Fragment] = []
     for fragment in fragments:
         constants = [await patiently(partial(payloads.place, text, rows, run)) for text in fragment.constants]

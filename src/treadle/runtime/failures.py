@@ -10,6 +10,7 @@ import msgspec
 
 from treadle.authoring import codec
 from treadle.authoring.durations import seconds_of
+from treadle.authoring.secrets import masked
 from treadle.core.events import Failure
 from treadle.errors import (
     DecodeError,
@@ -66,7 +67,7 @@ class ErrorText:
 
     def cut(self, text: str) -> str:
         """The text within the cap, cut on a character, the cut shown by an ellipsis inside the cap."""
-        data = text.encode("utf-8", "backslashreplace")
+        data = masked(text).encode("utf-8", "backslashreplace")
         if len(data) <= self.cap:
             return data.decode()
         mark = "…".encode()
@@ -90,7 +91,7 @@ class ErrorText:
         if isinstance(error, ForeignError):
             # It was made there.
             return text if not message else _with_message(text, message)
-        readable = _readable(text)
+        readable = _readable(masked(text))
         details = getattr(error, "details", None) if isinstance(error, TreadleError) else None
         causes = [] if error is None else [self.cut(line) for line in _chain(error)]
         if details is None and not causes and not message:

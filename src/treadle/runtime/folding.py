@@ -117,4 +117,6 @@ def started_of(head: RunHead) -> RunStarted:
         parent="" if head.detached else head.parent,
         on_failure=head.on_failure,
         singleton=head.singleton,
+        window=head.window,
+        trigger=head.trigger,
     )

@@ -16,24 +16,21 @@ from treadle.authoring.packages import Package
 from treadle.authoring.registry import Registry
 from treadle.authoring.sleep import SLEEP
 from treadle.core import inputs as inp
-from treadle.core.commands import Call, Refusal, Task
+from treadle.core.commands import Call, Task
 from treadle.core.decide import Limits
 from treadle.core.events import decode_events
 from treadle.core.plan import Fragment, Plan, RetryPolicy
 from treadle.errors import (
-    DefinitionError,
-    DuplicateStepError,
     LeaseLostError,
     StoreError,
-    StoreUnavailableError,
     TreadleError,
 )
 from treadle.ports import Elector, Environment, PayloadCodec
+from treadle.runtime.adding import add_now
 from treadle.runtime.attempts import Finish
 from treadle.runtime.children import ask_child, call_child
 from treadle.runtime.cycles import Cycles
 from treadle.runtime.engine import Engine
-from treadle.runtime.exchange import RETRY_SECONDS, place_fragments
 from treadle.runtime.failures import DEFAULT_CAP, ErrorText
 from treadle.runtime.hooks import Hooks
 from treadle.runtime.hub import Hub
@@ -44,7 +41,6 @@ from treadle.runtime.payloads import Payloads, Row
 from treadle.runtime.probes import Postponer
 from treadle.runtime.projections import Live, ProjectionRoom
 from treadle.runtime.questions import Questions
-from treadle.runtime.requests import request
 from treadle.runtime.retention import Rule, retain
 from treadle.runtime.slots import ASYNC, THREAD, TIMER, Slots
 from treadle.runtime.sweeper import Sweeper
@@ -572,28 +568,7 @@ class Node:
 
     async def add_now(self, task: Task, fragments: Sequence[Fragment]) -> None:
         """Add steps for a live attempt at once."""
-        for fragment in await place_fragments(self.payloads, fragments, None, task.run):
-            value = inp.AddSteps(
-                number=task.number,
-                generation=task.generation,
-                attempt=task.attempt,
-                fragment=fragment,
-                worker=self.name,
-            )
-            refusal = await self._add(task.run, value)
-            if refusal is not None:
-                kind = DuplicateStepError if refusal.code == DuplicateStepError.code else DefinitionError
-                raise kind(refusal.message)
-
-    async def _add(self, key: str, value: inp.AddSteps) -> Refusal | None:
-        """Have steps added, again and again while the store does not answer: the same steps twice are once."""
-        while True:
-            try:
-                refusal, _events = await request(self, key, value)
-            except StoreUnavailableError:
-                await asyncio.sleep(RETRY_SECONDS)
-            else:
-                return refusal
+        await add_now(self, task, fragments)
 
 
 __all__ = ["Node", "Pending", "Settings"]

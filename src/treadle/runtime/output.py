@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from treadle.authoring.secrets import masked
+
 if TYPE_CHECKING:
     from treadle.runtime.step_context import RunningStep
 
@@ -37,6 +39,7 @@ class LineOutput:
 
     def _say(self, line: str) -> None:
         step = self._step
+        line = masked(line)
         OUTPUT.info("%s", line, extra={"run_id": step.run_id, "step": step.step, "attempt": step.attempt})
         if line and not step.cancelled:
             step.note(line)

@@ -17,6 +17,7 @@ import msgspec
 
 from treadle.authoring import codec
 from treadle.authoring.adapters import TAG
+from treadle.authoring.secrets import with_secrets
 from treadle.core.events import Arg, ArgList, ArgMap, Handle, Items, Pick
 from treadle.core.values import bare, key_id_of
 from treadle.errors import StoreError
@@ -71,6 +72,8 @@ class Payloads:
         self.codec = codec
         # Where the content of artifacts goes.
         self.content: Blobs | EncodingBlobs = blobs if codec is None else EncodingBlobs(blobs, codec)
+        # Whether what is stored here may hold secrets.
+        self.hides = codec is not None and codec.hides
         # Up to so many bytes a result needs no other place than the outcome.
         self.inline_bytes = INLINE_BYTES if codec is None else 0
         # Runs what reads and writes blobs on some other thread.
@@ -79,7 +82,17 @@ class Payloads:
         self._in_reader = in_reader
         # Stored values that parts are taken from, such as a gather's items; never changed.
         self._trees: dict[tuple[str, Handle], object] = {}
+        # Plans that give no secrets, by their hash.
+        self.plain_plans: dict[str, None] = {}
         self._reading: dict[tuple[str, Handle], asyncio.Future[None]] = {}
+
+    def text(self, value: object) -> str:
+        """The JSON text of a value that is to be placed.
+
+        Raises:
+            EncodeError: it has none, or holds a secret and nothing here hides it.
+        """
+        return with_secrets(codec.encode, value) if self.hides else codec.encode(value)
 
     async def place(self, text: str, rows: list[Row] | None, repeats: str = "") -> Handle:
         """The handle of a text; adds the row to write with the append, or writes the blob.

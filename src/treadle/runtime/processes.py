@@ -22,6 +22,7 @@ from treadle.authoring import codec
 from treadle.authoring.context import step_context
 from treadle.authoring.isolation import Isolation
 from treadle.authoring.registry import Definition
+from treadle.authoring.secrets import refuse_secret, with_secrets
 from treadle.core.commands import Task
 from treadle.core.plan import Fragment, encode_plan
 from treadle.errors import UsageError
@@ -44,6 +45,16 @@ class Encoded:
 
 def encoded_text(value: Encoded) -> str:
     """The text of a result."""
+    return value.text
+
+
+def plain_text(value: Encoded) -> str:
+    """The text of a result that is stored in clear.
+
+    Raises:
+        EncodeError: it holds a secret.
+    """
+    refuse_secret(value.text, "the result")
     return value.text
 
 
@@ -188,7 +199,7 @@ def _call(own: RunningStep, definition: Definition, values: dict[str, Any]) -> d
         "name": function.__qualname__,
         "action": definition.name,
         "task": msgspec.json.encode(_plain_task(own)),
-        "values": {name: codec.encode(value) for name, value in values.items()},
+        "values": {name: with_secrets(codec.encode, value) for name, value in values.items()},
         "worker": own.worker_id,
         "started_at": own.started_at,
         "data": own.data_text,

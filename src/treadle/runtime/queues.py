@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from treadle.core.addresses import check_id
+from treadle.core.plan import UNLIMITED
 from treadle.errors import DefinitionError
 from treadle.store.queues import QueueChange, QueueLimits
 
@@ -62,6 +63,8 @@ def limits_of(queue: Queue, mistakes: list[str]) -> QueueLimits:
         check_id(queue.name, "name of a queue")
     except DefinitionError as error:
         mistakes.append(str(error))
+    if queue.name == UNLIMITED:
+        mistakes.append(f"{where}: sleeps and calls wait there, which take up nothing; give them a queue= of their own")
 
     def whole(name: str) -> int:
         value = getattr(queue, name)

@@ -49,6 +49,7 @@ _TOLD: Final = frozenset(
         "attempt_lost",
         "attempt_ended",
         "evaluation_asked",
+        "key_evaluated",
         "scope_asked",
         "input_accepted",
         "prepare_dispatched",

@@ -318,7 +318,7 @@ class Run(UndoOperations, EffectOperations, Generic[R]):
         """
         if not name:
             raise UsageError("a signal needs a name")
-        value = await self._node.payloads.place(codec.encode(payload), None)
+        value = await self._node.payloads.place(self._node.payloads.text(payload), None)
         events = await self._request(inp.Signal(name=name, value=value))
         return any(isinstance(event, ev.SignalReceived) and event.name == name for event in events)
 

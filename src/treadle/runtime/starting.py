@@ -15,13 +15,16 @@ from treadle.authoring import codec
 from treadle.authoring.adapters import TAG
 from treadle.authoring.builder import Planned, raise_all
 from treadle.authoring.context import step_context
+from treadle.authoring.documents import action_names
 from treadle.authoring.durations import Duration, seconds_of
 from treadle.authoring.registry import Registry
+from treadle.authoring.secrets import refuse_secret, refuse_secret_results, refuse_secrets, with_secrets
 from treadle.core.addresses import check_id
 from treadle.core.events import Handle
 from treadle.core.plan import encode_plan, plan_hash
 from treadle.core.run_data import Need, needs_of
 from treadle.core.singletons import Enters
+from treadle.core.values import Window
 from treadle.errors import DecodeError, DefinitionError, EncodeError, SlotError, UsageError
 from treadle.ports import PayloadCodec
 from treadle.runtime.coding import hidden_digest, refuse_keys, shown_digest, steps_of
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
     from treadle.runtime.node import Node
 
 
+# So many plans are known to give no secrets, before they are looked at again.
+PLAIN_PLANS = 1000
 # A time, or a duration from now.
 Deadline = Duration | datetime
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
@@ -67,6 +72,9 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     on_failure: str = ""
     # A name that one run at a time holds, until it is closed; "" for none.
     singleton: str = ""
+    # How it collects triggers before its work begins, and the name of the first.
+    window: Window | None = None
+    trigger: str = ""
 
 
 class Input(msgspec.Struct, frozen=True):
@@ -88,14 +96,14 @@ def data_text(data: Mapping[Any, Any]) -> str:
     for name, value in data.items():
         try:
             _check_name(name)
-            codec.encode(value)
+            with_secrets(codec.encode, value)
         except DefinitionError as error:
             errors.append(error)
         except EncodeError as error:
             errors.append(SlotError(f"data {name!r}: {error}"))
     raise_all(errors, "the run's data")
     # In one order, so that equal data give equal texts.
-    return codec.encode(dict(sorted(data.items()))) if data else ""
+    return with_secrets(codec.encode, dict(sorted(data.items()))) if data else ""
 
 
 def _check_name(name: object) -> None:
@@ -145,7 +153,9 @@ async def begin(
     is how it enters the line of its singleton.
 
     Raises:
-        DefinitionError: the plan cannot run, or needs data that the run does not have; all mistakes at once.
+        DefinitionError: the plan cannot run, needs data that the run does not have, or holds a secret that would be
+            stored in clear; all mistakes at once.
+        EncodeError: the run's data hold such a secret.
         StoreError: nothing is known of the run.
     """
     plan = node.with_defaults(planned.plan)
@@ -157,6 +167,14 @@ async def begin(
     if node.payloads.codec is not None:
         refuse_keys(steps_of(plan.blocks))
         _refuse_singleton(planned, start)
+    if not node.payloads.hides:
+        refuse_secrets(plan.blocks, planned.constants)
+        refuse_secret(start.data, "the run's data")
+        if hash_ not in node.payloads.plain_plans:
+            refuse_secret_results(action_names(plan), node.registry)
+            if len(node.payloads.plain_plans) >= PLAIN_PLANS:
+                node.payloads.plain_plans.clear()
+            node.payloads.plain_plans[hash_] = None
     given = await input_of(node.payloads, planned, start)
     head = RunHead(
         key=start.key,
@@ -181,6 +199,8 @@ async def begin(
         dry_run=start.dry_run,
         on_failure=start.on_failure,
         singleton=start.singleton,
+        window=start.window,
+        trigger=start.trigger,
     )
     future: asyncio.Future[Answer] = node.loop.create_future()
 

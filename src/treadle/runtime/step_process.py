@@ -27,6 +27,7 @@ from treadle.authoring import codec
 from treadle.authoring.context import Dependency, RunRecord, step_context
 from treadle.authoring.packages import EncodedSettings
 from treadle.authoring.registry import Definition, import_file
+from treadle.authoring.secrets import with_secrets
 from treadle.core.commands import Task
 from treadle.core.plan import Fragment, decode_plan
 from treadle.errors import UsageError
@@ -205,9 +206,11 @@ def _execute(remote: Remote, call: Call) -> None:
         value = definition.invoke(values)
         if definition.is_async:
             value = asyncio.run(value)
-        text = definition.result.encode(own.take(value))
+        text = with_secrets(definition.result.encode, own.take(value))
         _flush(own)
-        patch = None if own.patch is None else {name: codec.encode(part) for name, part in own.patch.items()}
+        patch = (
+            None if own.patch is None else {name: with_secrets(codec.encode, part) for name, part in own.patch.items()}
+        )
         remote.channel.send("done", text, msgspec.json.encode(own.fragments), patch)
     except BaseException as error:  # noqa: BLE001 - whatever user code raises is told to the worker
         _flush(own)

@@ -10,11 +10,13 @@ import asyncio
 import concurrent.futures
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, closing
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 from treadle.authoring import codec
 from treadle.authoring.context import step_context
 from treadle.authoring.registry import StepDefinition
+from treadle.authoring.secrets import with_secrets
 from treadle.core.events import Arg, ArgList, Handle, Items
 from treadle.errors import UsageError
 from treadle.runtime.payloads import assemble, handles_of, manifest_of
@@ -87,11 +89,13 @@ class _Collector:
         return Yielded(manifest_of(items), items)
 
 
-def collecting(definition: StepDefinition) -> Callable[[dict[str, Any]], Any]:
+def collecting(definition: StepDefinition, *, hides: bool) -> Callable[[dict[str, Any]], Any]:
     """How a generator is called: its items are stored as they come, and nothing holds all of them."""
     adapter = definition.yields
     assert adapter is not None
     invoke, encode = definition.invoke, adapter.encode
+    if hides:
+        encode = partial(with_secrets, encode)
 
     async def on_loop(values: dict[str, Any]) -> Yielded:
         found, store = _Collector(), _context().store_chunk

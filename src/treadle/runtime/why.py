@@ -51,6 +51,7 @@ CODES: Final[dict[str, str]] = {
     "cancel": "fence: the run is being cancelled; nothing new starts",
     "singleton": "fence: runs before it hold the name of which one run at a time goes on",
     "condition": "the step's condition is being evaluated, or was false",
+    "key": "the key that the step's queue goes by is being evaluated, or was found",
     "skipped": "the step was skipped because of other steps",
     "removed": "a rewind of the step that added it took it back",
     "dispatch_limit": "capacity: the run has as many tasks in the store as it may have",
@@ -204,6 +205,8 @@ def _step_reasons(scene: _Scene, step: StepState) -> Iterator[Reason]:
         )
     if step.status == DISPATCHED:
         yield from _dispatched(scene, step)
+    elif step.status == READY and step.tasked:
+        yield from _asked(scene, step)
     elif step.status == READY:
         text = f"ready, but the run already has its limit of tasks in the store ({run.tasks})"
         yield Reason(step=at, code="dispatch_limit", kind="capacity", message=text, at=step.ready_at or None)
@@ -262,11 +265,20 @@ def _waiting(scene: _Scene, step: StepState) -> Iterator[Reason]:
         if since is None:
             text = f"an armed breakpoint stands before it ({', '.join(labels)})"
         yield Reason(step=at, code="breakpoint", kind="fence", message=text, on=labels, at=since)
-    if step.spec.when is not None and step.condition is None and step.tasked:
+    if step.tasked:
+        yield from _asked(scene, step)
+
+
+def _asked(scene: _Scene, step: StepState) -> Iterator[Reason]:
+    """A worker is asked for what the step's start depends on."""
+    run, at = scene.told.run, step.node.address
+    row = scene.tasks.get(step.node.number)
+    if step.spec.when is not None and step.condition is None:
         yield Reason(step=at, code="condition", message="its condition is being evaluated by a worker")
-        row = scene.tasks.get(step.node.number)
-        if row is not None and not row.session:
-            yield from waiting_reasons(scene.capacity, row, held=run.hold != 0)
+    else:
+        yield Reason(step=at, code="key", message="the key that its queue goes by is being evaluated by a worker")
+    if row is not None and not row.session:
+        yield from waiting_reasons(scene.capacity, row, held=run.hold != 0)
 
 
 def _dispatched(scene: _Scene, step: StepState) -> Iterator[Reason]:
@@ -399,7 +411,9 @@ def _own(event: AnyEvent, at: str) -> tuple[str, str] | None:
         case ev.BreakpointReached(position=position, labels=labels):
             return "breakpoint", f"reached the breakpoint {position} it ({', '.join(labels)})"
         case ev.EvaluationAsked():
-            return "condition", "its condition was asked for"
+            return "condition", "its condition, or the key for its queue, was asked for"
+        case ev.KeyEvaluated(key=key):
+            return "key", f"its key is {key!r}"
         case _:
             return _ended(event)
 

@@ -106,7 +106,7 @@ class Worker:
         self._now: Callable[[], float] = clock.now
         self._processes: Processes | None = None
         self._process_lock = threading.Lock()
-        self._callees = Callees(registry, middleware)
+        self._callees = Callees(registry, middleware, hides=payloads.hides)
         # By lease: a store gives no number twice.
         self.active: dict[int, Attempt] = {}
         self._turns = Turns(self._loop, self._run_async)

@@ -67,8 +67,9 @@ Promises
 13. A run may be in the **line** of a name; the first run in it holds the name. `Append.names` changes that, in its
    order: `take` enters the line only if nobody else is in it, and else nothing of the append does (**held**); `line`
    goes to its end; `replace` does so too and puts a hard `core.inputs.Cancel` into the inboxes of the others in it;
-   `leave` goes out. Who is in the line already stays where it is. Who becomes the first by `line` or `replace`, or
-   since those before left, gets a `core.inputs.Turn` input in the same transaction. A deletion leaves all lines.
+   `note` goes to its end for the record only; `leave` goes out. Who is in the line already stays where it is. Who
+   becomes the first by `line` or `replace`, or since those before left, gets a `core.inputs.Turn` input in the same
+   transaction. A deletion leaves all lines.
 """
 
 from __future__ import annotations
@@ -82,6 +83,7 @@ from treadle.core.commands import Call, Task
 from treadle.core.effects import Given
 from treadle.core.events import AnyEvent
 from treadle.core.tables import NONE, RUNNING
+from treadle.core.values import Window
 from treadle.store.queues import KeyRow, QueueChange, QueueRow
 
 FORMAT = 1
@@ -110,6 +112,9 @@ class RunHead(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=
     created_at: float = 0.0
     # A name that the run holds, or whose line it is in, until it is closed (promise 13).
     singleton: str = ""
+    # The triggers that it collects before its work begins, and the name of the first ("" for none).
+    window: Window | None = None
+    trigger: str = ""
     # The run's data as one object (a handle, "" for none), and the names in it; whether the run is a dry run.
     data: str = ""
     data_names: Sequence[str] = ()
@@ -209,7 +214,7 @@ class Append(msgspec.Struct, kw_only=True, gc=False):
     given: Sequence[Given] = ()
     # Inputs for the inboxes of other runs; one for a run that is not there is dropped.
     posts: Sequence[InboxInput] = ()
-    # What the run does in the lines of names, as (name, `take`, `line`, `replace` or `leave`); see promise 13.
+    # What the run does in the lines of names, as (name, `take`, `note`, `line`, `replace` or `leave`); see promise 13.
     names: Sequence[tuple[str, str]] = ()
 
 

@@ -39,7 +39,7 @@ def change_names(data: MemoryData, run: StoredRun, changes: Sequence[tuple[str, 
                 told += line
             line.append(run.key)
             run.names.append(name)
-        if verb != "take" and line and line[0] != first:
+        if verb not in ("take", "note") and line and line[0] != first:
             put_turn(data, data.runs[line[0]], name)
             told.append(line[0])
         if not line:

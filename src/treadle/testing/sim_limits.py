@@ -205,7 +205,7 @@ class LimitWatch:
             # Other limits hold, or the clocks were set back.
             starts = []
         # One call may start several at different times, of which the bucket has the last.
-        starts += [*([starts[-1] if starts else bucket.at] * (count - 1)), bucket.at]
+        starts += [*(starts[-1:] * (count - 1)), bucket.at]
         self._starts[queue.name, key] = queue.version, starts
         until = max(bucket.at, self.latest() if key else 0.0)
         for index, since in enumerate(starts):

@@ -192,8 +192,7 @@ class SimStore(SimReader):
             answers = self._store.commit(session, taken, offer)
             if refused >= 0:
                 answers.insert(refused, Answer("conflict"))
-            for answer in answers:
-                self._watcher.leased(session, answer.leased)
+            self._watcher.leased(session, [task for answer in answers for task in answer.leased])
             self._watcher.wrote(self._life, "commit", [append.key for append in taken])
             return answers
 

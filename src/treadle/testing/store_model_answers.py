@@ -25,7 +25,7 @@ LIVE = ("running", "unwinding")
 RUNS = 4
 STEPS = 5
 NAMES = ("n", "m")
-VERBS = ("take", "line", "replace", "leave")
+VERBS = ("take", "note", "line", "replace", "leave")
 
 _chance = st.sampled_from([True, False, False, False])
 _often = st.sampled_from([True, True, True, True, False])
@@ -170,7 +170,7 @@ class ModelAnswers:
             elif verb != "leave" and append.key not in line:
                 told += [(key, Cancel(hard=True)) for key in line if verb == "replace"]
                 line.append(append.key)
-            if verb != "take" and line and line[:1] != before:
+            if verb not in ("take", "note") and line and line[:1] != before:
                 told.append((line[0], Turn(name=name)))
         # What one append says twice has one id.
         for key, value in dict.fromkeys(told):

@@ -78,7 +78,7 @@ CHANGE_NAMES = Function(
         END IF;
         SELECT r.n, r.key, r.version INTO other FROM @names l JOIN @runs r ON r.n = l.run
         WHERE l.name = names[i] ORDER BY l.place LIMIT 1;
-        IF FOUND AND verbs[i] <> 'take' AND other.n <> was THEN
+        IF FOUND AND verbs[i] NOT IN ('take', 'note') AND other.n <> was THEN
             INSERT INTO @inbox (run, id, body)
             VALUES (other.n, 'turn:' || other.version || ':' || names[i], turns[i]) ON CONFLICT DO NOTHING;
             told := told || other.key;

@@ -39,7 +39,7 @@ def change_names(con: Database, n: int, key: str, changes: Sequence[tuple[str, s
                 told += [other for _, other, _ in others]
             con.execute(_ENTER, (name, n))
         after = con.execute(_LINE, (name,)).fetchall()
-        if verb != "take" and after and (not before or before[0][0] != after[0][0]):
+        if verb not in ("take", "note") and after and (not before or before[0][0] != after[0][0]):
             first, first_key, version = after[0]
             con.execute(_INSERT_INPUT, (first, f"turn:{version}:{name}", encode_input(Turn(name=name))))
             told.append(first_key)

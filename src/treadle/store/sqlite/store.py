@@ -44,7 +44,7 @@ from treadle.store.sqlite.projections import SqliteProjections, UnfitError
 from treadle.store.sqlite.reader import TASK_COLUMNS, SqliteReader, task_of
 from treadle.store.sqlite.schema import behind, migrate
 from treadle.store.sqlite.tokens import OwnSession, count_up
-from treadle.store.sqlite.waiting import Claim, anything_due, next_due, postpone
+from treadle.store.sqlite.waiting import Claim, all_closed, anything_due, next_due, postpone
 
 _DURABILITY: dict[Sync, str] = {
     "full": "SQLite WAL, synchronous=FULL: on disk before it is answered",
@@ -405,6 +405,8 @@ class SqliteStore(SqliteReader):
             if not anything_due(con, now):
                 self._living(con, session)
                 return [], next_due(con, now)
+            if self._appends.limits.gates and (closed := self._all_closed(con, session, now)) is not None:
+                return [], min((time for time in (*closed, next_due(con, now)) if time is not None), default=None)
         with self._writing():
             own = self._living(con, session)
             claim = Claim(con, own, self._appends.limits, offer, now)
@@ -413,6 +415,21 @@ class SqliteStore(SqliteReader):
             times = [time for time in (claim.due, next_due(con, now)) if time is not None]
         self._room = self._room or claim.left_room
         return claimed, min(times, default=None)
+
+    def _all_closed(self, con: Database, session: str, now: float) -> list[float] | None:
+        """When queues may go on by their rates, if no waiting task's queue has room; None if one may have.
+
+        Looked at without the lock of those who write: tasks often wait for a queue that is full.
+        """
+        try:
+            con.execute("BEGIN")
+            self._living(con, session)
+            found = all_closed(con, self._appends.limits, now)
+            con.execute("COMMIT")
+        except BaseException:
+            self._undo(con)
+            raise
+        return found
 
     def leased(self, session: str) -> list[Task]:
         """All tasks leased to the session."""

@@ -93,6 +93,25 @@ def anything_due(con: Database, now: float) -> bool:
     return bool(found)
 
 
+def all_closed(con: Database, limits: Limits, now: float) -> list[float] | None:
+    """If every task that waits does so for its queue: when queues may go on by their rate. Nothing is changed."""
+    if con.execute(
+        "SELECT 1 WHERE EXISTS (SELECT 1 FROM tasks WHERE state = 1 AND not_before <= ?1)"
+        " OR EXISTS (SELECT 1 FROM buckets WHERE opens_at <= ?1)",
+        (now,),
+    ).fetchall():
+        return None
+    times: list[float] = []
+    for name in _names(con, _NEXT_QUEUE):
+        gate = limits.gates.get(name)
+        if gate is None or limits.has_room(gate, now):
+            return None
+        due = limits.next_start(gate, now)
+        if due is not None:
+            times.append(due)
+    return times
+
+
 def ceiling(con: Database, queue: str, offer: Offer, now: float) -> float:
     """The highest priority of the queue's tasks that the session could claim now; NOBODY if there are none."""
     top = NOBODY
