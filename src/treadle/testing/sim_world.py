@@ -67,8 +67,8 @@ from treadle.testing.sim_workload import AT_CHILDREN, LABELS, OBSERVER, SIGNALS,
 
 # What a user's own simulation does: starts runs, waits for them, asserts what must hold.
 Program = Callable[[App], Awaitable[None]]
-# In calm, all runs close within so many virtual seconds; 40 minutes hold the longest chain of sleeps and retries.
-PATIENCE = 2400.0
+# In calm, all runs close within so many virtual seconds: a loop of steps of two minutes each, and all of it back.
+PATIENCE = 7200.0
 # How often a node removes blobs, and how old they must be: no writer of the simulation takes so long.
 COLLECT_SECONDS = 40.0
 BLOB_AGE = 120.0
