@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from treadle import (
     Cell,
@@ -250,3 +254,90 @@ async def test_a_stored_rule_is_told_the_same_and_reads_the_plan() -> None:
 
     assert told[0].outcomes == {"main": "succeeded", "shaky": "failed", "aside": "detached"}
     assert [decision.rule for decision in decisions] == ["advance-2", "read"]
+
+
+# -- every snapshot stays what it was ----------------------------------------------------------------------------------
+
+
+class Keeper:
+    """Keeps what cells and rules were told, with copies of how it was then."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[Any, Any]] = []
+
+    def keep(self, told: Cell | Row) -> None:
+        self.kept.append((told, {name: _copied(getattr(told, name)) for name in told.__struct_fields__}))
+
+    def check(self) -> None:
+        for told, was in self.kept:
+            assert {name: _copied(getattr(told, name)) for name in was} == was
+
+    def cell(self, sets: dict[str, int]) -> Any:
+        def cell(told: Cell) -> Patch[Any]:
+            self.keep(told)
+            return Patch({"step": told.step}, dict(sets))
+
+        return cell
+
+    def late(self) -> Any:
+        async def late(told: Cell) -> int:
+            self.keep(told)
+            for _ in range(4):
+                await asyncio.sleep(0)
+                self.check()
+            return told.step
+
+        return late
+
+    def rule(self, row: Row) -> bool:
+        self.keep(row)
+        return row.step % 2 == 1
+
+
+def _copied(value: Any) -> Any:
+    return {key: copy.deepcopy(item) for key, item in value.items()} if isinstance(value, Mapping) else value
+
+
+patches = st.dictionaries(st.sampled_from("xyz"), st.integers(0, 3), max_size=2)
+
+
+@st.composite
+def kept_blocks(draw: st.DrawFn) -> tuple[Phases, Keeper]:
+    keeper = Keeper()
+    phases: list[Phase] = []
+    for number in range(draw(st.integers(1, 3))):
+        cells = {f"l{lane}": keeper.cell(draw(patches)) for lane in range(draw(st.integers(0, 3)))}
+        detached = {"d": keeper.late()} if draw(st.booleans()) else {}
+        phases.append(Phase(f"p{number}", cells, detached=detached, policy=draw(st.sampled_from(["one", "two"]))))
+    moves = [Rule.advance, Rule.repeat, lambda **given: Rule.jump("p0", **given)]
+    policies = {
+        "one": [draw(st.sampled_from(moves))(when=keeper.rule, id="asked"), Rule.advance(id="else")],
+        "two": [draw(st.sampled_from(moves))(when="step < 4", id="read"), Rule.stop(when=keeper.rule, id="asked")],
+    }
+    block = Phases(*phases, policies=policies, otherwise=Rule.stop(), step_limit=9, state={"x": 0}, on_finish="wait")
+    return block, keeper
+
+
+@settings(max_examples=60, deadline=None)
+@given(kept_blocks())
+def test_what_cells_and_rules_were_told_never_changes(made: tuple[Phases, Keeper]) -> None:
+    block, keeper = made
+    given_state = {"y": 1}
+
+    async def run() -> Any:
+        try:
+            return await block.run(given_state)
+        except PhasesFailedError as error:
+            return error.partial
+
+    result = asyncio.run(run())
+
+    keeper.check()
+    assert keeper.kept or not any(phase.cells or phase.detached for phase in block.phases)
+    assert given_state == {"y": 1}
+    assert block.state == {"x": 0}
+    rows = [(row.phase, row.step, dict(row.pending), row.move, row.values) for row in result.rows]
+    for was in [was for told, was in keeper.kept if isinstance(told, Row)]:
+        # A rule was told of the row as the result tells it afterwards.
+        [row] = [row for row in rows if row[1] == was["step"]]
+        assert (row[0], row[2], row[4]) == (was["phase"], was["pending"], was["lanes"])

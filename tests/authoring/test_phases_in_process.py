@@ -296,7 +296,9 @@ async def test_a_rule_that_raises_ends_the_block_and_is_named() -> None:
 
     phases = Phases(Phase("a", {"x": lambda: 1}, policy="p"), policies={"p": [Rule.stop(when=broken)]})
 
-    with pytest.raises(PhasesFailedError, match=r"a rule of the policy .*LookupError: what\?") as caught:
+    with pytest.raises(
+        PhasesFailedError, match=r"rule 'stop-1' of policy 'p', asked after phase 'a', failed: LookupError: what\?"
+    ) as caught:
         await phases.run()
 
     assert isinstance(caught.value.__cause__, LookupError)
@@ -368,7 +370,7 @@ async def test_all_mistakes_are_told_before_anything_runs() -> None:
     said = "\n".join(str(error) for error in caught.value.exceptions)
     for text in (
         "the cell 'y' of phase 'b' is 5",
-        "its id is used twice",
+        "two lanes have the id",
         "start='elsewhere'",
         "step_limit=0",
         "phase 'a' names policy 'missing', not registered",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -164,3 +165,33 @@ def test_the_plan_of_blocks_as_a_tree_mermaid_and_dot(blocks: Project) -> None:
     assert "when amount > 5" in tree
     assert plan("mermaid").count("subgraph") >= 4
     assert plan("dot").count("subgraph") >= 4
+
+
+SAGA = """
+from treadle import Phase, Phases, step, workflow
+
+@step(prepare=lambda: 1, undo=lambda: None, reconcile=lambda: True)
+def careful() -> int: return 1
+
+@step(undo=lambda: None)
+def simple() -> int: return 1
+
+@step
+def back() -> None: ...
+
+@workflow(on_failure="unwind", undo_limit=1)
+def saga() -> object:
+    rows = Phases(Phase("one", {"m": careful}, compensate="un"), compensations=[Phase("un", {"b": back})], id="rows")
+    return simple.options(after=rows.bind()).bind()
+"""
+
+
+def test_a_plan_tells_what_can_be_undone_and_when(project: Project) -> None:
+    Path("saga.py").write_text(SAGA)
+
+    tree = project.treadle("plan", "saga.py:saga").stdout
+
+    assert "on_failure=unwind  undo_limit=1" in tree.splitlines()[0]
+    assert "one/  compensate=un" in tree
+    assert "m  undo (prepare, reconcile)" in tree
+    assert "simple  ← rows (after)  undo" in tree

@@ -127,6 +127,23 @@ def test_a_worker_executes_what_others_start_and_drains_on_sigterm(project: Proj
     assert json.loads(project.run("waits").stdout) == "done"
 
 
+def test_an_undo_that_is_waited_for_keeps_the_receipt_of_what_stands_now(project: Project) -> None:
+    (project.folder / "pyproject.toml").write_text('[tool.treadle]\nreceipts = "kept"\n')
+    project.run("files")
+    latest = project.folder / "kept" / "latest.json"
+    before = json.loads(latest.read_text())["run"]
+    start(project, "worker", str(project.file))
+
+    said = project.treadle("undo", "r1", "--wait", "--yes")
+
+    after = json.loads(latest.read_text())["run"]
+    assert said.stdout == "unwound: r1\n"
+    assert f"receipt {latest.parent}" in said.stderr
+    assert (before.get("unwound", ""), before["summary"]["standing"]) == ("", 2)
+    assert (after["unwound"], after["summary"]["standing"]) == ("fully", 0)
+    assert len(list(latest.parent.iterdir())) == 3
+
+
 def test_a_hard_cancel_ends_a_running_step_of_another_process(project: Project) -> None:
     process = waiting_run(project)
 

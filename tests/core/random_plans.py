@@ -240,6 +240,14 @@ def rules(draw: st.DrawFn, place: Place, names: list[str]) -> tuple[Rule, ...]:
 
 
 @st.composite
+def compensating(draw: st.DrawFn, id_: str) -> Phase:
+    """A phase that takes others back; its cells wait for nothing but what they are told."""
+    told = {"told": PhaseInfo()}
+    lanes = [f"k{n}" for n in range(draw(st.integers(0, 2)))]
+    return Phase(id=id_, blocks=[Step(id=lane, action="act", slots={**told}) for lane in lanes])
+
+
+@st.composite
 def phases(draw: st.DrawFn, id_: str, names: list[str], place: Place) -> Phases:
     inner = place.into(rows=True)
     ruled = draw(st.booleans())
@@ -260,11 +268,13 @@ def phases(draw: st.DrawFn, id_: str, names: list[str], place: Place) -> Phases:
                 detached=draw(names_from(lanes)) if draw(st.integers(0, 3)) == 0 else (),
                 policy="pol" if ruled else "",
                 retry=draw(st.sampled_from([None, RetryPolicy(attempts=2, initial=draw(st.sampled_from([0.0, 2.0])))])),
+                compensate=draw(st.sampled_from(["", "back", f"un{n}"])),
             )
         )
     return Phases(
         id=id_,
         phases=rows,
+        compensations=[draw(compensating(name)) for name in sorted({row.compensate for row in rows} - {""})],
         policies={"pol": draw(rules(inner, names))} if ruled else {},
         otherwise=draw(st.sampled_from([None, Rule(id="else", move="stop")])) if ruled else None,
         start="" if place.calm else draw(st.sampled_from(["", rows[-1].id])),

@@ -140,6 +140,24 @@ def test_a_child_that_ends_before_its_start_is_told_is_believed() -> None:
     driver.check()
 
 
+def test_the_end_of_a_child_that_comes_before_its_start_after_a_hard_cancel_leaves_the_attempt_as_it_is() -> None:
+    driver = parent_of(call("a"), on_failure="unwind")
+    task = driver.task("a")
+    driver.give(inp.Cancel(hard=True, unwind=True))
+    late = started(driver, task=task)
+    driver.tasks[task.number] = task
+
+    driver.give(ended(late.child, "cancelled"))
+
+    # The attempt lives: its task is still counted, and the unwinding waits for it.
+    assert driver.run.tasks == len(driver.tasks) == 1
+    driver.tasks.pop(task.number)
+    driver.give(late)
+    driver.finish(lambda task: driver.outcome(task, True))
+    assert driver.status() == "cancelled"
+    driver.check()
+
+
 def test_a_detached_call_succeeds_with_the_id_of_its_child() -> None:
     driver = parent_of(call("a", detached=True), step("b", "a"))
 

@@ -187,6 +187,45 @@ def test_a_compensating_phase_may_hold_blocks_of_all_kinds() -> None:
     driver.check()
 
 
+def test_a_phases_block_in_a_compensating_phase_has_rows_and_variables_of_its_own() -> None:
+    own = step("told", slots={"told": PhaseInfo(), "n": StateValue("n"), "at": PhaseInfo(fact="phase")})
+    inner = Phases(id="in", phases=[row("a", step("sets"), compensate=""), row("b", own, compensate="")])
+    driver = Driver(saga(row("one"), row("end"), back=[back("unone", inner), back("unend")]))
+    driver.succeed("p/one/x")
+    driver.fail("p/end/x")
+
+    driver.give(driver.outcome("p/unone/in/a/sets", "left", patch={"n": "=7"}))
+
+    told = {
+        "phase": "b",
+        "index": 1,
+        "step": 1,
+        "entry": 1,
+        "state": {"n": 7},
+        "previous": {"sets": "left"},
+        "pending": {},
+    }
+    assert driver.args("p/unone/in/b/told") == {"told": told, "n": 7, "at": "b"}
+    driver.finish()
+    assert fates(driver) == {"p/one": "undone"}
+    driver.check()
+
+
+def test_nothing_compensates_a_phase_inside_of_a_compensating_phase() -> None:
+    inner = saga(row("one"), row("end"))
+    driver = Driver(saga(row("one"), row("end"), back=[back("unone", inner), back("unend")]), on_failure="unwind")
+    driver.succeed("p/one/x")
+    driver.fail("p/end/x")
+    driver.succeed("p/unone/p/one/x")
+
+    driver.fail("p/unone/p/end/x")
+    driver.finish()
+
+    assert opened(driver) == [("p/one", "unone")]
+    assert fates(driver) == {"p/one": "failed"}
+    driver.check()
+
+
 def test_what_a_compensating_phase_did_is_never_undone() -> None:
     driver = Driver(
         saga(row("one"), row("end"), back=[back("unone", undoable("c"), Group(id="g", blocks=[undoable("d")]))])

@@ -530,7 +530,7 @@ def test_a_detached_step_adds_to_nothing_that_does_not_wait_for_it(into: str) ->
         (flow(rule("r", "stop", None, "c")), "stop needs none"),
         (flow(), "has no rules"),
         (flow(rule("r", "stop"), rule("r", "stop")), "two policy 'go' rules have the id 'r'"),
-        (Phases(id="f", phases=[row("a", cell("x"), cell("x"))]), "used twice"),
+        (Phases(id="f", phases=[row("a", cell("x"), cell("x"))]), "two lanes have the id"),
         (Phases(id="f", phases=[row("a", cell("x"), detached=("y",))]), "no lane 'y' to detach"),
         (Phases(id="f", phases=[row("a", compensate="q")]), "compensated by 'q'"),
         (flow(rule("r", "stop", "1 +")), "step 'f'"),

@@ -14,6 +14,7 @@ from tests.core.random_plans import CONSTANTS, LABELS, SIGNALS, blocks, open_pla
 from treadle.core import events as ev
 from treadle.core import inputs as inp
 from treadle.core.analysis import check_plan
+from treadle.core.apply import apply
 from treadle.core.commands import Task
 from treadle.core.decide import Limits, decide
 from treadle.core.events import Failure, Items, encode_events
@@ -28,21 +29,39 @@ EXAMPLES = int(os.environ.get("TREADLE_EXAMPLES", "150"))
 slow = settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
+FINAL = {
+    "step_undone",
+    "phase_compensated",
+    "undo_failed",
+    "undo_not_compensable",
+    "undo_not_needed",
+    "undo_skipped",
+    "undo_parked",
+}
+
+
 class OrderOfUndos:
     """Reads a journal as it grows, and checks the order of undos against its own notes of what began and ended."""
 
     def __init__(self, driver: Driver) -> None:
         self.driver = driver
+        # What the run was after each event; an unwinding may be over when its first event is read.
+        self.run = driver.empty()
         self.read = 0
         self.began: dict[str, int] = {}
         self.ended: dict[str, int] = {}
         self.open: dict[str, int] = {}
         self.running: set[str] = set()
+        # Rows that are to be compensated, and the one that is, by the scope that is unwound.
+        self.rows: dict[str, int] = {}
+        self.compensating: dict[int, str] = {}
 
     def check(self) -> None:
         """Read on."""
         events = self.driver.events
         while self.read < len(events):
+            self.run.now = self.driver.now
+            apply(self.run, events[self.read])
             self.take(events[self.read], self.read)
             self.read += 1
 
@@ -51,45 +70,62 @@ class OrderOfUndos:
         match ev.kind_of(event):
             case "step_dispatched" | "prepare_dispatched":
                 self.began.setdefault(at, position)
-            case "step_succeeded" | "step_failed" | "step_cancelled" | "attempt_ended":
+            case "step_succeeded" | "step_failed" | "step_cancelled" | "attempt_ended" | "scope_settled":
                 self.ended[at] = position
             case "steps_reopened" if isinstance(event, ev.StepsReopened):
                 for name in [*event.at, *event.removed] if event.rewind else []:
                     self.began.pop(name, None)
-            case "unwinding_started":
-                self.take_on()
-            case "undo_dispatched":
-                if at not in self.running:
-                    self.start(at)
-            case (
-                "step_undone"
-                | "undo_failed"
-                | "undo_not_compensable"
-                | "undo_not_needed"
-                | "undo_skipped"
-                | "undo_parked"
-            ):
-                self.open.pop(at, None)
-                self.running.discard(at)
-            case "undo_reopened":
-                self.open[at] = undo_of(self.driver.step(at)).scope
             case _:
-                pass
+                self.of_undo(ev.kind_of(event), at)
+
+    def of_undo(self, kind: str, at: str) -> None:
+        if kind == "unwinding_started":
+            self.take_on()
+        elif kind == "undo_dispatched" and at not in self.running:
+            self.start(at)
+        elif kind == "compensation_opened":
+            self.compensate(at)
+        elif kind in FINAL:
+            self.open.pop(at, None)
+            self.running.discard(at)
+            self.rows.pop(at, None)
+            self.compensating = {scope: row for scope, row in self.compensating.items() if row != at}
+        elif kind == "undo_reopened":
+            found = self.run.at(at)
+            assert found is not None
+            known = self.rows if isinstance(found, ScopeState) else self.open
+            known[at] = undo_of(found).scope
 
     def take_on(self) -> None:
-        """Note what the unwindings undo; one that is over already has dispatched nothing."""
-        for scope, unwinding in self.driver.run.unwindings.items():
+        """Note what the unwindings undo."""
+        for scope, unwinding in self.run.unwindings.items():
             for step in unwinding.taken:
                 if undo_of(step).status in UNFINISHED:
                     self.open[step.node.address] = scope
+            for row in unwinding.rows:
+                if undo_of(row).status in UNFINISHED:
+                    self.rows[row.node.address] = scope
+
+    def compensate(self, at: str) -> None:
+        """A row is taken back when all undos of steps are final: one at a time, the last one that ended first."""
+        scope = self.rows[at]
+        assert not [step for step, around in self.open.items() if around == scope]
+        assert scope not in self.compensating
+        self.compensating[scope] = at
+        others = [row for row, around in self.rows.items() if around == scope and row != at]
+        assert all(self.ended[row] < self.ended[at] for row in others)
+        row = self.run.at(at)
+        assert row is not None
+        assert row.status == "succeeded"
 
     def start(self, at: str) -> None:
-        run = self.driver.run
+        run = self.run
         limit = run.graph.plan.undo_limit
         self.running.add(at)
         together = [other for other in self.running if self.open.get(other) == self.open.get(at)]
         assert not limit or len(together) <= limit
-        assert [resource_of(step) for step in map(self.driver.step, together)].count("disk") <= 1
+        steps = [self.run.step_at(other) for other in together]
+        assert [resource_of(step) for step in steps if step is not None].count("disk") <= 1
         others = [other for other, scope in self.open.items() if other != at and scope == self.open.get(at)]
         assert all(self.began[other] < self.ended[at] for other in others)
 
@@ -271,6 +307,8 @@ class Chaos:
             statuses = [step.undo.status for step in unwinding.taken if step.undo is not None]
             assert unwinding.left == sum(status in ("pending", "running") for status in statuses)
             assert unwinding.running == statuses.count("running")
+            rows = [row.undo.status for row in unwinding.rows if row.undo is not None]
+            assert unwinding.rows_left == sum(status in UNFINISHED for status in rows)
         tasked = {state.node.number for state in run.steps() if state.tasked}
         assert tasked == set(self.driver.tasks)
         assert run.readied == sum(state.status == "ready" for state in run.steps())

@@ -8,7 +8,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from treadle import Cell, Compensation, Patch, Phase, Phases, Rule, connect, gather, step, workflow
+from treadle import (
+    Cell,
+    Compensation,
+    LanePlan,
+    Patch,
+    Phase,
+    Phases,
+    Retry,
+    Rule,
+    case,
+    choose,
+    connect,
+    gather,
+    holds,
+    step,
+    workflow,
+)
 
 
 def note(what: str) -> None:
@@ -79,6 +95,47 @@ accounts = Phases(
 )
 
 
+@step(name="saga-kill:second", lost_limit=1000)
+def second_time(name: str, after: str | None) -> None:
+    """Fails the first time, so that its row is undone before it is tried again."""
+    note(f"second {name}")
+    if Path(os.environ["KILL_LOG"]).read_text().count(f"second {name}\n") == 1:
+        raise RuntimeError("not yet")
+
+
+def rows(name: str) -> Any:
+    """A row that is unwound before it is tried again, with a gather and a branch in it."""
+
+    def lane() -> Any:
+        many = gather([f"{name}-x", f"{name}-y"], write, id="many")
+        way = case(holds("len(many) == 2", many=many), lambda: write.options(id="chosen").bind(f"{name}-way"), id="way")
+        return second_time.options(id="gate").bind(name, choose(way, id="pick"))
+
+    return Phases(
+        Phase("twice", {"files": LanePlan(lane), "own": write_cell}, retry=Retry(attempts=2)),
+        state={"name": name},
+        id=f"{name}-rows",
+    ).bind()
+
+
+def look_at_cell(cell: Cell) -> str | None:
+    """As `look`, for a cell."""
+    return look(f"{cell.state['name']}-cell")
+
+
+def put_back_cell(cell: Cell, state: str | None) -> None:
+    """As `put_back`."""
+    put_back(f"{cell.state['name']}-cell", state)
+
+
+@step(name="saga-kill:cell", prepare=look_at_cell, undo=put_back_cell, lost_limit=1000)
+def write_cell(cell: Cell) -> None:
+    """Change a file of the row's own."""
+    name = f"{cell.state['name']}-cell"
+    note(f"write {name}")
+    Path(os.environ["KILL_FOLDER"], name).write_text("x")
+
+
 @step(name="saga-kill:fail", lost_limit=1000)
 def fail() -> None:
     """The end of every run."""
@@ -88,7 +145,7 @@ def fail() -> None:
 @workflow(name="saga-kill:branch")
 def subsidiary(owner: str, rounds: int) -> Any:
     """A run below, with a saga of its own."""
-    first = write.options(id="first").bind(f"{owner}-ledger")
+    first = write.options(id="first", after=rows(owner)).bind(f"{owner}-ledger")
     return accounts.bind(owner=owner, rounds=rounds, after=first)
 
 
@@ -96,14 +153,14 @@ def subsidiary(owner: str, rounds: int) -> Any:
 def company(rounds: int) -> Any:
     """All that can be undone, and an end that fails."""
     written = gather([f"item-{number % 3}" for number in range(rounds)], write, id="items", limit=1)
-    opened = accounts.bind(owner="main", rounds=rounds, after=written)
+    opened = accounts.bind(owner="main", rounds=rounds, after=[written, rows("main")])
     below = [subsidiary.options(id=f"sub{n}", after=opened).bind(f"sub{n}", rounds) for n in range(2)]
     return fail.options(after=below).bind()
 
 
 async def main(url: str, rounds: int) -> None:
     """Start (or attach to) the run, and execute until it has its outcome."""
-    async with connect(url, slots=8, threads=4) as app:
+    async with connect(url, slots=8, threads=4, lease=float(os.environ.get("KILL_LEASE", "15"))) as app:
         run = await app.start(company, rounds, id="victim")
         row = await run.wait()
         print(row.status, row.unwound)

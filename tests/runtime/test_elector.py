@@ -9,6 +9,7 @@ from treadle import Registry, connect, step
 from treadle.core import inputs as inp
 from treadle.runtime.client import App
 from treadle.runtime.node import Settings
+from treadle.runtime.sweeper import ROLE
 from treadle.store.base import InboxInput
 
 registry = Registry()
@@ -70,5 +71,5 @@ async def test_only_the_elected_session_sweeps_and_it_does_so_at_once(tmp_path: 
         elector.broken, elector.yes = False, True
         while (await app.run("stranded").row()).status == "cancelled":
             await asyncio.sleep(0)
-    assert {role for role, _ in elector.asked} == {"sweeper"}
+    assert {role for role, _ in elector.asked} == {ROLE}
     assert len({session for _, session in elector.asked}) == 1

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,29 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
         return f"sqlite:///{tmp_path}/kill.db"
     monkeypatch.setenv("KILL_LEASE", "1")
     return str(request.getfixturevalue("nats_url"))
+
+
+@pytest.fixture(
+    params=[
+        "sqlite",
+        pytest.param("nats", marks=pytest.mark.nats),
+        pytest.param("postgres", marks=pytest.mark.postgres),
+    ]
+)
+def any_url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A new store of any kind."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/kill.db"
+        return
+    monkeypatch.setenv("KILL_LEASE", "1")
+    if request.param == "nats":
+        yield str(request.getfixturevalue("nats_url"))
+        return
+    request.getfixturevalue("postgres_server")
+    from tests.postgres_kit import empty_schema, shared_server, url_of
+
+    with empty_schema() as schema:
+        yield url_of(shared_server(), schema)
 
 
 def kills_of(url: str) -> int:
@@ -112,15 +136,15 @@ def test_one_process_at_a_time_killed_again_and_again(url: str, tmp_path: Path) 
 
 @pytest.mark.soak
 def test_a_run_killed_again_and_again_while_it_acts_and_while_it_unwinds_restores_what_it_touched(
-    tmp_path: Path,
+    any_url: str, tmp_path: Path
 ) -> None:
-    url, log, folder = f"sqlite:///{tmp_path}/kill.db", tmp_path / "log", tmp_path / "files"
+    url, log, folder, kills = any_url, tmp_path / "log", tmp_path / "files", kills_of(any_url)
     folder.mkdir()
     (folder / "f0-0").write_text("was here")
-    lanes, length = 4, max(8, KILLS * 2)
+    lanes, length = 4, max(8, kills * 2)
     dice = random.Random(9)
 
-    for _ in range(2 * KILLS):
+    for _ in range(2 * kills):
         before = lines(log)
         life = start_program(log, TARGET.with_name("undo_target.py"), url, folder, lanes, length)
         if wait_for_lines(log, before + dice.randint(0, 24), [life]):
@@ -159,17 +183,17 @@ def test_three_processes_share_the_work_while_one_after_the_other_is_killed(url:
 
 @pytest.mark.soak
 def test_a_saga_killed_again_and_again_while_it_acts_unwinds_and_compensates_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    any_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Phases, a gather and runs that were called: each undo and each compensation is made, in its order."""
-    url, log, folder = f"sqlite:///{tmp_path}/kill.db", tmp_path / "log", tmp_path / "files"
+    """Rows, gathers, branches and runs that were called: each undo and each compensation is made, in its order."""
+    url, log, folder, kills = any_url, tmp_path / "log", tmp_path / "files", kills_of(any_url)
     folder.mkdir()
     (folder / "item-0").write_text("was here")
     monkeypatch.setenv("KILL_FOLDER", str(folder))
-    program, rounds = TARGET.with_name("saga_target.py"), max(3, KILLS // 2)
+    program, rounds = TARGET.with_name("saga_target.py"), max(3, kills // 2)
     dice = random.Random(11)
 
-    for _ in range(2 * KILLS):
+    for _ in range(2 * kills):
         before = lines(log)
         life = start_program(log, program, url, rounds)
         if wait_for_lines(log, before + dice.randint(0, 12), [life]):
@@ -186,15 +210,20 @@ def test_a_saga_killed_again_and_again_while_it_acts_unwinds_and_compensates_lea
 
 async def check_saga(url: str, rounds: int) -> None:
     """Every run was unwound fully: steps first, then each row once, the last one first."""
+    tried_again = 0
     async with connect(url, worker=False) as app:
         for name in ("victim", "victim/sub0", "victim/sub1"):
             run = app.run(name)
             assert (await run.row()).unwound == "fully"
             events = [event async for _version, _time, event in run.events()]
+            started = max(place for place, event in enumerate(events) if isinstance(event, ev.UnwindingStarted))
             undone = [place for place, event in enumerate(events) if isinstance(event, ev.StepUndone)]
+            # Rows that were unwound before they were tried again, in the middle of the run.
+            tried_again += min(undone) < started
             opened = [place for place, event in enumerate(events) if isinstance(event, ev.CompensationOpened)]
             assert max(undone) < min(opened)
             rows = [event.at for event in events if isinstance(event, ev.PhaseCompensated)]
             entries = [f"accounts/account#{entry}" for entry in range(rounds, 1, -1)]
             assert rows == [*entries, "accounts/account"]
         assert not (await app.check()).problems
+    assert tried_again > 0

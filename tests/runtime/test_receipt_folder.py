@@ -21,6 +21,7 @@ from treadle import (
     keep_receipt,
     load_document,
     plan_document,
+    save_document,
     step,
     workflow,
 )
@@ -74,16 +75,40 @@ async def test_receipts_of_all_outcomes_are_kept_and_latest_is_the_last_one(tmp_
     assert load_document(first).run is not None
 
 
+async def test_what_is_written_to_the_link_is_written_to_the_receipt(tmp_path: Path) -> None:
+    async with connect("memory://", registry=registry) as app:
+        run = await app.start(good)
+        await run.result()
+        receipt = await run.receipt()
+    kept = keep_receipt(receipt, tmp_path)
+
+    written = save_document(receipt, tmp_path / "latest.json")
+
+    assert written == kept.resolve()
+    assert os.readlink(tmp_path / "latest.json") == kept.name
+    assert receipt.run is not None
+    assert kept.name == f"{receipt.run.key}-v{receipt.run.version}.json"
+
+
 async def test_where_no_links_can_be_made_latest_is_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_self: Path, _target: object) -> None:
         raise OSError("a privilege is not held")
 
     monkeypatch.setattr(Path, "symlink_to", refuse)
 
+    keep_receipt(await receipt(good, "zero"), tmp_path)
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.undo()
+    keep_receipt(await receipt(good, "half"), tmp_path)
+    monkeypatch.setattr(Path, "symlink_to", refuse)
     kept = keep_receipt(await receipt(good, "one"), tmp_path)
 
     assert (tmp_path / "latest.json").read_bytes() == kept.read_bytes()
-    assert sorted(os.listdir(tmp_path)) == sorted([kept.name, "latest.json"])
+    assert len(before) == 2
+    assert len(list(tmp_path.iterdir())) == 4
+    for file in tmp_path.iterdir():
+        assert load_document(file).is_receipt
+        assert file.name == "latest.json" or file.name.split("-")[0] in file.read_text()
 
 
 async def test_what_is_no_receipt_or_no_folder_is_refused(tmp_path: Path) -> None:

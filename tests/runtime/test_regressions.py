@@ -331,7 +331,7 @@ async def test_the_elected_sweeper_that_dies_is_found_dead_by_the_others() -> No
         row = MemoryStore(data).sessions()[0]
         ghost.open_session(type(row)("ghost", "w", "", 0, 0, []))
         # Whoever holds the role died with it.
-        data.elected["sweeper"] = data.sessions["ghost"]
+        data.elected[sweeper.ROLE] = data.sessions["ghost"]
         app._node.sweeper.lease_seconds = 0.05
 
         await until(lambda: "ghost" not in data.sessions)

@@ -67,7 +67,7 @@ def plan(folder: str, lanes: int, length: int) -> Planned:
 
 async def main(url: str, folder: str, lanes: int, length: int) -> None:
     """Start (or attach to) the run, and execute until it has its outcome."""
-    async with connect(url, slots=8, threads=4) as app:
+    async with connect(url, slots=8, threads=4, lease=float(os.environ.get("KILL_LEASE", "15"))) as app:
         run = await app.start(plan(folder, lanes, length), id="victim")
         row = await run.wait()
         print(row.status, row.unwound)

@@ -10,7 +10,7 @@ from treadle.authoring.openings import case, choose, gather, holds
 from treadle.authoring.options import Retry
 from treadle.authoring.phases import LanePlan, Phase, Phases, Rule
 from treadle.testing.scenarios import Scenario, everywhere
-from treadle.testing.sim_blocks import back, cell, cell_value, sure_cell
+from treadle.testing.sim_blocks import back, cell, cell_value, spring, sure_cell
 from treadle.testing.sim_conduct import Conduct, fraction
 from treadle.testing.sim_workload import called, make, registry, work
 from treadle.testing.simulation import Report
@@ -41,6 +41,14 @@ def fan(count: int = 4) -> Planned:
     plan = builder()
     steps = [plan.step(f"a{number}", work, conduct(f"a{number}", 3.0), []) for number in range(count)]
     plan.output(plan.step("end", work, conduct("end"), steps))
+    return plan.build()
+
+
+def stream() -> Planned:
+    """A step that yields so much that it is stored piece by piece."""
+    plan = builder()
+    with plan:
+        plan.output(spring.options(id="items").bind({"name": "spring", "yields": 6}, []))
     return plan.build()
 
 

@@ -18,13 +18,14 @@ from treadle.core import advance as core_advance
 from treadle.core import decide as core_decide
 from treadle.core import inputs as inp
 from treadle.core.commands import Refusal, Task
+from treadle.runtime import collecting
 from treadle.runtime.client import App
 from treadle.runtime.engine import Engine
 from treadle.runtime.observers import Observers
 from treadle.runtime.owned import Owned, Pending
 from treadle.runtime.slots import Slots
 from treadle.runtime.sweeper import Sweeper
-from treadle.store.base import Report
+from treadle.store.base import Answer, Report
 from treadle.store.memory import MemoryStore
 from treadle.testing import invariants
 from treadle.testing.scenarios import Ask, Scenario, everywhere
@@ -111,7 +112,12 @@ STOLEN = Scenario([scenes.fan()], [Ask(1.2, "steal"), Ask(1.6, "pause", 1), Ask(
 SIGNALLED = Scenario([scenes.fan()], [Ask(1.5, "signal", number=number) for number in (0.1, 0.1, 0.5, 0.5)])
 
 
-@pytest.mark.parametrize("scenario", [CHAIN, FAN, CALL, CONDEMNED, STOLEN, SIGNALLED])
+# What a step yields is stored while it runs; its outcome is on its way to the run's owner when the run is cancelled.
+LATE = Scenario([scenes.stream()], [Ask(1.7, "cancel_hard", 1)], starts_at=1, workers=1, pace=0.2)
+STREAM = Scenario([scenes.stream()])
+
+
+@pytest.mark.parametrize("scenario", [CHAIN, FAN, CALL, CONDEMNED, STOLEN, SIGNALLED, LATE, STREAM])
 @pytest.mark.parametrize("kind", ["", "crash_after", "error_after"])
 def test_without_a_planted_bug_nothing_is_found(scenario: Scenario, kind: str) -> None:
     assert not broken(everywhere(scenario, kind, *WRITES) if kind else alone(scenario))
@@ -126,10 +132,9 @@ def test_a_start_that_is_told_before_its_commit_is_found(monkeypatch: pytest.Mon
 def plant_a_hasty_start(monkeypatch: pytest.MonkeyPatch) -> None:
     start: Any = Engine.start
 
-    def hasty(self: Engine, *given: Any, **more: Any) -> None:
-        *facts, then, report = given
-        then("committed", None)
-        start(self, *facts, lambda _status, _error: None, report, **more)
+    def hasty(self: Engine, head: Any, plan: Any, encoded: bytes, rows: Any, then: Any, *more: Any) -> None:
+        then(Answer("committed"), None)
+        start(self, head, plan, encoded, rows, lambda _answer, _error: None, *more)
 
     monkeypatch.setattr(Engine, "start", hasty)
 
@@ -262,6 +267,22 @@ def test_a_child_whose_end_is_not_told_is_found(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(core_advance, "tell_parent", lambda *_given: None)
 
     assert broken(alone(CALL)) == invariants.CLOSED
+
+
+def test_values_of_an_outcome_that_came_too_late_may_lose_their_blobs() -> None:
+    report = LATE.play()
+
+    assert not report.failures
+    assert any("AttemptEnded(at='items', attempt=1, outcome='succeeded'" in line for line in report.trace)
+
+
+def test_a_collector_that_reads_no_journal_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hasty(*_given: Any) -> set[str]:
+        return set()
+
+    monkeypatch.setattr(collecting, "_named", hasty)
+
+    assert broken(alone(STREAM)) == invariants.EFFECTS
 
 
 def test_a_failure_is_shrunk_and_explained(monkeypatch: pytest.MonkeyPatch) -> None:

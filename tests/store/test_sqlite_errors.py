@@ -280,6 +280,7 @@ def test_a_newer_schema_is_refused_and_left_alone(path: Path, open_store: Callab
     open_store().close()
     con = apsw.Connection(str(path))
     list(con.execute(f"PRAGMA user_version = {schema.VERSION + 5}"))
+    list(con.execute("UPDATE counters SET value = ? WHERE name = 'serves'", (schema.VERSION + 1,)))
     con.close()
 
     refused(SqliteStore(path), SchemaVersionError, "newer Treadle.*upgrade")

@@ -262,6 +262,7 @@ class PlanBuilder:
 
     def block_node(self, id_: str | None, short: str, frame: FrameType) -> Node:
         """The node of a block that opens its content while the run goes on, with its id claimed."""
+        self.suspect = True
         scope = self.scope
         node = Node(ForeignAction(short), NOTHING, None, frame.f_code, frame.f_lasti)
         node.id = id_ if id_ is not None else scope.free_id(short)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any, Literal, TypeVar, cast, overload
 
+from treadle.authoring.adapters import TAG
 from treadle.authoring.bound import Ambient, Bound, Node, Tested, this_frame
 from treadle.authoring.builder import PlanBuilder, current_builder
 from treadle.authoring.decorators import StepFunction
@@ -16,7 +17,7 @@ from treadle.authoring.signatures import ANYTHING
 from treadle.authoring.streams import Results
 from treadle.core.addresses import child, encode_id
 from treadle.core.expressions import parse
-from treadle.core.plan import Body, Branch, Choose, Gather, Slot
+from treadle.core.plan import Body, Branch, Choose, Const, Gather, MapOf, Slot
 from treadle.errors import DefinitionError, SlotError, UsageError
 
 T = TypeVar("T")
@@ -126,6 +127,8 @@ def _gather(
     node = builder.block_node(id_, name_of(body, "gather"), frame)
     # Before the scope of the body is entered: what the gather itself reads lies outside.
     slot = drafted(items, "its items", node, outer)
+    if not _may_be_list(slot, outer):
+        outer.site.errors.append(DefinitionError(f"{node}: its items are {items!r:.60}, which is no list"))
     inner = Scope(
         outer.site, f"{child(outer.address, node.segment)}[]", outer, outer.constants, kind="gather", block=node
     )
@@ -145,6 +148,15 @@ def _gather(
         )
     )
     return Bound(node)
+
+
+def _may_be_list(slot: Slot, outer: Scope) -> bool:
+    """Whether items can be a list, as far as that is known before anything runs."""
+    if not isinstance(slot, Const):
+        return not isinstance(slot, MapOf)
+    text = outer.constants[slot.index]
+    tags = tuple(f'{{"{TAG}":["{kind}"' for kind in ("set", "frozenset"))
+    return text.startswith(("[", *tags))
 
 
 def name_of(body: Any, otherwise: str) -> str:

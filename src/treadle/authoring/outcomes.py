@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from treadle.authoring.values import value_of
 from treadle.core.addresses import encode_id
 from treadle.core.events import DecisionMade
+from treadle.core.phases import asked_rule
 from treadle.core.plan import Phase
 from treadle.core.state import NodeState, RunState, ScopeState, StepState, settled
 from treadle.core.tables import NONE, SUCCEEDED
@@ -273,7 +274,7 @@ def failed(partial: PhasesResult, execution: Execution) -> PhasesFailedError:
         assert failure is not None
         return PhasesFailedError(failure.message, partial=partial, kind=failure.code)
     error = execution.errors.get(cause.node.number)
-    where = _where(cause)
+    where = _where(execution, cause)
     made = PhasesFailedError(f"{where} failed: {_said(error)}", partial=partial, kind=getattr(error, "code", "error"))
     made.__cause__ = error
     return made
@@ -285,11 +286,11 @@ def _said(error: BaseException | None) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-def _where(step: StepState) -> str:
+def _where(execution: Execution, step: StepState) -> str:
     around = step.node.scope
     if around is not None and isinstance(around.spec, Phase):
         return f"phase {around.spec.id!r} lane {step.spec.id!r}"
-    return f"a rule of the policy ({step.node.address})"
+    return asked_rule(execution.block)
 
 
 def _root_cause(execution: Execution, scope: ScopeState) -> StepState | ScopeState:

@@ -39,6 +39,7 @@ from treadle.authoring.values import held
 from treadle.core import plan as core
 from treadle.core.addresses import child, encode_id
 from treadle.core.analysis import check_plan
+from treadle.core.checks import mistakes_of
 from treadle.core.expressions import parse
 from treadle.core.graph import Graph
 from treadle.core.plan import Move, RetryPolicy, Slot
@@ -160,6 +161,9 @@ def _pairs(cells: Cells) -> list[tuple[str, AnyCell]]:
 
 class Lowering(Protocol):
     """How cells, rules and values become part of a plan: by name, or as the objects they are."""
+
+    # Mistakes that were found on the way.
+    errors: list[DefinitionError]
 
     def cell(self, phase: str, lane: str, cell: AnyCell) -> core.Block:
         """The block of a cell."""
@@ -325,7 +329,8 @@ class Phases:
             "after_any": outer.names_of(after_any, f"{node}: after_any=", node),
         }
         outer.blocks.append(msgspec.structs.replace(block, **order))
-        raise_all(named.errors, f"{node}")
+        if named.errors:
+            raise_all([*named.errors, *mistakes_of(block, f"{node}", 0, in_phases=True)], f"{node}")
         return Bound(node)
 
 
@@ -380,7 +385,14 @@ class _Plain:
 def _rule(how: Lowering, policy: str, rule: Rule, number: int) -> core.Rule:
     id_ = rule.id if rule.id is not None else f"{rule.move}-{number}"
     when = rule.when
-    condition = expressed(when) if isinstance(when, str) else how.condition(policy, rule, number) if when else None
+    condition: core.Condition | None = None
+    if isinstance(when, str):
+        try:
+            condition = expressed(when)
+        except DefinitionError as error:
+            how.errors.append(DefinitionError(f"rule {id_!r} of policy {policy!r}: {error}"))
+    elif when is not None:
+        condition = how.condition(policy, rule, number)
     return core.Rule(id=id_, move=rule.move, target=rule.target, when=condition)
 
 

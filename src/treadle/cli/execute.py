@@ -186,15 +186,9 @@ async def run(
                 return await _execute(app, handle, view)
         finally:
             if kept is not None:
-                await _keep_receipt(handle, kept[0], folder=kept[1])
+                from treadle.cli.receipts import keep
 
-
-async def _keep_receipt(handle: Run[Any], place: Path, *, folder: bool) -> None:
-    from treadle.runtime.documents import keep_receipt, save_document
-
-    document = await handle.receipt()
-    saved = keep_receipt(document, place) if folder else save_document(document, place)
-    say(f"receipt {clean(str(saved))}  {document.hash}")
+                await keep(handle, kept[0], folder=kept[1])
 
 
 def _place_of_receipt(receipt: str | None, *, detach: bool) -> tuple[Path, bool] | None:

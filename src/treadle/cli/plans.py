@@ -19,7 +19,10 @@ def tree(plan: Plan) -> str:
         needs.setdefault(edge.target, []).append(_need(edge))
     depth = levels(plan)
     steps = sum(len(level) for level in depth)
-    lines = [f"{clean(plan.workflow)}  {steps} step{'' if steps == 1 else 's'} in {len(depth)} levels"]
+    head = [clean(plan.workflow), f"{steps} step{'' if steps == 1 else 's'} in {len(depth)} levels"]
+    head += [f"on_failure={plan.on_failure}"] if plan.on_failure else []
+    head += [f"undo_limit={plan.undo_limit}"] if plan.undo_limit else []
+    lines = ["  ".join(head)]
     _branch(outline(plan.blocks), 1, needs, lines)
     return "\n".join(lines) + "\n"
 
@@ -81,6 +84,7 @@ def _openings(block: Block | Phase | Branch) -> list[str]:
     if isinstance(block, Phase):
         said = [f"policy={clean(block.policy)}"] if block.policy else []
         said += [f"retry={block.retry.attempts or '∞'}"] if block.retry is not None else []
+        said += [f"compensate={clean(block.compensate)}"] if block.compensate else []
         return said + ([f"detached: {names(block.detached)}"] if block.detached else [])
     if isinstance(block, Branch):
         if block.when is None:
@@ -92,6 +96,9 @@ def _openings(block: Block | Phase | Branch) -> list[str]:
 def _way(step: Step) -> list[str]:
     """How a step works that is no single call of a function."""
     said: list[str] = []
+    if step.undo is not None:
+        halves = [name for name in ("prepare", "reconcile") if getattr(step.undo, name)]
+        said.append(f"undo ({', '.join(halves)})" if halves else "undo")
     if step.child is not None:
         said.append("starts a run" if step.child.detached else "a run of its own")
     if step.poll is not None:

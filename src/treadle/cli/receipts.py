@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
 from treadle.cli.desk import Desk, pairs, with_desk
 from treadle.cli.documents import facts_of_saved, is_document
-from treadle.cli.output import emit, paint, table, write
+from treadle.cli.output import emit, paint, say, table, write
 from treadle.cli.receipt_text import render, short
 from treadle.cli.settings import find_project
 from treadle.core.differences import Difference, differences
 from treadle.core.documents import Document, tree_of
 from treadle.errors import UsageError
 from treadle.runtime.report import clean
+
+if TYPE_CHECKING:
+    from treadle.runtime.run import Run
 
 VARIABLE = "TREADLE_KEY_PASSPHRASE"
 # Exit codes of `verify`.
@@ -122,6 +125,15 @@ async def verify(desk: Desk, file: str, trust: tuple[str, ...], allow_unsigned: 
     if answer.status == "unsigned" and allow_unsigned:
         return 0
     return VERDICTS[answer.status]
+
+
+async def keep(run: Run[Any], place: Path, *, folder: bool) -> None:
+    """Write the receipt of a run to a file, or into a folder of receipts, and say where."""
+    from treadle.runtime.documents import keep_receipt, save_document
+
+    document = await run.receipt()
+    saved = keep_receipt(document, place) if folder else save_document(document, place)
+    say(f"receipt {clean(str(saved))}  {document.hash}")
 
 
 @receipt.command()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from treadle.cli.desk import Desk, confirm, run_argument, with_desk
 from treadle.cli.output import emit, plainly, table
+from treadle.cli.receipts import keep
+from treadle.cli.settings import find_project
 from treadle.errors import UsageError
 from treadle.runtime.inspection import UNWOUND
 from treadle.runtime.report import clean
@@ -50,6 +53,9 @@ async def undo(
                 emit({"run": run.id, "undoing": False}, desk.output, f"nothing is left to undo in {clean(run.id)}")
                 return
         row = await run.wait() if wait else await run.row()
+        folder = find_project(Path.cwd()).receipt_folder() if wait else None
+        if folder is not None:
+            await keep(run, folder, folder=True)
     said = f"{UNWOUND[row.unwound]}: " if wait and row.unwound else f"{chosen or 'undoing'} in "
     facts = {"run": run.id, "undoing": True, "status": row.status, "unwound": row.unwound}
     emit(facts, desk.output, f"{said}{clean(run.id)}")

@@ -134,7 +134,7 @@ def _patch_refused(run: RunState, step: StepState) -> Failure | None:
     found = phases_around(run, step.node)
     if found is None or found[1] is None:
         return Failure(code="no_state", message="a state patch is for cells; no Phases block is around this step")
-    if found[1].compensates is not None:
+    if found[1].takes_back is not None:
         return Failure(code="compensation_patch", message="a compensating phase reads the state and sets no variables")
     progress, row = found[0].block, found[1]
     assert isinstance(progress, PhasesProgress)

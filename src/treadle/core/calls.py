@@ -49,7 +49,8 @@ def child_started(run: RunState, decision: Decision, value: inp.ChildStarted, ca
         # The child's end came before this report, and another attempt fetches its result.
         return None
     if step is None or step.status in OUTCOMES:
-        if step is not None and step.tasked:
+        # An attempt of its undo has a number below 0, and is another matter.
+        if step is not None and step.tasked > 0:
             ended = ev.AttemptEnded(at=value.at, attempt=step.tasked, outcome="succeeded", session=value.session)
             decision.ended.append(step.node.number)
             decision.record(run, msgspec.structs.replace(ended, cause=cause))
@@ -91,8 +92,14 @@ def child_ended(run: RunState, decision: Decision, value: inp.ChildEnded, cause:
     step = _caller(run, value.at, value.child)
     if step is None:
         return None
+    waits = step.status == DISPATCHED and step.spec.child is not None and not step.spec.child.detached
+    if waits and step.tasked:
+        # A retry has reopened the child, whose end was quicker than the report of the attempt that asked for it.
+        _start(run, decision, step, inp.ChildStarted(at=value.at, child=value.child, id=""), cause)
     undo = step.undo
-    if not value.undoes and undo is not None and undo.status in (NONE, PENDING) and undo.state != NULL:
+    nothing = not value.undoes and undo is not None and undo.status in (NONE, PENDING) and undo.state != NULL
+    # While an attempt lives that may still make or reopen the child, it is not known what there will be to undo.
+    if nothing and not step.tasked:
         end_undo(run, decision, step, ev.UndoNotNeeded(at=value.at))
     if step.status in OUTCOMES:
         if step.node.number in run.calls:
@@ -100,11 +107,8 @@ def child_ended(run: RunState, decision: Decision, value: inp.ChildEnded, cause:
             event = ev.AttemptEnded(at=value.at, attempt=step.attempt, outcome=value.outcome, cause=cause)
             decision.record(run, event)
         return None
-    if step.status != DISPATCHED or step.spec.child is None or step.spec.child.detached:
+    if not waits:
         return None
-    if step.tasked:
-        # A retry has reopened the child, whose end was quicker than the report of the attempt that asked for it.
-        _start(run, decision, step, inp.ChildStarted(at=value.at, child=value.child, id=""), cause)
     if value.failure is None and value.result:
         _succeed(run, decision, step, value.result, cause)
     elif run.cancelling and (value.failure is None or value.outcome == CANCELLED):

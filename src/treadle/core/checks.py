@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import get_args
 
 from treadle.core.addresses import check_id
 from treadle.core.blocks import has_policies, rules_of, slots_of
@@ -17,6 +18,7 @@ from treadle.core.plan import (
     LaneValue,
     ListOf,
     MapOf,
+    Move,
     Phase,
     PhaseInfo,
     Phases,
@@ -48,6 +50,7 @@ def mistakes_of(block: Block, called: Called, gathers: int, in_phases: bool) -> 
             yield DefinitionError(f"{called}: its body holds no steps")
         if block.limit < 0:
             yield DefinitionError(f"{called}: limit={block.limit}; give how many items may be under way, 0 for any")
+        yield from _one_of("mode", block.mode, ("any_error", "all", "first"), called)
     for slot in slots_of(block):
         yield from slot_mistakes(slot, called, gathers, in_phases or isinstance(block, Phases))
 
@@ -77,6 +80,11 @@ def _expression(text: str, called: Called) -> Found:
         yield DefinitionError(f"{called}: {error}")
 
 
+def _one_of(name: str, value: str, known: tuple[str, ...], called: Called) -> Found:
+    if value not in known:
+        yield DefinitionError(f"{called}: {name}={value!r}; there are {_listed(list(known))}")
+
+
 def _ids(ids: Iterable[str], what: str, called: Called) -> Found:
     seen: set[str] = set()
     for id_ in ids:
@@ -85,7 +93,8 @@ def _ids(ids: Iterable[str], what: str, called: Called) -> Found:
         except DefinitionError as error:
             yield DefinitionError(f"{called}: {error}")
         if id_ in seen:
-            yield DuplicateStepError(f"{called}: two {what}s have the id {id_!r}")
+            plural = "branches" if what == "branch" else f"{what}s"
+            yield DuplicateStepError(f"{called}: two {plural} have the id {id_!r}")
         seen.add(id_)
 
 
@@ -107,6 +116,8 @@ def _phases(block: Phases, called: Called) -> Found:
         yield DefinitionError(f"{called}: phases are required")
     if block.step_limit < 1:
         yield DefinitionError(f"{called}: step_limit={block.step_limit}; at least one row must be allowed")
+    yield from _one_of("on_conflict", block.on_conflict, ("last", "error"), called)
+    yield from _one_of("on_finish", block.on_finish, ("leave", "wait", "cancel"), called)
     ids = [phase.id for phase in block.phases]
     if block.start and block.start not in ids:
         yield DefinitionError(f"{called}: start={block.start!r} is not among its phases: {_listed(ids)}")
@@ -119,6 +130,7 @@ def _phases(block: Phases, called: Called) -> Found:
 
 def _phase(phase: Phase, block: Phases, called: Called) -> Found:
     lanes = [cell.id for cell in phase.blocks]
+    yield from _ids(lanes, "lane", f"{called}: phase {phase.id!r}")
     for lane in phase.detached:
         if lane not in lanes:
             yield DefinitionError(f"{called}: phase {phase.id!r} has no lane {lane!r} to detach: {_listed(lanes)}")
@@ -163,6 +175,9 @@ def _policies(block: Phases, ids: list[str], called: Called) -> Found:
 def _target(rule: Rule, block: Phases, ids: list[str], called: Called) -> Found:
     """Literal targets are checked before anything runs."""
     words = f"{called}: rule {rule.id!r}"
+    if rule.move not in get_args(Move):
+        yield DefinitionError(f"{words}: there is no move {rule.move!r}; there are {_listed(list(get_args(Move)))}")
+        return
     if rule.move not in ("jump", "loop_back"):
         if rule.target:
             yield DefinitionError(f"{words} has a target, but {rule.move} needs none")

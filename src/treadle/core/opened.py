@@ -228,7 +228,7 @@ def row_settled(run: RunState, row: ScopeState) -> None:
             found = run.states[node.number]
             if found.status == SUCCEEDED:
                 progress.previous[cell.id] = found.result
-    if phase.compensate:
+    if phase.compensate and row.compensates is None:
         _leave(run, row, state, progress.previous)
     # From now on the phase's name means this entry to the rows that follow.
     run.enter(block.node, encode_id(phase.id), row.node)

@@ -89,6 +89,17 @@ def _phase_of(row: ScopeState) -> Phase:
     return phase
 
 
+def asked_rule(block: ScopeState) -> str:
+    """The rule that a block has asked last, in words: its id, its policy and the phase that it was asked after."""
+    progress, spec = block.block, block.node.spec
+    assert isinstance(progress, PhasesProgress)
+    assert isinstance(spec, Phases)
+    assert progress.row is not None
+    phase = _phase_of(progress.row)
+    rule = spec.policies[phase.policy][progress.rule]
+    return f"rule {rule.id!r} of policy {phase.policy!r}, asked after phase {phase.id!r},"
+
+
 # -- after a row that failed -----------------------------------------------------------------------------------------
 
 

@@ -248,7 +248,7 @@ def _phase_info(run: RunState, node: Node, name: str) -> Arg:
     block, row = found
     progress = block.block
     assert isinstance(progress, PhasesProgress)
-    names = _OF_RULES if row is None else _OF_COMPENSATIONS if row.compensates is not None else _OF_CELLS
+    names = _OF_RULES if row is None else _OF_COMPENSATIONS if row.takes_back is not None else _OF_CELLS
     if name:
         return _fact(run, progress, row, name) if name in names else NULL
     return ArgMap({each: _fact(run, progress, row, each) for each in names})
@@ -287,8 +287,8 @@ def _fact(run: RunState, progress: PhasesProgress, row: ScopeState | None, name:
     if name in ("phases", "outcomes"):
         assert at is not None
         return handle_of(phase_ids(at.around) if name == "phases" else outcomes_of(run, at))
-    if at is not None and at.compensates is not None:
-        at = at.compensates
+    if at is not None:
+        at = at.takes_back or at
     if at is None or at.sight is None:
         return NULL
     if name == "step":

@@ -123,6 +123,12 @@ class ScopeState:
         # Whether the end of any child may be the time to go on.
         self.watches = self.block is not None or isinstance(spec, Phase)
 
+    @property
+    def takes_back(self) -> ScopeState | None:
+        """For a compensating phase itself, and for nothing that it holds: the row that is compensated."""
+        row = self.compensates
+        return row if row is not None and self.node.scope is row.node.scope else None
+
 
 class StepState(msgspec.Struct, gc=False, eq=False):
     """One step of a run. A struct that the garbage collector need not look at: a run may have a million."""

@@ -10,6 +10,7 @@ import msgspec
 from treadle.authoring import codec
 from treadle.core import events as ev
 from treadle.core.graph import Graph
+from treadle.core.phases import asked_rule
 from treadle.core.plan import Block, Phase, Step, decode_plan
 from treadle.core.state import ScopeState, settled
 from treadle.core.tables import CANCELLED, SKIPPED
@@ -50,12 +51,23 @@ async def failed_run(node: Node, key: str, run_id: str, settled_as: ev.RunSettle
     text = f"run {run_id!r} failed"
     if failures:
         address, why = next(iter(failures.items()))
-        text += f": {'block' if address in settled_as.faults else 'step'} {address!r}: {why}"
+        block = address in settled_as.faults
+        asked = "" if block else await _asked_rule(node, key, address)
+        text += f": {asked}{'block' if block else 'step'} {address!r}: {why}"
     if len(settled_as.failures) > 1:
         text += f" (and {len(settled_as.failures) - 1} more)"
     if settled_as.unwound:
         text += f"; what the run did was undone {settled_as.unwound}"
     return RunFailedError(text, run_id=run_id, failures=failures)
+
+
+async def _asked_rule(node: Node, key: str, address: str) -> str:
+    """For a step that a block asks about a rule, which rule it was; the journal is read for it."""
+    if not address.rpartition("/")[2].startswith("~rule"):
+        return ""
+    loaded = await node.read(partial(node.reader.load, key))
+    state = fold_run(loaded, Graph(decode_plan(loaded.plan))).at(address) if loaded is not None else None
+    return f"{asked_rule(state.around)} " if state is not None else ""
 
 
 def _first_line(fault: ev.Failure) -> str:

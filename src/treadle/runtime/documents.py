@@ -77,9 +77,12 @@ def bytes_of(path: str | os.PathLike[str]) -> bytes:
 def save_document(document: Document, path: str | os.PathLike[str]) -> Path:
     """Write a document to a file, as YAML if its name ends so, else as JSON.
 
-    Readers see the former file or the whole new one, also after a crash or a power cut.
+    Readers see the former file or the whole new one, also after a crash or a power cut. A link stays, and what it leads
+    to is written.
     """
     target = Path(path)
+    if target.is_symlink():
+        target = target.resolve()
     write_whole(target, dump_document(document, SUFFIXES.get(target.suffix.lower(), "json")).encode())
     return target
 
@@ -128,7 +131,9 @@ def receipt_name(document: Document, suffix: str = "json") -> str:
     """A file name that only this state of this run has: by the run's key and the version of its journal."""
     if document.run is None:
         return f"{_safe(document.workflow)}-{document.hash[-12:]}.{suffix}"
-    return f"{_safe(document.run.id)}-{document.run.key}-v{document.run.version}.{suffix}"
+    # A run without an id of its own has its key for one.
+    own = "" if document.run.id == document.run.key else f"{_safe(document.run.id)}-"
+    return f"{own}{document.run.key}-v{document.run.version}.{suffix}"
 
 
 def _safe(text: str) -> str:

@@ -86,6 +86,8 @@ class Engine:
         # Leases whose outcome was handed over and is not durable yet: their attempts have ended, whatever the
         # store says. A store gives no lease's number twice.
         self._undelivered: set[int] = set()
+        # Runs that only a newer kernel decides.
+        self._newer: set[str] = set()
         # Leases whose outcome a projection does not take, and why: their attempts have failed.
         self._unfit: dict[int, str] = {}
         self._loop = asyncio.get_running_loop()
@@ -176,6 +178,8 @@ class Engine:
             except TreadleError as failure:
                 self.committer.submit(lambda store: store.release(self.session, [key]), _ignore)
                 error = failure
+                if isinstance(failure, SchemaVersionError):
+                    self._newer.add(key)
         for caller in callers:
             if caller.done():
                 continue
@@ -187,6 +191,8 @@ class Engine:
     async def rescue(self, key: str) -> None:
         """Own a run of which the store says that nobody owns it, although inputs wait for it."""
         owned = self.runs.get(key)
+        if key in self._newer:
+            return
         if owned is None or owned.closing:
             await self.acquire(key)
         elif owned.in_flight is None:

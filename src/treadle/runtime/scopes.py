@@ -272,7 +272,7 @@ def _view(run: RunState, scope: ScopeState, history: ScopeHistory, opened: dict[
     at = node.address
     around = place_of(node)
     is_open = scope.status == OPEN
-    own = scope.compensates if isinstance(node.spec, Phase) else None
+    own = scope.takes_back
     kind: Kind = _KINDS[type(node.spec)] if own is None else "compensation"
     facts = _facts(run, scope)
     return ScopeView(

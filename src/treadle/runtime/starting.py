@@ -29,7 +29,7 @@ from treadle.errors import DecodeError, DefinitionError, EncodeError, SlotError,
 from treadle.ports import PayloadCodec
 from treadle.runtime.coding import hidden_digest, refuse_keys, shown_digest, steps_of
 from treadle.runtime.payloads import Payloads, Row, plain_handle
-from treadle.store.base import Answer, Report, RunHead
+from treadle.store.base import FORMAT, Answer, Report, RunHead
 
 if TYPE_CHECKING:
     from treadle.runtime.node import Node
@@ -189,15 +189,10 @@ async def made(node: Node, planned: Planned, start: Start) -> tuple[RunHead, Pla
         refuse_keys(steps_of(plan.blocks))
         _refuse_singleton(planned, start)
     if not node.payloads.hides:
-        refuse_secrets(plan.blocks, planned.constants)
-        refuse_secret(start.data, "the run's data")
-        if hash_ not in node.payloads.plain_plans:
-            refuse_secret_results(action_names(plan), node.registry)
-            if len(node.payloads.plain_plans) >= PLAIN_PLANS:
-                node.payloads.plain_plans.clear()
-            node.payloads.plain_plans[hash_] = None
+        _refuse_secrets(node, planned, start, plan, hash_)
     given = await input_of(node.payloads, planned, start)
     head = RunHead(
+        format=FORMAT,
         key=start.key,
         id=start.id or start.key,
         workflow=plan.workflow,
@@ -224,6 +219,18 @@ async def made(node: Node, planned: Planned, start: Start) -> tuple[RunHead, Pla
         trigger=start.trigger,
     )
     return head, plan, encoded, given.rows
+
+
+def _refuse_secrets(node: Node, planned: Planned, start: Start, plan: Plan, hash_: str) -> None:
+    """Raise for secrets that would be stored in clear."""
+    refuse_secrets(plan.blocks, planned.constants)
+    refuse_secret(start.data, "the run's data")
+    known = node.payloads.plain_plans
+    if hash_ not in known:
+        refuse_secret_results(action_names(plan), node.registry)
+        if len(known) >= PLAIN_PLANS:
+            known.clear()
+        known[hash_] = None
 
 
 def _refuse_singleton(planned: Planned, start: Start) -> None:

@@ -16,11 +16,12 @@ from collections.abc import Callable
 from treadle.errors import LeaseLostError, StoreError, TreadleError
 from treadle.ports import Clock, Elector
 from treadle.runtime.engine import Engine
-from treadle.store.base import Store
+from treadle.store.base import FORMAT, Store
 from treadle.store.committer import Committer
 
 _log = logging.getLogger("treadle.sweeper")
-ROLE = "sweeper"
+# Elected by each format of runs: what a newer kernel has made an older one leaves alone.
+ROLE = f"sweeper/{FORMAT}"
 # How often those who wait for a run of this session look at the run themselves.
 LOOK_SECONDS = 5.0
 

@@ -128,7 +128,8 @@ class RunHead(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=
     detached: bool = False
     # How many runs called each other down to this one.
     depth: int = 0
-    format: int = FORMAT
+    # A head that does not say it has the first one, whoever reads it.
+    format: int = 1
     # What a failure does, if it is not what the plan says.
     on_failure: str = ""
 

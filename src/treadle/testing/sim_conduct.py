@@ -24,6 +24,8 @@ from treadle.testing.sim_codec import decoded, encoded_digest, with_values
 
 Conduct = dict[str, Any]
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
+# A handle of a value that lies in a row of the run, or in a blob.
+_STORED: Final = re.compile(r'"(?:![a-z]+)?(@[0-9a-f]{32}|#sha256:[0-9a-f]{64})"')
 
 
 def fraction(*parts: object) -> float:
@@ -153,14 +155,36 @@ class Shelf(MemoryBlobs):
         return [
             f"{run.head.id} names {digest}, which is not there"
             for run in runs
-            for digest in dict.fromkeys(_DIGEST.findall(_text_of(run)))
+            for digest in self._named(run)
             if digest not in self._blobs
         ]
 
+    def _named(self, run: StoredRun) -> list[str]:
+        """The digests in all that can be reached from what a run says.
+
+        A row of values that no handle leads to can never be read: an outcome that comes too late leaves it behind.
+        """
+        named: dict[str, None] = {}
+        seen: set[str] = set()
+        texts = [_text_of(run)]
+        while texts:
+            text = texts.pop()
+            named.update(dict.fromkeys(_DIGEST.findall(text)))
+            for handle in _STORED.findall(text):
+                if handle in seen:
+                    continue
+                seen.add(handle)
+                data = (self._blobs if handle[0] == "#" else run.payloads).get(handle[1:])
+                if data is not None:
+                    texts.append(with_values(decoded(data).decode()))
+                elif handle[0] == "@":
+                    named[handle] = None
+        return list(named)
+
 
 def _text_of(run: StoredRun) -> str:
-    """All that a stored run says of values. The hash of its plan is that of no blob."""
+    """What a stored run says, without the values that lie elsewhere. The hash of its plan is that of no blob."""
     rows = [row.events if isinstance(row.events, str) else encode_events(row.events) for row in run.rows]
-    values = [decoded(data).decode() for data in (*run.payloads.values(), *(item.body for item in run.inbox.values()))]
+    waiting = [decoded(item.body).decode() for item in run.inbox.values()]
     held = [f'"{handle}"' for handle in (*run.head.constants, run.head.data)]
-    return "\n".join(map(with_values, [*held, *rows, *values]))
+    return "\n".join(map(with_values, [*held, *rows, *waiting]))

@@ -286,8 +286,14 @@ ALTER TABLE @blobs ADD COLUMN at double precision NOT NULL
 """,
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_MIGRATION_1, _MIGRATION_2, _MIGRATION_3, names.MIGRATION)
+_MIGRATION_5 = ("ALTER TABLE @meta ADD COLUMN serves integer NOT NULL DEFAULT 0",)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_MIGRATION_1, _MIGRATION_2, _MIGRATION_3, names.MIGRATION, _MIGRATION_5)
 VERSION = len(MIGRATIONS)
+# Programs that know this version or a later one work with a store of this version, while others are upgraded. A
+# migration that only adds (tables, columns with defaults, functions of new names) leaves it as it is, any other sets
+# it to its own number.
+SERVES = 5
 
 # Those that this version calls. A function that calls others is behind them.
 FUNCTIONS = (
@@ -405,7 +411,7 @@ def prepare(link: Link, *, create: bool) -> None:
     """Check the server, and bring the store to this version; one that has it already is not written to.
 
     Raises:
-        SchemaVersionError: the store is newer.
+        SchemaVersionError: the store is newer than this program can live with.
         StoreCorruptError: the schema is of someone else.
         StoreNotFoundError: there is no store, and `create` is not set.
         StoreReadOnlyError: this server takes no writes, or the role may not make a schema.
@@ -449,7 +455,7 @@ def _migrate(link: Link, schema: str, missing: int) -> None:
         link.script(function.definition)
     for name, body in VIEWS.items():
         link.script(f"DROP VIEW IF EXISTS @{name}; CREATE VIEW @{name} AS {body.strip()}")
-    link.run("UPDATE @meta SET version = %s", (VERSION,))
+    link.run("UPDATE @meta SET version = %s, serves = %s", (VERSION, SERVES))
 
 
 def behind(link: Link, *, create: bool) -> int:
@@ -462,12 +468,14 @@ def behind(link: Link, *, create: bool) -> int:
     )
     if made:
         version: int = link.all("SELECT version FROM @meta")[0][0]
-        if version > VERSION:
-            raise SchemaVersionError(
-                f"schema {schema} of {where} has version {version}, written by a newer Treadle; this one knows up to"
-                f" {VERSION}: upgrade this installation"
-            )
-        return VERSION - version
+        if version <= VERSION:
+            return VERSION - version
+        if link.all("SELECT serves FROM @meta")[0][0] <= VERSION:
+            return 0
+        raise SchemaVersionError(
+            f"schema {schema} of {where} has version {version}, written by a newer Treadle; this one knows up to"
+            f" {VERSION}: upgrade this installation"
+        )
     if others:
         raise StoreCorruptError(
             f"schema {schema} of {where} holds tables of another program; choose another one with ?schema=NAME"

@@ -267,6 +267,9 @@ CREATE INDEX names_run ON names (run);
 
 MIGRATIONS = (_MIGRATION_1, _MIGRATION_2, _MIGRATION_3, _MIGRATION_4, _MIGRATION_5)
 VERSION = len(MIGRATIONS)
+# Programs that know this version or a later one work with a file of this version, while others are upgraded. A
+# migration that only adds (tables, columns with defaults) leaves it as it is, any other sets it to its own number.
+SERVES = 5
 
 VIEWS = {
     # One row a run. `owner` is the session that decides it, empty if none does. `parent` is the key of the run whose
@@ -356,7 +359,7 @@ def migrate(con: Database, path: str, *, create: bool) -> None:
     """Bring a file to this version; one that has it already is not written to.
 
     Raises:
-        SchemaVersionError: the file is newer.
+        SchemaVersionError: the file is newer than this program can live with.
         StoreCorruptError: the file is a database of someone else.
         StoreNotFoundError: the file is empty, and `create` is not set.
     """
@@ -371,6 +374,7 @@ def migrate(con: Database, path: str, *, create: bool) -> None:
         if missing:
             for name, body in VIEWS.items():
                 _script(con, f"DROP VIEW IF EXISTS {name}; CREATE VIEW {name} AS {body.strip()};")
+            con.execute("INSERT OR REPLACE INTO counters VALUES ('serves', ?)", (SERVES,))
             _script(con, f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION};")
         con.execute("COMMIT")
     except BaseException:
@@ -383,12 +387,14 @@ def behind(con: Database, path: str, *, create: bool) -> int:
     """How many migrations the file lacks. It is not changed; raises as `migrate`."""
     application, version = pragma(con, "application_id"), pragma(con, "user_version")
     if application == APPLICATION_ID:
-        if version > VERSION:
-            raise SchemaVersionError(
-                f"{path} has schema version {version}, written by a newer Treadle; this one knows up to {VERSION}:"
-                " upgrade this installation"
-            )
-        return VERSION - version
+        if version <= VERSION:
+            return VERSION - version
+        if con.execute("SELECT 1 FROM counters WHERE name = 'serves' AND value <= ?", (VERSION,)).fetchall():
+            return 0
+        raise SchemaVersionError(
+            f"{path} has schema version {version}, written by a newer Treadle; this one knows up to {VERSION}:"
+            " upgrade this installation"
+        )
     if application or version or con.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall():
         raise StoreCorruptError(f"{path} is a database of another program; choose another file for the store")
     if not create:

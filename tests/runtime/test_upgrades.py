@@ -1,0 +1,128 @@
+"""Two versions of Treadle on one store, as while machines are upgraded one by one.
+
+The newer one is this one with a format of runs of its own, and with a migration more. It decides what it has started;
+the steps are executed by the older one, which cannot read those runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+from tests.postgres_kit import empty_schema, query, shared_server, url_of
+from tests.runtime.upgrade_target import LENGTH
+
+import treadle
+from treadle import connect
+from treadle.errors import SchemaVersionError
+
+TARGET = Path(__file__).with_name("upgrade_target.py")
+PACKAGE = Path(treadle.__file__).parent
+SECONDS = 60.0
+EDITS = (
+    ("store/base.py", r"\nFORMAT = 1\n", "\nFORMAT = 2\n"),
+    ("store/sqlite/store.py", r'(from_url.*kernel: str = )"0.1.0"', r'\1"0.2.0"'),
+    ("store/postgres/store.py", r'(from_url.*kernel: str = )"0.1.0"', r'\1"0.2.0"'),
+    (
+        "store/sqlite/schema.py",
+        r"\nMIGRATIONS = \((.*)\)\n",
+        r'\nMIGRATIONS = (\1, "ALTER TABLE runs ADD COLUMN colour TEXT NOT NULL DEFAULT \'\'")\n',
+    ),
+    (
+        "store/postgres/schema.py",
+        r"\nMIGRATIONS: (.*) = \((.*)\)\n",
+        r'\nMIGRATIONS: \1 = (\2, ("ALTER TABLE @runs ADD COLUMN colour text NOT NULL DEFAULT \'\'",))\n',
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def newer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the newer version is imported from."""
+    root = tmp_path_factory.mktemp("newer")
+    shutil.copytree(PACKAGE, root / "treadle", ignore=shutil.ignore_patterns("__pycache__"))
+    for name, pattern, text in EDITS:
+        path = root / "treadle" / name
+        edited, count = re.subn(pattern, text, path.read_text(encoding="utf-8"))
+        assert count == 1, name
+        path.write_text(edited, encoding="utf-8")
+    return root
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/runs.db"
+        return
+    request.getfixturevalue("postgres_server")
+    with empty_schema() as schema:
+        yield url_of(shared_server(), schema)
+
+
+def told(url: str, sql: str) -> list[tuple[Any, ...]]:
+    """What the views tell."""
+    if url.startswith("sqlite"):
+        with closing(apsw.Connection(url.removeprefix("sqlite:///"))) as con:
+            return list(con.execute(sql))
+    schema = url.partition("schema=")[2].partition("&")[0]
+    return query(shared_server(), sql.replace("FROM ", f"FROM {schema}."))
+
+
+@contextmanager
+def life(root: Path, url: str, gate: Path, role: str, *ids: str) -> Iterator[subprocess.Popen[str]]:
+    """A process of the version in a folder, from when it has started its runs until it is killed."""
+    process = subprocess.Popen(
+        [sys.executable, str(TARGET), url, role, *ids],
+        env={**os.environ, "PYTHONPATH": str(root), "UPGRADE_GATE": str(gate)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+async def test_an_older_version_works_beside_a_newer_one_and_leaves_its_runs_alone(
+    newer: Path, url: str, tmp_path: Path
+) -> None:
+    older, gate = PACKAGE.parent, tmp_path / "gate"
+    ids = {"a0", "a1", "a2", "b0", "b1"}
+
+    with ExitStack() as lives:
+        first = lives.enter_context(life(older, url, gate, "worker", "a0", "a1"))
+        # The newer version migrates the store, and only decides.
+        starter = lives.enter_context(life(newer, url, gate, "client", "b0", "b1"))
+        lives.enter_context(life(newer, url, gate, "client"))
+        # The older one can still open the store.
+        lives.enter_context(life(older, url, gate, "worker", "a2"))
+        for process in (first, starter):
+            process.kill()
+            process.wait()
+        gate.touch()
+        async with connect(url, worker=False) as app, asyncio.timeout(SECONDS):
+            for run_id in sorted(ids):
+                await app.run(run_id).wait()
+            rows = await app.runs()
+
+    async with connect(url, worker=False) as app:
+        with pytest.raises(SchemaVersionError, match="has format 2, this Treadle decides up to 1; upgrade it"):
+            await app.run("b0").rewind("s3")
+    assert {row.id: row.status for row in rows} == dict.fromkeys(ids, "succeeded")
+    assert told(url, "SELECT DISTINCT kernel FROM v_events WHERE run LIKE 'b%'") == [("0.2.0",)]
+    ends = told(url, "SELECT run, at, count(*) FROM v_events WHERE kind = 'step_succeeded' GROUP BY run, at")
+    assert len(ends) == len(ids) * LENGTH
+    assert {count for _run, _at, count in ends} == {1}
