@@ -82,10 +82,10 @@ _encode = msgspec.json.Encoder().encode
 def join(schema: str, transaction: Any, start: JoinedStart) -> str | Awaitable[str]:
     """See `store.joined.JoinsTransactions`."""
     if isinstance(transaction, SyncConnection):
-        if not transaction.execute(*_known(schema)).fetchall()[0][0]:
+        con: Any = transaction
+        if not con.execute(*_known(schema)).fetchall()[0][0]:
             raise _stranger()
-        found: list[tuple[Any, ...]] = transaction.execute(*_call(schema, start)).fetchall()
-        return str(found[0][0])
+        return str(con.execute(*_call(schema, start)).fetchall()[0][0])
     if isinstance(transaction, AsyncConnection):
         return _join(schema, transaction, start)
     raise UsageError(
