@@ -107,6 +107,7 @@ if TYPE_CHECKING:
     from treadle.runtime.cycles import Cycle
     from treadle.runtime.documents import keep_receipt, load_document, plan_document, save_document
     from treadle.runtime.encryption import Encryption
+    from treadle.runtime.event_sinks import EventCallback, EventSink
     from treadle.runtime.hooks import Boundary, Hooks
     from treadle.runtime.middleware import Next, StepCall
     from treadle.runtime.outcomes import StepOutcome
@@ -115,6 +116,7 @@ if TYPE_CHECKING:
     from treadle.runtime.run import Run
     from treadle.runtime.run_analysis import Forecast, RunAnalysis
     from treadle.runtime.signing.verification import Verification, sign_document, verify_document
+    from treadle.runtime.webhooks import Webhook
 
 __version__ = "0.1.0"
 
@@ -128,6 +130,8 @@ _LATER = {
     "Collected": "runtime.collecting",
     "Cycle": "runtime.cycles",
     "Encryption": "runtime.encryption",
+    "EventCallback": "runtime.event_sinks",
+    "EventSink": "runtime.event_sinks",
     "Forecast": "runtime.run_analysis",
     "Hooks": "runtime.hooks",
     "LaneRun": "authoring.outcomes",
@@ -145,6 +149,7 @@ _LATER = {
     "StepOutcome": "runtime.outcomes",
     "Ticket": "authoring.outcomes",
     "Verification": "runtime.signing.verification",
+    "Webhook": "runtime.webhooks",
     "keep_receipt": "runtime.documents",
     "load_document": "runtime.documents",
     "plan_document": "runtime.documents",
@@ -192,6 +197,8 @@ __all__ = [
     "DuplicateStepError",
     "EncodeError",
     "Encryption",
+    "EventCallback",
+    "EventSink",
     "ExpressionError",
     "ExpressionSyntaxError",
     "FROM_DATA",
@@ -278,6 +285,7 @@ __all__ = [
     "UnregisteredStepError",
     "UsageError",
     "Verification",
+    "Webhook",
     "WorkflowFunction",
     "case",
     "choose",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from treadle.ports import Clock, Elector, PayloadCodec
     from treadle.runtime.blocking import BlockingApp
     from treadle.runtime.client import App
+    from treadle.runtime.event_sinks import EventSink
     from treadle.runtime.hooks import Hooks
     from treadle.runtime.middleware import Middleware
     from treadle.runtime.node import Settings
@@ -123,6 +124,7 @@ def connect(
     rebuild: bool = False,
     retention: Retention | None = None,
     codec: PayloadCodec | str | None = None,
+    events: Sequence[EventSink] = (),
     clock: Clock | None = None,
     settings: Settings | None = None,
 ) -> Opening:
@@ -153,7 +155,7 @@ def connect(
     brought: list[Package] = opening.plugins().packages_of(packages) if packages else []
     known = opening.registry_of(registry, actions)
     wide: dict[str, Any] = {"elector": elector, "queues": queues, "retention": retention, "codec": codec}
-    wide.update(hooks=hooks, middleware=middleware, targets=targets)
+    wide.update(hooks=hooks, middleware=middleware, targets=targets, events=events)
     chosen = settings or opening.settings_of(
         worker=worker,
         slots=slots,

@@ -20,6 +20,8 @@ from treadle.runtime.builtins import with_builtins
 from treadle.runtime.client import App
 from treadle.runtime.clock import RandomIds, SystemClock
 from treadle.runtime.coding import opener
+from treadle.runtime.event_sinks import EventSink
+from treadle.runtime.events_out import checked_sinks
 from treadle.runtime.hooks import Hooks, check_hooks
 from treadle.runtime.middleware import Middleware, check_middleware
 from treadle.runtime.node import Node, Settings
@@ -51,6 +53,7 @@ def settings_of(
     targets: Targets,
     retention: Retention | None,
     codec: PayloadCodec | str | None,
+    events: Sequence[EventSink],
     **more: Any,
 ) -> Settings:
     """The settings of a node, as `connect` was given them, checked."""
@@ -59,6 +62,7 @@ def settings_of(
     return Settings(
         worker=bool(worker),
         cycles=worker == "cycles",
+        events=checked_sinks(events),
         lease_seconds=lease,
         retry=policy_of(retry),
         hooks=tuple(hooks),
@@ -189,6 +193,7 @@ async def open_app(
 
     try:
         live = _live(projections, parts.store, rebuild=rebuild) if projections else {}
+        sinks = _cursors(settings.events, parts.store) if settings.events else {}
     except BaseException:
         closed()
         raise
@@ -204,6 +209,7 @@ async def open_app(
         in_reader=parts.read,
         beside=beside.run,
         projections=live,
+        sinks=sinks,
     )
     await node.open()
     return App(node, closed)
@@ -237,6 +243,32 @@ def _live(projections: Mapping[str, Projection], store: Store, *, rebuild: bool)
         (databases[url].rebuild if rebuild else databases[url].define)(projection.spec)
         live[name] = Live(projection, databases[url], hosted=hosted)
     return live
+
+
+def _cursors(sinks: Sequence[EventSink], store: Store) -> dict[EventSink, ProjectionDatabase]:
+    """Open the databases in which event sinks have their cursors.
+
+    Raises:
+        StoreUrlError: one has no place, or another than a SQLite file.
+    """
+    from treadle.store.sqlite import SqliteProjections, SqliteStore, parse_url
+
+    found: dict[EventSink, ProjectionDatabase] = {}
+    for sink in sinks:
+        if sink.cursor.startswith("sqlite:"):
+            path = parse_url(sink.cursor)[0]
+        elif not sink.cursor and isinstance(store, SqliteStore):
+            path = f"{store.path}-events.db"
+        elif not sink.cursor and store.durability == "process":
+            path = ":memory:"
+        else:
+            raise StoreUrlError(
+                f"the cursor of event sink {sink.name!r} cannot be kept at {sink.cursor or 'this store'!r}; give it a"
+                " sqlite:/// URL by cursor="
+            )
+        # A power cut may take the last moves of a cursor: then events are delivered once more.
+        found[sink] = SqliteProjections(path, hosted=False, sync="normal")
+    return found
 
 
 def _parts(url: str, clock: Clock, ids: Ids, settings: Settings) -> StoreParts:

@@ -8,7 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
-from treadle import FROM_DATA, Registry, connect, context, gather, step, workflow
+from treadle import FROM_DATA, Artifact, Registry, connect, context, gather, step, workflow
 
 registry = Registry()
 
@@ -33,6 +33,16 @@ async def fails() -> None:
     raise ValueError("it broke")
 
 
+@step(registry=registry, name="copy:page")
+async def page(text: str) -> Artifact:
+    return await context().artifact("page.txt", text)
+
+
+@step(registry=registry, name="copy:count")
+async def count(pages: list[Artifact]) -> int:
+    return len(pages)
+
+
 def take_back(result: object) -> None:
     """Nothing is left of it."""
 
@@ -54,6 +64,16 @@ async def dies(marker: str) -> str:
 @workflow(registry=registry, name="copy:sizes")
 def sizes(counts: list[int]) -> int:
     return total.bind(gather(counts, lambda size: length.bind(big.bind(size))))
+
+
+@workflow(registry=registry, name="copy:paged")
+def paged(text: str) -> Artifact:
+    return page.bind(text)
+
+
+@workflow(registry=registry, name="copy:counted")
+def counted(pages: list[Artifact]) -> int:
+    return count.bind(pages)
 
 
 @workflow(registry=registry, name="copy:undone", on_failure="unwind")

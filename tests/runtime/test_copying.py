@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 from tests.nats_kit import new_name
-from tests.runtime.copying_target import registry, signalled
+from tests.runtime.copying_target import counted, paged, registry, signalled
 
-from treadle import App, ConflictError, StoreUnavailableError, connect
-from treadle.ports import Environment
+from treadle import App, ConflictError, Encryption, MissingKeyError, StoreUnavailableError, connect
+from treadle.ports import Environment, PayloadCodec
 from treadle.runtime.builtins import with_builtins
 from treadle.runtime.clock import RandomIds, SystemClock
 from treadle.runtime.node import Node, Settings
@@ -77,7 +77,9 @@ async def end_all(app: App) -> None:
     assert (await app.run("later").row()).status == "running"
 
 
-async def on(store: Store, blobs: Blobs | None = None, *, worker: bool = False) -> App:
+async def on(
+    store: Store, blobs: Blobs | None = None, *, worker: bool = False, codec: PayloadCodec | None = None
+) -> App:
     """An application on a store that is open."""
     clock, ids = SystemClock(), RandomIds()
     environment = Environment(clock=clock, ids=ids, threads=ThreadPool(1), wakeups=NoWakeups(), store=store)
@@ -90,7 +92,7 @@ async def on(store: Store, blobs: Blobs | None = None, *, worker: bool = False) 
         driver=lambda: InlineDriver(renew_seconds=5.0),
         blobs=blobs or MemoryBlobs(),
         registry=with_builtins(registry),
-        settings=Settings(worker=worker),
+        settings=Settings(worker=worker, codec=codec),
         in_reader=read,
     )
     await node.open()
@@ -117,6 +119,34 @@ async def test_every_run_goes_on_in_the_copy(source: str, target: str, tmp_path:
         await end_all(new)
         assert (await new.check()).problems == []
     store.close()
+
+
+@pytest.mark.parametrize("codec", [None, Encryption({"k1": bytes(32)})], ids=["plain", "encrypted"])
+@pytest.mark.parametrize("count", [1, 9, 900], ids=["inline", "row", "blob"])
+async def test_what_a_value_refers_to_is_copied_when_the_run_that_made_it_is_deleted(
+    codec: Encryption | None, count: int
+) -> None:
+    source, target, blobs, copies = MemoryStore(), MemoryStore(), MemoryBlobs(), MemoryBlobs()
+    async with await on(source, blobs, worker=True, codec=codec) as old:
+        maker = await old.start(paged, "kept")
+        made = await maker.result()
+        assert await (await old.start(counted, [made] * count)).result() == count
+        await maker.delete()
+
+    async with await on(source, blobs, codec=codec) as old, await on(target, copies, codec=codec) as new:
+        await old.copy_to(new)
+
+    assert copies.get(made.digest) == blobs.get(made.digest)
+
+
+async def test_a_copy_of_encoded_values_needs_their_keys() -> None:
+    source, target = MemoryStore(), MemoryStore()
+    async with await on(source, worker=True, codec=Encryption({"k1": bytes(32)})) as old:
+        await (await old.start(counted, [])).result()
+
+    async with await on(source) as old, await on(target) as new:
+        with pytest.raises(MissingKeyError, match="k1"):
+            await old.copy_to(new)
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])

@@ -293,6 +293,27 @@ async def test_a_step_reads_what_it_reported_and_operators_see_it_with_the_key(s
     assert seen == [None, f"!{MARK}"] or seen == ["", f"!{MARK}"]
 
 
+async def test_blobs_are_collected_by_what_encoded_values_name(sqlite: str) -> None:
+    @step(registry=registry, name="enc:keeps", retry=Retry(attempts=2, initial=0))
+    async def keeps(pages: list[Artifact]) -> list[Artifact]:
+        context().progress("some of them")
+        if context().attempt == 1:
+            raise Retryable("again")
+        return pages
+
+    made = workflow(registry=registry, name="enc:made")(lambda text: page.bind(text))
+    kept = workflow(registry=registry, name="enc:kept")(lambda pages: keeps.bind(pages))
+
+    async with connect(sqlite, registry=registry, codec=Encryption({"k1": OLD})) as app:
+        maker = await app.start(made, MARK)
+        run = await app.start(kept, [await maker.result()] * 9)
+        await run.result()
+        await maker.delete()
+        assert (await sweep(app._node, 2e10)).removed == 0
+        await run.delete()
+        assert (await sweep(app._node, 2e10)).removed == 1
+
+
 # -- keys --------------------------------------------------------------------------------------------------------------
 
 

@@ -14,17 +14,21 @@ from treadle.core.commands import Task
 from treadle.store.postgres import PostgresStore
 from treadle.testing.contract_kit import NOW, Party, key_of, report_of, task_of
 
-KEYS = "abcd"
+KEYS = "ab"
 
 
-def main(url: str, conninfo: str, number: int, count: int) -> None:
+def main(url: str, conninfo: str, number: int, count: int, processes: int) -> None:
     store = PostgresStore.from_url(url)
     store.open()
     party = Party(store, f"s{number}")
     run = key_of(number)
     most = most_of_key = had = 0
     with psycopg.connect(conninfo, autocommit=True) as con:
-        start = [task_of(run, n, key=KEYS[n % 4]) for n in range(count // 2)]
+        con.execute("INSERT INTO begun VALUES (%s)", (number,))
+        while con.execute("SELECT count(*) < %s FROM begun", (processes,)).fetchall() == [(True,)]:
+            # All begin at the same time.
+            pass
+        start = [task_of(run, n, key=KEYS[n % 2]) for n in range(count // 2)]
         leased = party.start(run, tasks=start, slots=2).leased
         coming = count // 2
         while leased or con.execute("SELECT 1 FROM treadle.tasks LIMIT 1").fetchall():
@@ -41,7 +45,7 @@ def main(url: str, conninfo: str, number: int, count: int) -> None:
             party.report(*map(report_of, others))
             again: list[Task] = []
             if own and coming < count:
-                again = [task_of(run, coming, key=KEYS[coming % 4])]
+                again = [task_of(run, coming, key=KEYS[coming % 2])]
                 coming += 1
             leased = party.append(run, ended=own, tasks=again, slots=2).leased if own else []
             leased += party.claim(2, now=NOW)
@@ -50,4 +54,4 @@ def main(url: str, conninfo: str, number: int, count: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:]))

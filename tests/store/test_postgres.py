@@ -293,6 +293,16 @@ def test_sessions_on_many_connections_write_at_the_same_time_without_losing_anyt
     assert stores[1].check().problems == []
 
 
+def test_what_goes_with_other_statements_is_sent_whole_whatever_its_size(open_store: Open) -> None:
+    one = Party(open_store(), "one")
+    one.start()
+
+    # More than any buffer between here and the server holds; the server says nothing before it has all of it.
+    one.append(hold=1, payloads=[(f"d{number}", bytes(250_000)) for number in range(40)])
+
+    assert len(one.store.payloads(RUN, ["d39"])["d39"]) == 250_000
+
+
 def test_a_store_does_not_cross_a_fork(open_store: Open, schema: str) -> None:
     code = (
         "import os, sys\n"

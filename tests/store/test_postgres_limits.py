@@ -63,11 +63,12 @@ def test_processes_that_claim_hand_over_and_end_at_the_same_time_never_exceed_a_
     limits = QueueLimits(concurrency=3, key_concurrency=2)
     store.set_queues([QueueChange(name="default", defined=limits)], NOW)
     with psycopg.connect(database, autocommit=True) as con:
-        con.execute("CREATE TABLE held (run text, number integer, key text)")
+        con.execute("CREATE TABLE held (run text, number integer, key text); CREATE TABLE begun (process integer)")
+        command = [sys.executable, "-m", "tests.store.claiming_target", database, database]
 
         running = [
             subprocess.Popen(
-                [sys.executable, "-m", "tests.store.claiming_target", database, database, str(number), str(COUNT)],
+                [*command, str(number), str(COUNT), str(PROCESSES)],
                 stdout=subprocess.PIPE,
                 text=True,
             )
@@ -78,7 +79,8 @@ def test_processes_that_claim_hand_over_and_end_at_the_same_time_never_exceed_a_
         ((deadlocks,),) = con.execute("SELECT deadlocks FROM pg_stat_database WHERE datname = 'claims'").fetchall()
     assert [process.returncode for process in running] == [0] * PROCESSES
     most, most_of_key, had, made = zip(*found, strict=True)
-    assert (max(most), max(most_of_key)) == (3, 2)
+    assert 1 < max(most) <= 3
+    assert max(most_of_key) <= 2
     assert sum(had) == sum(made) > PROCESSES * COUNT // 2
     assert deadlocks == 0
     assert store.check().problems == []
@@ -186,3 +188,41 @@ def test_a_fair_queue_keeps_its_turns_in_the_store(open_store: Open) -> None:
     two.start(key_of(9), tasks=tasks_of(key_of(9), "b"))
 
     assert [task.key for task in two.claim(1)] == ["b"]
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [QueueLimits(key_concurrency=1), QueueLimits(concurrency=2), QueueLimits(key_rate=0.1), QueueLimits(rate=0.1)],
+)
+def test_no_price_grows_with_what_has_to_wait(open_store: Open, limits: QueueLimits) -> None:
+    def rows_read(store: Store) -> int:
+        assert isinstance(store, PostgresStore)
+        store._link.all("SELECT pg_stat_force_next_flush()")
+        sql = "SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE schemaname = %s AND relname = 'tasks'"
+        return int(query(shared_server(), sql, store.location.schema)[0][0])
+
+    def prices(count: int) -> list[int]:
+        run = key_of(count)
+        later = dict.fromkeys(range(0, count, 2), NOW + 60.0)
+        tasks = [task_of(run, n, key=f"k{n % 4}", not_before=later.get(n, 0.0)) for n in range(count)]
+        one.start(run, tasks=tasks)
+        one.claim(9)
+        one.start(key_of(count + 1), tasks=[task_of(key_of(count + 1), 0, queue="free")])
+        begun = rows_read(one.store)
+        assert [task.queue for task in one.claim(9)] == ["free"]
+        claimed = rows_read(one.store)
+        leased = one.store.leased("one")[0]
+        one.append(ended=[leased.number], tasks=[task_of(RUN, 99, key=leased.key)], slots=1)
+        ended = rows_read(one.store)
+        one.report(report_of(one.store.leased("one")[0]))
+        return [claimed - begun, ended - claimed, rows_read(one.store) - ended]
+
+    store = open_store()
+    one = Party(store, "one")
+    # What other tests have left in the same tables counts too until it is cleared away.
+    query(shared_server(), f"VACUUM {store.location.schema}.tasks")
+    store.set_queues([QueueChange(name="default", defined=limits)], NOW)
+    one.start(tasks=[task_of(RUN, number, key=f"k{number}") for number in range(4)], slots=4)
+    few, many = prices(50), prices(1500)
+
+    assert all(more <= less + 100 for less, more in zip(few, many, strict=True)), (few, many)

@@ -16,7 +16,7 @@ VARIABLE: Final = "TREADLE_STORE"
 ARTIFACTS_VARIABLE: Final = "TREADLE_ARTIFACTS"
 CODEC_VARIABLE: Final = "TREADLE_CODEC"
 _TEXTS: Final = ("store", "artifacts", "receipts", "codec")
-_LISTS: Final = ("modules", "hooks", "middleware", "trusted_keys")
+_LISTS: Final = ("modules", "hooks", "middleware", "events", "trusted_keys")
 
 
 class Project(msgspec.Struct, frozen=True):
@@ -34,6 +34,8 @@ class Project(msgspec.Struct, frozen=True):
     # `module:name` of hooks and middleware, in their order.
     hooks: list[str] = []
     middleware: list[str] = []
+    # `module:name` of event sinks.
+    events: list[str] = []
     # Public keys whose signatures of documents count, or files of them.
     trusted_keys: list[str] = []
 

@@ -1,4 +1,4 @@
-"""The hooks and middleware that pyproject.toml names, for the processes that the command line starts."""
+"""The hooks, middleware and event sinks that pyproject.toml names, for the processes that the command line starts."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from treadle.errors import UsageError
 
 
 def watchers() -> dict[str, Any]:
-    """The `hooks` and `middleware` of [tool.treadle], as `connect` takes them.
+    """The `hooks`, `middleware` and `events` of [tool.treadle], as `connect` takes them.
 
     Raises:
         UsageError: a name leads to nothing.
     """
     project = find_project(Path.cwd())
-    found = {"hooks": project.hooks, "middleware": project.middleware}
+    found = {"hooks": project.hooks, "middleware": project.middleware, "events": project.events}
     return {option: [_named(name, option) for name in names] for option, names in found.items() if names}
 
 

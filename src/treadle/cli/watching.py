@@ -72,11 +72,16 @@ async def watch(desk: Desk, run_id: str) -> None:
 @with_desk("jsonl", "json", "table")
 @click.option("--after", type=click.IntRange(0), default=0, metavar="VERSION", help="Only events after this version.")
 @click.option("-f", "--follow", "following", is_flag=True, help="Go on until the run has its outcome.")
+@click.option("--cloudevents", is_flag=True, help="As CloudEvents 1.0, one JSON object a line.")
 @run_argument
-async def events(desk: Desk, run_id: str, after: int, following: bool) -> None:
+async def events(desk: Desk, run_id: str, after: int, following: bool, cloudevents: bool) -> None:
     """Print the journal of a run: one event a line, with its version and time."""
     async with desk.connect() as app:
         run = await desk.find(app, run_id)
+        if cloudevents:
+            async for made in run.cloud_events(after=after, follow=following):
+                write_json(made, lines=True)
+            return
         collected: list[dict[str, Any]] = []
         async for version, time, event in run.events(after=after, follow=following):
             facts = {"version": version, "time": time, **plainly(event)}

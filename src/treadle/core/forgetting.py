@@ -87,6 +87,8 @@ def _drop(run: RunState, found: Sequence[NodeState]) -> None:
         index.pop(node.address, None)
         if isinstance(state, ScopeState):
             children.pop(node.number, None)
-        elif run.deadlines:
-            run.deadlines.pop(node.number, None)
+        else:
+            for facts in (run.deadlines, run.keys, run.added_on):
+                if facts:
+                    facts.pop(node.number, None)
     run.forgotten += len(found)

@@ -351,6 +351,7 @@ class App(DeadLetters, DataOperations):
 
         Raises:
             ConflictError: somebody works on one of the stores, or the target has another run of an id.
+            MissingKeyError: an encoded value may name artifacts, and this application does not have its key.
         """
         return await copy_store(self._node, other._node, progress)
 

@@ -7,18 +7,16 @@ writer needs is young: it is not even looked at, and if it becomes young meanwhi
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from treadle.authoring.durations import Duration, seconds_of
-from treadle.core.values import bare
 from treadle.errors import UsageError
 from treadle.runtime.artifacts import RENEW_SECONDS
+from treadle.runtime.naming import Named
 from treadle.store.base import RunQuery
 from treadle.store.blobs import now
 
@@ -28,10 +26,6 @@ if TYPE_CHECKING:
 # A writer may take so long from its last write or renewal to the commit that names the blob, whatever happens.
 LEAST_SECONDS: Final = 6 * RENEW_SECONDS
 DEFAULT_AGE: Final = timedelta(days=1)
-_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
-_HANDLE: Final = re.compile(
-    r'"((?:![A-Za-z0-9._-]+)?(?:@[0-9a-f]{32}|#sha256:[0-9a-f]{64})|![A-Za-z0-9._-]+=[A-Za-z0-9+/=]+)"'
-)
 _PAGE: Final = 200
 
 
@@ -73,9 +67,9 @@ async def sweep(node: Node, before: float, *, dry_run: bool = False) -> Collecte
     return Collected(removed, size, len(old) - removed)
 
 
-async def _named(node: Node) -> set[str]:
+async def _named(node: Node) -> dict[str, None]:
     """The digests that runs name: in what is decided, in what waits to be, and inside the values of both."""
-    named: set[str] = set()
+    named = Named()
     after = ""
     while True:
         query = RunQuery(after=after, limit=_PAGE)
@@ -83,46 +77,21 @@ async def _named(node: Node) -> set[str]:
         for run in runs:
             await _mark(node, run.key, named)
         if len(runs) < _PAGE:
-            return named
+            return named.digests
         after = runs[-1].key
 
 
-async def _mark(node: Node, key: str, named: set[str]) -> None:
+async def _mark(node: Node, key: str, named: Named) -> None:
     reader = node.reader
     # Before the journal: an input that is decided meanwhile is seen there, and one that comes later names what is
     # young.
     inbox = await node.committer.call(lambda store: store.inbox(key))
+    named.scan(item.body.decode() for item in inbox)
     head = await node.read(lambda: reader.head(key))
-    values: dict[str, None] = {}
-    texts = [item.body.decode() for item in inbox]
     if head is not None:
-        texts.append(msgspec.json.encode(head[0]).decode())
-    _scan(texts, named, values)
+        named.head(head[0])
     after = 0
     while rows := await node.read(partial(reader.rows, key, after, _PAGE)):
         after = rows[-1][0]
-        _scan([row[3] for row in rows], named, values)
-    await _mark_values(node, key, list(values), named)
-
-
-def _scan(texts: Iterable[str], named: set[str], values: dict[str, None]) -> None:
-    for text in texts:
-        named.update(_DIGEST.findall(text))
-        values.update(dict.fromkeys(_HANDLE.findall(text)))
-
-
-async def _mark_values(node: Node, key: str, handles: list[str], named: set[str]) -> None:
-    """A value may hold the reference of an artifact, of another run too."""
-    for start in range(0, len(handles), _PAGE):
-        found: dict[str, Any] = await _present(node, key, handles[start : start + _PAGE])
-        for text in found.values():
-            named.update(_DIGEST.findall(text))
-
-
-async def _present(node: Node, key: str, handles: list[str]) -> dict[str, str]:
-    """The texts of stored values. A run that is deleted meanwhile has none, and needs none."""
-    rows = [where[1:] for handle in handles if (where := bare(handle)).startswith("@")]
-    found = await node.read(lambda: node.reader.payloads(key, rows))
-    return await node.payloads.load(
-        key, [handle for handle in handles if not (where := bare(handle)).startswith("@") or where[1:] in found]
-    )
+        named.scan(row[3] for row in rows)
+    await named.look_inside(node, key)

@@ -11,7 +11,6 @@ caught by passes until one finds nothing new.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 
@@ -27,16 +26,14 @@ from treadle.core.events import (
     decode_events,
 )
 from treadle.core.tables import LIVE, RUNNING
+from treadle.core.values import bare
 from treadle.errors import ConflictError, StoreUnavailableError
 from treadle.runtime.artifacts import store_content
+from treadle.runtime.naming import Named
 from treadle.runtime.node import Node
 from treadle.store.base import Append, Loaded, RunQuery, RunRow, SessionRow, StepRow, Store
 from treadle.store.queues import QueueChange, QueueRow
 
-# What names a payload row or a blob, wherever it stands. A user's text that looks like one is looked up in vain.
-_HANDLE = re.compile(rb'"(?:![A-Za-z0-9._-]+)?([@#])((?:sha256:)?[0-9a-f]{32,64})"')
-# Artifacts are named so without a mark.
-_BLOB = re.compile(rb"sha256:[0-9a-f]{64}")
 _SETTLED = (StepSucceeded, StepFailed, StepSkipped, StepCancelled)
 # Seconds between looks at sessions that may be dead, and between passes.
 _LOOK_SECONDS = 0.2
@@ -67,7 +64,7 @@ class _Parts(msgspec.Struct):
     loaded: Loaded
     steps: list[StepRow]
     payloads: list[tuple[str, bytes]]
-    blobs: list[str]
+    named: Named
     # The lines that it is in, by their names.
     lines: dict[str, list[str]] = {}
 
@@ -77,6 +74,7 @@ async def copy_store(source: Node, target: Node, progress: Callable[[str], None]
 
     Raises:
         ConflictError: somebody works on one of the stores, or a run of that id but another key is in the target.
+        MissingKeyError: an encoded value may name blobs, and the source's application does not have its key.
         StoreUnavailableError: the target does not take a run; do it again.
     """
     for node, what in ((source, "source"), (target, "target")):
@@ -206,19 +204,19 @@ async def _read(node: Node, row: RunRow) -> _Parts:
         raise ConflictError(
             f"step {busy[0].task.address!r} of run {row.id!r} is being executed; stop the workers first"
         )
-    texts = [msgspec.json.encode(loaded.head), *(item.body for item in loaded.inbox)]
-    texts += [text.encode() for _version, _commit, _time, text in loaded.rows]
+    named = Named()
+    named.head(loaded.head)
+    named.scan(item.body.decode() for item in loaded.inbox)
+    named.scan(text for _version, _commit, _time, text in loaded.rows)
     steps: list[StepRow] = []
     for at in _addresses(loaded):
         found = await node.read(partial(node.reader.step, row.key, at))
         if found.step is not None:
             steps.append(found.step)
-            texts.append(msgspec.json.encode(found.step))
-    handles = dict.fromkeys(match for text in texts for match in _HANDLE.findall(text))
-    wanted = [digest.decode() for mark, digest in handles if mark == b"@"]
+            named.scan([msgspec.json.encode(found.step).decode()])
+    wanted = [where[1:] for where in map(bare, named.handles) if where.startswith("@")]
     payloads = await node.read(partial(node.reader.payloads, row.key, wanted))
-    blobs = [digest.decode() for digest in dict.fromkeys(match for text in texts for match in _BLOB.findall(text))]
-    return _Parts(now, loaded, steps, sorted(payloads.items()), blobs)
+    return _Parts(now, loaded, steps, sorted(payloads.items()), named)
 
 
 def _addresses(loaded: Loaded) -> list[str]:
@@ -241,7 +239,8 @@ async def _copy_run(source: Node, target: Node, parts: _Parts, report: CopyRepor
     news = False
     done = there.version if there is not None else 0
     if done < loaded.version:
-        for digest in parts.blobs:
+        await parts.named.look_inside(source, row.key)
+        for digest in parts.named.digests:
             await _copy_blob(source, target, digest, report)
         settled = await _settled(target, there)
         await target.committer.call(lambda store: _append(store, target.session, parts, there, settled))

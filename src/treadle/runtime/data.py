@@ -32,6 +32,11 @@ class DataOperations:
         """
         return await collect(self._node, older_than, dry_run=dry_run)
 
+    async def events_delivered(self) -> None:
+        """Wait until what is committed now was delivered to all event sinks, unless another session is to do that."""
+        if self._node.feeds is not None:
+            await self._node.feeds.delivered()
+
     @property
     def key_ids(self) -> list[str]:
         """The keys of this application's payload codec, as far as it names them."""

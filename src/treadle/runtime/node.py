@@ -32,6 +32,8 @@ from treadle.runtime.attempts import Finish
 from treadle.runtime.children import ask_child, call_child
 from treadle.runtime.cycles import Cycles
 from treadle.runtime.engine import Engine
+from treadle.runtime.event_sinks import EventSink
+from treadle.runtime.events_out import Feeds
 from treadle.runtime.failures import DEFAULT_CAP, ErrorText
 from treadle.runtime.hooks import Hooks
 from treadle.runtime.hub import Hub
@@ -50,6 +52,7 @@ from treadle.runtime.worker import Worker
 from treadle.store.base import WAITS_CHANGES, WAITS_TASKS, Append, Reader, Renewal, SessionRow, Store
 from treadle.store.blob_port import Blobs
 from treadle.store.committer import Committer, Driver
+from treadle.store.projection import ProjectionDatabase
 from treadle.store.queues import QueueChange
 
 _log = logging.getLogger("treadle.node")
@@ -92,6 +95,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     cycles: bool = False
     # Which closed runs are kept; None: all.
     retention: Rule | None = None
+    # Where events go.
+    events: tuple[EventSink, ...] = ()
     # What stands between values and the store.
     codec: PayloadCodec | None = None
     # The domains that it serves, and their settings by package.
@@ -113,6 +118,7 @@ class Node:
         in_reader: Callable[[Callable[[], Any]], Awaitable[Any]],
         beside: Callable[[Callable[[], Any]], Awaitable[Any]] | None = None,
         projections: Mapping[str, Live] = MappingProxyType({}),
+        sinks: Mapping[EventSink, ProjectionDatabase] = MappingProxyType({}),
     ) -> None:
         self.environment = environment
         self.settings = settings
@@ -124,6 +130,7 @@ class Node:
         # Runs what reads and writes blobs; slow, so that reads of the store need not wait for it.
         self.beside = beside or in_reader
         self._live = projections
+        self.feeds = Feeds(self, sinks) if sinks else None
         self.name = settings.worker_id or f"{socket.gethostname()}-{os.getpid()}"
         self.questions = Questions(self)
         self.targets = OwnTargets(self, settings.targets)
@@ -166,11 +173,15 @@ class Node:
                 self.settings.hooks, payloads=self.payloads, registry=self.registry, clock=clock, worker=self.name
             )
             self.spawn(self.observers.run())
+        if self.feeds is not None:
+            await self.feeds.prepare()
         self.projections = ProjectionRoom(self, self._live, self.beside)
         await self.targets.read()
         await self.environment.wakeups.open(self._woken)
         await self._begin()
         self.projections.follower.start()
+        if self.feeds is not None:
+            self.feeds.start()
         if self.settings.retention is not None:
             self.spawn(retain(self, self.settings.retention))
 
@@ -183,7 +194,7 @@ class Node:
         self.slots = Slots((settings.slots, settings.threads), actions, self._kind_of)
         if self.cycles is not None:
             self.slots.close()
-        waits = WAITS_TASKS if settings.worker else 0
+        waits = self._waits()
         self._enter(waits, actions if settings.worker else [])
         offer = self.slots if settings.worker else None
         self.committer = Committer(self.store, self.session, offer, environment.wakeups, self._driver())
@@ -246,14 +257,17 @@ class Node:
 
     def _told_of_commits(self) -> Callable[[Owned, Append], None] | None:
         """Who is told of each commit of a run; nobody, as a rule."""
-        observers, cycles = self.observers, self.cycles
-        if cycles is None:
-            return None if observers is None else observers.committed
+        observers, cycles, feeds = self.observers, self.cycles, self.feeds
+        told: list[Callable[[Owned, Append], None]] = []
+        if cycles is not None:
+            told.append(lambda _owned, append: cycles.committed(append.key, append.events))
+        told += [watcher.committed for watcher in (observers, feeds) if watcher is not None]
+        if len(told) < 2:
+            return told[0] if told else None
 
         def committed(owned: Owned, append: Append) -> None:
-            cycles.committed(append.key, append.events)
-            if observers is not None:
-                observers.committed(owned, append)
+            for tell in told:
+                tell(owned, append)
 
         return committed
 
@@ -308,6 +322,8 @@ class Node:
         self.slots.close()
         self.worker.abandon()
         self.worker.close()
+        if self.feeds is not None:
+            self.feeds.close()
         self.engine.close()
         for timer in (self._due, self._asking):
             if timer is not None:
@@ -551,6 +567,8 @@ class Node:
             self._look_for_expected()
         self.engine.look_around()
         self.hub.all_changed()
+        if self.feeds is not None:
+            self.feeds.woken()
         self.look_for_tasks()
         if self.worker.active and self._asking is None:
             # A hard cancel elsewhere marks our tasks; the renewal's answer names them. A renewal is a write, so the
@@ -570,8 +588,13 @@ class Node:
             for key, number, lease in renewal.interrupts:
                 self.worker.interrupt(key, number, lease)
 
+    def _waits(self, *, watching: bool = False) -> int:
+        """What other sessions wake this one for."""
+        changes = WAITS_CHANGES if watching or self.feeds is not None else 0
+        return (WAITS_TASKS if self.settings.worker else 0) | changes
+
     def _watching(self, watching: bool) -> None:
-        waits = (WAITS_TASKS if self.settings.worker else 0) | (WAITS_CHANGES if watching else 0)
+        waits = self._waits(watching=watching)
         if waits != self.committer.waits and self.environment.wakeups.address:
             self.committer.waits = waits
             self.committer.submit(lambda store: store.renew(self.session, waits), self.renewed)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
 
@@ -28,10 +28,12 @@ from treadle.core.values import key_id_of
 from treadle.runtime.coding import hidden_constant
 from treadle.runtime.documents import provenance
 from treadle.runtime.inspection import Snapshot, StepView, snapshot_of
-from treadle.runtime.node import Node
 from treadle.runtime.payloads import assemble, handles_of
 from treadle.runtime.replaying import Replay, replay
 from treadle.store.base import INLINE_BYTES, Loaded
+
+if TYPE_CHECKING:
+    from treadle.runtime.node import Node
 
 # What the outcomes of steps and their attempts tell already, or what only moves work along.
 _TOLD: Final = frozenset(
@@ -316,7 +318,7 @@ def _is_undo(kind: str) -> bool:
 
 def _fact(time: float, event: AnyEvent) -> doc.Fact:
     # As JSON has it, lists and no tuples: a receipt equals what is read of its file.
-    about = _readable(msgspec.json.decode(msgspec.json.encode(event)))
+    about = readable(msgspec.json.decode(msgspec.json.encode(event)))
     at = about.get("at", "")
     # Some events are about several steps; their addresses stay with the rest.
     if isinstance(at, str):
@@ -324,7 +326,7 @@ def _fact(time: float, event: AnyEvent) -> doc.Fact:
     return doc.Fact(kind=kind_of(event), time=moment(time), at=at if isinstance(at, str) else "", about=about)
 
 
-def _readable(members: dict[str, Any]) -> dict[str, Any]:
+def readable(members: dict[str, Any]) -> dict[str, Any]:
     """An event's members for readers: handles replaced by their values, what belongs to the machinery left out."""
     found: dict[str, Any] = {}
     for name, part in members.items():
@@ -334,7 +336,7 @@ def _readable(members: dict[str, Any]) -> dict[str, Any]:
             handles: dict[str, str] = part
             found[name] = {key: msgspec.to_builtins(value_behind(handle)) for key, handle in handles.items()}
         elif isinstance(part, dict):
-            found[name] = _readable(cast("dict[str, Any]", part))
+            found[name] = readable(cast("dict[str, Any]", part))
         elif name not in _LEFT_OUT:
             found[name] = part
     return found

@@ -36,6 +36,7 @@ from treadle.errors import (
 )
 from treadle.runtime.answers import BlockLook, failed_run, no_value, shown_message, shown_snapshot
 from treadle.runtime.children import last_settlement
+from treadle.runtime.cloud_events import cloud_events
 from treadle.runtime.failures import Account, account_of
 from treadle.runtime.folding import CAUSE_SEPARATOR
 from treadle.runtime.inspection import Snapshot, snapshot
@@ -293,6 +294,21 @@ class Run(UndoOperations, EffectOperations, Generic[R]):
 
     async def events(self, *, after: int = 0, follow: bool = False) -> AsyncIterator[tuple[int, float, AnyEvent]]:
         """The journal as (version, time, event); with `follow`, until the run has its outcome."""
+        async for version, time, text in self._rows(after, follow=follow):
+            for event in decode_events(text):
+                yield version, time, event
+
+    async def cloud_events(self, *, after: int = 0, follow: bool = False) -> AsyncIterator[dict[str, Any]]:
+        """The journal as CloudEvents 1.0; with `follow`, until the run has its outcome."""
+        key = await self.key()
+        found = await self._node.read(lambda: self._node.reader.head(key))
+        if found is None:
+            raise self._not_found()
+        async for version, time, text in self._rows(after, follow=follow):
+            for _kind, event in cloud_events(found[0], version, time, text):
+                yield event
+
+    async def _rows(self, after: int, *, follow: bool) -> AsyncIterator[tuple[int, float, str]]:
         key = await self.key()
         async with aclosing(self.changes()) as changes:
             async for _ in changes:
@@ -301,8 +317,7 @@ class Run(UndoOperations, EffectOperations, Generic[R]):
                     rows = await self._node.read(partial(self._node.reader.rows, key, after))
                     for version, _commit, time, text in rows:
                         after = version
-                        for event in decode_events(text):
-                            yield version, time, event
+                        yield version, time, text
                     if not rows:
                         break
                 if not follow or row.status not in LIVE:

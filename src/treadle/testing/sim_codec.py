@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from treadle.core.events import Handle
 from treadle.core.values import bare, key_id_of
-from treadle.errors import MissingKeyError
+from treadle.errors import InternalError, MissingKeyError
 from treadle.runtime.coding import EncodingBlobs
 from treadle.store.blobs import MemoryBlobs
 from treadle.testing.sim_faults import Faults
@@ -32,13 +32,15 @@ class SimCodec:
         self._is_calm = is_calm
 
     def encode(self, data: bytes, context: bytes, repeats: str = "") -> bytes:
-        """The data, backwards in base64 behind a mark."""
-        return _MARK + base64.b64encode(data)[::-1]
+        """The data, backwards in base64 behind a mark and what it is a part of."""
+        return _MARK + context + _MARK + base64.b64encode(data)[::-1]
 
     def decode(self, key_id: str, data: bytes, context: bytes) -> bytes:
         """The data. When the trouble is over every node has all keys."""
         if key_id not in self._known and not self._is_calm():
             raise MissingKeyError(key_id)
+        if not data.startswith(_MARK + context + _MARK):
+            raise InternalError(f"{data[:80]!r} is decoded as a part of {context!r}")
         return decoded(data)
 
 
@@ -58,7 +60,7 @@ def decoded(data: bytes) -> bytes:
     """What was encoded; anything else as it is."""
     if not data.startswith(_MARK):
         return data
-    return base64.b64decode(data[1:][::-1])
+    return base64.b64decode(data[1:].partition(_MARK)[2][::-1])
 
 
 def encoded_digest(data: bytes) -> str:

@@ -15,7 +15,7 @@ from treadle.authoring.openings import case, choose, gather, holds
 from treadle.authoring.options import Retry
 from treadle.core.effects import Artifact, Effects
 from treadle.core.events import encode_events
-from treadle.errors import Retryable, StoreError, StoreUnavailableError
+from treadle.errors import MissingKeyError, Retryable, StoreError, StoreUnavailableError
 from treadle.runtime.collecting import sweep
 from treadle.runtime.node import Node
 from treadle.store.blobs import MemoryBlobs, digest_of
@@ -126,8 +126,8 @@ def _facts(artifact: Artifact) -> tuple[str, str, int, str, str]:
 
 
 async def collected(node: Node, before: float) -> None:
-    """Have a node remove the blobs that are old and that nobody names; it may fail."""
-    with contextlib.suppress(StoreError):
+    """Have a node remove the blobs that are old and that nobody names; it may fail, or lack a key."""
+    with contextlib.suppress(StoreError, MissingKeyError):
         await sweep(node, before)
 
 

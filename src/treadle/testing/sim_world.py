@@ -22,6 +22,7 @@ from treadle.errors import InternalError, RunNotActiveError, StoreError, Treadle
 from treadle.ports import Environment
 from treadle.runtime.builtins import with_builtins
 from treadle.runtime.client import App
+from treadle.runtime.collecting import sweep
 from treadle.runtime.node import Node, Settings
 from treadle.store.committer import Driver, InlineDriver
 from treadle.store.memory import MemoryData, MemoryStore
@@ -539,8 +540,10 @@ class World:
         """Nothing goes on: all blobs but those that runs name can go."""
         for host in self.hosts:
             if host.node is not None:
-                work = self.loop.create_task(collected(host.node, self.loop.time() + 1.0), context=host.context)
+                work = self.loop.create_task(sweep(host.node, self.loop.time() + 1.0), context=host.context)
                 await asyncio.wait([work])
+                if (error := work.exception()) is not None:
+                    self.fail(EFFECTS, f"blobs are not collected: {error!r}")
                 break
         for text in self.blobs.dangling(self.data.runs.values()):
             self.fail(EFFECTS, text)

@@ -334,7 +334,8 @@ STEER = Function(
     {ALIVE_WITH_QUEUES}
     PERFORM 1 FROM @runs r WHERE r.n = of_run FOR NO KEY UPDATE;
     IF EXISTS (
-        SELECT 1 FROM @tasks t WHERE t.run = of_run AND t.gate <> 0 AND t.gate <> ALL (coalesce(locked, '{{}}'))
+        SELECT 1 FROM (SELECT o.gate FROM @tasks o WHERE o.run = of_run OFFSET 0) t
+        WHERE t.gate <> 0 AND t.gate <> ALL (coalesce(locked, '{{}}'))
     ) THEN {RAISE_GATED} END IF;
     IF new_hold IS NOT NULL THEN
         UPDATE @runs r SET hold = new_hold WHERE r.n = of_run;

@@ -19,14 +19,17 @@ GATES = Function(
     """
     seen := ARRAY(
         SELECT q.n FROM @queues q
-        WHERE EXISTS (SELECT 1 FROM @tasks t WHERE t.gate = q.n AND t.gate <> 0 AND t.state = 0)
+        CROSS JOIN LATERAL (SELECT 1 FROM @tasks t WHERE t.gate = q.n AND t.gate <> 0 AND t.state = 0 LIMIT 1) w
     );
     locked := ARRAY(
         SELECT c.gate FROM (
-            SELECT q.n AS gate FROM @queues q WHERE q.n = ANY (seen) AND EXISTS (
-                SELECT 1 FROM @tasks t WHERE t.state = 0 AND t.queue = q.name AND t.action = ANY (executable)
-            )
-            UNION SELECT t.gate FROM @tasks t WHERE t.state = 1 AND t.not_before <= at AND t.gate <> 0
+            SELECT q.n AS gate FROM @queues q CROSS JOIN LATERAL (
+                SELECT 1 FROM @tasks t WHERE t.state = 0 AND t.queue = q.name AND t.action = ANY (executable) LIMIT 1
+            ) w WHERE q.n = ANY (seen)
+            -- Filtered outside, so that what is not due is not looked at.
+            UNION SELECT t.gate FROM (
+                SELECT o.gate FROM @tasks o WHERE o.state = 1 AND o.not_before <= at OFFSET 0
+            ) t WHERE t.gate <> 0
             UNION SELECT b.queue FROM @buckets b WHERE b.opens_at <= at
         ) c ORDER BY c.gate
     );
@@ -146,7 +149,7 @@ CANDIDATES = Function(
         FOR head IN SELECT h.* FROM unnest(heads) h WHERE h.hold <> 0 LOOP
             PERFORM 1 FROM @runs r WHERE r.n = head.run AND r.hold <> 0 FOR SHARE SKIP LOCKED;
             CONTINUE WHEN NOT FOUND;
-            PERFORM 1 FROM @tasks t WHERE t.run = head.run AND t.number = head.number AND t.state = 0
+            PERFORM 1 FROM @tasks t WHERE t.run = head.run AND t.number = head.number AND t.state::integer = 0
             FOR UPDATE SKIP LOCKED;
             CONTINUE WHEN NOT FOUND;
             UPDATE @tasks t SET state = 2 WHERE t.run = head.run AND t.number = head.number;
@@ -165,7 +168,8 @@ CANDIDATES = Function(
             SELECT * FROM unnest(heads) o WHERE o.hold = 0 AND o.gate = 0 ORDER BY o.priority DESC, o.age
         ) h
         CROSS JOIN LATERAL (
-            SELECT * FROM @tasks w WHERE w.run = h.run AND w.number = h.number AND w.state = 0 FOR UPDATE SKIP LOCKED
+            SELECT * FROM @tasks w WHERE w.run = h.run AND w.number = h.number AND w.state::integer = 0
+            FOR UPDATE SKIP LOCKED
         ) t LIMIT most)
         UNION ALL
         SELECT h.run, h.number, h.gate, h.queue, h.action, h.target, h.key, h.priority, h.turn, h.age
@@ -179,7 +183,7 @@ CANDIDATES = Function(
     ) c;
     RETURN json_build_object('tasks', coalesce(got, '[]'), 'settles', settles, 'seen', told -> 0, 'locked', told -> 1,
         'touched', told -> 2,
-        'facts', @facts_1(ARRAY(SELECT x::text::bigint FROM json_array_elements(told -> 0) x), key_gate, key_name, at)
+        'facts', @facts_1(ARRAY(SELECT x::text::bigint FROM json_array_elements(told -> 0) x), key_gate, key_name)
     )::text;
     """,
     declare=(

@@ -64,14 +64,14 @@ _PARAMETERS = {
 _OPTIONS = "-c idle_in_transaction_session_timeout=30s"
 
 
-def _wait_by_poll(socket: int) -> None:
+def _wait_by_poll(socket: int, sends: bool) -> None:
     poll = select.poll()
-    poll.register(socket, select.POLLIN)
+    poll.register(socket, select.POLLIN | select.POLLOUT if sends else select.POLLIN)
     poll.poll()
 
 
-def _wait_by_select(socket: int) -> None:
-    select.select([socket], [], [])
+def _wait_by_select(socket: int, sends: bool) -> None:
+    select.select([socket], [socket] if sends else [], [])
 
 
 # `select` knows no descriptor above 1023, `poll` is not there on Windows.
@@ -298,7 +298,9 @@ class Link:
             except StoreUnavailableError as error:
                 if attempt + 1 == _REPEATS or not isinstance(error.__cause__, psycopg.errors.TransactionRollback):
                     raise
-        raise AssertionError("the last attempt returns or raises")
+            except TakenBackError:
+                continue
+        raise StoreUnavailableError(f"{self.location.shown}: rivals took it back again and again; try again")
 
     @contextmanager
     def mapped(self) -> Generator[None, None, None]:
@@ -385,8 +387,9 @@ def _pipelined(pgconn: pq.abc.PGconn, statements: Sequence[Statement]) -> list[p
 
 def _awaited(pgconn: pq.abc.PGconn) -> pq.abc.PGresult | None:
     """The next result. The driver's own wait for it would keep all other threads of the process from working."""
-    while pgconn.flush() or pgconn.is_busy():
-        wait_for(pgconn.socket)
+    # The server says nothing before it has all of a statement, which may be more than the socket takes at once.
+    while (unsent := pgconn.flush()) or pgconn.is_busy():
+        wait_for(pgconn.socket, bool(unsent))
         pgconn.consume_input()
     return pgconn.get_result()
 

@@ -15,6 +15,8 @@ How they refuse
 All plans are generic, and made when the tables may be empty. So rows are changed one by one, by their key, in the order
 of the arrays; and where rows are joined, a LATERAL that cannot be flattened (`OFFSET 0`) says which are looked up for
 which. No statistics can mislead the planner to look at a whole table for each row, and locks are taken in that order.
+Where a row is looked up by its key and its state matters too, `state::integer` keeps the indexes of states out of it.
+Whether a row is there is asked by a subquery with a limit: a plain EXISTS may be turned into a join that reads all.
 """
 
 from __future__ import annotations

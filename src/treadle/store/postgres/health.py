@@ -27,6 +27,9 @@ _LEFTOVERS = {
         "SELECT count(*) FROM @tasks t WHERE t.state = 3"
         " AND NOT EXISTS (SELECT 1 FROM @sessions s WHERE s.n = t.session AND NOT s.ended)"
     ),
+    "tasks do not count for the limits of their queue": (
+        "SELECT count(*) FROM @tasks t JOIN @queues q ON q.name = t.queue WHERE t.gate <> q.n"
+    ),
     "runs use a deleted run's number": "SELECT count(*) FROM @runs r JOIN @tombstones t ON t.n = r.n",
 }
 

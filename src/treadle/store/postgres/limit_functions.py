@@ -46,8 +46,7 @@ LINED_CEILING = Function(
 )
 
 # What is known of some queues and keys, as JSON:
-# - gates: number, leased tasks, allowance and time of the bucket, whether a task waits in front, whether one fell due
-#   and was not moved over yet;
+# - gates: number, leased tasks, allowance and time of the bucket, whether a task waits in front;
 # - keys: queue, key, leased tasks, allowance and time of the bucket;
 # - turns and shares, as the tables have them.
 FACTS = Function(
@@ -56,7 +55,6 @@ FACTS = Function(
     of_gates bigint[]
     key_gate bigint[]
     key_name text[]
-    at double precision
     """,
     "json",
     """
@@ -65,11 +63,7 @@ FACTS = Function(
             SELECT json_agg(json_build_array(q.n,
                 (SELECT count(*) FROM @tasks t WHERE t.gate = q.n AND t.gate <> 0 AND t.state = 3),
                 b.allowance, b.at,
-                EXISTS (SELECT 1 FROM @tasks t WHERE t.gate = q.n AND t.gate <> 0 AND t.state = 0),
-                EXISTS (
-                    SELECT 1 FROM @tasks t WHERE t.gate = q.n AND t.gate <> 0 AND t.state = 1
-                        AND t.not_before <= coalesce(at, 'Infinity')
-                )
+                (SELECT 1 FROM @tasks t WHERE t.gate = q.n AND t.gate <> 0 AND t.state = 0 LIMIT 1) IS NOT NULL
             ))
             FROM @queues q LEFT JOIN @buckets b ON b.queue = q.n AND b.key = '' WHERE q.n = ANY (of_gates)
         ), '[]'),
@@ -165,7 +159,8 @@ ENTER = Function(
             SELECT unnest(gates) AS gate
             UNION SELECT t.gate FROM unnest(places) p
                 CROSS JOIN LATERAL (SELECT o.gate FROM @tasks o WHERE o.run = p.run AND o.number = p.number OFFSET 0) t
-            UNION SELECT t.gate FROM unnest(wholes) AS w (n) JOIN @tasks t ON t.run = w.n
+            UNION SELECT t.gate FROM unnest(wholes) AS w (n)
+                CROSS JOIN LATERAL (SELECT o.gate FROM @tasks o WHERE o.run = w.n OFFSET 0) t
         ) c WHERE c.gate <> 0 ORDER BY c.gate
     );
     PERFORM 1 FROM @queues q WHERE q.n = ANY (locked) ORDER BY q.n FOR NO KEY UPDATE;
@@ -175,7 +170,8 @@ ENTER = Function(
             t.session, t.lease, t.interrupt))
         FROM (
             SELECT p.run, p.number FROM unnest(places) p
-            UNION SELECT o.run, o.number FROM unnest(wholes) AS w (n) JOIN @tasks o ON o.run = w.n
+            UNION SELECT t.run, t.number FROM unnest(wholes) AS w (n)
+                CROSS JOIN LATERAL (SELECT o.run, o.number FROM @tasks o WHERE o.run = w.n OFFSET 0) t
         ) u
         CROSS JOIN LATERAL (SELECT * FROM @tasks o WHERE o.run = u.run AND o.number = u.number OFFSET 0) t
         CROSS JOIN LATERAL (SELECT o.key FROM @runs o WHERE o.n = t.run OFFSET 0) r
@@ -205,7 +201,7 @@ ENTER = Function(
             ) c
         ))) FROM unnest(measured, most) AS u (gate, most)
     );
-    RETURN json_build_object('facts', @facts_1(locked, key_gate, key_name, at), 'locked', to_json(locked),
+    RETURN json_build_object('facts', @facts_1(locked, key_gate, key_name), 'locked', to_json(locked),
         'tasks', tasks, 'touched', touched, 'ceilings', coalesce(ceilings, '[]'), 'lined', coalesce(lined, '[]'),
         'lengths', coalesce(lengths, '[]'))::text;
     """,
@@ -260,7 +256,7 @@ SETTLE_KEY = Function(
 # What a transaction leaves of the queues that it has locked: their buckets, turns and shares, and of the keys that it
 # has touched whether they may start, and when they may again (0: not by time). The answer: the places of the keys of
 # which other tasks are in front now, when the first of those that are closed may start again, and of each queue whether
-# a task waits in front, and whether one fell due unnoticed.
+# a task waits in front, and whether one fell due unnoticed (without a time: whether any is not due).
 SETTLE = Function(
     "settle_1",
     """
@@ -310,11 +306,11 @@ SETTLE = Function(
         JOIN @buckets b ON b.queue = u.gate AND b.key = u.key
     ), 'work', coalesce((
         SELECT json_agg(json_build_array(u.gate,
-            EXISTS (SELECT 1 FROM @tasks t WHERE t.gate = u.gate AND t.gate <> 0 AND t.state = 0),
-            EXISTS (
-                SELECT 1 FROM @tasks t WHERE t.gate = u.gate AND t.gate <> 0 AND t.state = 1
-                    AND t.not_before <= coalesce(at, 'Infinity')
-            )
+            (SELECT 1 FROM @tasks t WHERE t.gate = u.gate AND t.gate <> 0 AND t.state = 0 LIMIT 1) IS NOT NULL,
+            CASE WHEN at IS NULL
+                THEN (SELECT 1 FROM @tasks t WHERE t.gate = u.gate AND t.gate <> 0 AND t.state = 1 LIMIT 1)
+                ELSE (SELECT 1 FROM @tasks t WHERE t.gate = u.gate AND t.state = 1 AND t.not_before <= at LIMIT 1)
+            END IS NOT NULL
         )) FROM unnest(locked) AS u (gate)
     ), '[]'))::text;
     """,

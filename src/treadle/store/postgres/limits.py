@@ -64,7 +64,7 @@ class StoredTask(NamedTuple):
 class Known(msgspec.Struct):
     """The answer of `facts_1`."""
 
-    gates: list[tuple[int, int, float | None, float | None, bool, bool]]
+    gates: list[tuple[int, int, float | None, float | None, bool]]
     keys: list[tuple[int, str, int, float | None, float | None]]
     turns: list[tuple[int, int, float]]
     shares: list[tuple[int, int, str, float]]
@@ -118,7 +118,7 @@ class Facts(Ledger):
         # How many leases have ended, and the keys of which tasks came, went or changed.
         self.ended: dict[int, int] = {}
         self.touched: dict[Place, None] = {}
-        for n, count, allowance, at, work, _ in known.gates:
+        for n, count, allowance, at, work in known.gates:
             self.counts[n] = count
             self.work[n] = work
             if allowance is not None and at is not None:

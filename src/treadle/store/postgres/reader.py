@@ -6,9 +6,6 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-import msgspec
-
-from treadle.core.commands import Call, Task
 from treadle.store.base import (
     Health,
     InboxInput,
@@ -25,8 +22,8 @@ from treadle.store.postgres.connection import Link, Record
 from treadle.store.postgres.health import examine
 from treadle.store.postgres.location import Location
 from treadle.store.postgres.names import LINE
-from treadle.store.queue_rows import key_rows, queue_rows
 from treadle.store.queues import KeyRow, QueueRow
+from treadle.store.rows import decode_head, key_rows, queue_rows, run_row, task_row
 
 _FOUND_AT_MOST = 20
 # No text of 512 bytes that starts with a prefix sorts behind the prefix and so many of the last character.
@@ -71,30 +68,6 @@ KEYS = (
 )
 BUCKETS = "SELECT b.key, b.allowance, b.at FROM @buckets b JOIN @queues q ON q.n = b.queue WHERE q.name = %s"
 _LABEL_HASH = "hashtextextended({value}, hashtextextended({name}, 0))"
-
-_decode_call = msgspec.json.Decoder(Call).decode
-_decode_head = msgspec.json.Decoder(RunHead).decode
-_decode_labels = msgspec.json.Decoder(dict[str, str]).decode
-
-
-def task_of(record: Record) -> Task:
-    """The task of the first columns of TASK_COLUMNS."""
-    run, number, address, generation, attempt, action, queue, priority, not_before, call, *rest = record[:14]
-    return Task(
-        run, number, address, generation, attempt, action, queue, priority, not_before, _decode_call(call), *rest
-    )
-
-
-def _task_row(record: Record) -> TaskRow:
-    return TaskRow(task_of(record), record[14], record[15], record[16], record[17] == 1, record[18])
-
-
-def _run_row(record: Record) -> RunRow:
-    facts: list[Any] = list(record)
-    # Labels and metadata: a JSON object, or empty text for none.
-    for at in (7, -1):
-        facts[at] = _decode_labels(facts[at]) if facts[at] else {}
-    return RunRow(*facts)
 
 
 def _condition(query: RunQuery) -> tuple[list[str], list[Any]]:
@@ -184,7 +157,7 @@ class PostgresReader:
             return None
         ((head, plan, version, status, hold, owner),) = runs
         return Loaded(
-            head=_decode_head(head),
+            head=decode_head(head),
             plan=plan,
             version=version,
             status=status,
@@ -192,7 +165,7 @@ class PostgresReader:
             owner=owner,
             rows=rows,
             inbox=[InboxInput(id, key, body) for id, body in inbox],
-            tasks=[_task_row(task) for task in tasks],
+            tasks=[task_row(task) for task in tasks],
         )
 
     def head(self, key: str) -> tuple[RunHead, bytes] | None:
@@ -202,7 +175,7 @@ class PostgresReader:
             " WHERE r.key = %s",
             (key,),
         )
-        return None if record is None else (_decode_head(record[0]), record[1])
+        return None if record is None else (decode_head(record[0]), record[1])
 
     def rows(self, key: str, after: int, limit: int = 1000) -> list[tuple[int, int, float, str]]:
         """Journal rows with a version above `after`, in order."""
@@ -215,14 +188,14 @@ class PostgresReader:
     def run(self, key: str) -> RunRow | None:
         """The run's row, or None."""
         record = self._one(f"SELECT {_RUN_COLUMNS} FROM @runs r WHERE r.key = %s", (key,))
-        return None if record is None else _run_row(record)
+        return None if record is None else run_row(record)
 
     def runs(self, query: RunQuery) -> list[RunRow]:
         """Runs by key, newest first."""
         where, values = _condition(query)
         condition = f"WHERE {' AND '.join(where)}" if where else ""
         sql = f"SELECT {_RUN_COLUMNS} FROM @runs r {condition} ORDER BY r.key DESC LIMIT %s"
-        return [_run_row(record) for record in self._all(sql, (*values, query.limit))]
+        return [run_row(record) for record in self._all(sql, (*values, query.limit))]
 
     # -- steps, tasks, payloads ------------------------------------------------------------------------
 
@@ -244,7 +217,7 @@ class PostgresReader:
             " WHERE s.status = 'failed' ORDER BY s.finished_at DESC, r.key DESC, s.number DESC LIMIT %s",
             (limit,),
         )
-        return [(_run_row(record[:_RUN_WIDTH]), StepRow(*record[_RUN_WIDTH:])) for record in found]
+        return [(run_row(record[:_RUN_WIDTH]), StepRow(*record[_RUN_WIDTH:])) for record in found]
 
     def payloads(self, key: str, digests: Iterable[str]) -> dict[str, bytes]:
         """Payload rows of a run by digest; missing ones are absent."""
@@ -262,7 +235,7 @@ class PostgresReader:
             " WHERE t.state < 3 ORDER BY t.priority DESC, t.age LIMIT %s",
             (limit,),
         )
-        return [_task_row(record) for record in found]
+        return [task_row(record) for record in found]
 
     def inbox(self, key: str) -> list[InboxInput]:
         """The inputs that wait, oldest first."""
@@ -305,7 +278,7 @@ class PostgresReader:
             " ORDER BY t.started_at, t.lease LIMIT %s",
             (queue, key, key, limit),
         )
-        return [_task_row(record) for record in found]
+        return [task_row(record) for record in found]
 
     def committed(self, key: str, version: int) -> int | None:
         """The commit id of the journal row of that version, None if there is none."""

@@ -46,13 +46,14 @@ from treadle.store.postgres.health import describe_durability, settings_of
 from treadle.store.postgres.joining import join
 from treadle.store.postgres.limits import Entry, Facts, Limits, SessionLostError
 from treadle.store.postgres.location import Location, parse_url
-from treadle.store.postgres.reader import TASK_COLUMNS, PostgresReader, task_of
+from treadle.store.postgres.reader import TASK_COLUMNS, PostgresReader
 from treadle.store.postgres.schema import prepare
 from treadle.store.postgres.task_functions import ACQUIRE, ELECT, PROGRESS, RELEASE, RENEW
 from treadle.store.postgres.tokens import OwnSession
 from treadle.store.postgres.waiting import Claim, look
 from treadle.store.postgres.wakeups import NotifyWakeups
 from treadle.store.queues import QueueChange
+from treadle.store.rows import task_of
 
 T = TypeVar("T")
 

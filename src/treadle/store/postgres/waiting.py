@@ -22,9 +22,9 @@ from treadle.store.postgres.arrays import big, bigs, ints, real, small, texts
 from treadle.store.postgres.claim_functions import CANDIDATES, LEASE
 from treadle.store.postgres.connection import RaisedError, Statement
 from treadle.store.postgres.limits import BEGIN, COMMIT, Facts, Known, Limits, SessionLostError
-from treadle.store.postgres.reader import task_of
 from treadle.store.postgres.task_functions import LOOK
 from treadle.store.postgres.tokens import OwnSession
+from treadle.store.rows import task_of
 
 # Tasks of one transaction: more would keep them locked for long while they are sent.
 BATCH = 500

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from treadle.store.queue_rows import key_rows, queue_rows
 from treadle.store.queues import KeyRow, QueueRow
+from treadle.store.rows import key_rows, queue_rows
 from treadle.store.sqlite.connection import Record
 
 _QUEUES = """

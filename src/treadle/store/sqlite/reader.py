@@ -8,9 +8,6 @@ from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from typing import Any
 
-import msgspec
-
-from treadle.core.commands import Call, Task
 from treadle.errors import StoreError
 from treadle.store.base import (
     Health,
@@ -25,6 +22,7 @@ from treadle.store.base import (
     TaskRow,
 )
 from treadle.store.queues import KeyRow, QueueRow
+from treadle.store.rows import decode_head, run_row, task_row
 from treadle.store.sqlite.connection import Database, Record, connect, copy_database, map_exceptions
 from treadle.store.sqlite.health import examine
 from treadle.store.sqlite.location import Sync
@@ -57,30 +55,6 @@ TASK_COLUMNS = (
 _HOLDER = "LEFT JOIN sessions s ON s.n = t.session AND t.state = 3"
 STEP_FIELDS = StepRow.__struct_fields__
 _STEP_COLUMNS = ", ".join(f"s.{name}" for name in STEP_FIELDS)
-
-_decode_call = msgspec.json.Decoder(Call).decode
-_decode_head = msgspec.json.Decoder(RunHead).decode
-_decode_labels = msgspec.json.Decoder(dict[str, str]).decode
-
-
-def task_of(record: Record) -> Task:
-    """The task of the first columns of TASK_COLUMNS."""
-    run, number, address, generation, attempt, action, queue, priority, not_before, call, *rest = record[:14]
-    return Task(
-        run, number, address, generation, attempt, action, queue, priority, not_before, _decode_call(call), *rest
-    )
-
-
-def _task_row(record: Record) -> TaskRow:
-    return TaskRow(task_of(record), record[14], record[15], record[16], record[17] == 1, record[18])
-
-
-def _run_row(record: Record) -> RunRow:
-    facts: list[Any] = list(record)
-    # Labels and metadata: a JSON object, or empty text for none.
-    for at in (7, -1):
-        facts[at] = _decode_labels(facts[at]) if facts[at] else {}
-    return RunRow(*facts)
 
 
 def _condition(query: RunQuery) -> tuple[list[str], list[Any]]:
@@ -213,7 +187,7 @@ class SqliteReader:
                 f"SELECT {TASK_COLUMNS} FROM tasks t JOIN runs r ON r.n = t.run {_HOLDER} WHERE t.run = ?", (n,)
             )
             return Loaded(
-                head=_decode_head(head),
+                head=decode_head(head),
                 plan=plan,
                 version=version,
                 status=status,
@@ -221,7 +195,7 @@ class SqliteReader:
                 owner=owner,
                 rows=rows,
                 inbox=inbox,
-                tasks=[_task_row(task) for task in tasks],
+                tasks=[task_row(task) for task in tasks],
             )
 
     def head(self, key: str) -> tuple[RunHead, bytes] | None:
@@ -231,7 +205,7 @@ class SqliteReader:
             " WHERE r.key = ?",
             (key,),
         )
-        return None if record is None else (_decode_head(record[0]), record[1])
+        return None if record is None else (decode_head(record[0]), record[1])
 
     def rows(self, key: str, after: int, limit: int = 1000) -> list[tuple[int, int, float, str]]:
         """Journal rows with a version above `after`, in order."""
@@ -244,14 +218,14 @@ class SqliteReader:
     def run(self, key: str) -> RunRow | None:
         """The run's row, or None."""
         record = self._one(f"SELECT {_RUN_COLUMNS} FROM runs r WHERE r.key = ?", (key,))
-        return None if record is None else _run_row(record)
+        return None if record is None else run_row(record)
 
     def runs(self, query: RunQuery) -> list[RunRow]:
         """Runs by key, newest first."""
         where, values = _condition(query)
         condition = f"WHERE {' AND '.join(where)}" if where else ""
         sql = f"SELECT {_RUN_COLUMNS} FROM runs r {condition} ORDER BY r.key DESC LIMIT ?"
-        return [_run_row(record) for record in self._all(sql, (*values, query.limit))]
+        return [run_row(record) for record in self._all(sql, (*values, query.limit))]
 
     # -- steps, tasks, payloads ------------------------------------------------------------------------
 
@@ -273,7 +247,7 @@ class SqliteReader:
             " WHERE s.status = 'failed' ORDER BY s.finished_at DESC, r.key DESC, s.number DESC LIMIT ?",
             (limit,),
         )
-        return [(_run_row(record[:_RUN_WIDTH]), StepRow(*record[_RUN_WIDTH:])) for record in found]
+        return [(run_row(record[:_RUN_WIDTH]), StepRow(*record[_RUN_WIDTH:])) for record in found]
 
     def payloads(self, key: str, digests: Iterable[str]) -> dict[str, bytes]:
         """Payload rows of a run by digest; missing ones are absent."""
@@ -291,7 +265,7 @@ class SqliteReader:
             " WHERE t.state < 3 ORDER BY t.priority DESC, t.age LIMIT ?",
             (limit,),
         )
-        return [_task_row(record) for record in found]
+        return [task_row(record) for record in found]
 
     def inbox(self, key: str) -> list[InboxInput]:
         """The inputs that wait, oldest first."""
@@ -329,7 +303,7 @@ class SqliteReader:
             " ORDER BY t.started_at, t.lease LIMIT ?3",
             (queue, key, limit),
         )
-        return [_task_row(record) for record in found]
+        return [task_row(record) for record in found]
 
     def committed(self, key: str, version: int) -> int | None:
         """The commit id of the journal row of that version, None if there is none."""

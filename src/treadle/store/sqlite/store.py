@@ -34,6 +34,7 @@ from treadle.store.base import (
 from treadle.store.joined import JoinedStart
 from treadle.store.projection import Opened
 from treadle.store.queues import QueueChange
+from treadle.store.rows import task_of
 from treadle.store.sqlite.appends import Appends
 from treadle.store.sqlite.connection import Database, connect, map_exceptions, use_wal
 from treadle.store.sqlite.deletion import family_of, forget_run
@@ -43,7 +44,7 @@ from treadle.store.sqlite.limits import Limits
 from treadle.store.sqlite.location import Sync, parse_url, refuse_network
 from treadle.store.sqlite.process_locks import ProcessLocks, host_name
 from treadle.store.sqlite.projections import SqliteProjections, UnfitError
-from treadle.store.sqlite.reader import TASK_COLUMNS, SqliteReader, task_of
+from treadle.store.sqlite.reader import TASK_COLUMNS, SqliteReader
 from treadle.store.sqlite.schema import behind, migrate
 from treadle.store.sqlite.tokens import OwnSession, count_up
 from treadle.store.sqlite.waiting import Claim, all_closed, anything_due, next_due, postpone

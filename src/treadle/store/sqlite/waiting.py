@@ -19,9 +19,10 @@ import msgspec
 from treadle.core.commands import Task
 from treadle.store.base import Offer, Postponement
 from treadle.store.ledger import Gate
+from treadle.store.rows import task_of
 from treadle.store.sqlite.connection import Database, Record
 from treadle.store.sqlite.limits import Limits
-from treadle.store.sqlite.reader import TASK_COLUMNS, task_of
+from treadle.store.sqlite.reader import TASK_COLUMNS
 from treadle.store.sqlite.schema import DELAYED, LINED, WAITING
 from treadle.store.sqlite.tokens import OwnSession, count_up
 
