@@ -14,9 +14,10 @@ _names = itertools.count()
 class Proxy:
     """Passes bytes on between clients and a server, until it is told to cut them off."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
         self.server_port = port
-        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.host = host
+        self.listener = socket.create_server((host, 0))
         self.port: int = self.listener.getsockname()[1]
         self.pairs: list[tuple[socket.socket, socket.socket]] = []
         # Bytes from the server are let through only so far; None: all.
@@ -39,7 +40,7 @@ class Proxy:
     def come_back(self) -> None:
         """Take connections again, at the same port."""
         self.open = True
-        self.listener = socket.create_server(("127.0.0.1", self.port))
+        self.listener = socket.create_server((self.host, self.port))
         self.thread = threading.Thread(target=self._accept, daemon=True)
         self.thread.start()
 

@@ -13,15 +13,15 @@ _READY = b"Z\x00\x00\x00\x05"
 
 
 class CuttingProxy:
-    """Passes on what comes on a loopback port; `cut_at` names the request whose connection is cut.
+    """Passes on what comes on a port; `cut_at` names the request whose connection is cut.
 
     A request is all that a client sends until it waits for the answer: one round trip. Cut before, the server never
     sees it; cut after, the server has answered, and the answer is lost.
     """
 
-    def __init__(self, server: Path) -> None:
+    def __init__(self, server: Path, host: str = "127.0.0.1") -> None:
         self._server = str(server)
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server((host, 0))
         self.port = self._listener.getsockname()[1]
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()

@@ -105,13 +105,13 @@ def test_after_a_kill_the_same_command_finishes_the_run(project: Project) -> Non
 
 def test_a_worker_executes_what_others_start_and_drains_on_sigterm(project: Project) -> None:
     (project.folder / "pyproject.toml").write_text(f'[tool.treadle]\nmodules = ["{project.file.name}"]\n')
-    process = start(project, "worker", "--id", "alpha")
+    process = start(project, "worker", "--id", "alpha", "--offer", "gpu", "--offer", "north")
     project.detached("waits", "--input", f"path={project.folder / 'go'}")
     until(lambda: shown(project, "first") == "running")
     view = project.json("show", "r1", "first")
     pausing = project.treadle("pause", "r1").stdout
     why = project.json("why", "r1")
-    doctor = project.json("doctor")
+    doctor, table = project.json("doctor"), project.treadle("doctor").stdout
     process.send_signal(signal.SIGTERM)
     until_it_stops(process)
     (project.folder / "go").write_text("done")
@@ -120,7 +120,8 @@ def test_a_worker_executes_what_others_start_and_drains_on_sigterm(project: Proj
     assert view["worker"] == "alpha"
     assert pausing == "pausing r1\n"
     assert why[0]["code"] == "pause"
-    assert [session["worker"] for session in doctor["sessions"]] == ["alpha"]
+    assert [(one["worker"], one["targets"]) for one in doctor["sessions"]] == [("alpha", ["alpha", "gpu", "north"])]
+    assert "alpha, gpu, north" in table
     assert process.returncode == 0, err
     assert project.json("show", "r1")["status"] == "paused"
     assert project.treadle("resume", "r1").stdout == "resumed r1\n"

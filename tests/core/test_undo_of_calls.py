@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tests.core.kit import Driver, step, undoable
 from tests.core.test_calls import KEY, call, ended, start_child, started
-from tests.core.test_undo import undos
+from tests.core.test_undo import PREPARED, undos
 
 from treadle.core import events as ev
 from treadle.core import inputs as inp
@@ -225,6 +225,22 @@ def test_a_lost_question_is_asked_again_and_its_answer_counts_once() -> None:
     family.deliver()
 
     assert family.status() == "undone"
+    family.check()
+
+
+def test_a_child_that_was_cancelled_before_it_did_anything_answers_at_once() -> None:
+    family = Family(child=(undoable("x", undo=PREPARED),))
+    family.child.give(inp.Cancel(hard=True, unwind=True))
+    family.parent.give(inp.Cancel(hard=True, unwind=True))
+    family.deliver()
+    family.child.revoked("x")
+    assert (family.child.status(), family.status()) == ("cancelled", "running")
+
+    family.ask()
+    family.deliver()
+
+    assert family.status() == "none"
+    assert family.parent.status() == "cancelled"
     family.check()
 
 

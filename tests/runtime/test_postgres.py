@@ -174,13 +174,17 @@ async def test_the_server_is_restarted_and_crashes_in_the_middle_of_a_run(
         await asyncio.to_thread(server.cleanup)
 
 
+@pytest.mark.parametrize(
+    "limits", [NO_LIMITS, QueueLimits(concurrency=3, key_concurrency=2, fair=True)], ids=["unlimited", "limited"]
+)
 def test_processes_are_killed_one_after_the_other_while_others_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: QueueLimits
 ) -> None:
     monkeypatch.setenv("KILL_LEASE", "2")
     log, dice, length = tmp_path / "log", random.Random(8), max(20, KILLS * 4)
     with empty_schema() as schema:
         url = url_of(shared_server(), schema)
+        limited(opened(url), limits).close()
         lives = [start(url, length, log) for _ in range(2)]
         for _ in range(KILLS):
             if not wait_for_lines(log, lines(log) + dice.randint(5, 30), lives):

@@ -20,7 +20,7 @@ from treadle.cli.targets import load_workflow, parse_inputs, plan_of
 from treadle.core.documents import Document
 from treadle.core.graph_analysis import Analysis
 from treadle.errors import TreadleError, UsageError
-from treadle.runtime.report import clean
+from treadle.runtime.report import clean, names
 
 # Documents that have a schema: name -> where its type is.
 DOCUMENTS: Final[dict[str, str]] = {
@@ -119,8 +119,9 @@ async def doctor(desk: Desk) -> int:
         "facts": facts,
         "sessions": [plainly(session) for session in sessions],
     }
-    rows = [[s.worker, s.id, str(len(s.actions)), _place(s.info, mine)] for s in sessions]
-    text = _facts(facts) + "\n" + table(("WORKER", "SESSION", "ACTIONS", "WHERE"), rows, empty="no worker is connected")
+    rows = [[s.worker, s.id, str(len(s.actions)), names(s.targets), _place(s.info, mine)] for s in sessions]
+    headers = ("WORKER", "SESSION", "ACTIONS", "TARGETS", "WHERE")
+    text = _facts(facts) + "\n" + table(headers, rows, empty="no worker is connected")
     text += "\n" + ("".join(f"problem: {clean(p)}\n" for p in health.problems) or "no problems found\n")
     emit(document, desk.output, text)
     return 1 if health.problems else 0

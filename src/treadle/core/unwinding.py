@@ -176,11 +176,12 @@ def _finish(run: RunState, decision: Decision, unwinding: Unwinding) -> None:
 def asked_events(run: RunState, value: inp.Unwind, cause: str) -> list[ev.AnyEvent]:
     """What follows when the caller asks this run to undo what it did; nothing, if that can be answered at once."""
     asked = ev.UnwindingAsked(number=value.number, cause=cause)
-    if run.status == UNWINDING or (run.cancelling == "hard" and run.unwind):
+    if run.status == UNWINDING:
         return [asked]
     if run.status not in OUTCOMES:
-        # Somebody has reopened it.
-        return [asked, ev.CancelRequested(hard=True, unwind=True, cause=cause)]
+        # Somebody has reopened it, and may have cancelled it since.
+        ends = run.cancelling == "hard" and run.unwind
+        return [asked] if ends else [asked, ev.CancelRequested(hard=True, unwind=True, cause=cause)]
     again = value.again
     if effects(run, run.steps(), again=again) or standing_rows(run, run.root, again=again):
         return [asked, ev.UnwindingStarted(reason="caller", again=again, cause=cause)]
