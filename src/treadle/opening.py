@@ -20,7 +20,7 @@ from treadle.runtime.builtins import with_builtins
 from treadle.runtime.client import App
 from treadle.runtime.clock import RandomIds, SystemClock
 from treadle.runtime.coding import opener
-from treadle.runtime.event_sinks import EventSink
+from treadle.runtime.event_sinks import Cursor, EventSink
 from treadle.runtime.events_out import checked_sinks
 from treadle.runtime.hooks import Hooks, check_hooks
 from treadle.runtime.middleware import Middleware, check_middleware
@@ -245,7 +245,7 @@ def _live(projections: Mapping[str, Projection], store: Store, *, rebuild: bool)
     return live
 
 
-def _cursors(sinks: Sequence[EventSink], store: Store) -> dict[EventSink, ProjectionDatabase]:
+def _cursors(sinks: Sequence[EventSink], store: Store) -> dict[EventSink, Cursor]:
     """Open the databases in which event sinks have their cursors.
 
     Raises:
@@ -253,7 +253,7 @@ def _cursors(sinks: Sequence[EventSink], store: Store) -> dict[EventSink, Projec
     """
     from treadle.store.sqlite import SqliteProjections, SqliteStore, parse_url
 
-    found: dict[EventSink, ProjectionDatabase] = {}
+    found: dict[EventSink, Cursor] = {}
     for sink in sinks:
         if sink.cursor.startswith("sqlite:"):
             path = parse_url(sink.cursor)[0]

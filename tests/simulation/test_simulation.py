@@ -30,6 +30,7 @@ from treadle.store.memory import MemoryStore
 from treadle.testing import invariants
 from treadle.testing.scenarios import Ask, Scenario, everywhere
 from treadle.testing.sim_codec import encodes
+from treadle.testing.sim_events import Mail
 from treadle.testing.sim_faults import KINDS
 from treadle.testing.sim_workload import INSTANTS
 from treadle.testing.simulation import SimulationFailed, explain, main, run_seed, shrink, simulate
@@ -359,3 +360,14 @@ def test_in_some_worlds_values_are_encoded_and_nodes_lack_a_key_until_the_troubl
 def test_phases_inside_a_compensating_phase_are_told_the_index_of_the_row_that_is_compensated() -> None:
     # The values that the rules read are encoded here, so that workers answer them, and the rows come in another order.
     simulate(seeds=[949])
+
+
+def test_in_some_worlds_events_go_out_to_a_receiver_that_fails() -> None:
+    seeds = [seed for seed in range(60) if Mail(seed, lambda name, text: None).on]
+
+    assert len(seeds) > 5
+    simulate(seeds=seeds)
+
+
+def test_that_the_key_of_a_list_is_missing_is_noticed_before_its_reader_begins() -> None:
+    simulate(seeds=[384])

@@ -22,10 +22,9 @@ from treadle.core.effects import ProjectionSpec
 from treadle.core.tables import LIVE
 from treadle.errors import UsageError
 from treadle.runtime.cloud_events import cloud_events
-from treadle.runtime.event_sinks import DeliveryError, EventSink
+from treadle.runtime.event_sinks import Cursor, DeliveryError, EventSink
 from treadle.runtime.exchange import RETRY_SECONDS
 from treadle.store.base import Append, RunHead, RunQuery, RunRow
-from treadle.store.projection import ProjectionDatabase
 
 if TYPE_CHECKING:
     from treadle.runtime.node import Node
@@ -50,7 +49,7 @@ _PAGE: Final = 100
 class Feeds:
     """The event sinks of an open application."""
 
-    def __init__(self, node: Node, sinks: Mapping[EventSink, ProjectionDatabase]) -> None:
+    def __init__(self, node: Node, sinks: Mapping[EventSink, Cursor]) -> None:
         self._node = node
         self._feeds = [_Feed(node, sink, cursor) for sink, cursor in sinks.items()]
 
@@ -89,7 +88,7 @@ class Feeds:
 class _Feed:
     """One sink's events."""
 
-    def __init__(self, node: Node, sink: EventSink, cursor: ProjectionDatabase) -> None:
+    def __init__(self, node: Node, sink: EventSink, cursor: Cursor) -> None:
         self.sink = sink
         self.cursor = cursor
         self._node = node

@@ -13,7 +13,7 @@ from treadle.authoring.signatures import Parameter
 from treadle.core.commands import Task
 from treadle.core.events import ArgList, Failure, Handle, Items, Pick
 from treadle.core.plan import Fragment
-from treadle.core.values import bare
+from treadle.core.values import bare, key_id_of
 from treadle.errors import DecodeError, StoreUnavailableError, TreadleError
 from treadle.runtime.artifacts import RENEW_SECONDS
 from treadle.runtime.callee import Callee, Callees
@@ -163,6 +163,10 @@ async def _opened(payloads: Payloads, task: Task, parameter: Parameter, context:
         handles_of(arg, handles)
         trees = await patiently(lambda: payloads.trees(task.run, handles))
         tree = assemble(arg, trees)
+    if stored is not None:
+        # A key that is missing is noticed before the step begins, not while it reads: of each key one chunk is tried.
+        tried = {key_id: chunk for chunk in stored.chunks if (key_id := key_id_of(chunk))}
+        await patiently(lambda: payloads.load(task.run, tried.values()))
     try:
         if stored is not None:
             found = context.stream(stored.chunks, item.convert, stored)

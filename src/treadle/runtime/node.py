@@ -32,7 +32,7 @@ from treadle.runtime.attempts import Finish
 from treadle.runtime.children import ask_child, call_child
 from treadle.runtime.cycles import Cycles
 from treadle.runtime.engine import Engine
-from treadle.runtime.event_sinks import EventSink
+from treadle.runtime.event_sinks import Cursor, EventSink
 from treadle.runtime.events_out import Feeds
 from treadle.runtime.failures import DEFAULT_CAP, ErrorText
 from treadle.runtime.hooks import Hooks
@@ -52,7 +52,6 @@ from treadle.runtime.worker import Worker
 from treadle.store.base import WAITS_CHANGES, WAITS_TASKS, Append, Reader, Renewal, SessionRow, Store
 from treadle.store.blob_port import Blobs
 from treadle.store.committer import Committer, Driver
-from treadle.store.projection import ProjectionDatabase
 from treadle.store.queues import QueueChange
 
 _log = logging.getLogger("treadle.node")
@@ -118,7 +117,7 @@ class Node:
         in_reader: Callable[[Callable[[], Any]], Awaitable[Any]],
         beside: Callable[[Callable[[], Any]], Awaitable[Any]] | None = None,
         projections: Mapping[str, Live] = MappingProxyType({}),
-        sinks: Mapping[EventSink, ProjectionDatabase] = MappingProxyType({}),
+        sinks: Mapping[EventSink, Cursor] = MappingProxyType({}),
     ) -> None:
         self.environment = environment
         self.settings = settings

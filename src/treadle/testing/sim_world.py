@@ -44,6 +44,7 @@ from treadle.testing.invariants import (
 from treadle.testing.sim_clients import Desk
 from treadle.testing.sim_codec import codec_of
 from treadle.testing.sim_conduct import Shelf, collected
+from treadle.testing.sim_events import Mail
 from treadle.testing.sim_faults import Faults, Profile
 from treadle.testing.sim_hooks import Ledger, SimHooks, passing
 from treadle.testing.sim_limits import Restrictions
@@ -108,6 +109,7 @@ class World:
         self.watch = Watch(self.data, self.fail, self.say)
         self.told: list[Told] = []
         self.clients: list[tuple[str, Life, asyncio.Task[Any]]] = []
+        self.mail = Mail(seed, self.fail)
         self.ledger = Ledger(self.watch.journals, self.fail)
         self.watch.on_written = self.ledger.wrote
         self.desk = Desk(self.watch, self.told, self.fail)
@@ -203,6 +205,7 @@ class World:
                 codec=codec_of(self.seed, life.name, faults),
             ),
             in_reader=SimReaderThread(loop, faults, life).run,
+            sinks=self.mail.sinks(faults),
         )
         self.nodes[index] = node
         try:
@@ -518,6 +521,7 @@ class World:
                 break
             await asyncio.sleep(5.0)
         await self._collect_all()
+        await self.mail.judge(self.data, self.loop.time)
         # The last answers are still on their way, and hooks are told after them.
         await asyncio.sleep(5.0)
         for host in self.hosts:
