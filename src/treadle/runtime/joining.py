@@ -45,7 +45,7 @@ async def start_joined(
         found = store.join(transaction, joined)
         answer = await found if inspect.isawaitable(found) else found
         if answer == "made":
-            node.expect(start.key)
+            node.expected.add(start.key)
             return Run[Any](node, joined.head.id, planned.result, start.key)
         if answer.startswith("held") and verb == "take" and on_conflict in ("queue", "replace"):
             verb = "line" if on_conflict == "queue" else "replace"

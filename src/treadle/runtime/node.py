@@ -7,7 +7,6 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -34,6 +33,7 @@ from treadle.runtime.cycles import Cycles
 from treadle.runtime.engine import Engine
 from treadle.runtime.event_sinks import Cursor, EventSink
 from treadle.runtime.events_out import Feeds
+from treadle.runtime.expecting import Expected
 from treadle.runtime.failures import DEFAULT_CAP, ErrorText
 from treadle.runtime.hooks import Hooks
 from treadle.runtime.hub import Hub
@@ -60,8 +60,6 @@ T = TypeVar("T")
 
 # How long after a wake-up the store is asked for interrupts.
 ASK_SECONDS = 0.05
-# How long a run is looked for at each wake-up whose transaction is not committed; after that the sweep finds it.
-EXPECT_SECONDS = 60.0
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,8 +144,7 @@ class Node:
         # The hungry worker has reason to believe that tasks wait in the store.
         self._hungry = False
         self._claiming = False
-        # Runs that were started in transactions which may be open: their keys, and since when.
-        self._expected: dict[str, float] = {}
+        self.expected = Expected(self)
         # This claim is for room that was made: what it leaves is for others.
         self._shares_room = False
         self._due: asyncio.TimerHandle | None = None
@@ -542,28 +539,10 @@ class Node:
 
     # -- wake-ups and renewals -----------------------------------------------------------------------------------
 
-    def expect(self, key: str) -> None:
-        """A run was started in a transaction that is not committed yet: look for it when this node is woken."""
-        self._expected[key] = self.environment.clock.monotonic()
-
-    def _look_for_expected(self) -> None:
-        """Have runs decided whose transaction is committed by now; the sweep finds those that are not asked for."""
-        for key, since in list(self._expected.items()):
-            if self.environment.clock.monotonic() - since > EXPECT_SECONDS:
-                del self._expected[key]
-            else:
-                self.spawn(self._find(key))
-
-    async def _find(self, key: str) -> None:
-        with suppress(TreadleError):
-            if await self.engine.acquire(key) is not None:
-                self._expected.pop(key, None)
-
     def _woken(self) -> None:
         if self.closing or self.engine.closed:
             return
-        if self._expected:
-            self._look_for_expected()
+        self.expected.look()
         self.engine.look_around()
         self.hub.all_changed()
         if self.feeds is not None:
