@@ -450,3 +450,30 @@ async def test_without_sinks_nobody_is_told_of_commits() -> None:
         node = app._node
         assert (node.feeds, node._told_of_commits()) == (None, None)
         await app.events_delivered()
+
+
+async def test_what_is_committed_while_the_end_of_a_journal_is_read_is_delivered(url: str) -> None:
+    got: list[str] = []
+    sink = EventCallback(lambda event: got.append(event["type"]), name="all", kinds=["run_started", "run_settled"])
+    async with connect(url, registry=registry, events=[sink]) as app, asyncio.timeout(5):
+        assert app._node.feeds is not None
+        feed: Any = app._node.feeds._feeds[0]
+        bring, run = feed._bring, app.run("heard")
+
+        async def slowly(key: str) -> Any:
+            feed._bring = bring
+            done = await bring(key)
+            # The journal was read to its end, and nothing else of the delivery has happened yet.
+            await run.signal("go")
+            await run.result()
+            return done
+
+        feed._bring = slowly
+        await app.start(heard, id="heard")
+        while len(got) < 2:
+            await asyncio.sleep(0.01)
+
+
+@workflow(registry=registry, name="out:heard")
+def heard() -> str:
+    return say.options(id="only", signals="go").bind("x")

@@ -181,10 +181,11 @@ class _Feed:
         """Deliver for the runs with news; False if another session is to."""
         while self._news:
             key = next(iter(self._news))
+            # Before its journal is read: what is committed after that is news again.
+            del self._news[key]
             if not await self._bring(key):
+                self._news[key] = None
                 return False
-            # It may have got further news meanwhile, which the bell tells of.
-            self._news.pop(key, None)
         return True
 
     async def _wait(self) -> None:
