@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
+from typing import Any
+
+import apsw
+import psycopg
 
 from treadle import App, Batch, connect, context, step, workflow
 
@@ -61,7 +66,33 @@ async def trigger(app: App, life: str, count: int) -> None:
         await app.trigger(insert, name, id=name)
 
 
-MODES = {"singleton": queue_up, "batch": trigger}
+async def join(app: App, life: str, count: int) -> None:
+    """Start runs in transactions that also write a row of the program's own; every third one is rolled back."""
+    url = sys.argv[1]
+    con: Any
+    if url.startswith("sqlite"):
+        con = apsw.Connection(url.removeprefix("sqlite:///"))
+        con.set_busy_timeout(60_000)
+    else:
+        con = psycopg.connect(re.sub("&schema=[^&]*", "", url), autocommit=True)
+        con.execute(f"SET search_path TO {re.findall('schema=([^&]*)', url)[0]}")
+    for number in range(3 * count):
+        name = f"{life}-{number}"
+        con.execute("BEGIN IMMEDIATE" if url.startswith("sqlite") else "BEGIN")
+        con.execute(f"INSERT INTO orders VALUES ('{name}')")
+        await app.start(shipped, name, id=name, transaction=con)
+        note(f"open {name}")
+        con.execute("ROLLBACK" if number % 3 == 2 else "COMMIT")
+    con.close()
+
+
+@workflow(name="start:shipped")
+def shipped(name: str) -> str:
+    """A run that is started in a transaction."""
+    return work.bind(name)
+
+
+MODES = {"singleton": queue_up, "batch": trigger, "join": join}
 
 
 async def main() -> None:

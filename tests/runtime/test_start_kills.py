@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import apsw
+import psycopg
 import pytest
 from tests.runtime.test_kills import KILLS, lines, start_program, wait_for_lines
 
@@ -97,3 +101,34 @@ def test_triggers_of_killed_processes_are_in_one_run_each(url: str, tmp_path: Pa
             assert {line.split()[1] for line in told if line.startswith("ack ")} <= set(found)
 
     asyncio.run(check())
+
+
+def test_a_row_and_the_run_that_was_started_with_it_are_both_there_or_neither(url: str, tmp_path: Path) -> None:
+    if url.startswith("nats"):
+        pytest.skip("NATS has no transactions")
+    asyncio.run(open_store(url))
+    path = url.removeprefix("sqlite:///")
+    dsn, schema = re.sub("&schema=[^&]*", "", url), re.search("schema=([^&]*)", url)
+    table = f"{schema[1]}.orders" if schema else "orders"
+    con: Any = apsw.Connection(path) if path != url else psycopg.connect(dsn, autocommit=True)
+    con.execute(f"DROP TABLE IF EXISTS {table}")
+    con.execute(f"CREATE TABLE {table} (id TEXT PRIMARY KEY)")
+
+    kill_again_and_again(url, "join", tmp_path / "log")
+
+    async def check() -> None:
+        async with connect(url, worker=False) as app:
+            rows = await app.runs(limit=1000)
+            assert {row.status for row in rows} == {"succeeded"}
+            assert {row.id for row in rows} == {id for (id,) in con.execute(f"SELECT id FROM {table}").fetchall()}
+            assert (await app.check()).problems == []
+
+    asyncio.run(check())
+    con.execute(f"DROP TABLE {table}")
+    con.close()
+
+
+async def open_store(url: str) -> None:
+    """Make the tables of a store."""
+    async with connect(url, worker=False):
+        pass

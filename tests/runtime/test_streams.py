@@ -10,8 +10,10 @@ from typing import Any, cast
 
 import pytest
 
-from treadle import DefinitionError, Registry, RunFailedError, connect, gather, step, workflow
+from treadle import DefinitionError, Encryption, Registry, RunFailedError, connect, gather, step, workflow
 from treadle.core import events as ev
+from treadle.runtime.clock import SystemClock
+from treadle.runtime.exchange import KEY_SECONDS
 from treadle.runtime.payloads import chunks_of
 from treadle.runtime.streams import CHUNK_BYTES, CHUNK_ITEMS
 
@@ -238,3 +240,56 @@ async def test_reading_on_the_event_loop_without_async_is_refused() -> None:
 
         with pytest.raises(RunFailedError, match="async for"):
             await run.result()
+
+
+# -- keys --------------------------------------------------------------------------------------------------------------
+
+
+@step(registry=registry, signals="go")
+async def heard(values: AsyncIterable[int]) -> int:
+    seen.append("heard")
+    return sum([value async for value in values])
+
+
+@workflow(registry=registry)
+def told(count: int) -> Any:
+    return heard.bind(numbers.bind(count))
+
+
+@workflow(registry=registry)
+def told_of_each(count: int) -> Any:
+    return heard.bind(gather(numbers.bind(count), lambda value: double.bind(value), id="each"))
+
+
+@pytest.mark.parametrize(
+    ("planned", "count", "steps"),
+    [(told, MANY, ["numbers"]), (told_of_each, 3, ["each[0]/double", "each[1]/double", "each[2]/double"])],
+    ids=["chunks", "results"],
+)
+async def test_a_step_that_reads_does_not_begin_where_a_key_of_its_list_is_missing(
+    planned: Any, count: int, steps: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    url, one, two = f"sqlite:///{tmp_path}/app.db", bytes([1]) * 32, bytes([2]) * 32
+    seen.clear()
+    async with connect(url, registry=registry, codec=Encryption({"one": one})) as app, asyncio.timeout(60):
+        run = await app.start(planned, count, id="told")
+        for name in steps:
+            await run.step(name)
+    async with connect(url, registry=registry, codec=Encryption({"two": two})) as app, asyncio.timeout(60):
+        await app.run("told").signal("go")
+        while "waits for a worker with a key" not in caplog.text:
+            await asyncio.sleep(0.01)
+    assert seen == []
+
+    both = Encryption({"two": two, "one": one})
+    async with connect(url, registry=registry, codec=both, clock=Ahead()) as app, asyncio.timeout(60):
+        assert await app.run("told").result() == len(steps[:2]) * sum(range(count))
+
+    assert seen == ["heard"]
+
+
+class Ahead(SystemClock):
+    """The machine's clock, and a while."""
+
+    def now(self) -> float:
+        return super().now() + 2 * KEY_SECONDS

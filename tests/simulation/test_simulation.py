@@ -113,12 +113,10 @@ STOLEN = Scenario([scenes.fan()], [Ask(1.2, "steal"), Ask(1.6, "pause", 1), Ask(
 SIGNALLED = Scenario([scenes.fan()], [Ask(1.5, "signal", number=number) for number in (0.1, 0.1, 0.5, 0.5)])
 
 
-# What a step yields is stored while it runs; its outcome is on its way to the run's owner when the run is cancelled.
-LATE = Scenario([scenes.stream()], [Ask(1.7, "cancel_hard", 1)], starts_at=1, workers=1, pace=0.2)
 STREAM = Scenario([scenes.stream()])
 
 
-@pytest.mark.parametrize("scenario", [CHAIN, FAN, CALL, CONDEMNED, STOLEN, SIGNALLED, LATE, STREAM])
+@pytest.mark.parametrize("scenario", [CHAIN, FAN, CALL, CONDEMNED, STOLEN, SIGNALLED, STREAM])
 @pytest.mark.parametrize("kind", ["", "crash_after", "error_after"])
 def test_without_a_planted_bug_nothing_is_found(scenario: Scenario, kind: str) -> None:
     assert not broken(everywhere(scenario, kind, *WRITES) if kind else alone(scenario))
@@ -271,10 +269,15 @@ def test_a_child_whose_end_is_not_told_is_found(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_values_of_an_outcome_that_came_too_late_may_lose_their_blobs() -> None:
-    report = LATE.play()
+    late = 0
+    # Around the end of the step, whose outcome is on its way to the run's owner when the run is cancelled.
+    for tenths in range(12, 32):
+        cancel = Ask(tenths / 10, "cancel_hard", 1)
+        report = Scenario([scenes.stream()], [cancel], starts_at=1, workers=1, pace=0.05).play()
+        assert not report.failures
+        late += any("AttemptEnded(at='items', attempt=1, outcome='succeeded'" in line for line in report.trace)
 
-    assert not report.failures
-    assert any("AttemptEnded(at='items', attempt=1, outcome='succeeded'" in line for line in report.trace)
+    assert late > 0
 
 
 def test_a_collector_that_reads_no_journal_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

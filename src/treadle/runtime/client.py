@@ -98,6 +98,7 @@ class App(DeadLetters, DataOperations):
         run_at: datetime | None = ...,
         deadline: Deadline | None = ...,
         trace: str | None = ...,
+        transaction: Any = ...,
         **kwargs: Any,
     ) -> Run[R]: ...
     @overload
@@ -119,6 +120,7 @@ class App(DeadLetters, DataOperations):
         run_at: datetime | None = ...,
         deadline: Deadline | None = ...,
         trace: str | None = ...,
+        transaction: Any = ...,
         **kwargs: Any,
     ) -> Run[Any]: ...
     @overload
@@ -140,6 +142,7 @@ class App(DeadLetters, DataOperations):
         run_at: datetime | None = ...,
         deadline: Deadline | None = ...,
         trace: str | None = ...,
+        transaction: Any = ...,
     ) -> Run[Any]: ...
     async def start(
         self,
@@ -159,9 +162,10 @@ class App(DeadLetters, DataOperations):
         run_at: datetime | None = None,
         deadline: Deadline | None = None,
         trace: str | None = None,
+        transaction: Any = None,
         **kwargs: Any,
     ) -> Run[Any]:
-        """Start a run; durable when this returns.
+        """Start a run; durable when this returns, or with `transaction`, a connection to the store, when that commits.
 
         `workflow` is a workflow function, a plan, or a text: the stored name of a workflow, or the name of a package
         with one entrypoint. `name`, `labels` and `metadata` are for people and listings, and go before what the
@@ -209,7 +213,7 @@ class App(DeadLetters, DataOperations):
             on_failure=failing,
             singleton=planned.singleton if singleton is None else name_of("singleton", planned.workflow, singleton),
         )
-        return await start_run(self._node, planned, start, conflict)
+        return await start_run(self._node, planned, start, conflict, transaction)
 
     async def enqueue(
         self,
@@ -224,6 +228,7 @@ class App(DeadLetters, DataOperations):
         run_at: datetime | None = None,
         deadline: Deadline | None = None,
         trace: str | None = None,
+        transaction: Any = None,
     ) -> Run[R]:
         """Run one call without a workflow: `task = await app.enqueue(fetch.bind(url))`; durable when this returns.
 
@@ -245,6 +250,7 @@ class App(DeadLetters, DataOperations):
             run_at=run_at,
             deadline=deadline,
             trace=trace,
+            transaction=transaction,
         )
 
     async def trigger(

@@ -13,6 +13,7 @@ from treadle.authoring.conflicts import OnConflict
 from treadle.core.inputs import TakeName
 from treadle.core.singletons import Enters
 from treadle.errors import QueueFullError, RunExistsError, RunNotFoundError, StoreUnavailableError
+from treadle.runtime.joining import start_joined
 from treadle.runtime.requests import request
 from treadle.runtime.run import Run
 from treadle.runtime.starting import Start, begin, is_same
@@ -22,8 +23,12 @@ if TYPE_CHECKING:
     from treadle.runtime.node import Node
 
 
-async def start_run(node: Node, planned: Planned, start: Start, on_conflict: OnConflict) -> Run[Any]:
+async def start_run(
+    node: Node, planned: Planned, start: Start, on_conflict: OnConflict, transaction: Any = None
+) -> Run[Any]:
     """Start a run, or do about the one that is there what `on_conflict` says; see `App.start`."""
+    if transaction is not None:
+        return await start_joined(node, planned, start, on_conflict, transaction)
     by_id = on_conflict == "queue" and bool(start.id) and not start.singleton
     if by_id:
         start = msgspec.structs.replace(start, singleton=f"id:{start.id}")

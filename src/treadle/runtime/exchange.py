@@ -11,7 +11,7 @@ from treadle.authoring import codec
 from treadle.authoring.secrets import refuse_secrets
 from treadle.authoring.signatures import Parameter
 from treadle.core.commands import Task
-from treadle.core.events import ArgList, Failure, Handle, Items, Pick
+from treadle.core.events import Arg, ArgList, Failure, Handle, Items, Pick
 from treadle.core.plan import Fragment
 from treadle.core.values import bare, key_id_of
 from treadle.errors import DecodeError, StoreUnavailableError, TreadleError
@@ -163,10 +163,7 @@ async def _opened(payloads: Payloads, task: Task, parameter: Parameter, context:
         handles_of(arg, handles)
         trees = await patiently(lambda: payloads.trees(task.run, handles))
         tree = assemble(arg, trees)
-    if stored is not None:
-        # A key that is missing is noticed before the step begins, not while it reads: of each key one chunk is tried.
-        tried = {key_id: chunk for chunk in stored.chunks if (key_id := key_id_of(chunk))}
-        await patiently(lambda: payloads.load(task.run, tried.values()))
+    await _ask_for_keys(payloads, task, arg if stored is None else ArgList(list(stored.chunks)))
     try:
         if stored is not None:
             found = context.stream(stored.chunks, item.convert, stored)
@@ -179,6 +176,19 @@ async def _opened(payloads: Payloads, task: Task, parameter: Parameter, context:
     if not parameter.iterator:
         return found
     return aiter(found) if parameter.on_loop else iter(found)
+
+
+async def _ask_for_keys(payloads: Payloads, task: Task, pieces: Arg) -> None:
+    """Read one piece of each key before the step begins: a worker that lacks a key puts the task back, as if untouched.
+
+    Raises:
+        MissingKeyError: a key is not here.
+    """
+    handles: list[Handle] = []
+    handles_of(pieces, handles)
+    one_of_each = {key_id: handle for handle in handles if (key_id := key_id_of(handle))}
+    if one_of_each:
+        await patiently(lambda: payloads.stored(task.run, one_of_each.values()))
 
 
 def _as_it_is(value: object) -> Any:

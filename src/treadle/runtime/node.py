@@ -33,6 +33,7 @@ from treadle.runtime.cycles import Cycles
 from treadle.runtime.engine import Engine
 from treadle.runtime.event_sinks import Cursor, EventSink
 from treadle.runtime.events_out import Feeds
+from treadle.runtime.expecting import Expected
 from treadle.runtime.failures import DEFAULT_CAP, ErrorText
 from treadle.runtime.hooks import Hooks
 from treadle.runtime.hub import Hub
@@ -143,6 +144,7 @@ class Node:
         # The hungry worker has reason to believe that tasks wait in the store.
         self._hungry = False
         self._claiming = False
+        self.expected = Expected(self)
         # This claim is for room that was made: what it leaves is for others.
         self._shares_room = False
         self._due: asyncio.TimerHandle | None = None
@@ -540,6 +542,7 @@ class Node:
     def _woken(self) -> None:
         if self.closing or self.engine.closed:
             return
+        self.expected.look()
         self.engine.look_around()
         self.hub.all_changed()
         if self.feeds is not None:

@@ -153,10 +153,31 @@ async def begin(
     is how it enters the line of its singleton.
 
     Raises:
+        DefinitionError, EncodeError: as `made`.
+        StoreError: nothing is known of the run.
+    """
+    head, plan, encoded, rows = await made(node, planned, start)
+    future: asyncio.Future[Answer] = node.loop.create_future()
+
+    def then(answer: Answer, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(answer)
+
+    node.engine.start(head, plan, encoded, rows, then, report, enters)
+    return await future
+
+
+async def made(node: Node, planned: Planned, start: Start) -> tuple[RunHead, Plan, bytes, list[Row]]:
+    """What a new run is made of: its head, its plan, also encoded, and the rows of its values.
+
+    Raises:
         DefinitionError: the plan cannot run, needs data that the run does not have, or holds a secret that would be
             stored in clear; all mistakes at once.
         EncodeError: the run's data hold such a secret.
-        StoreError: nothing is known of the run.
     """
     plan = node.with_defaults(planned.plan)
     encoded = encode_plan(plan)
@@ -197,18 +218,7 @@ async def begin(
         window=start.window,
         trigger=start.trigger,
     )
-    future: asyncio.Future[Answer] = node.loop.create_future()
-
-    def then(answer: Answer, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(answer)
-
-    node.engine.start(head, plan, encoded, given.rows, then, report, enters)
-    return await future
+    return head, plan, encoded, given.rows
 
 
 def _refuse_secrets(node: Node, planned: Planned, start: Start, plan: Plan, hash_: str) -> None:

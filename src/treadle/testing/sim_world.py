@@ -67,11 +67,11 @@ from treadle.testing.sim_workload import AT_CHILDREN, LABELS, OBSERVER, SIGNALS,
 
 # What a user's own simulation does: starts runs, waits for them, asserts what must hold.
 Program = Callable[[App], Awaitable[None]]
-# In calm, all runs close within so many virtual seconds; 40 minutes hold the longest chain of sleeps and retries.
-PATIENCE = 2400.0
+# In calm, all runs close within so many virtual seconds: a loop of steps of two minutes each, and all of it back.
+PATIENCE = 7200.0
 # How often a node removes blobs, and how old they must be: no writer of the simulation takes so long.
 COLLECT_SECONDS = 40.0
-BLOB_AGE = 300.0
+BLOB_AGE = 120.0
 
 
 class World:
@@ -115,6 +115,7 @@ class World:
         self.desk = Desk(self.watch, self.told, self.fail)
         # The newest node of each host; one that opens has no session yet.
         self.nodes: dict[int, Node] = {}
+        self.collects_at = COLLECT_SECONDS
         self.over = False
         self.dissolved = False
         self.root = contextvars.copy_context()
@@ -436,27 +437,27 @@ class World:
     async def _keep(self) -> None:
         """Watch over the trouble, then over the calm."""
         step = 2.0
-        collections = 0
         while self.loop.time() < self.shape.seconds:
             await asyncio.sleep(step)
-            self.neglect.look()
-            if self.loop.time() > (collections + 1) * COLLECT_SECONDS:
-                collections += 1
-                self._collect()
+            self._tend()
         self.faults.calm = True
         self.say("calm")
         deadline = self.loop.time() + PATIENCE
         await asyncio.sleep(step)
         while not await self._settle():
-            self.neglect.look()
+            self._tend()
             if self.loop.time() > deadline:
                 self._say_open()
                 return
             await asyncio.sleep(step)
         await self._end()
 
-    def _collect(self) -> None:
-        """Have a node remove blobs that are old and that nobody names."""
+    def _tend(self) -> None:
+        """Look for runs that nobody minds; now and then have a node remove blobs that are old and that nobody names."""
+        self.neglect.look()
+        if self.loop.time() < self.collects_at:
+            return
+        self.collects_at += COLLECT_SECONDS
         for host in self.hosts:
             if host.node is not None:
                 work = collected(host.node, self.loop.time() - BLOB_AGE)

@@ -38,6 +38,9 @@ try:
 except ImportError as error:
     raise MissingExtraError(f"a PostgreSQL store needs psycopg: pip install 'treadle[postgres]' ({error})") from error
 
+# Connections of the caller.
+SyncConnection = psycopg.Connection
+AsyncConnection = psycopg.AsyncConnection
 # A row as the driver returns it: the schema says which types its columns have.
 Record = tuple[Any, ...]
 # A statement and its packed parameters with the numbers of their types.

@@ -70,6 +70,7 @@ class Function:
     def __init__(self, name: str, parameters: str, returns: str, body: str, *, declare: str = "") -> None:
         pairs = [line.strip().rstrip(",").split(" ", 1) for line in parameters.strip().splitlines()]
         self.names = [name for name, _ in pairs]
+        self.kinds = [type for _, type in pairs]
         # Those that only functions call take types of the schema too.
         self.types = [_TYPES.get(type, 0) for _, type in pairs]
         signature = ", ".join(f"{name} {type}" for name, type in pairs)

@@ -21,7 +21,7 @@ Rules of the file
 from __future__ import annotations
 
 from treadle.errors import SchemaVersionError, StoreCorruptError, StoreError, StoreNotFoundError, StoreReadOnlyError
-from treadle.store.postgres import append_functions, claim_functions, limit_functions, names, task_functions
+from treadle.store.postgres import append_functions, claim_functions, joining, limit_functions, names, task_functions
 from treadle.store.postgres.connection import Link
 
 # tasks.state
@@ -321,6 +321,7 @@ FUNCTIONS = (
     task_functions.ELECT,
     names.HOLD_NAMES,
     names.CHANGE_NAMES,
+    joining.START,
 )
 
 # A journal row's events, one a row. PostgreSQL refuses to read a null character in a text of theirs, legal as it is.

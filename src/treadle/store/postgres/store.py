@@ -9,8 +9,8 @@ end, and makes one that has not begun come to nothing. After that, what is read 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from typing import Literal, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -32,6 +32,7 @@ from treadle.store.base import (
     SessionRow,
     Swept,
 )
+from treadle.store.joined import JoinedStart
 from treadle.store.postgres.append_functions import POST
 from treadle.store.postgres.appends import Appends
 from treadle.store.postgres.arrays import big, bigs, chunks, ints, small, storable, texts, truth, truths
@@ -42,6 +43,7 @@ from treadle.store.postgres.deletion import delete_run
 from treadle.store.postgres.ending import postpone, report
 from treadle.store.postgres.functions import Function
 from treadle.store.postgres.health import describe_durability, settings_of
+from treadle.store.postgres.joining import join
 from treadle.store.postgres.limits import Entry, Facts, Limits, SessionLostError
 from treadle.store.postgres.location import Location, parse_url
 from treadle.store.postgres.reader import TASK_COLUMNS, PostgresReader
@@ -115,6 +117,10 @@ class PostgresStore(PostgresReader):
     def wakeups(self, name: str) -> NotifyWakeups:
         """Wake-ups between the sessions of this store; `name` is of letters, digits and dashes, and nobody else's."""
         return NotifyWakeups(self.location, name)
+
+    def join(self, transaction: Any, start: JoinedStart) -> str | Awaitable[str]:
+        """Write a start through a psycopg connection of the caller, sync or async."""
+        return join(self._schema, transaction, start)
 
     def reader(self) -> PostgresReader:
         """A handle for reads on another thread, with a connection of its own."""

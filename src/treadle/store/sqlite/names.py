@@ -16,9 +16,14 @@ _INSERT_INPUT = "INSERT OR IGNORE INTO inbox (run, id, body) VALUES (?, ?, ?)"
 
 def holder_of(con: Database, append: Append) -> str:
     """The key of another run that holds a name which the append wants to take; empty if there is none."""
-    for name, verb in append.names:
+    return holder_of_names(con, append.key, append.names)
+
+
+def holder_of_names(con: Database, key: str, names: Sequence[tuple[str, str]]) -> str:
+    """The key of another run that holds a name which this one wants to take."""
+    for name, verb in names:
         line = con.execute(LINE, (name,)).fetchall() if verb == "take" else []
-        if line and (append.key,) not in line:
+        if line and (key,) not in line:
             return str(line[0][0])
     return ""
 

@@ -31,6 +31,7 @@ from treadle.store.base import (
     SessionRow,
     Swept,
 )
+from treadle.store.joined import JoinedStart
 from treadle.store.projection import Opened
 from treadle.store.queues import QueueChange
 from treadle.store.rows import task_of
@@ -38,6 +39,7 @@ from treadle.store.sqlite.appends import Appends
 from treadle.store.sqlite.connection import Database, connect, map_exceptions, use_wal
 from treadle.store.sqlite.deletion import family_of, forget_run
 from treadle.store.sqlite.group import INSERT_INPUT, INSERT_PAYLOAD
+from treadle.store.sqlite.joining import join
 from treadle.store.sqlite.limits import Limits
 from treadle.store.sqlite.location import Sync, parse_url, refuse_network
 from treadle.store.sqlite.process_locks import ProcessLocks, host_name
@@ -138,6 +140,10 @@ class SqliteStore(SqliteReader):
         self._held.clear()
         self._own.clear()
         super().close()
+
+    def join(self, transaction: Any, start: JoinedStart) -> str:
+        """Write a start through a connection of the caller to the store's file."""
+        return join(self.path, transaction, start)
 
     def reader(self) -> SqliteReader:
         """A handle for reads on another thread, with a connection of its own."""
