@@ -223,7 +223,12 @@ class Chaos:
     def of_a_child(self) -> inp.AnyInput | None:
         """A child was made, or has ended."""
         driver = self.driver
-        asked = [driver.tasks[number] for number in sorted(driver.tasks) if driver.tasks[number].call.child is not None]
+        # Not those by which a child is asked to undo what it did.
+        asked = [
+            task
+            for _, task in sorted(driver.tasks.items())
+            if (child := task.call.child) is not None and not child.unwind
+        ]
         ends = self.ends()
         if asked and (not ends or self.draw(st.booleans())):
             task = self.draw(st.sampled_from(asked))

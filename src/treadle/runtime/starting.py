@@ -15,7 +15,6 @@ from treadle.authoring import codec
 from treadle.authoring.adapters import TAG
 from treadle.authoring.builder import Planned, raise_all
 from treadle.authoring.context import step_context
-from treadle.authoring.documents import action_names
 from treadle.authoring.durations import Duration, seconds_of
 from treadle.authoring.registry import Registry
 from treadle.authoring.secrets import refuse_secret, refuse_secret_results, refuse_secrets, with_secrets
@@ -227,7 +226,13 @@ def _refuse_secrets(node: Node, planned: Planned, start: Start, plan: Plan, hash
     refuse_secret(start.data, "the run's data")
     known = node.payloads.plain_plans
     if hash_ not in known:
-        refuse_secret_results(action_names(plan), node.registry)
+        # What is stored of steps: results, and undo states.
+        names: dict[str, None] = {}
+        for step in steps_of(plan.blocks):
+            names[step.action] = None
+            if step.undo is not None:
+                names[step.undo.prepare] = None
+        refuse_secret_results(names, node.registry)
         if len(known) >= PLAIN_PLANS:
             known.clear()
         known[hash_] = None

@@ -7,7 +7,7 @@ whoever finds its input after the commit. NOTIFY is transactional, so whoever is
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -82,7 +82,7 @@ _encode = msgspec.json.Encoder().encode
 def join(schema: str, transaction: Any, start: JoinedStart) -> str | Awaitable[str]:
     """See `store.joined.JoinsTransactions`."""
     if isinstance(transaction, SyncConnection):
-        con: Any = transaction
+        con = cast("Any", transaction)
         if not con.execute(*_known(schema)).fetchall()[0][0]:
             raise _stranger()
         return str(con.execute(*_call(schema, start)).fetchall()[0][0])
