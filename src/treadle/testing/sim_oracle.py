@@ -6,6 +6,7 @@ Slots are resolved here a second time, by a few lines that know nothing of the c
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -44,7 +45,7 @@ from treadle.testing.sim_blocks import back_value, cell_value, rule_truth, yield
 from treadle.testing.sim_codec import decoded, inline_text
 from treadle.testing.sim_conduct import Shelf, effects_fault, truth_of, value_of
 from treadle.testing.sim_undo import UndoOracle
-from treadle.testing.sim_walks import Blocks, stable
+from treadle.testing.sim_walks import UNKNOWN, Blocks, stable
 from treadle.testing.sim_workload import EFFECTIVE, OWN
 
 
@@ -60,6 +61,8 @@ class Oracle:
         self._values: dict[Handle, Any] = {}
         # Step number -> its arguments at its last dispatch.
         self._arguments: dict[int, dict[str, Any] | None] = {}
+        # Step number -> what its condition must be, by the values that there were when it was asked for.
+        self._conditions: dict[int, Any] = {}
         self.state: RunState | None = None
         # Outcomes of steps that call a run: address, the child's key, outcome, value.
         self.called: list[tuple[str, str, str, Any]] = []
@@ -125,6 +128,17 @@ class Oracle:
                 fault = effects_fault(arguments["conduct"], event.effects, event.at, self.value)
                 if fault:
                     self.fail(EFFECTS, f"{state.run_id} {event.at}: {fault}")
+        elif isinstance(event, ev.EvaluationAsked):
+            step = state.step_at(event.at)
+            assert step is not None
+            self._conditions.pop(step.node.number, None)
+            if step.spec.when is not None and step.condition is not True:
+                # A path that leads to nothing: the condition must fail, so it must not be evaluated.
+                with suppress(LookupError, TypeError):
+                    self._conditions[step.node.number] = self._truth(state, step)
+        elif isinstance(event, ev.StepsReopened):
+            for at in (*event.at, *event.removed):
+                self._conditions.pop(state.number_of(at) or 0, None)
         elif isinstance(event, ev.ConditionEvaluated):
             step = state.step_at(event.at)
             assert step is not None
@@ -146,17 +160,19 @@ class Oracle:
         return step.spec.action not in OWN or found == value_of(arguments["conduct"], arguments["values"])
 
     def _condition(self, state: RunState, step: StepState, event: ev.ConditionEvaluated) -> None:
+        number = step.node.number
+        expected = self._conditions.pop(number) if number in self._conditions else self._truth(state, step)
+        if expected is not UNKNOWN and event.value is not expected:
+            self.fail(RESULTS, f"{state.run_id} {event.at}: its condition is {expected}, not {event.value}")
+
+    def _truth(self, state: RunState, step: StepState) -> Any:
+        """What a step's condition is as the run stands."""
         when = step.spec.when
         assert when is not None
-        if isinstance(when, Predicate):
-            slots = {name: self.resolve(state, step.node, slot) for name, slot in when.slots.items()}
-            if when.name not in OWN:
-                return
-            expected = truth_of(slots["value"], slots["salt"])
-        else:
-            expected = self.resolve(state, step.node, when)
-        if event.value is not expected:
-            self.fail(RESULTS, f"{state.run_id} {event.at}: its condition is {expected}, not {event.value}")
+        if not isinstance(when, Predicate):
+            return self.resolve(state, step.node, when)
+        slots = {name: self.resolve(state, step.node, slot) for name, slot in when.slots.items()}
+        return truth_of(slots["value"], slots["salt"]) if when.name in OWN else UNKNOWN
 
     def _after(self, state: RunState, event: ev.AnyEvent) -> None:
         if isinstance(event, ev.StepDispatched):

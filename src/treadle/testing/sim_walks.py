@@ -70,6 +70,9 @@ class Blocks:
         # Gather's address -> its items (None: it cannot be told), and the iteration that succeeded first.
         self._items: dict[str, list[Any] | None] = {}
         self._first: dict[str, int] = {}
+        # Choose's address -> truths of its conditions when they were looked at; question's address -> what it asks.
+        self._truths: dict[str, dict[int, Any]] = {}
+        self._asked: dict[str, tuple[str, int]] = {}
         # Scope's address -> its value.
         self.values: dict[str, Any] = {}
 
@@ -83,6 +86,10 @@ class Blocks:
                 assert isinstance(scope.node.spec, Gather)
                 if at not in self._items:
                     self._items[at] = self._listed(run, scope.node, scope.node.spec)
+            case ev.ScopeAsked(at=at, what="when"):
+                self._looked_at(run, at, event.index)
+                number = f"#{event.number}" if event.number > 1 else ""
+                self._asked[f"{_base(run, at)}/~when{number}"] = (at, event.index)
             case ev.BranchChosen():
                 self._chosen(run, event)
             case ev.RowOpened():
@@ -93,6 +100,8 @@ class Blocks:
                 self._decided(run, event)
             case ev.StepDispatched(at=at) | ev.EvaluationAsked(at=at):
                 self._started(run, at)
+                if at in self._asked:
+                    self._answered(run, *self._asked[at])
             case _:
                 pass
 
@@ -149,6 +158,8 @@ class Blocks:
             self._walks.pop(at, None)
             self._items.pop(at, None)
             self._first.pop(at, None)
+        for at in (*event.restarted, *event.removed):
+            self._truths.pop(at, None)
         gone = {run.number_of(at) for at in event.at}
         for walk in self._walks.values():
             walk.patches = {number: patch for number, patch in walk.patches.items() if number not in gone}
@@ -192,9 +203,10 @@ class Blocks:
         scope = _scope(run, event.at)
         spec = scope.node.spec
         assert isinstance(spec, Choose)
+        self._looked_at(run, event.at, len(spec.branches))
         expected: Any = ""
-        for branch in spec.branches:
-            found = True if branch.when is None else self._holds(run, scope.node, branch.when)
+        for index, branch in enumerate(spec.branches):
+            found = self._truths[event.at][index]
             if found is UNKNOWN:
                 return
             if found:
@@ -202,6 +214,23 @@ class Blocks:
                 break
         if expected != event.branch:
             self._say(run, event.at, f"branch {event.branch!r} was chosen, not {expected!r}")
+
+    def _looked_at(self, run: RunState, at: str, count: int) -> None:
+        """Note the truths of a choose's first conditions that it has not looked at before.
+
+        What it has found stays so, although a step that had failed then, so that a default was read, is retried.
+        """
+        for index in range(count):
+            if index not in self._truths.get(at, {}):
+                self._answered(run, at, index)
+
+    def _answered(self, run: RunState, at: str, index: int) -> None:
+        """Note whether a condition of a choose holds with the values that there are now."""
+        scope = _scope(run, at)
+        spec = scope.node.spec
+        assert isinstance(spec, Choose)
+        when = spec.branches[index].when
+        self._truths.setdefault(at, {})[index] = True if when is None else self._holds(run, scope.node, when)
 
     def _holds(self, run: RunState, node: Node, condition: Condition) -> Any:
         """Whether a condition holds."""
