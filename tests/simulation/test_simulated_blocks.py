@@ -46,8 +46,9 @@ def test_values_of_a_gather_in_the_order_of_their_ends_are_found(monkeypatch: py
     def hasty(_run: RunState, scope: ScopeState, progress: GatherProgress) -> None:
         progress.open.pop(scope.index)
         if scope.status == SUCCEEDED:
-            progress.results.insert(0, scope.result)
-            progress.results.pop()
+            # The first item ends last, so this is never the order of the items.
+            progress.results.append(scope.result)
+            progress.results.pop(0)
             if progress.first and progress.winner < 0:
                 progress.winner = 0
 

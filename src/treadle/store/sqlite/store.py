@@ -412,7 +412,7 @@ class SqliteStore(SqliteReader):
             if not anything_due(con, now):
                 self._living(con, session)
                 return [], next_due(con, now)
-            if self._appends.limits.gates and (closed := self._all_closed(con, session, now)) is not None:
+            if self._appends.limits.gates and (closed := self._all_closed(con, session, offer, now)) is not None:
                 return [], min((time for time in (*closed, next_due(con, now)) if time is not None), default=None)
         with self._writing():
             own = self._living(con, session)
@@ -423,7 +423,7 @@ class SqliteStore(SqliteReader):
         self._room = self._room or claim.left_room
         return claimed, min(times, default=None)
 
-    def _all_closed(self, con: Database, session: str, now: float) -> list[float] | None:
+    def _all_closed(self, con: Database, session: str, offer: Offer, now: float) -> list[float] | None:
         """When queues may go on by their rates, if no waiting task's queue has room; None if one may have.
 
         Looked at without the lock of those who write: tasks often wait for a queue that is full.
@@ -431,7 +431,7 @@ class SqliteStore(SqliteReader):
         try:
             con.execute("BEGIN")
             self._living(con, session)
-            found = all_closed(con, self._appends.limits, now)
+            found = all_closed(con, self._appends.limits, offer, now)
             con.execute("COMMIT")
         except BaseException:
             self._undo(con)

@@ -94,8 +94,11 @@ def anything_due(con: Database, now: float) -> bool:
     return bool(found)
 
 
-def all_closed(con: Database, limits: Limits, now: float) -> list[float] | None:
-    """If every task that waits does so for its queue: when queues may go on by their rate. Nothing is changed."""
+def all_closed(con: Database, limits: Limits, offer: Offer, now: float) -> list[float] | None:
+    """If every task that waits does so for its queue: when those that the session takes from may go on by their rate.
+
+    Nothing is changed.
+    """
     if con.execute(
         "SELECT 1 WHERE EXISTS (SELECT 1 FROM tasks WHERE state = 1 AND not_before <= ?1)"
         " OR EXISTS (SELECT 1 FROM buckets WHERE opens_at <= ?1)",
@@ -108,7 +111,7 @@ def all_closed(con: Database, limits: Limits, now: float) -> list[float] | None:
         if gate is None or limits.has_room(gate, now):
             return None
         due = limits.next_start(gate, now)
-        if due is not None:
+        if due is not None and ceiling(con, name, offer, now) != NOBODY:
             times.append(due)
     return times
 
