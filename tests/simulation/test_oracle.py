@@ -9,7 +9,7 @@ from tests.core.kit import Driver, step
 
 from treadle.core import events as ev
 from treadle.core import inputs as inp
-from treadle.core.plan import Branch, Choose, Const, Predicate, Ref, encode_plan
+from treadle.core.plan import Branch, Choose, Const, Predicate, Ref, Slot, encode_plan
 from treadle.store.base import RunHead
 from treadle.store.memory_data import Row, StoredRun
 from treadle.testing import invariants
@@ -25,7 +25,7 @@ GAINS: Final = next(salt for salt in range(100) if not truth_of(None, salt) and 
 
 def asks(salt: int) -> Predicate:
     """A condition on the value of the step `a`, or on null."""
-    slots = {"value": Ref(step="a", default=0), "salt": Const(index=1 + salt)}
+    slots: dict[str, Slot] = {"value": Ref(step="a", default=0), "salt": Const(index=1 + salt)}
     return Predicate(name="sim:truth", slots=slots)
 
 
