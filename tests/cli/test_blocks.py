@@ -187,9 +187,9 @@ def saga() -> object:
 
 
 def test_a_plan_tells_what_can_be_undone_and_when(project: Project) -> None:
-    Path("saga.py").write_text(SAGA)
+    Path("cautious.py").write_text(SAGA)
 
-    tree = project.treadle("plan", "saga.py:saga").stdout
+    tree = project.treadle("plan", "cautious.py:saga").stdout
 
     assert "on_failure=unwind  undo_limit=1" in tree.splitlines()[0]
     assert "one/  compensate=un" in tree
