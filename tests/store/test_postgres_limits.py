@@ -6,18 +6,22 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TypeVar
 from urllib.parse import quote
 
 import psycopg
 import pytest
 from tests.postgres_kit import empty_schema, query, shared_server, url_of
 
+from treadle.errors import StoreUnavailableError
 from treadle.store.base import Postponement, Store
 from treadle.store.postgres import PostgresStore
 from treadle.store.queues import QueueChange, QueueLimits
 from treadle.testing.contract_keys import limited, row_of, tasks_of
 from treadle.testing.contract_kit import NOW, OTHER, RUN, Party, append_of, key_of, numbers, report_of, task_of
 
+T = TypeVar("T")
 pytestmark = [pytest.mark.postgres, pytest.mark.usefixtures("postgres_server")]
 
 Open = Callable[[], PostgresStore]
@@ -108,6 +112,15 @@ def test_connections_at_once_share_one_bucket(open_store: Open) -> None:
     assert row_of(party).running == 25
 
 
+def patiently(call: Callable[[], T]) -> T:
+    """Call a store again that found the definitions changed at each of its tries: it has done nothing."""
+    while True:
+        try:
+            return call()
+        except StoreUnavailableError as error:
+            assert "changed again and again" in str(error)
+
+
 def test_definitions_that_change_while_others_work_hold_for_what_begins_then(open_store: Open) -> None:
     worker, operator = Party(open_store(), "worker"), Party(open_store(), "operator")
     worker.start(tasks=[task_of(RUN, number) for number in range(30)])
@@ -117,8 +130,9 @@ def test_definitions_that_change_while_others_work_hold_for_what_begins_then(ope
         try:
             done, version = 0, 1
             while done < 30:
-                for task in worker.claim(3):
-                    worker.commit(append_of(RUN, version, ended=[task.number]), slots=0)
+                for task in patiently(lambda: worker.claim(3)):
+                    ending = append_of(RUN, version, ended=[task.number])
+                    patiently(partial(worker.commit, ending, slots=0))
                     version, done = version + 1, done + 1
         except BaseException as error:  # noqa: BLE001 - told to the test's own thread
             failures.append(error)
