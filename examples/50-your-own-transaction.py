@@ -23,6 +23,8 @@ async def main() -> None:
         path = f"{folder}/shop.db"
         async with connect(f"sqlite:///{path}") as app:
             shop = apsw.Connection(path)
+            # Other connections write too; wait for them.
+            shop.set_busy_timeout(10_000)
             shop.execute("CREATE TABLE orders (id TEXT PRIMARY KEY)")
 
             shop.execute("BEGIN IMMEDIATE")

@@ -19,7 +19,7 @@ from typing import Any
 
 import apsw
 import pytest
-from tests.postgres_kit import empty_schema, query, shared_server, url_of
+from tests.postgres_kit import query, shared_server, url_of
 from tests.runtime.upgrade_target import LENGTH
 
 import treadle
@@ -65,8 +65,10 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         yield f"sqlite:///{tmp_path}/runs.db"
         return
     request.getfixturevalue("postgres_server")
-    with empty_schema() as schema:
-        yield url_of(shared_server(), schema)
+    # Of its own: the newer version leaves it as others cannot use it again.
+    schema = f"upgraded{os.getpid()}"
+    yield url_of(shared_server(), schema)
+    query(shared_server(), f"DROP SCHEMA {schema} CASCADE")
 
 
 def told(url: str, sql: str) -> list[tuple[Any, ...]]:
