@@ -159,7 +159,8 @@ async def test_a_gather_of_which_one_body_fails_leaves_nothing_of_any_iteration(
     assert files(folder) == {}
     assert (row.status, row.unwound) == ("failed", "fully")
     assert receipt.summary.standing == 0
-    assert log[0] == "undo other"
+    # Steps that overlapped may be undone together.
+    assert sorted(log) == ["undo a", "undo b", "undo c", "undo other"]
     if limit == 1:
         assert log == ["undo other", "undo c", "undo b", "undo a"]
 
