@@ -12,7 +12,7 @@ from treadle.core import inputs as inp
 from treadle.core.decide import Limits
 from treadle.core.events import ArgMap
 from treadle.core.keys import KEY, key_of
-from treadle.core.plan import UNLIMITED, Const, Holds, Ref, RetryPolicy, Undo
+from treadle.core.plan import UNLIMITED, Child, Const, Holds, Ref, RetryPolicy, Undo
 
 # What is too large to ride in events: a handle by content.
 LARGE = "#sha256:abc"
@@ -39,6 +39,12 @@ def test_a_key_of_small_values_is_known_at_once(text: str, value: object, key: s
 
     assert driver.task("a").key == key
     assert not driver.seen(ev.EvaluationAsked)
+
+
+def test_a_call_has_the_key_that_its_step_says() -> None:
+    driver = Driver(step("a", slots={"p": Const(0)}, key="p", queue="q", child=Child()), constants=["x"])
+
+    assert driver.task("a").key == "x"
 
 
 def test_a_large_value_as_a_whole_is_a_key_by_its_content() -> None:

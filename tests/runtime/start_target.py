@@ -71,7 +71,7 @@ async def join(app: App, life: str, count: int) -> None:
     url = sys.argv[1]
     con: Any
     if url.startswith("sqlite"):
-        con = apsw.Connection(url.removeprefix("sqlite:///"))
+        con = apsw.Connection(url.removeprefix("sqlite:///").partition("?")[0])
         con.set_busy_timeout(60_000)
     else:
         con = psycopg.connect(re.sub("&schema=[^&]*", "", url), autocommit=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.stores_kit import empty_store, kinds
 
 from treadle import (
     Artifact,
@@ -41,16 +42,10 @@ from treadle.store.blobs import DirectoryBlobs, MemoryBlobs
 BIG = os.urandom(3 * 1024 * 1024 + 17)
 
 
-@pytest.fixture(params=["memory", "sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+@pytest.fixture(params=kinds("memory", "sqlite", "postgres"))
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param != "postgres":
-        yield "memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/app.db?sync=normal"
-        return
-    server = request.getfixturevalue("postgres_server")
-    from tests.postgres_kit import empty_schema, url_of
-
-    with empty_schema() as schema:
-        yield url_of(server, schema)
+    with empty_store(request, tmp_path) as url:
+        yield url
 
 
 @step(name="art:page")

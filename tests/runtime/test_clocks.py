@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.postgres_kit import empty_schema, shared_server, url_of
+from tests.stores_kit import empty_store, kinds
 
 from treadle import Retry, Retryable, connect, context, sleep, step, workflow
 from treadle.runtime.clock import SystemClock
@@ -45,14 +45,10 @@ def chain(number: int) -> str:
     return second.options(after=rested).bind(begun)
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+@pytest.fixture(params=kinds("sqlite", "postgres"))
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path}/runs.db"
-        return
-    request.getfixturevalue("postgres_server")
-    with empty_schema() as schema:
-        yield url_of(shared_server(), schema)
+    with empty_store(request, tmp_path) as url:
+        yield url
 
 
 async def test_clocks_that_are_far_apart_lose_nothing_and_declare_nobody_dead(url: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.stores_kit import empty_store, kinds
 
 from treadle import App, Registry, StoreUnavailableError, UsageError, connect, context, step, workflow
 from treadle.runtime.run import Run
@@ -16,20 +17,11 @@ registry = Registry()
 Urls = Callable[[], str]
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres), "nats"])
+@pytest.fixture(params=kinds("sqlite", "postgres", "nats"))
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """Stores that several workers share and that keep targets."""
-    if request.param == "nats":
-        yield request.getfixturevalue("nats_url")
-    elif request.param == "postgres":
-        request.getfixturevalue("postgres_server")
-        # The server's package may not exist for this platform.
-        from tests.postgres_kit import empty_schema, shared_server, url_of
-
-        with empty_schema() as schema:
-            yield url_of(shared_server(), schema)
-    else:
-        yield f"sqlite:///{tmp_path}/placed.db?sync=normal"
+    with empty_store(request, tmp_path) as url:
+        yield url
 
 
 @step(name="place:where", registry=registry)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.stores_kit import empty_store, kinds
 
 from treadle import DefinitionError, Queue, QueueFullError, RunFailedError, connect, sleep, step, workflow
 from treadle.core.events import KeyEvaluated
@@ -45,16 +46,10 @@ def _fresh() -> None:
     most.clear()
 
 
-@pytest.fixture(params=["memory", "sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+@pytest.fixture(params=kinds("memory", "sqlite", "postgres"))
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param != "postgres":
-        yield "memory://" if request.param == "memory" else f"sqlite:///{tmp_path / 'runs.db'}?sync=normal"
-        return
-    server = request.getfixturevalue("postgres_server")
-    from tests.postgres_kit import empty_schema, url_of
-
-    with empty_schema() as schema:
-        yield url_of(server, schema)
+    with empty_store(request, tmp_path) as url:
+        yield url
 
 
 async def test_never_more_run_than_the_limits_allow_and_all_come_to_their_end(url: str) -> None:

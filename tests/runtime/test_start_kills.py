@@ -16,6 +16,7 @@ import apsw
 import psycopg
 import pytest
 from tests.runtime.test_kills import KILLS, lines, start_program, wait_for_lines
+from tests.stores_kit import empty_store, kinds
 
 from treadle import connect
 
@@ -24,26 +25,12 @@ PROGRAM = Path(__file__).with_name("start_target.py")
 pytestmark = pytest.mark.soak
 
 
-@pytest.fixture(
-    params=[
-        "sqlite",
-        pytest.param("postgres", marks=pytest.mark.postgres),
-        pytest.param("nats", marks=pytest.mark.nats),
-    ]
-)
+@pytest.fixture(params=kinds("sqlite", "postgres", "nats"))
 def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A new store."""
     monkeypatch.setenv("KILL_LEASE", "1")
-    if request.param == "postgres":
-        request.getfixturevalue("postgres_server")
-        from tests.postgres_kit import empty_schema, shared_server, url_of
-
-        with empty_schema() as schema:
-            yield url_of(shared_server(), schema)
-    elif request.param == "nats":
-        yield str(request.getfixturevalue("nats_url"))
-    else:
-        yield f"sqlite:///{tmp_path}/kill.db"
+    with empty_store(request, tmp_path) as url:
+        yield url
 
 
 def kill_again_and_again(url: str, mode: str, log: Path) -> list[str]:
@@ -107,7 +94,7 @@ def test_a_row_and_the_run_that_was_started_with_it_are_both_there_or_neither(ur
     if url.startswith("nats"):
         pytest.skip("NATS has no transactions")
     asyncio.run(open_store(url))
-    path = url.removeprefix("sqlite:///")
+    path = url.removeprefix("sqlite:///").partition("?")[0]
     dsn, schema = re.sub("&schema=[^&]*", "", url), re.search("schema=([^&]*)", url)
     table = f"{schema[1]}.orders" if schema else "orders"
     con: Any = apsw.Connection(path) if path != url else psycopg.connect(dsn, autocommit=True)

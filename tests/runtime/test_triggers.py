@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.stores_kit import empty_store, kinds
 
 from treadle import (
     Batch,
@@ -24,26 +25,11 @@ registry = Registry()
 seen: list[object] = []
 
 
-@pytest.fixture(
-    params=[
-        "memory",
-        "sqlite",
-        pytest.param("postgres", marks=pytest.mark.postgres),
-        pytest.param("nats", marks=pytest.mark.nats),
-    ]
-)
+@pytest.fixture(params=kinds("memory", "sqlite", "postgres", "nats"))
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     seen.clear()
-    if request.param == "postgres":
-        request.getfixturevalue("postgres_server")
-        from tests.postgres_kit import empty_schema, shared_server, url_of
-
-        with empty_schema() as schema:
-            yield url_of(shared_server(), schema)
-    elif request.param == "nats":
-        yield str(request.getfixturevalue("nats_url"))
-    else:
-        yield "memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/triggers.db?sync=normal"
+    with empty_store(request, tmp_path) as url:
+        yield url
 
 
 @step(registry=registry, name="trigger:build")

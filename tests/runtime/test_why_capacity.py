@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tests.runtime.story import WORKER, Story
 from tests.runtime.story import step as plain
+from tests.stores_kit import empty_store, kinds
 
 from treadle import App, Queue, Registry, connect, step, workflow
 from treadle.core import inputs as inp
@@ -47,19 +48,10 @@ def _fresh() -> None:
     gates.clear()
 
 
-@pytest.fixture(params=["memory", "sqlite", pytest.param("postgres", marks=pytest.mark.postgres), "nats"])
+@pytest.fixture(params=kinds("memory", "sqlite", "postgres", "nats"))
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "nats":
-        yield str(request.getfixturevalue("nats_url"))
-    elif request.param == "postgres":
-        request.getfixturevalue("postgres_server")
-        # The server's package may not exist for this platform.
-        from tests.postgres_kit import empty_schema, shared_server, url_of
-
-        with empty_schema() as schema:
-            yield url_of(shared_server(), schema)
-    else:
-        yield "memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/why.db?sync=normal"
+    with empty_store(request, tmp_path) as url:
+        yield url
 
 
 def opened(gate: str) -> None:

@@ -271,8 +271,8 @@ def task_of(run: RunState, step: StepState, args: dict[str, Arg], key: str = "",
     if spec.annotations or run.reports:
         call = replace(call, progress=run.reports.get(node.number, ""), annotations=spec.annotations)
     if spec.child is not None:
-        key, called = child_key(run.key, node.address, step.generation), spec.child
-        made = ChildRun(key, run.depth + 1, called.detached, breakpoints=called.breakpoints)
+        child, called = child_key(run.key, node.address, step.generation), spec.child
+        made = ChildRun(child, run.depth + 1, called.detached, breakpoints=called.breakpoints)
         call = replace(call, child=made)
     return Task(
         run.key,
