@@ -97,7 +97,7 @@ def test_a_row_and_the_run_that_was_started_with_it_are_both_there_or_neither(ur
     path = url.removeprefix("sqlite:///").partition("?")[0]
     dsn, schema = re.sub("&schema=[^&]*", "", url), re.search("schema=([^&]*)", url)
     table = f"{schema[1]}.orders" if schema else "orders"
-    con: Any = apsw.Connection(path) if path != url else psycopg.connect(dsn, autocommit=True)
+    con: Any = apsw.Connection(path) if url.startswith("sqlite") else psycopg.connect(dsn, autocommit=True)
     con.execute(f"DROP TABLE IF EXISTS {table}")
     con.execute(f"CREATE TABLE {table} (id TEXT PRIMARY KEY)")
 
