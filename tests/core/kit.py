@@ -160,7 +160,7 @@ class Driver:
 
     def decide(self, inputs: list[tuple[inp.AnyInput, str]]) -> Decision:
         """Decide twice, by the run as it is and by one that has forgotten what is closed: both find the same."""
-        if any(needs_all(self.lean, value) for value, _ in inputs):
+        if needs_all(self.lean, [value for value, _ in inputs]):
             self.lean = self.folded()
         follows = self.lean.version == self.run.version
         decision = decide(self.run, inputs, now=self.now, limits=self.limits)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sized
 from heapq import heappop, heappush
-from typing import TypeGuard
 
 from msgspec.structs import replace
 
@@ -23,7 +22,7 @@ from treadle.core.events import Arg, Failure
 from treadle.core.gathers import proceed_choose, proceed_gather
 from treadle.core.inputs import Cancel
 from treadle.core.keys import known_key, question
-from treadle.core.opened import CANCELLING, asking, may_succeed, value_of_iteration
+from treadle.core.opened import CANCELLING, asking, iterations_succeeded, value_of_success
 from treadle.core.phases import proceed_phases, row_failure
 from treadle.core.placement import target_of
 from treadle.core.plan import Body, Choose, Gather, Phase, Phases, Poll
@@ -89,7 +88,7 @@ def _look_around(run: RunState, decision: Decision, limits: Limits, bound: int) 
     frontier, states, events = run.frontier, run.states, decision.events
     # Steps for which there is no room, by number, and iterations that have succeeded; one event tells of all of them.
     held: dict[int, StepState] = {}
-    done: dict[ScopeState, dict[int, None]] = {}
+    done: dict[ScopeState, dict[ScopeState, Arg]] = {}
     while frontier and len(events) + len(held) < bound:
         number = heappop(frontier)
         state = states[number]
@@ -98,33 +97,27 @@ def _look_around(run: RunState, decision: Decision, limits: Limits, bound: int) 
             held.pop(number, None)
             if _look(run, decision, state, limits, held):
                 held[number] = state
-        elif type(state.node.spec) is Body and _has_succeeded(state, run):
-            done.setdefault(state.around, {})[state.index] = None
+        elif (
+            type(state) is ScopeState
+            and type(state.node.spec) is Body
+            and (value := value_of_success(run, state)) is not None
+        ):
+            if (found := done.get(state.around)) is None:
+                found = done[state.around] = {}
+            found[state] = value
         else:
             _look_further(run, decision, state, limits)
-    for gather, indexes in done.items():
+    for gather, found in done.items():
         assert gather.block is not None
-        event = ev.IterationsSettled(at=gather.node.address, indexes=list(indexes), entry=gather.block.entry)
-        decision.record(run, event)
+        indexes = [scope.index for scope in found]
+        events.append(ev.IterationsSettled(at=gather.node.address, indexes=indexes, entry=gather.block.entry))
+        iterations_succeeded(run, gather, found)
     if held:
         steps = held.values()
         decision.events.append(ev.StepsReady(at=[step.node.address for step in steps]))
         steps_ready(run, steps)
         return bound - len(held) + 1
     return bound
-
-
-def _has_succeeded(state: StepState | ScopeState, run: RunState) -> TypeGuard[ScopeState]:
-    """Whether it is an iteration that succeeds, like most of them."""
-    if not isinstance(state, ScopeState) or not may_succeed(state):
-        return False
-    progress = state.around.block
-    assert isinstance(progress, GatherProgress)
-    try:
-        value_of_iteration(run, state, progress)
-    except UnresolvedError:
-        return False
-    return True
 
 
 def _look_further(run: RunState, decision: Decision, state: StepState | ScopeState, limits: Limits) -> None:

@@ -59,7 +59,8 @@ if TYPE_CHECKING:
 
 # Slots that name neither a step nor a signal.
 _NAMELESS = frozenset({Triggers, Const, Given, Index, Item, LaneValue, PhaseInfo, StateValue})
-_NO_REFS: Mapping[str, int] = MappingProxyType({})
+# Of what names nothing, and of an iteration's body that is not linked yet.
+NO_REFS: Mapping[str, int] = MappingProxyType({})
 _NO_STEP = Step(id="", action="")
 
 
@@ -76,7 +77,7 @@ class Node(msgspec.Struct, gc=False, eq=False):
     needs: Sequence[tuple[int, int]] = ()
     dependents: Sequence[tuple[int, int]] = ()
     # Step text of a Ref -> number of the node it names. The nodes of a plan's scope share one, for all their Refs.
-    refs: Mapping[str, int] = _NO_REFS
+    refs: Mapping[str, int] = NO_REFS
     # Names of all signals that the step waits for, those it takes as values included.
     signals: tuple[str, ...] = ()
     # Constants of the fragment that brought this node; None: the run head's.

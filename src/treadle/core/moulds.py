@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 from treadle.core.blocks import Spec, is_undoable
 from treadle.core.events import NULL
-from treadle.core.graph import Node
+from treadle.core.graph import NO_REFS, Node
 from treadle.core.plan import Body, Gather, Ref, Step
 from treadle.core.progress import GatherProgress
-from treadle.core.state import RunState, ScopeState, StepState
+from treadle.core.state import RunState, ScopeState, StepState, new_scope
 
 
 class Names(NamedTuple):
@@ -93,8 +93,11 @@ def _giver(scope: ScopeState, base: int) -> int:
 
 
 def is_plain(mould: Mould) -> bool:
-    """Whether it is of one step that waits for nothing."""
-    return len(mould.parts) == 1 and isinstance(mould.parts[0].spec, Step) and not mould.parts[0].needs
+    """Whether it is of one step that waits for nothing, and names nothing in the body."""
+    if len(mould.parts) != 1:
+        return False
+    part = mould.parts[0]
+    return isinstance(part.spec, Step) and not part.needs and not mould.names[part.names].inner
 
 
 def cast_steps(run: RunState, block: ScopeState, mould: Mould, base: str, indexes: range) -> None:
@@ -102,34 +105,29 @@ def cast_steps(run: RunState, block: ScopeState, mould: Mould, base: str, indexe
     gather, progress = block.node.spec, block.block
     assert isinstance(gather, Gather)
     assert isinstance(progress, GatherProgress)
-    spec, signals, _, segment, path, _, named = mould.parts[0]
+    spec, signals, _, _, path, _, named = mould.parts[0]
     assert isinstance(spec, Step)
-    body, undoable = gather.body, is_undoable(spec) and block.compensates is None
-    names, own = mould.names[named], mould.names[mould.own]
-    states, addresses, children, frontier, now = run.states, run.index, run.children, run.frontier, run.now
-    within = block.node
-    constants, inside, number = within.constants, children.setdefault(within.number, {}), len(states)
+    body, undoable, row = gather.body, is_undoable(spec) and block.compensates is None, block.compensates
+    # Nothing in it is named by the step, which waits for nothing; what the value is made of is linked by `scope_value`.
+    refs = mould.names[named].outer
+    states, addresses, frontier, now = run.states, run.index, run.frontier, run.now
+    within, opened = block.node, progress.open
+    constants, inside, number = within.constants, run.children.setdefault(within.number, {}), len(states)
+    optional, later = body.optional, spec.optional
     for index in indexes:
         place = f"[{index}]"
         at = base + place
-        above = Node(number, at, within, body, False, body.optional, (), (), own.at(number + 1), (), constants)
-        scope = ScopeState(above, block)
-        scope.index, scope.unsettled = index, 1
-        scope.compensates = block.compensates
         inner = at + path
-        refs = names.at(number + 1)
-        node = Node(
-            number + 1, inner, above, spec, True, spec.optional, (), (), refs, signals, constants, None, spec, undoable
-        )
-        states.append(scope)
-        states.append(StepState(node, scope, now, 0))
+        first = number + 1
+        above = Node(number, at, within, body, False, optional, (), (), NO_REFS, (), constants)
+        node = Node(first, inner, above, spec, True, later, (), (), refs, signals, constants, None, spec, undoable)
+        scope = opened[index] = ScopeState(above, block, number, index, 1, row)
+        states += (scope, StepState(node, scope, now, 0))
         addresses[at] = number
-        addresses[inner] = number + 1
-        children[number] = {segment: node}
+        addresses[inner] = first
         inside[place] = above
-        progress.open[index] = scope
         # Its number is the highest of all, so that the heap stays one.
-        frontier.append(number + 1)
+        frontier.append(first)
         number += 2
     progress.results += [NULL] * len(indexes)
     block.unsettled += len(indexes)
@@ -161,7 +159,7 @@ def cast(run: RunState, scope: ScopeState, mould: Mould) -> None:
             node = Node(
                 number, address, around.node, spec, False, spec.optional, (), (), names[named], signals, constants
             )
-            state = ScopeState(node, around)
+            state = new_scope(node, around)
             state.compensates = scope.compensates
             state.waiting = waiting
             state.gated = waiting > 0
