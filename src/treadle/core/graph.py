@@ -22,6 +22,7 @@ from treadle.core.blocks import (
     Spec,
     free_names,
     has_value,
+    is_simple,
     is_undoable,
     refs_of,
     slots_of,
@@ -88,6 +89,8 @@ class Node(msgspec.Struct, gc=False, eq=False):
     step: Step = _NO_STEP
     # It is a step whose effect can be undone.
     undoable: bool = False
+    # It is a step that is dispatched as it is.
+    simple: bool = False
 
     def define(self, spec: Spec) -> None:
         """Set what the plan, or the step that adds, says of this node."""
@@ -96,6 +99,7 @@ class Node(msgspec.Struct, gc=False, eq=False):
         self.is_step = type(spec) is Step
         self.step = spec if isinstance(spec, Step) else _NO_STEP
         self.undoable = is_undoable(self.step)
+        self.simple = self.is_step and is_simple(self.step)
 
 
 def node_of(number: int, address: str, scope: Node, spec: Spec | None) -> Node:
@@ -194,9 +198,12 @@ class Graph:
             number = index[address] = len(nodes)
             if isinstance(block, Step):
                 # Nearly all at once: a struct's field costs more to set than to give.
-                node = Node(number, address, scope, block, True, block.optional, (), (), refs, (), None, None, block)
+                optional, simple = block.optional, is_simple(block)
+                node = Node(
+                    number, address, scope, block, True, optional, (), (), refs, (), None, None, block, False, simple
+                )
                 refs[segment] = number
-                if is_undoable(block):
+                if not simple and is_undoable(block):
                     node.undoable = self.undoable = True
                 if block.dedup is not None and self.dedup.setdefault(block.dedup, number) != number:
                     raise DuplicateStepError(f"two steps have the dedup key {block.dedup!r}")

@@ -151,7 +151,7 @@ def row_opened(run: RunState, event: ev.RowOpened) -> None:
     block, progress = _block(run, event.at, PhasesProgress, "row_opened")
     spec = block.node.spec
     assert isinstance(spec, Phases)
-    phase, segment, _, _ = progress.phases[event.phase]
+    phase, segment, *_ = progress.phases[event.phase]
     if progress.step < 0:
         progress.state = {name: resolve(run, block.node, slot) for name, slot in spec.state.items()}
     if progress.row is not None:
@@ -213,21 +213,19 @@ def row_settled(run: RunState, row: ScopeState) -> None:
     assert isinstance(phase, Phase)
     assert row.sight is not None
     # From what the row saw: it may come to its barrier again, when a cell that it did without is retried.
-    state = dict(row.sight.state)
-    writers: dict[str, int] = {}
-    for number in sorted(progress.patches):
-        for name, value in progress.patches[number].items():
-            writers[name] = writers.get(name, 0) + 1
-            state[name] = value
+    state = row.sight.state
+    progress.overwritten = []
+    if progress.patches:
+        state = dict(state)
+        for number in sorted(progress.patches):
+            state.update(progress.patches[number])
+        progress.overwritten = conflicts(progress)
     progress.state = state
-    progress.overwritten = [name for name, count in writers.items() if count > 1]
-    progress.previous = {}
-    for cell in phase.blocks:
-        node = run.find(row.node, encode_id(cell.id))
-        if node is not None and cell.id not in phase.detached:
-            found = run.states[node.number]
-            if found.status == SUCCEEDED:
-                progress.previous[cell.id] = found.result
+    progress.previous = previous = {}
+    states, inside = run.states, run.inside(row.node)
+    for id_, segment in progress.phases[phase.id].awaited:
+        if (node := inside.get(segment)) is not None and (found := states[node.number]).status == SUCCEEDED:
+            previous[id_] = found.result
     if phase.compensate and row.compensates is None:
         _leave(run, row, state, progress.previous)
     # From now on the phase's name means this entry to the rows that follow.
@@ -248,8 +246,8 @@ def _leave(run: RunState, row: ScopeState, state: dict[str, ev.Arg], lanes: dict
 def conflicts(progress: PhasesProgress) -> list[str]:
     """Variables that several cells of the present row set."""
     writers: dict[str, int] = {}
-    for patch in progress.patches.values():
-        for name in patch:
+    for number in sorted(progress.patches):
+        for name in progress.patches[number]:
             writers[name] = writers.get(name, 0) + 1
     return [name for name, count in writers.items() if count > 1]
 

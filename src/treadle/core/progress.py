@@ -36,6 +36,8 @@ class Row(NamedTuple):
     position: int
     # The id of the next phase, "" after the last.
     following: str
+    # The awaited cells: their ids, each with its segment.
+    awaited: tuple[tuple[str, str], ...]
 
 
 def rows_of(spec: Phases) -> dict[str, Row]:
@@ -44,7 +46,13 @@ def rows_of(spec: Phases) -> dict[str, Row]:
     following = dict(zip(ids, [*ids[1:], ""], strict=True))
     places = {id_: index for index, id_ in enumerate(ids)}
     return {
-        phase.id: Row(phase, encode_id(phase.id), places.get(phase.id, -1), following.get(phase.id, ""))
+        phase.id: Row(
+            phase,
+            encode_id(phase.id),
+            places.get(phase.id, -1),
+            following.get(phase.id, ""),
+            tuple((cell.id, encode_id(cell.id)) for cell in phase.blocks if cell.id not in phase.detached),
+        )
         for phase in (*spec.phases, *spec.compensations)
     }
 
