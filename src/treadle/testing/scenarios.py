@@ -20,7 +20,8 @@ from treadle.authoring.builder import Planned
 from treadle.core.decide import Limits
 from treadle.testing.sim_faults import Profile
 from treadle.testing.sim_shape import Shape
-from treadle.testing.sim_workload import INSTANTS, Act, RunSpec, Workload, registry
+from treadle.testing.sim_steps import registry
+from treadle.testing.sim_workload import INSTANTS, Act, RunSpec, Workload
 from treadle.testing.sim_world import World
 from treadle.testing.simulation import Report, play
 

@@ -44,9 +44,9 @@ from treadle.testing.invariants import ANSWERS, BLOCKS, CALLS, EFFECTS, FOLD, RE
 from treadle.testing.sim_blocks import back_value, cell_value, rule_truth, yielded
 from treadle.testing.sim_codec import decoded, inline_text
 from treadle.testing.sim_conduct import Shelf, effects_fault, truth_of, value_of
+from treadle.testing.sim_steps import EFFECTIVE, OWN
 from treadle.testing.sim_undo import UndoOracle
 from treadle.testing.sim_walks import UNKNOWN, Blocks, stable
-from treadle.testing.sim_workload import EFFECTIVE, OWN
 
 
 class Oracle:
