@@ -30,6 +30,7 @@ from treadle.core.plan import (
     Ref,
     SignalValue,
     StateValue,
+    Triggers,
     decode_plan,
 )
 from treadle.core.state import RunState, StepState, settled
@@ -248,6 +249,8 @@ class Oracle:
                 return self._default(constants, slot)
             case SignalValue():
                 return self.value(state.signals[slot.name])
+            case Triggers():
+                return [self.value(handle) for handle in state.constants]
             case Data():
                 return self.value(state.data)[slot.name]
             case ListOf():

@@ -102,15 +102,22 @@ class Requests:
             self.start(host, spec, replace=True)
             return
 
+        self._ask(host, act, spec.name, self._aim(act, spec.id), spec.id, spec.step)
+
+    def operate_on(self, host: Host, act: Act, id_: str) -> None:
+        """Do what an operator does to a run that is there."""
+        self._ask(host, act, id_, id_, id_, "")
+
+    def _ask(self, host: Host, act: Act, name: str, aim: str, id_: str, step: str) -> None:
         async def work(app: App) -> None:
             # Some callers give up early.
             patience = act.number * 2 if act.number < 0.2 else None
             async with asyncio.timeout(patience):
-                run = app.run(self._aim(act, spec.id))
+                run = app.run(aim)
                 key = await run.key()
-                await self.desk.ask(act, spec, run, key)
+                await self.desk.ask(act, id_, run, key, step)
 
-        self.client(host, f"{act.name} {act.what} {spec.name}", work)
+        self.client(host, f"{act.name} {act.what} {name}", work)
 
     def limit(self, host: Host, name: str, change: QueueChange) -> None:
         """Change the limits of a queue."""

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from treadle.authoring.registry import Registry
+from treadle.core.events import AnyEvent
 from treadle.core.tables import LIVE
 from treadle.errors import StoreError
 from treadle.ports import Environment
@@ -59,6 +60,7 @@ from treadle.testing.sim_requests import Requests
 from treadle.testing.sim_shape import Critical, Host, Shape
 from treadle.testing.sim_steps import OBSERVER
 from treadle.testing.sim_store import SimStore
+from treadle.testing.sim_windows import Send, Windows
 from treadle.testing.sim_workload import Act, RunSpec, Workload
 
 # What a user's own simulation does: starts runs, waits for them, asserts what must hold.
@@ -84,6 +86,7 @@ class World:
         program: Program | None = None,
         chosen: Mapping[str, str] | None = None,
         restrictions: Restrictions | None = None,
+        sends: Sequence[Send] | None = None,
     ) -> None:
         self.seed = seed
         self.shape = shape
@@ -105,7 +108,7 @@ class World:
         self.watch = Watch(self.data, self.fail, self.say)
         self.mail = Mail(seed, self.fail)
         self.ledger = Ledger(self.watch.journals, self.fail)
-        self.watch.on_written = self.ledger.wrote
+        self.watch.on_written = self._written
         # The newest node of each host; one that opens has no session yet.
         self.nodes: dict[int, Node] = {}
         self.collects_at = COLLECT_SECONDS
@@ -120,6 +123,16 @@ class World:
         ]
         self.neglect = Neglect(self.hosts, self.data, self.watch, self.loop.time)
         self.restrictions = restrictions or Restrictions(seed, shape.seconds, shape.nodes)
+        self.windows = Windows(
+            seed,
+            shape.seconds,
+            shape.nodes,
+            self.watch,
+            self.blobs,
+            self.fail,
+            () if sends is None and program is not None else sends,
+            punctual=chosen is not None,
+        )
         self.requests = Requests(self.loop, self.watch, workload, self.restrictions, self.drop, self.fail)
         self.watch.limits.offers = self._offers
         self.watch.limits.latest = lambda: max(host.clock.now() for host in self.hosts)
@@ -138,6 +151,10 @@ class World:
         self.say(f"BROKEN {name}: {text}")
         self.over = True
         self.loop.stop()
+
+    def _written(self, life: Life | None, key: str, event: AnyEvent) -> None:
+        self.ledger.wrote(life, key, event)
+        self.windows.wrote(life, key, event)
 
     def _deadlocked(self) -> None:
         waits = "\n".join(f"  {place_of(task)}" for task in self.loop.pending())
@@ -264,7 +281,13 @@ class World:
         host = self.hosts[act.node]
         if act.name.startswith("op"):
             self.requests.operate(host, act)
-            return
+        elif not act.name.startswith("window"):
+            self._blow(host, act)
+        elif runs := self.windows.runs():
+            self.requests.operate_on(host, act, runs[int(act.number * len(runs))].head.id)
+
+    def _blow(self, host: Host, act: Act) -> None:
+        """The world does something to a node."""
         self.faults.strike(act.what, act.name)
         life, node = host.life, host.node
         if life is None or life.dead or node is None:
@@ -324,21 +347,25 @@ class World:
         for host in self.hosts:
             self.loop.call_later(self.rng.random() * 0.2, self.boot, host)
         for spec in self.workload.runs:
-            if spec.name not in self.drop:
-                self.loop.call_later(spec.at, self._start_at, spec.node, spec, spec.awaits)
-                for at, node in spec.again:
-                    self.loop.call_later(at, self._start_at, node, spec, False)
-        for act in self.workload.acts:
-            if act.name not in self.drop:
-                self.loop.call_later(act.at, self._act, act)
+            self._plan(spec.name, spec.at, self._start_at, spec.node, spec, spec.awaits)
+            for at, node in spec.again:
+                self._plan(spec.name, at, self._start_at, node, spec, False)
+        for act in (*self.workload.acts, *self.windows.acts):
+            self._plan(act.name, act.at, self._act, act)
+        for send in self.windows.sends:
+            for at, node in ((send.at, send.node), *send.again):
+                self._plan(send.name, at, self._send, self.hosts[node], send)
         for change in self.restrictions.changes:
-            if change.name not in self.drop:
-                self.loop.call_later(
-                    change.at, self.requests.limit, self.hosts[change.node], change.name, change.change
-                )
+            host = self.hosts[change.node]
+            self._plan(change.name, change.at, self.requests.limit, host, change.name, change.change)
         self.loop.create_task(self._keep(), context=self.root)
         if self.program is not None:
             self.loop.create_task(self._run_program(self.program), context=self.root)
+
+    def _plan(self, name: str, at: float, what: Callable[..., None], *args: object) -> None:
+        """Have something happen at a time, unless it is left out."""
+        if name not in self.drop:
+            self.loop.call_later(at, what, *args)
 
     async def _run_program(self, program: Program) -> None:
         while not self.programmed:
@@ -357,6 +384,9 @@ class World:
 
     def _start_at(self, node: int, spec: RunSpec, awaits: bool) -> None:
         self.requests.start(self.hosts[node], spec, awaits=awaits)
+
+    def _send(self, host: Host, send: Send) -> None:
+        self.requests.client(host, f"send {send.name}", self.windows.sending(send))
 
     async def _keep(self) -> None:
         """Watch over the trouble, then over the calm."""
@@ -402,12 +432,15 @@ class World:
                 and spec.id not in self.requests.desk.deleted
             ):
                 self.requests.start(host, spec)
+        missing = [send for send in self.windows.missing() if send.name not in self.drop]
+        for send in missing if int(self.loop.time()) % 5 == 0 else ():
+            self._send(host, send)
         for change in self.restrictions.lifted(self.data):
             self.requests.limit(host, "lift", change)
         for key, run in self.data.runs.items():
             if self.program is None and run.status in LIVE and int(self.loop.time()) % 5 == 0:
                 self.requests.lift(host, run.head.id, self.watch.journals[key])
-        return self.programmed and not leftovers(self.data) and not self.requests.waiting()
+        return self.programmed and not missing and not leftovers(self.data) and not self.requests.waiting()
 
     def _say_open(self) -> None:
         lines = leftovers(self.data)
@@ -486,6 +519,7 @@ class World:
         self.watch.check_store()
         if self.data.sessions:
             self.fail(STORE, f"all nodes are closed, and sessions {list(self.data.sessions)} live")
+        self.windows.judge()
         judge(self.watch.journals, self.blobs, self.requests.told, self.fail)
 
     def digest(self) -> str:
