@@ -25,7 +25,7 @@ from treadle.testing.scenarios import Scenario, everywhere
 from treadle.testing.sim_windows import Send
 from treadle.testing.simulation import run_seed
 
-# Three that come close, one of them twice; one that has to open another window; the first again, when its own has closed.
+# Three that come close, one of them twice; one that opens another window; the first again, when its own has closed.
 LATEST = Scenario(
     sends=[
         Send("first", "latest", 0.6, 0, "one", 1, "first", again=[(9.0, 1)]),
