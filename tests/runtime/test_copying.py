@@ -120,7 +120,8 @@ async def test_every_run_goes_on_in_the_copy(source: str, target: str, tmp_path:
 
         rows = await old.runs()
         assert report.differing == {}
-        assert sorted(copied) == sorted(row.id for row in rows) == sorted(row.id for row in await new.runs())
+        # One that the source has decided something of meanwhile is copied again.
+        assert sorted(set(copied)) == sorted(row.id for row in rows) == sorted(row.id for row in await new.runs())
         assert (report.runs, report.open) == (9, sum(row.status == "running" for row in rows))
         assert (report.blobs > 0, report.payloads > 0) == (True, True)
         again = await old.copy_to(new)
