@@ -187,6 +187,8 @@ class MemoryStore(MemoryReader):
             if isinstance(made, Answer):
                 return made
             run = made
+        elif append.names and (holder := holder_of(data, append)):
+            return Answer("held", holder=holder)
         # Nothing fails from here on.
         time = append.time
         run.version = version = append.expect + 1
