@@ -44,7 +44,8 @@ def test_a_key_of_small_values_is_known_at_once(text: str, value: object, key: s
 
 
 @pytest.mark.parametrize(
-    "value", ["x", "", "ä" * 90, "ä" * 150, "q" * 200, "q" * 201, 0, -7, 2**53, True, None, 1.5, 1e21, [1, "a"], {"b": 1}]
+    "value",
+    ["x", "", "ä" * 90, "ä" * 150, "q" * 200, "q" * 201, 0, -7, 2**53, True, None, 1.5, 1e21, [1, "a"], {"b": 1}],
 )
 def test_an_argument_as_a_whole_has_the_key_that_an_expression_over_it_has(value: object) -> None:
     args: dict[str, Any] = {"p": "=" + json.dumps(value)}
