@@ -7,7 +7,7 @@ import pytest
 
 from treadle.core.inputs import AnyInput, Cancel, Turn, decode_input
 from treadle.store.base import Store
-from treadle.testing.contract_kit import OTHER, RUN, MakeStore, Party, key_of, report_of, start_of, task_of
+from treadle.testing.contract_kit import OTHER, RUN, MakeStore, Party, append_of, key_of, report_of, start_of, task_of
 
 _THIRD = key_of(3)
 
@@ -26,12 +26,24 @@ class NamesContract:
         (second,) = two.commit(start_of(OTHER, names=[("n", "take")]))
         (other,) = two.commit(start_of(_THIRD, names=[("m", "take")]))
 
-        assert (first.status, first.told) == ("committed", [])
+        assert (first.status, list(first.told)) == ("committed", [])
         assert (second.status, second.holder, second.leased, second.queued) == ("held", RUN, [], 0)
         assert other.status == "committed"
         assert two.store.load(OTHER) is None
         assert two.store.line("n") == one.store.line("n") == [RUN]
         assert one.store.inbox(RUN) == []
+
+    def test_a_run_that_is_there_takes_no_name_of_another(self, make_store: MakeStore) -> None:
+        one = Party(make_store(), "one")
+        one.start(RUN, names=[("n", "take")])
+        one.start(OTHER)
+
+        (answer,) = one.commit(append_of(OTHER, 1, names=[("n", "take")]))
+        (again,) = one.commit(append_of(RUN, 1, names=[("n", "take")]))
+
+        assert (answer.status, answer.holder, again.status) == ("held", RUN, "committed")
+        assert one.row(OTHER).version == 1
+        assert one.store.line("n") == [RUN]
 
     def test_a_name_is_taken_once_in_a_group(self, make_store: MakeStore) -> None:
         one = Party(make_store(), "one")
@@ -88,7 +100,7 @@ class NamesContract:
         one.start(OTHER, names=[("n", "line")])
         one.start(_THIRD, names=[("n", "line")])
 
-        assert one.append(OTHER, names=[("n", "leave")], status="cancelled").told == []
+        assert not one.append(OTHER, names=[("n", "leave")], status="cancelled").told
         assert one.append(RUN, names=[("n", "leave")], status="succeeded").told == [_THIRD]
         assert _inputs(one.store, OTHER) == []
 
@@ -100,7 +112,7 @@ class NamesContract:
         answers = [one.append(names=[("n", verb)]) for verb in ("take", "line", "replace")]
         leaves = one.append(OTHER, names=[("m", "leave")])
 
-        assert [(answer.status, answer.told) for answer in [*answers, leaves]] == [("committed", [])] * 4
+        assert [(answer.status, list(answer.told)) for answer in [*answers, leaves]] == [("committed", [])] * 4
         assert one.store.line("n") == [RUN, OTHER]
         assert _inputs(one.store, OTHER) == []
 

@@ -32,7 +32,7 @@ from treadle.store.base import (
     SessionRow,
     Swept,
 )
-from treadle.store.joined import JoinedStart
+from treadle.store.joined import JoinedInput, JoinedStart
 from treadle.store.postgres.append_functions import POST
 from treadle.store.postgres.appends import Appends
 from treadle.store.postgres.arrays import big, bigs, chunks, ints, small, storable, texts, truth, truths
@@ -43,15 +43,17 @@ from treadle.store.postgres.deletion import delete_run
 from treadle.store.postgres.ending import postpone, report
 from treadle.store.postgres.functions import Function
 from treadle.store.postgres.health import describe_durability, settings_of
-from treadle.store.postgres.joining import join
+from treadle.store.postgres.joining import join, join_input
 from treadle.store.postgres.limits import Entry, Facts, Limits, SessionLostError
 from treadle.store.postgres.location import Location, parse_url
+from treadle.store.postgres.projections import PostgresProjections
 from treadle.store.postgres.reader import TASK_COLUMNS, PostgresReader
 from treadle.store.postgres.schema import prepare
 from treadle.store.postgres.task_functions import ACQUIRE, ELECT, PROGRESS, RELEASE, RENEW
 from treadle.store.postgres.tokens import OwnSession
 from treadle.store.postgres.waiting import Claim, look
 from treadle.store.postgres.wakeups import NotifyWakeups
+from treadle.store.projection import Opened
 from treadle.store.queues import QueueChange
 from treadle.store.rows import task_of
 
@@ -70,6 +72,8 @@ class PostgresStore(PostgresReader):
         super().__init__(location, name="treadle")
         self.kernel = kernel
         self.durability = "PostgreSQL"
+        # Decodes records on their way into projections, where values are encoded; set before the store is opened.
+        self.opened: Opened | None = None
         self._schema = self._link.schema
         self._ready = False
         self._blobs = PostgresBlobs(location)
@@ -101,7 +105,12 @@ class PostgresStore(PostgresReader):
         except BaseException:
             self._link.close()
             raise
+        self._appends.opened = self.opened
         self._ready = True
+
+    def projections(self) -> PostgresProjections:
+        """A handle for projections in this store, for any thread, with a connection of its own."""
+        return PostgresProjections(self.location, hosted=True, opened=self.opened)
 
     def close(self) -> None:
         """End the connection; bury its sessions first."""
@@ -121,6 +130,10 @@ class PostgresStore(PostgresReader):
     def join(self, transaction: Any, start: JoinedStart) -> str | Awaitable[str]:
         """Write a start through a psycopg connection of the caller, sync or async."""
         return join(self._schema, transaction, start)
+
+    def join_input(self, transaction: Any, given: JoinedInput) -> str | Awaitable[str]:
+        """Put an input into an inbox through a psycopg connection of the caller, sync or async."""
+        return join_input(self._schema, transaction, given)
 
     def reader(self) -> PostgresReader:
         """A handle for reads on another thread, with a connection of its own."""

@@ -137,12 +137,14 @@ class Group:
     def _give(self, append: Append) -> None:
         n = self.runs[append.key].n
         ((run,),) = self.con.execute("SELECT id FROM runs WHERE n = ?", (n,)).fetchall()
-        give(self.con, n, append.key, append.expect, run, append.time, append.given, self.opened)
+        give(self.con, n, run, append, self.opened)
 
     def _flush(self) -> None:
         con = self.con
         if self.tasks:
             con.executemany(_INSERT_TASK, sorted(self.tasks.values()))
+            if self.limits.keyed:
+                self.limits.came(row[_GATE : _GATE + 2] for row in self.tasks.values())
             self.tasks.clear()
         if self.interrupts:
             con.executemany(_INTERRUPT, sorted(self.interrupts))

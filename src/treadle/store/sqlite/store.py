@@ -31,19 +31,19 @@ from treadle.store.base import (
     SessionRow,
     Swept,
 )
-from treadle.store.joined import JoinedStart
-from treadle.store.projection import Opened
+from treadle.store.joined import JoinedInput, JoinedStart
+from treadle.store.projection import Opened, fitting
 from treadle.store.queues import QueueChange
 from treadle.store.rows import task_of
 from treadle.store.sqlite.appends import Appends
 from treadle.store.sqlite.connection import Database, connect, map_exceptions, use_wal
 from treadle.store.sqlite.deletion import family_of, forget_run
 from treadle.store.sqlite.group import INSERT_INPUT, INSERT_PAYLOAD
-from treadle.store.sqlite.joining import join
+from treadle.store.sqlite.joining import join, join_input
 from treadle.store.sqlite.limits import Limits
 from treadle.store.sqlite.location import Sync, parse_url, refuse_network
 from treadle.store.sqlite.process_locks import ProcessLocks, host_name
-from treadle.store.sqlite.projections import SqliteProjections, UnfitError
+from treadle.store.sqlite.projections import SqliteProjections
 from treadle.store.sqlite.reader import TASK_COLUMNS, SqliteReader
 from treadle.store.sqlite.schema import behind, migrate
 from treadle.store.sqlite.tokens import OwnSession, count_up
@@ -144,6 +144,10 @@ class SqliteStore(SqliteReader):
     def join(self, transaction: Any, start: JoinedStart) -> str:
         """Write a start through a connection of the caller to the store's file."""
         return join(self.path, transaction, start)
+
+    def join_input(self, transaction: Any, given: JoinedInput) -> str:
+        """Put an input into an inbox through a connection of the caller to the store's file."""
+        return join_input(self.path, transaction, given)
 
     def reader(self) -> SqliteReader:
         """A handle for reads on another thread, with a connection of its own."""
@@ -367,23 +371,7 @@ class SqliteStore(SqliteReader):
 
     def commit(self, session: str, appends: Sequence[Append], offer: Offer | None) -> list[Answer]:
         """Commit appends; one answer each, in order. If it raises, the caller resets the offer."""
-        mark = offer.mark() if offer is not None else None
-        unfit: dict[tuple[str, int], tuple[int, str]] = {}
-        while True:
-            # Without those that a projection has refused; what is stacked on one of them conflicts.
-            taken = [append for append in appends if (append.key, append.expect) not in unfit] if unfit else appends
-            try:
-                answers = self._commit(session, taken, offer)
-            except UnfitError as error:
-                unfit[error.key, error.expect] = (error.lease, error.message)
-                if offer is not None:
-                    offer.reset(mark)
-                continue
-            if not unfit:
-                return answers
-            found = iter(answers)
-            refused = (unfit.get((append.key, append.expect)) for append in appends)
-            return [next(found) if one is None else Answer("unfit", unfit=one) for one in refused]
+        return fitting(appends, offer, lambda taken: self._commit(session, taken, offer))
 
     def _commit(self, session: str, appends: Sequence[Append], offer: Offer | None) -> list[Answer]:
         with self._writing() as con:
@@ -391,6 +379,8 @@ class SqliteStore(SqliteReader):
 
             def restart() -> None:
                 con.execute("ROLLBACK")
+                # The triggers, too, are gone if this transaction made them.
+                self._appends.limits.forget()
                 con.execute("BEGIN IMMEDIATE")
                 self._living(con, session)
 
