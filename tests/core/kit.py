@@ -35,8 +35,7 @@ def digest(run: RunState) -> dict[str, Any]:
 
 
 def _facts(state: StepState | ScopeState) -> dict[str, Any]:
-    names = state.__struct_fields__ if isinstance(state, StepState) else ScopeState.__slots__
-    facts = {name: getattr(state, name) for name in names if name not in ("node", "around", "more")}
+    facts = {name: getattr(state, name) for name in state.__struct_fields__ if name not in ("node", "around", "more")}
     facts["more"] = state.more or None
     if isinstance(state, ScopeState) and (unwinding := state.unwinding) is not None:
         facts["unwinding"] = (

@@ -174,7 +174,7 @@ async def test_blocks_that_have_asked_a_worker_are_gone_with_their_run(store: st
         Phases(
             id="rows",
             phases=[Phase(id="one", blocks=[cell], policy="p")],
-            policies={"p": [Rule(id="end", move="stop", when=asks)]},
+            policies={"p": (Rule(id="end", move="stop", when=asks),)},
         ),
     ]
     planned = Planned(Plan(workflow="asking", blocks=blocks), ["600"], codec.adapter(None))
