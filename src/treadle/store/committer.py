@@ -159,9 +159,9 @@ class Committer:
             except Exception as error:  # noqa: BLE001 - whatever the call raised is the caller's answer
                 work.error = error
         if group:
-            answers, error = self._commit([work.append for work in group if work.append is not None])
+            answers, failure = self._commit([work.append for work in group if work.append is not None])
             for work, answer in zip(group, answers, strict=True):
-                work.value, work.error = answer, error
+                work.value, work.error = answer, failure
             done += group
         if self.store.made_room:
             done.append(Work(None, None, self._tell_room))
