@@ -236,7 +236,7 @@ class Graph:
         shared: dict[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]] = {}
         several: dict[int, list[tuple[int, int]]] = {}
         for node in nodes:
-            only: tuple[tuple[int, int]] = ((node.number, 0),)
+            only: tuple[tuple[int, int]] = ((node.number, REF),)
             for number, flags in node.needs:
                 if flags != only[0][1]:
                     only = ((node.number, flags),)

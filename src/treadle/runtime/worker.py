@@ -526,7 +526,8 @@ class Worker:
             # The attempt has its outcome: a line that was begun counts as one.
             context.lines.flush()
         self.active.pop(attempt.task.lease, None)
-        self._tell_idle()
+        if self._idle is not None:
+            self._tell_idle()
 
     def _tell_idle(self) -> None:
         if self._idle is not None and not self.active:
