@@ -19,6 +19,7 @@ from treadle.core.commands import Task
 from treadle.core.events import AnyEvent, decode_events
 from treadle.core.tables import LIVE
 from treadle.errors import StoreError
+from treadle.store.base import Answer, Append
 from treadle.store.memory_data import MemoryData, StoredRun, problems_of
 from treadle.testing.sim_codec import report_of
 from treadle.testing.sim_limits import LIMITED, PLACED, LimitWatch, misplaced
@@ -53,12 +54,13 @@ HOOKS: Final = "a committed boundary is told once, by the process that committed
 CALLS: Final = "a step that calls a run has the outcome of that run"
 TURNS: Final = "of the runs of a singleton one at a time starts anything"
 WINDOWS: Final = "a trigger counts once, in the window that was open, and a window gives what it has collected"
+RECORDS: Final = "a projection has each record of each success once, in the order of its journal"
 TRACE: Final = "equal seeds give equal traces"
 
 NAMES: Final = (
     VERSIONS, STORE, TOKENS, DURABLE, ONCE, CURRENT, OUTCOMES, SIGNALS, ERRORS, SLOTS, OWNERS, PROGRESS, CLOSED,
     LEFTOVERS, DELETED, FOLD, LIMITED, PLACED, RESULTS, EFFECTS, BLOCKS, INSIDE, ROWS, ANSWERS, CALLERS, ORDER, UNDONE,
-    HOOKS, CALLS, TURNS, WINDOWS, TRACE,
+    HOOKS, CALLS, TURNS, WINDOWS, RECORDS, TRACE,
 )  # fmt: skip
 
 _STORE_ERRORS: Final[tuple[type[StoreError], ...]] = (StoreError, *StoreError.__subclasses__())
@@ -137,6 +139,9 @@ class Watch:
         self.calls = 0
         # Told of each event with the life that has committed it, where that is known, and its run.
         self.on_written: Callable[[Life | None, str, AnyEvent], None] = lambda _life, _key, _event: None
+        # Asked before a commit of records, and told of it.
+        self.on_unfit: Callable[[Append, StoredRun | None], Answer | None] = lambda _append, _run: None
+        self.on_given: Callable[[Append, StoredRun], None] = lambda _append, _run: None
 
     # -- the store's calls ---------------------------------------------------------------------------------------
 
@@ -147,6 +152,14 @@ class Watch:
     def crashed_sessions(self) -> list[str]:
         """What `dead_sessions` tells."""
         return [session for session in self.known_dead if session in self.data.sessions]
+
+    def unfit(self, append: Append) -> Answer | None:
+        """What a projection in the store refuses."""
+        return self.on_unfit(append, self.data.runs.get(append.key))
+
+    def given(self, append: Append) -> None:
+        """What a projection in the store gets."""
+        self.on_given(append, self.data.runs[append.key])
 
     def deleting(self, key: str) -> None:
         """A run is about to be deleted: read the rest of its journal."""

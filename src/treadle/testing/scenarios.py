@@ -13,6 +13,7 @@ The steps are those of `sim_workload` and `sim_blocks`, since the invariants kno
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -68,6 +69,8 @@ class Scenario(msgspec.Struct):
     pace: float = 0.005
     # Triggers; like runs, they need nodes that are up.
     sends: Sequence[Send] = ()
+    # Where the projection of records is: `hosted` by the store, or `beside` it; "" for none.
+    records: str = ""
 
     def play(self, strikes: Mapping[str, str] | None = None) -> Report:
         """Let it happen; `strikes` names faults by place, such as `{"commit#3": "crash_after"}`."""
@@ -84,7 +87,8 @@ class Scenario(msgspec.Struct):
             workers=[index < self.workers for index in range(self.nodes)],
         )
         workload = Workload([self._run(index, planned) for index, planned in enumerate(self.plans)], self._acts())
-        return play(lambda: World(_SEED, profile, shape, workload, registry, (), None, strikes or {}, sends=self.sends))
+        more: Any = {"sends": self.sends, "records": self.records}
+        return play(lambda: World(_SEED, profile, shape, workload, registry, (), None, strikes or {}, **more))
 
     def _run(self, index: int, planned: Planned) -> RunSpec:
         return RunSpec(

@@ -59,6 +59,14 @@ class Watcher(Protocol):
         """Sessions whose process is known to be gone."""
         ...
 
+    def unfit(self, append: Append) -> Answer | None:
+        """The answer to an append with records that a projection in the store refuses; None if it takes them."""
+        ...
+
+    def given(self, append: Append) -> None:
+        """An append with records is committed: a projection in the store gets them in the same transaction."""
+        ...
+
     def deleting(self, key: str) -> None:
         """The run is about to be deleted, if it is closed."""
         ...
@@ -188,10 +196,17 @@ class SimStore(SimReader):
         refused = len(appends) // 2 if fault == "conflict" else -1
 
         def commit() -> list[Answer]:
-            taken = [append for index, append in enumerate(appends) if index != refused]
+            refusals = {refused: Answer("conflict")} if refused >= 0 else {}
+            for index, append in enumerate(appends):
+                if append.given and (unfit := self._watcher.unfit(append)) is not None:
+                    refusals.setdefault(index, unfit)
+            taken = [append for index, append in enumerate(appends) if index not in refusals]
             answers = self._store.commit(session, taken, offer)
-            if refused >= 0:
-                answers.insert(refused, Answer("conflict"))
+            for append, answer in zip(taken, answers, strict=True):
+                if append.given and answer.status == "committed":
+                    self._watcher.given(append)
+            for index in sorted(refusals):
+                answers.insert(index, refusals[index])
             self._watcher.leased(session, [task for answer in answers for task in answer.leased])
             self._watcher.wrote(self._life, "commit", [append.key for append in taken])
             return answers

@@ -56,6 +56,7 @@ from treadle.testing.sim_ports import (
     SimThreads,
     SimWakeups,
 )
+from treadle.testing.sim_records import Tables
 from treadle.testing.sim_requests import Requests
 from treadle.testing.sim_shape import Critical, Host, Shape
 from treadle.testing.sim_steps import OBSERVER
@@ -87,6 +88,7 @@ class World:
         chosen: Mapping[str, str] | None = None,
         restrictions: Restrictions | None = None,
         sends: Sequence[Send] | None = None,
+        records: str | None = None,
     ) -> None:
         self.seed = seed
         self.shape = shape
@@ -123,6 +125,8 @@ class World:
         ]
         self.neglect = Neglect(self.hosts, self.data, self.watch, self.loop.time)
         self.restrictions = restrictions or Restrictions(seed, shape.seconds, shape.nodes)
+        self.tables = Tables(seed, shape.seconds, self.fail, "" if records is None and program is not None else records)
+        self.watch.on_unfit, self.watch.on_given = self.tables.unfit, self.tables.take
         self.windows = Windows(
             seed,
             shape.seconds,
@@ -218,6 +222,7 @@ class World:
             ),
             in_reader=SimReaderThread(loop, faults, life).run,
             sinks=self.mail.sinks(faults),
+            projections=self.tables.live(faults, life),
         )
         self.nodes[index] = node
         try:
@@ -355,6 +360,9 @@ class World:
         for send in self.windows.sends:
             for at, node in ((send.at, send.node), *send.again):
                 self._plan(send.name, at, self._send, self.hosts[node], send)
+        for number, at in enumerate(self.tables.rebuilt_at):
+            host = self.hosts[number % len(self.hosts)]
+            self._plan(f"rebuild{number}", at, self.requests.client, host, "rebuild", self.tables.rebuild)
         for change in self.restrictions.changes:
             host = self.hosts[change.node]
             self._plan(change.name, change.at, self.requests.limit, host, change.name, change.change)
@@ -362,7 +370,7 @@ class World:
         if self.program is not None:
             self.loop.create_task(self._run_program(self.program), context=self.root)
 
-    def _plan(self, name: str, at: float, what: Callable[..., None], *args: object) -> None:
+    def _plan(self, name: str, at: float, what: Callable[..., object], *args: object) -> None:
         """Have something happen at a time, unless it is left out."""
         if name not in self.drop:
             self.loop.call_later(at, what, *args)
@@ -459,6 +467,7 @@ class World:
             await asyncio.sleep(5.0)
         await self._collect_all()
         await self.mail.judge(self.data, self.loop.time)
+        await self.tables.settle(self.data, self.loop.time)
         # The last answers are still on their way, and hooks are told after them.
         await asyncio.sleep(5.0)
         for host in self.hosts:
@@ -520,7 +529,8 @@ class World:
         if self.data.sessions:
             self.fail(STORE, f"all nodes are closed, and sessions {list(self.data.sessions)} live")
         self.windows.judge()
-        judge(self.watch.journals, self.blobs, self.requests.told, self.fail)
+        oracles = judge(self.watch.journals, self.blobs, self.requests.told, self.fail)
+        self.tables.judge(oracles, self.data)
 
     def digest(self) -> str:
         """The hash of the trace: of every call, fault, event and execution, with its time."""
