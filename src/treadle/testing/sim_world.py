@@ -139,7 +139,7 @@ class World:
         )
         self.requests = Requests(self.loop, self.watch, workload, self.restrictions, self.drop, self.fail)
         self.watch.limits.offers = self._offers
-        self.watch.limits.latest = lambda: max(host.clock.now() for host in self.hosts)
+        self.watch.limits.clocks = self._clocks
 
     # -- findings ------------------------------------------------------------------------------------------------
 
@@ -237,6 +237,11 @@ class World:
 
     def _targets(self, index: int) -> Callable[[], list[str]]:
         return lambda: self.restrictions.targets(index, -1.0 if self.faults.calm else self.loop.time())
+
+    def _clocks(self) -> tuple[float, float]:
+        """The clocks that are most behind and most ahead."""
+        times = [host.clock.now() for host in self.hosts]
+        return min(times), max(times)
 
     def _offers(self, session: str) -> Sequence[str]:
         """What a session's node takes."""
