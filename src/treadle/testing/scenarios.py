@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from treadle.authoring.builder import Planned
+from treadle.authoring.conflicts import OnConflict
 from treadle.core.decide import Limits
 from treadle.testing.sim_faults import Profile
 from treadle.testing.sim_shape import Shape
@@ -67,6 +68,11 @@ class Scenario(msgspec.Struct):
     # How long faults may strike, and how long a store call takes at most.
     seconds: float = 12.0
     pace: float = 0.005
+    # When and where each is started again, and what its starts do about a run in their way.
+    again: Sequence[tuple[float, int]] = ()
+    conflict: OnConflict = "queue"
+    # After how many seconds no attempt begins any more; None: whenever.
+    deadline: float | None = None
     # Triggers; like runs, they need nodes that are up.
     sends: Sequence[Send] = ()
     # Where the projection of records is: `hosted` by the store, or `beside` it; "" for none.
@@ -98,10 +104,12 @@ class Scenario(msgspec.Struct):
             node=self.starts_at,
             planned=planned,
             breakpoints=[],
-            again=[],
+            again=list(self.again),
             awaits=True,
             step="",
             delay=0.0,
+            deadline=self.deadline,
+            conflict=self.conflict,
         )
 
     def _acts(self) -> list[Act]:
