@@ -10,19 +10,25 @@ from tests.simulation import scenes
 from tests.simulation.scenes import WRITES, alone, broken, conduct
 
 from treadle.authoring.builder import Planned
+from treadle.authoring.conflicts import OnConflict
 from treadle.core import advance
 from treadle.core import decide as core_decide
 from treadle.core import events as ev
 from treadle.core.decision import Decision
 from treadle.core.state import RunState
-from treadle.runtime import conflicts
+from treadle.runtime import boundaries, conflicts, joining
+from treadle.runtime.conflicts import start_run
+from treadle.runtime.node import Node
+from treadle.runtime.starting import Start
 from treadle.store import memory
 from treadle.store.memory_data import MemoryData, StoredRun
 from treadle.store.memory_names import change_names, put_turn
 from treadle.testing import invariants
 from treadle.testing.scenarios import Ask, Scenario, everywhere
+from treadle.testing.sim_joins import Join
 from treadle.testing.sim_shape import conflict_of, singleton_of
 from treadle.testing.sim_steps import work
+from treadle.testing.simulation import run_seed
 
 
 def waiting() -> Planned:
@@ -41,13 +47,23 @@ REJECTED = Scenario([scenes.chain()], conflict="reject", again=[(0.501, 1), (2.0
 REUSED = Scenario([scenes.chain()], conflict="reuse", again=[(0.501, 1), (2.0, 1)])
 # The signal comes when the deadline has passed.
 LATE = Scenario([waiting()], [Ask(5.0, "signal", number=0.1)], deadline=3.0)
-SCENARIOS = [LINE, REPLACED, REJECTED, REUSED, LATE]
+# Two that are committed, one after the other in line; one that is rolled back; one twice, from two places.
+JOINED = Scenario(
+    joins=[
+        Join("one", 0.6, 0, in_line=True),
+        Join("two", 0.65, 1, 0.1, in_line=True),
+        Join("gone", 0.7, 1, 0.2, rolls_back=True),
+        Join("plain", 1.0, 0, 1.0),
+        Join("plain", 1.2, 1),
+    ]
+)
+SCENARIOS = [LINE, REPLACED, REJECTED, REUSED, LATE, JOINED]
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 @pytest.mark.parametrize("kind", ["", "crash_before", "crash_after", "error_after", "conflict"])
 def test_without_a_planted_bug_nothing_is_found(scenario: Scenario, kind: str) -> None:
-    operations = ("commit",) if kind == "conflict" else WRITES
+    operations = ("commit",) if kind == "conflict" else (*WRITES, "commit_joined")
     assert not broken(everywhere(scenario, kind, *operations) if kind else alone(scenario))
 
 
@@ -57,6 +73,18 @@ def test_the_scenarios_conflict_in_all_ways() -> None:
     assert not any("RunExistsError" in line for line in REUSED.play().trace)
     assert any("code='deadline'" in line for line in LATE.play().trace)
     assert sum("RunStarted" in line for line in REPLACED.play().trace) > 1
+
+
+def test_joined_starts_wait_for_their_transaction_and_their_turn() -> None:
+    lines = JOINED.play().trace
+
+    assert sum("RunStarted" in line for line in lines) == 3
+    assert sum("NameTaken" in line and "waits=True" in line for line in lines) == 1
+    assert any("client join plain: StoreUnavailableError the transaction is rolled back" in line for line in lines)
+
+
+def test_some_worlds_have_starts_that_join_transactions() -> None:
+    assert sum("RunStarted" in line and " j/" in line for seed in range(30) for line in run_seed(seed).trace) > 5
 
 
 def test_starts_of_worlds_do_all_that_can_be_done_about_a_conflict() -> None:
@@ -117,3 +145,24 @@ def test_an_attempt_that_begins_after_the_deadline_is_found(monkeypatch: pytest.
     monkeypatch.setattr(advance, "dispatch", blind)
 
     assert broken(alone(LATE)) == invariants.DEADLINES
+
+
+def test_a_joined_start_that_does_not_join_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def alone_(node: Node, planned: Planned, start: Start, on_conflict: OnConflict, _transaction: Any) -> Any:
+        return await start_run(node, planned, start, on_conflict)
+
+    monkeypatch.setattr(conflicts, "start_joined", alone_)
+
+    assert broken(alone(JOINED)) == invariants.JOINED
+
+
+def test_a_joined_start_that_does_not_wait_in_its_line_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joining, "NameTaken", lambda name, waits: ev.NameTaken(name=name))
+
+    assert broken(alone(JOINED)) == invariants.TURNS
+
+
+def test_a_joined_start_of_which_no_hook_is_told_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boundaries, "JOINED", "")
+
+    assert broken(alone(JOINED)) == invariants.HOOKS

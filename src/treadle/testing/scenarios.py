@@ -21,6 +21,7 @@ from treadle.authoring.builder import Planned
 from treadle.authoring.conflicts import OnConflict
 from treadle.core.decide import Limits
 from treadle.testing.sim_faults import Profile
+from treadle.testing.sim_joins import Join
 from treadle.testing.sim_shape import Shape
 from treadle.testing.sim_steps import registry
 from treadle.testing.sim_windows import Send
@@ -75,6 +76,8 @@ class Scenario(msgspec.Struct):
     deadline: float | None = None
     # Triggers; like runs, they need nodes that are up.
     sends: Sequence[Send] = ()
+    # Starts that join transactions.
+    joins: Sequence[Join] = ()
     # Where the projection of records is: `hosted` by the store, or `beside` it; "" for none.
     records: str = ""
 
@@ -93,7 +96,7 @@ class Scenario(msgspec.Struct):
             workers=[index < self.workers for index in range(self.nodes)],
         )
         workload = Workload([self._run(index, planned) for index, planned in enumerate(self.plans)], self._acts())
-        more: Any = {"sends": self.sends, "records": self.records}
+        more: Any = {"sends": self.sends, "records": self.records, "joins": self.joins}
         return play(lambda: World(_SEED, profile, shape, workload, registry, (), None, strikes or {}, **more))
 
     def _run(self, index: int, planned: Planned) -> RunSpec:
