@@ -89,6 +89,10 @@ class Transaction:
                 return f"held {line[0]}"
         return "exists" if start.head.id in self._data.ids else "made"
 
+    def wakes(self) -> list[str]:
+        """Who is to be woken at its end."""
+        return [start.wake for start in self.starts] + [given.wake for given in self.inputs]
+
     def commit(self) -> None:
         """All of it takes effect, or nothing does."""
         for start in self.starts:
@@ -161,8 +165,8 @@ class Joins:
             self._told[join.id] = key
             if key not in self._watch.journals:
                 self._fail(DURABLE, f"{join.id} was committed with run {key}, which is not stored")
-            for one in (*transaction.starts, *transaction.inputs):
-                wake(one.wake)
+            for address in transaction.wakes():
+                wake(address)
             await run.result()
 
         return work
