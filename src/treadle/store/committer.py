@@ -15,13 +15,14 @@ import contextlib
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from treadle.core.commands import Task
 from treadle.errors import LeaseLostError, StoreError
 from treadle.ports import Clock, Wakeups
-from treadle.store.base import Answer, Append, Offer, Renewal, Store
+from treadle.store.base import Answer, Append, Renewal, Store
+from treadle.store.offers import Offer
 
 T = TypeVar("T")
 Then = Callable[[Any, BaseException | None], None]
@@ -61,6 +62,8 @@ class Committer:
         self.wakeups = wakeups
         self.driver = driver
         self.items: deque[_Item] = deque()
+        # Calls of the store that were no commits, and commits with the appends in them.
+        self.calls = 0
         self.commits = 0
         self.appended = 0
         # Something was committed, and left tasks waiting, of which other sessions are not told yet.
@@ -144,6 +147,7 @@ class Committer:
                 break
             items.popleft()
             assert function is not None
+            self.calls += 1
             try:
                 answers.append((then, function(self.store), None))
             except Exception as error:  # noqa: BLE001 - whatever the call raised is the caller's answer
@@ -211,8 +215,14 @@ class Committer:
         except StoreError:
             # A wake-up is a hint; the sweep covers its loss.
             return
-        for address in addresses:
-            self.wakeups.send(address)
+        self.ring(addresses)
+
+    def ring(self, addresses: Iterable[str]) -> None:
+        """Wake the sessions at these addresses, each once; those that cannot be woken have none."""
+        if self.wakeups.address:
+            for address in dict.fromkeys(addresses):
+                if address:
+                    self.wakeups.send(address)
 
     def renew(self) -> tuple[Renewal | None, BaseException | None]:
         """Renew the session now."""

@@ -21,11 +21,11 @@ from treadle.store.base import (
     Answer,
     Append,
     InboxInput,
-    Offer,
     Postponement,
     Reader,
     Renewal,
     Report,
+    Reported,
     SessionRow,
     Swept,
 )
@@ -38,6 +38,7 @@ from treadle.store.nats.reader import NatsReader, Rooms
 from treadle.store.nats.wakeups import NatsWakeups
 from treadle.store.nats.waves import Wave, split
 from treadle.store.nats.wire import Takes
+from treadle.store.offers import Offer
 from treadle.store.queues import QueueChange
 
 T = TypeVar("T")
@@ -314,20 +315,20 @@ class NatsStore(NatsReader):
         self._rooms.log.machine.living(session)
         return live
 
-    def report(self, session: str, reports: Sequence[Report]) -> list[bool]:
+    def report(self, session: str, reports: Sequence[Report]) -> list[Reported]:
         """End leased tasks whose token is live."""
 
-        async def work() -> list[bool]:
+        async def work() -> list[Reported]:
             live = await self._live(session, [(report.input.key, report.number, report.lease) for report in reports])
             if not any(live):
-                return live
+                return [Reported(False) for _ in live]
             chosen = [report for report, alive in zip(reports, live, strict=True) if alive]
             if values := [v for report in chosen for v in self._payloads(report.input.key, report.payloads)]:
                 await self._rooms.values.put(values)
             op = wire.ReportOp(session=session, reports=[_without_payloads(report) for report in chosen])
             results = iter(await self._write(op))
             self.made_room = self._rooms.log.machine.may_have_room(None)
-            return [alive and next(results) for alive in live]
+            return [next(results) if alive else Reported(False) for alive in live]
 
         return self._loop.call(work())
 

@@ -17,8 +17,9 @@ from typing import Any
 import msgspec
 
 from treadle.core.commands import Task
-from treadle.store.base import Offer, Postponement
+from treadle.store.base import Postponement
 from treadle.store.ledger import Gate
+from treadle.store.offers import Offer
 from treadle.store.rows import task_of
 from treadle.store.sqlite.connection import Database, Record
 from treadle.store.sqlite.limits import Limits
@@ -270,10 +271,16 @@ class _Queue:
         return self.go_on()
 
     def _read(self, line: tuple[str, str], count: int = 0) -> None:
-        # No more than the free slots can be taken from any line. One by one where each changes who is first.
-        count = count or (1 if self.keyed else self.claim.offer.free())
+        # No more than there are slots for can be taken from any line. One by one where each changes who is first.
+        count = count or (1 if self.keyed else self._room(line[0]))
         self.lines[line] = deque(self._candidates(line, count))
         self._push(line)
+
+    def _room(self, action: str) -> int:
+        offer = self.claim.offer
+        room = min(offer.room(action), offer.free())
+        # Where the queue has limits, whether something waits is to be known all the same.
+        return room if self.gate is None else max(1, room)
 
     def _push(self, line: tuple[str, str]) -> None:
         if self.lines[line]:
@@ -283,15 +290,17 @@ class _Queue:
     def _candidates(self, line: tuple[str, str], count: int) -> list[Record]:
         """The first tasks of a line that may be claimed; those of held runs before them are parked."""
         con, now = self.claim.con, self.claim.now
-        ahead = 1 if self.keyed else _LOOK_AHEAD
+        ahead = count
         while True:
-            found = con.execute(_CANDIDATES, (self.name, *line, now, max(count, ahead))).fetchall()
+            found = con.execute(_CANDIDATES, (self.name, *line, now, ahead)).fetchall()
             # The last columns are run, age and hold; the second one is the task's number.
             held = [record for record in found if record[-1]]
             con.executemany(_PARK, [(record[-3], record[1]) for record in held])
             free = [record for record in found if not record[-1]]
             if not held or len(free) >= count:
                 return free[:count]
+            # There may be many of held runs.
+            ahead = max(count, 1 if self.keyed else _LOOK_AHEAD)
             if self.gate is not None and self.keyed:
                 for record in held:
                     self.claim.limits.settle_key(self.gate, record[12], now)
