@@ -47,6 +47,8 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
         ("phases", 5, "memory://"),
         ("limits", 5, "memory://"),
         ("limits", 5, "sqlite"),
+        ("artifact", 2, "memory://"),
+        ("records", 20, "sqlite"),
         ("unwind", 20, "memory://"),
         ("unwind-fan", 20, "sqlite"),
         pytest.param("chain", 20, "nats", marks=pytest.mark.nats),

@@ -12,7 +12,7 @@ from treadle.authoring.phases import LanePlan, Phase, Phases, Rule
 from treadle.testing.scenarios import Scenario, everywhere
 from treadle.testing.sim_blocks import back, cell, cell_value, spring, sure_cell
 from treadle.testing.sim_conduct import Conduct, fraction
-from treadle.testing.sim_workload import called, make, registry, work
+from treadle.testing.sim_steps import called, make, registry, work
 from treadle.testing.simulation import Report
 
 # What processes write and take by.

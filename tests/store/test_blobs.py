@@ -125,6 +125,31 @@ def test_a_changed_file_is_never_returned(tmp_path: Path) -> None:
         blobs.get(digest)
 
 
+def test_a_long_blob_is_what_was_written_whatever_becomes_of_the_buffer(blobs: Blobs) -> None:
+    parts = [os.urandom(1024 * 1024) for _ in range(9)] + [b"a short end"]
+    buffer = bytearray(1024 * 1024)
+    fixed, changing = blobs.writer(), blobs.writer()
+
+    for part in parts:
+        fixed.write(part)
+        buffer[: len(part)] = part
+        changing.write(memoryview(buffer)[: len(part)])  # type: ignore[arg-type]  # any buffer will do
+    digests = {fixed.finish(), changing.finish()}
+
+    assert digests == {f"sha256:{hashlib.sha256(b''.join(parts)).hexdigest()}"}
+    assert blobs.get(digests.pop()) == b"".join(parts)
+
+
+def test_a_long_blob_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
+    writer = DirectoryBlobs(tmp_path).writer()
+
+    for _ in range(9):
+        writer.write(bytes(1024 * 1024))
+    writer.abort()
+
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_content_is_on_disk_before_its_name_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     fsync, replace = os.fsync, os.replace

@@ -72,10 +72,9 @@ def _chunks(content: Content) -> Iterator[bytes]:
     """The bytes of a content, none of the pieces larger than a chunk unless the caller made it so."""
     if isinstance(content, os.PathLike):
         with open(content, "rb", buffering=0) as file:
-            # One buffer: whoever takes a chunk is done with it before the next one.
-            buffer = memoryview(bytearray(CHUNK))
-            while count := file.readinto(buffer):
-                yield cast("bytes", buffer[:count])
+            # Bytes of their own: a chunk may still be hashed while the next one is read.
+            while chunk := file.read(CHUNK):
+                yield chunk
     elif (read := getattr(content, "read", None)) is not None:
         while chunk := _checked(read(CHUNK)):
             yield chunk

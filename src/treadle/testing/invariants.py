@@ -52,12 +52,13 @@ UNDONE: Final = "a step acts after its undo state is stored, and an unwinding le
 HOOKS: Final = "a committed boundary is told once, by the process that committed it"
 CALLS: Final = "a step that calls a run has the outcome of that run"
 TURNS: Final = "of the runs of a singleton one at a time starts anything"
+WINDOWS: Final = "a trigger counts once, in the window that was open, and a window gives what it has collected"
 TRACE: Final = "equal seeds give equal traces"
 
 NAMES: Final = (
     VERSIONS, STORE, TOKENS, DURABLE, ONCE, CURRENT, OUTCOMES, SIGNALS, ERRORS, SLOTS, OWNERS, PROGRESS, CLOSED,
     LEFTOVERS, DELETED, FOLD, LIMITED, PLACED, RESULTS, EFFECTS, BLOCKS, INSIDE, ROWS, ANSWERS, CALLERS, ORDER, UNDONE,
-    HOOKS, CALLS, TURNS, TRACE,
+    HOOKS, CALLS, TURNS, WINDOWS, TRACE,
 )  # fmt: skip
 
 _STORE_ERRORS: Final[tuple[type[StoreError], ...]] = (StoreError, *StoreError.__subclasses__())
@@ -92,6 +93,7 @@ class Journal:
         # (address, generation) -> its dispatched attempts; open ones by address.
         self.dispatched: set[tuple[str, int, int]] = set()
         self.attempts: dict[str, int] = {}
+        self.generations: dict[str, int] = {}
         self.open: dict[str, int] = {}
         # What the attempts that did not succeed reported last, and what those after them are to find.
         self.reports: dict[str, str] = {}
@@ -220,7 +222,7 @@ class Watch:
         if isinstance(event, ev.StepSucceeded | ev.ChildStarted) and event.session:
             journal.ran_on[event.at] = event.session
         match event:
-            case ev.StepDispatched():
+            case ev.StepDispatched() | ev.TriggerReceived():
                 self._dispatched(journal, event, where)
             case ev.StepSucceeded() | ev.AttemptFailed() | ev.StepFailed() | ev.AttemptLost():
                 self._ended(journal, event, where)
@@ -267,7 +269,12 @@ class Watch:
             case _:
                 pass
 
-    def _dispatched(self, journal: Journal, event: ev.StepDispatched, where: str) -> None:
+    def _dispatched(self, journal: Journal, event: ev.StepDispatched | ev.TriggerReceived, where: str) -> None:
+        if isinstance(event, ev.TriggerReceived):
+            if not event.attempt:
+                return
+            # The timer's attempt was taken back, and another one is dispatched.
+            journal.open.pop(event.at, None)
         if event.attempt != journal.attempts.get(event.at, 0) + 1:
             self.fail(CURRENT, f"{where}: attempts count up by one")
         if event.at in journal.open:
@@ -278,7 +285,9 @@ class Watch:
             if name.startswith("singleton:") and self.data.lines[name][0] != journal.run.key:
                 self.fail(TURNS, f"{where}: it is the turn of {self.data.lines[name]}")
         journal.open[event.at] = event.attempt
-        journal.dispatched.add((event.at, event.generation, event.attempt))
+        if isinstance(event, ev.StepDispatched):
+            journal.generations[event.at] = event.generation
+        journal.dispatched.add((event.at, journal.generations[event.at], event.attempt))
         journal.handed[event.at, event.attempt] = journal.reports.get(event.at, "")
 
     def _called(self, journal: Journal, event: ev.ChildStarted, where: str) -> None:
@@ -311,14 +320,14 @@ class Watch:
             # The outcome of the child; its attempt ended when the child was started.
             journal.calls.discard(event.at)
             return
-        if isinstance(event, ev.StepFailed) and event.failure.code == "lost":
-            # Said with the loss of its last attempt.
-            return
-        if isinstance(event, ev.StepFailed) and event.at not in journal.attempts:
+        if isinstance(event, ev.StepFailed) and (event.failure.code == "lost" or event.at not in journal.attempts):
+            # Said with the loss of its last attempt, or it had none.
             return
         if journal.open.pop(event.at, None) != event.attempt:
             self.fail(CURRENT, f"{where}: no such attempt is open")
-        if not isinstance(event, ev.AttemptLost):
+        # A window that is full is over without its timer's report.
+        is_full = isinstance(event, ev.StepSucceeded) and not event.token and journal.run.head.window is not None
+        if not is_full and not isinstance(event, ev.AttemptLost):
             session, key, _number, attempt = self.tokens.get(event.token, ("", "", 0, 0))
             if (session, key, attempt) != (event.session, journal.run.key, event.attempt):
                 self.fail(CURRENT, f"{where}: the token is of {session} {key} attempt {attempt}")
@@ -392,6 +401,7 @@ def leftovers(data: MemoryData) -> list[str]:
             found.append(f"run {run.head.id} ({run.status}) has tasks of steps {sorted(run.tasks)}")
         if run.inbox:
             found.append(f"run {run.head.id} ({run.status}) has inputs {list(run.inbox)}")
-        if run.names:
-            found.append(f"run {run.head.id} ({run.status}) is in the lines of {run.names}")
+        # The names of triggers are kept for good.
+        if lines := [name for name in run.names if not name.startswith("trigger:")]:
+            found.append(f"run {run.head.id} ({run.status}) is in the lines of {lines}")
     return found

@@ -20,7 +20,9 @@ from treadle.authoring.builder import Planned
 from treadle.core.decide import Limits
 from treadle.testing.sim_faults import Profile
 from treadle.testing.sim_shape import Shape
-from treadle.testing.sim_workload import INSTANTS, Act, RunSpec, Workload, registry
+from treadle.testing.sim_steps import registry
+from treadle.testing.sim_windows import Send
+from treadle.testing.sim_workload import INSTANTS, Act, RunSpec, Workload
 from treadle.testing.sim_world import World
 from treadle.testing.simulation import Report, play
 
@@ -49,7 +51,7 @@ class Scenario(msgspec.Struct):
     """What is asked of a world, and what its machines are like."""
 
     # One run each, started at node `starts_at`; their ids are r0, r1, ...
-    plans: Sequence[Planned]
+    plans: Sequence[Planned] = ()
     asks: Sequence[Ask] = ()
     starts_at: int = 0
     nodes: int = 2
@@ -64,6 +66,8 @@ class Scenario(msgspec.Struct):
     # How long faults may strike, and how long a store call takes at most.
     seconds: float = 12.0
     pace: float = 0.005
+    # Triggers; like runs, they need nodes that are up.
+    sends: Sequence[Send] = ()
 
     def play(self, strikes: Mapping[str, str] | None = None) -> Report:
         """Let it happen; `strikes` names faults by place, such as `{"commit#3": "crash_after"}`."""
@@ -80,7 +84,7 @@ class Scenario(msgspec.Struct):
             workers=[index < self.workers for index in range(self.nodes)],
         )
         workload = Workload([self._run(index, planned) for index, planned in enumerate(self.plans)], self._acts())
-        return play(lambda: World(_SEED, profile, shape, workload, registry, (), None, strikes or {}))
+        return play(lambda: World(_SEED, profile, shape, workload, registry, (), None, strikes or {}, sends=self.sends))
 
     def _run(self, index: int, planned: Planned) -> RunSpec:
         return RunSpec(

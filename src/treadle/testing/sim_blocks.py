@@ -20,7 +20,8 @@ from treadle.authoring.options import Retry
 from treadle.authoring.phases import LanePlan, Phase, Phases, Rule
 from treadle.errors import NotCompensable, Retryable
 from treadle.testing.sim_conduct import Conduct, fraction, value_of
-from treadle.testing.sim_workload import OBSERVER, Planner, heavy_truth, registry, truth
+from treadle.testing.sim_steps import OBSERVER, heavy_truth, registry, truth
+from treadle.testing.sim_workload import Planner
 
 VARIABLES = ("v0", "v1", "v2")
 

@@ -9,7 +9,7 @@ from treadle.runtime.run import Run
 from treadle.testing.invariants import ANSWERS, DELETED, Fail, Watch
 from treadle.testing.sim_codec import inline_text
 from treadle.testing.sim_oracle import Told
-from treadle.testing.sim_workload import LABELS, SIGNALS, Act, RunSpec
+from treadle.testing.sim_workload import LABELS, SIGNALS, Act
 
 
 class Desk:
@@ -22,19 +22,19 @@ class Desk:
         # Ids of runs that an operator has deleted.
         self.deleted: set[str] = set()
 
-    async def ask(self, act: Act, spec: RunSpec, run: Run[Any], key: str) -> None:
-        """One request of an operator."""
+    async def ask(self, act: Act, id_: str, run: Run[Any], key: str, step: str = "") -> None:
+        """One request of an operator; `id_` is the run that he means, `step` one to wait for."""
         match act.what:
             case "signal":
-                await self._signal(act, spec, run, key)
+                await self._signal(act, run, key)
             case "retry_one" | "rewind" | "rewind_keep" | "undo_to" | "retry_undo" | "skip_undo" | "park_undo":
                 await self._reopen(act, run, key)
             case "delete":
-                await self._delete(spec, run, key)
+                await self._delete(id_, run, key)
             case "await":
                 await self.await_result(run, key)
             case "await_step":
-                await self._await_step(run, key, spec.step)
+                await self._await_step(run, key, step)
             case _:
                 await self._simple(act, run)
 
@@ -64,12 +64,12 @@ class Desk:
                 self._fail(ANSWERS, f"{run.id} was paused all the time, and its resume was told that it is not")
             raise
 
-    async def _signal(self, act: Act, spec: RunSpec, run: Run[Any], key: str) -> None:
+    async def _signal(self, act: Act, run: Run[Any], key: str) -> None:
         name = SIGNALS[int(act.number * len(SIGNALS))]
         first = await run.signal(name, act.name)
         stored = self._watch.journals[key].signals
         if name not in stored or (first and inline_text(stored[name]) != f'"{act.name}"'):
-            self._fail(ANSWERS, f"signal {name} to {spec.id} was answered {first}; stored {stored}")
+            self._fail(ANSWERS, f"signal {name} to {run.id} was answered {first}; stored {stored}")
 
     async def _reopen(self, act: Act, run: Run[Any], key: str) -> None:
         journal = self._watch.journals[key]
@@ -88,11 +88,11 @@ class Desk:
                 case _:
                     await getattr(run, act.what)(at)
 
-    async def _delete(self, spec: RunSpec, run: Run[Any], key: str) -> None:
+    async def _delete(self, id_: str, run: Run[Any], key: str) -> None:
         await run.delete()
-        self.deleted.add(spec.id)
+        self.deleted.add(id_)
         if key in self._watch.data.runs:
-            self._fail(DELETED, f"{spec.id} was deleted and is there")
+            self._fail(DELETED, f"{id_} was deleted and is there")
 
     async def await_result(self, run: Run[Any], key: str) -> None:
         """Wait for a run's result, and note it."""

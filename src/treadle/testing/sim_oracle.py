@@ -30,6 +30,7 @@ from treadle.core.plan import (
     Ref,
     SignalValue,
     StateValue,
+    Triggers,
     decode_plan,
 )
 from treadle.core.state import RunState, StepState, settled
@@ -44,9 +45,9 @@ from treadle.testing.invariants import ANSWERS, BLOCKS, CALLS, EFFECTS, FOLD, RE
 from treadle.testing.sim_blocks import back_value, cell_value, rule_truth, yielded
 from treadle.testing.sim_codec import decoded, inline_text
 from treadle.testing.sim_conduct import Shelf, effects_fault, truth_of, value_of
+from treadle.testing.sim_steps import EFFECTIVE, OWN
 from treadle.testing.sim_undo import UndoOracle
 from treadle.testing.sim_walks import UNKNOWN, Blocks, stable
-from treadle.testing.sim_workload import EFFECTIVE, OWN
 
 
 class Oracle:
@@ -248,6 +249,8 @@ class Oracle:
                 return self._default(constants, slot)
             case SignalValue():
                 return self.value(state.signals[slot.name])
+            case Triggers():
+                return [self.value(handle) for handle in state.constants]
             case Data():
                 return self.value(state.data)[slot.name]
             case ListOf():

@@ -13,12 +13,12 @@ import hashlib
 import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 from treadle.authoring.registry import Registry
+from treadle.core.events import AnyEvent
 from treadle.core.tables import LIVE
-from treadle.errors import InternalError, RunNotActiveError, StoreError, TreadleError
+from treadle.errors import StoreError
 from treadle.ports import Environment
 from treadle.runtime.builtins import with_builtins
 from treadle.runtime.client import App
@@ -26,22 +26,17 @@ from treadle.runtime.collecting import sweep
 from treadle.runtime.node import Node, Settings
 from treadle.store.committer import Driver, InlineDriver
 from treadle.store.memory import MemoryData, MemoryStore
-from treadle.store.queues import QueueChange
 from treadle.testing.invariants import (
     CALLERS,
     CLOSED,
-    DURABLE,
     EFFECTS,
-    FOLD,
     LEFTOVERS,
     OWNERS,
     SLOTS,
     STORE,
-    Journal,
     Watch,
     leftovers,
 )
-from treadle.testing.sim_clients import Desk
 from treadle.testing.sim_codec import codec_of
 from treadle.testing.sim_conduct import Shelf, collected
 from treadle.testing.sim_events import Mail
@@ -50,7 +45,7 @@ from treadle.testing.sim_hooks import Ledger, SimHooks, passing
 from treadle.testing.sim_limits import Restrictions
 from treadle.testing.sim_loop import LIFE, Life, NodeCrashed, SimLoop, place_of
 from treadle.testing.sim_neglect import Neglect
-from treadle.testing.sim_oracle import Told, judge
+from treadle.testing.sim_oracle import judge
 from treadle.testing.sim_ports import (
     SimBlobs,
     SimClock,
@@ -61,9 +56,12 @@ from treadle.testing.sim_ports import (
     SimThreads,
     SimWakeups,
 )
-from treadle.testing.sim_shape import Critical, Host, Shape, singleton_of, where
+from treadle.testing.sim_requests import Requests
+from treadle.testing.sim_shape import Critical, Host, Shape
+from treadle.testing.sim_steps import OBSERVER
 from treadle.testing.sim_store import SimStore
-from treadle.testing.sim_workload import AT_CHILDREN, LABELS, OBSERVER, SIGNALS, Act, RunSpec, Workload
+from treadle.testing.sim_windows import Send, Windows
+from treadle.testing.sim_workload import Act, RunSpec, Workload
 
 # What a user's own simulation does: starts runs, waits for them, asserts what must hold.
 Program = Callable[[App], Awaitable[None]]
@@ -88,6 +86,7 @@ class World:
         program: Program | None = None,
         chosen: Mapping[str, str] | None = None,
         restrictions: Restrictions | None = None,
+        sends: Sequence[Send] | None = None,
     ) -> None:
         self.seed = seed
         self.shape = shape
@@ -107,12 +106,9 @@ class World:
         self.faults = Faults(seed, profile, drop, self.crash, self.say, chosen)
         self.network = SimNetwork(self.loop, self.faults)
         self.watch = Watch(self.data, self.fail, self.say)
-        self.told: list[Told] = []
-        self.clients: list[tuple[str, Life, asyncio.Task[Any]]] = []
         self.mail = Mail(seed, self.fail)
         self.ledger = Ledger(self.watch.journals, self.fail)
-        self.watch.on_written = self.ledger.wrote
-        self.desk = Desk(self.watch, self.told, self.fail)
+        self.watch.on_written = self._written
         # The newest node of each host; one that opens has no session yet.
         self.nodes: dict[int, Node] = {}
         self.collects_at = COLLECT_SECONDS
@@ -127,6 +123,17 @@ class World:
         ]
         self.neglect = Neglect(self.hosts, self.data, self.watch, self.loop.time)
         self.restrictions = restrictions or Restrictions(seed, shape.seconds, shape.nodes)
+        self.windows = Windows(
+            seed,
+            shape.seconds,
+            shape.nodes,
+            self.watch,
+            self.blobs,
+            self.fail,
+            () if sends is None and program is not None else sends,
+            punctual=chosen is not None,
+        )
+        self.requests = Requests(self.loop, self.watch, workload, self.restrictions, self.drop, self.fail)
         self.watch.limits.offers = self._offers
         self.watch.limits.latest = lambda: max(host.clock.now() for host in self.hosts)
 
@@ -144,6 +151,10 @@ class World:
         self.say(f"BROKEN {name}: {text}")
         self.over = True
         self.loop.stop()
+
+    def _written(self, life: Life | None, key: str, event: AnyEvent) -> None:
+        self.ledger.wrote(life, key, event)
+        self.windows.wrote(life, key, event)
 
     def _deadlocked(self) -> None:
         waits = "\n".join(f"  {place_of(task)}" for task in self.loop.pending())
@@ -269,8 +280,14 @@ class World:
             return
         host = self.hosts[act.node]
         if act.name.startswith("op"):
-            self._operate(host, act)
-            return
+            self.requests.operate(host, act)
+        elif not act.name.startswith("window"):
+            self._blow(host, act)
+        elif runs := self.windows.runs():
+            self.requests.operate_on(host, act, runs[int(act.number * len(runs))].head.id)
+
+    def _blow(self, host: Host, act: Act) -> None:
+        """The world does something to a node."""
         self.faults.strike(act.what, act.name)
         life, node = host.life, host.node
         if life is None or life.dead or node is None:
@@ -302,77 +319,6 @@ class World:
                 other.context.copy().run(work, other.node)
                 return
 
-    # -- clients ---------------------------------------------------------------------------------------------------
-
-    def client(self, host: Host, name: str, work: Callable[[App], Awaitable[None]]) -> None:
-        """Let a client do something on a host, if it is up."""
-        life, app = host.life, host.app
-        if life is None or app is None or life.dead or host.context is None:
-            return
-        task = self.loop.create_task(self._client(name, lambda: work(app)), context=host.context.copy())
-        self.clients.append((name, life, task))
-
-    async def _client(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await work()
-        except (TreadleError, TimeoutError) as error:
-            self.say(f"client {name}: {type(error).__name__} {error}")
-            if isinstance(error, InternalError):
-                self.fail(FOLD, f"client {name} was told {error!r}")
-        except Exception as error:  # noqa: BLE001 - any other error is a finding
-            self.fail(CALLERS, f"client {name} got {error!r} at {where(error)}")
-        else:
-            self.say(f"client {name}: done")
-
-    def _start(self, host: Host, spec: RunSpec, *, replace: bool = False, awaits: bool = False) -> None:
-        async def work(app: App) -> None:
-            spec.planned.singleton = singleton_of(spec.at)
-            run = await app.start(
-                self.restrictions.planned(spec.planned, spec.name),
-                id=spec.id,
-                breakpoints=spec.breakpoints,
-                on_conflict="replace" if replace else "queue" if spec.planned.singleton else "reuse",
-                delay=spec.delay,
-                deadline=spec.at % 20 + 2 if int(spec.at * 1000) % 8 == 0 else None,
-            )
-            key = await run.key()
-            if key not in self.watch.journals:
-                self.fail(DURABLE, f"start of {spec.id} returned {key}, which is not stored")
-            if awaits:
-                await self.desk.await_result(run, key)
-
-        self.client(host, f"start {spec.name}", work)
-
-    def _operate(self, host: Host, act: Act) -> None:
-        spec = self.workload.runs[act.run]
-        if spec.name in self.drop:
-            return
-        if act.what == "replace":
-            self._start(host, spec, replace=True)
-            return
-
-        async def work(app: App) -> None:
-            # Some callers give up early.
-            patience = act.number * 2 if act.number < 0.2 else None
-            async with asyncio.timeout(patience):
-                run = app.run(self._aim(act, spec.id))
-                key = await run.key()
-                await self.desk.ask(act, spec, run, key)
-
-        self.client(host, f"{act.name} {act.what} {spec.name}", work)
-
-    def _limit(self, host: Host, name: str, change: QueueChange) -> None:
-        async def work(app: App) -> None:
-            await app.change_queue(change)
-
-        self.client(host, f"{name} {change.name}", work)
-
-    def _aim(self, act: Act, id_: str) -> str:
-        """The run that an operator means: the one of this id, or now and then one below it."""
-        below = [run.head.id for run in self.data.runs.values() if run.head.id.startswith(f"{id_}/")]
-        aimed = act.what in AT_CHILDREN and below and int(act.number * 100) % 5 == 0
-        return below[int(act.number * len(below))] if aimed else id_
-
     # -- the course of the world -----------------------------------------------------------------------------------
 
     def run(self) -> None:
@@ -401,28 +347,33 @@ class World:
         for host in self.hosts:
             self.loop.call_later(self.rng.random() * 0.2, self.boot, host)
         for spec in self.workload.runs:
-            if spec.name not in self.drop:
-                self.loop.call_later(spec.at, self._start_at, spec.node, spec, spec.awaits)
-                for at, node in spec.again:
-                    self.loop.call_later(at, self._start_at, node, spec, False)
-        for act in self.workload.acts:
-            if act.name not in self.drop:
-                self.loop.call_later(act.at, self._act, act)
+            self._plan(spec.name, spec.at, self._start_at, spec.node, spec, spec.awaits)
+            for at, node in spec.again:
+                self._plan(spec.name, at, self._start_at, node, spec, False)
+        for act in (*self.workload.acts, *self.windows.acts):
+            self._plan(act.name, act.at, self._act, act)
+        for send in self.windows.sends:
+            for at, node in ((send.at, send.node), *send.again):
+                self._plan(send.name, at, self._send, self.hosts[node], send)
         for change in self.restrictions.changes:
-            if change.name not in self.drop:
-                self.loop.call_later(change.at, self._limit, self.hosts[change.node], change.name, change.change)
+            host = self.hosts[change.node]
+            self._plan(change.name, change.at, self.requests.limit, host, change.name, change.change)
         self.loop.create_task(self._keep(), context=self.root)
         if self.program is not None:
             self.loop.create_task(self._run_program(self.program), context=self.root)
 
+    def _plan(self, name: str, at: float, what: Callable[..., None], *args: object) -> None:
+        """Have something happen at a time, unless it is left out."""
+        if name not in self.drop:
+            self.loop.call_later(at, what, *args)
+
     async def _run_program(self, program: Program) -> None:
         while not self.programmed:
             host = self.hosts[self.rng.randrange(len(self.hosts))]
-            before = len(self.clients)
-            self.client(host, "program", lambda app: self._programmed(program, app))
-            if len(self.clients) > before:
+            found = self.requests.client(host, "program", lambda app: self._programmed(program, app))
+            if found is not None:
                 # A look now and then: a program whose node died never ends.
-                _, life, task = self.clients[-1]
+                life, task = found
                 while not life.dead and not task.done():
                     await asyncio.wait([task], timeout=0.5)
             await asyncio.sleep(0.5)
@@ -432,7 +383,10 @@ class World:
         self.programmed = True
 
     def _start_at(self, node: int, spec: RunSpec, awaits: bool) -> None:
-        self._start(self.hosts[node], spec, awaits=awaits)
+        self.requests.start(self.hosts[node], spec, awaits=awaits)
+
+    def _send(self, host: Host, send: Send) -> None:
+        self.requests.client(host, f"send {send.name}", self.windows.sending(send))
 
     async def _keep(self) -> None:
         """Watch over the trouble, then over the calm."""
@@ -472,43 +426,25 @@ class World:
                 return False
         host = up[int(self.loop.time()) % len(up)]
         for spec in self.workload.runs:
-            if spec.name not in self.drop and spec.id not in self.data.ids and spec.id not in self.desk.deleted:
-                self._start(host, spec)
+            if (
+                spec.name not in self.drop
+                and spec.id not in self.data.ids
+                and spec.id not in self.requests.desk.deleted
+            ):
+                self.requests.start(host, spec)
+        missing = [send for send in self.windows.missing() if send.name not in self.drop]
+        for send in missing if int(self.loop.time()) % 5 == 0 else ():
+            self._send(host, send)
         for change in self.restrictions.lifted(self.data):
-            self._limit(host, "lift", change)
+            self.requests.limit(host, "lift", change)
         for key, run in self.data.runs.items():
             if self.program is None and run.status in LIVE and int(self.loop.time()) % 5 == 0:
-                self._lift(host, run.head.id, self.watch.journals[key])
-        waiting = [task for _, life, task in self.clients if not life.dead and not task.done()]
-        return self.programmed and not leftovers(self.data) and not waiting
-
-    def _lift(self, host: Host, id_: str, journal: Journal) -> None:
-        """Do for a run what its operators have left undone."""
-        missing = [name for name in SIGNALS if name not in journal.signals]
-        labels = [label for label in LABELS if label in journal.reached]
-        if not missing and not labels and not journal.run.hold:
-            return
-
-        async def work(app: App) -> None:
-            run = app.run(id_)
-            if journal.run.hold:
-                await run.resume()
-            for name in missing:
-                # A run that unwinds takes signals only while a phase is compensated.
-                with suppress(RunNotActiveError):
-                    await run.signal(name, "calm")
-            for label in labels:
-                await run.release(label)
-
-        self.client(host, f"lift {id_}", work)
+                self.requests.lift(host, run.head.id, self.watch.journals[key])
+        return self.programmed and not missing and not leftovers(self.data) and not self.requests.waiting()
 
     def _say_open(self) -> None:
         lines = leftovers(self.data)
-        lines += [
-            f"client {name} of {life.name} waits: {place_of(task)}"
-            for name, life, task in self.clients
-            if not life.dead and not task.done()
-        ]
+        lines += self.requests.waiting()
         if not self.programmed:
             lines.append("the program has not come to its end")
         lines += [f"host n{host.index} is not up" for host in self.hosts if host.app is None]
@@ -583,7 +519,8 @@ class World:
         self.watch.check_store()
         if self.data.sessions:
             self.fail(STORE, f"all nodes are closed, and sessions {list(self.data.sessions)} live")
-        judge(self.watch.journals, self.blobs, self.told, self.fail)
+        self.windows.judge()
+        judge(self.watch.journals, self.blobs, self.requests.told, self.fail)
 
     def digest(self) -> str:
         """The hash of the trace: of every call, fault, event and execution, with its time."""

@@ -32,8 +32,8 @@ from treadle.testing.invariants import TRACE
 from treadle.testing.sim_blocks import BlockPlanner
 from treadle.testing.sim_faults import profile_of
 from treadle.testing.sim_shape import Shape
+from treadle.testing.sim_steps import registry as own_registry
 from treadle.testing.sim_workload import Workload, make_workload
-from treadle.testing.sim_workload import registry as own_registry
 from treadle.testing.sim_world import Program, World
 
 # Reruns that the shrinking of a failure may take.
