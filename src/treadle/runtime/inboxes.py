@@ -1,7 +1,7 @@
 """Inboxes: the inputs that wait in the store for runs that this session decides.
 
-One reading serves many wake-ups: while a question for inboxes is on its way the next one waits for its answer, and the
-inbox of a run is read when the append that is in flight of it is answered. So inputs that come fast are decided
+One reading serves many wake-ups: while a question for inboxes is on its way the next one waits for its answer, and a
+run's own inbox is read when the append that is in flight of it is answered. So inputs that come fast are decided
 together.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from treadle.core.inputs import decode_input
-from treadle.runtime.owned import Pending
+from treadle.runtime.owned import Owned, Pending
 from treadle.store.base import InboxInput
 
 if TYPE_CHECKING:
@@ -36,12 +36,14 @@ class Inboxes:
 
     def _got(self, key: str, items: list[InboxInput] | None, error: BaseException | None) -> None:
         owned = self._engine.runs.get(key)
-        if owned is None:
-            return
+        if owned is not None:
+            # After an error the next round of the sweeper reads them; what waits here need not wait for that.
+            self._take(owned, items if items is not None and error is None else [])
+
+    def _take(self, owned: Owned, items: list[InboxInput]) -> None:
         known = {item.cause for item in owned.pending}
         known.update(item.cause for item in owned.in_flight or ())
-        # After an error the next round of the sweeper reads them; what waits here need not wait for that.
-        for item in items if items is not None and error is None else ():
+        for item in items:
             if item.id not in known:
                 owned.add(Pending(decode_input(item.body), item.id, [], None))
         self._engine.go_on(owned)
@@ -55,12 +57,13 @@ class Inboxes:
         engine = self._engine
         engine.committer.submit(lambda store: store.owned_inboxes(engine.session), self._found)
 
-    def _found(self, keys: list[str] | None, error: BaseException | None) -> None:
+    def _found(self, inboxes: dict[str, list[InboxInput]] | None, error: BaseException | None) -> None:
         self._looking = False
         engine = self._engine
-        for key in keys if keys is not None and error is None else ():
-            if key in engine.runs:
-                self.look(key)
+        for key, items in inboxes.items() if inboxes is not None and error is None else ():
+            owned = engine.runs.get(key)
+            if owned is not None:
+                self._take(owned, items)
             else:
                 # Given back by a call that failed: for the store this session still owns it, so nobody else may.
                 engine.help(key)

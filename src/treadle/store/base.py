@@ -548,8 +548,8 @@ class Store(Reader, Protocol):
         """The inputs that wait, oldest first."""
         ...
 
-    def owned_inboxes(self, session: str) -> list[str]:
-        """Keys of runs owned by the session whose inbox waits."""
+    def owned_inboxes(self, session: str) -> dict[str, list[InboxInput]]:
+        """What waits in the inboxes of runs that the session owns, by key, oldest first; runs without are left out."""
         ...
 
     def acquire(self, session: str, key: str, *, steal: bool = False) -> Acquired | None:

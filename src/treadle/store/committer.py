@@ -52,6 +52,44 @@ class Driver(Protocol):
         ...
 
 
+class Bell(Protocol):
+    """What the thread of a `ThreadDriver` sleeps in; it is entered by that thread."""
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(self, *exc: object) -> object: ...
+
+    def ring(self) -> None:
+        """End the wait, or the next one if nobody waits; from any thread."""
+        ...
+
+    def wait(self, seconds: float) -> None:
+        """Sleep until it rings, at most so long."""
+        ...
+
+
+class QueueBell:
+    """A bell that does nothing else."""
+
+    def __init__(self) -> None:
+        self._rings: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def __enter__(self) -> QueueBell:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """There is nothing to end."""
+
+    def ring(self) -> None:
+        """End the wait, or the next one."""
+        self._rings.put(None)
+
+    def wait(self, seconds: float) -> None:
+        """Sleep until it rings, at most so long."""
+        with contextlib.suppress(queue.Empty):
+            self._rings.get(timeout=seconds)
+
+
 class Committer:
     """Submits operations to a store for one session. All methods are for the event loop's thread."""
 
@@ -267,13 +305,14 @@ class _Ended:
 
 
 class ThreadDriver:
-    """A writer thread; it sleeps in a queue and renews the session every `renew_seconds`."""
+    """A writer thread; it sleeps in its bell and renews the session every `renew_seconds`."""
 
-    def __init__(self, clock: Clock, *, renew_seconds: float) -> None:
+    def __init__(self, clock: Clock, *, renew_seconds: float, bell: Bell | None = None) -> None:
         self.clock = clock
         self.renew_seconds = renew_seconds
-        self.bell: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self.bell: Bell = bell if bell is not None else QueueBell()
         self.rung = False
+        self.going = True
         self.idle = False
 
     def start(self, committer: Committer) -> None:
@@ -287,21 +326,24 @@ class ThreadDriver:
         """Ring the bell, once until the thread has heard it."""
         if not self.rung:
             self.rung = True
-            self.bell.put(True)
+            self.bell.ring()
 
     async def stop(self) -> None:
         """Let the thread finish what waits and end."""
-        self.bell.put(False)
+        self.going = False
+        self.bell.ring()
         await self.loop.run_in_executor(None, self.thread.join)
 
     def _run(self) -> None:
+        with self.bell:
+            self._serve()
+
+    def _serve(self) -> None:
         committer = self.committer
         due = self.clock.monotonic() + self.renew_seconds
-        going = True
-        while going or committer.items:
+        while self.going or committer.items:
             if not committer.items:
-                with contextlib.suppress(queue.Empty):
-                    going = self.bell.get(timeout=max(0.0, due - self.clock.monotonic()))
+                self.bell.wait(max(0.0, due - self.clock.monotonic()))
             # Cleared before looking at the items: one submitted after the look rings again.
             self.rung = False
             while committer.items:

@@ -422,10 +422,11 @@ class MemoryStore(MemoryReader):
             run = self.data.runs.get(key)
             return [] if run is None else list(run.inbox.values())
 
-    def owned_inboxes(self, session: str) -> list[str]:
-        """Keys of runs owned by the session whose inbox waits."""
+    def owned_inboxes(self, session: str) -> dict[str, list[InboxInput]]:
+        """What waits in the inboxes of runs that the session owns, by run, oldest first."""
         with self.data.lock:
-            return [run.key for run in self.data.inboxes.values() if run.owner and run.owner.id == session]
+            found = [run for run in self.data.inboxes.values() if run.owner and run.owner.id == session]
+            return {run.key: list(run.inbox.values()) for run in found}
 
     def acquire(self, session: str, key: str, *, steal: bool = False) -> Acquired | None:
         """Own the run if nobody does, or with `steal`."""

@@ -414,7 +414,7 @@ class ReportsContract:
         assert one.load().tasks == []
         assert one.load().inbox == [report.input]
         assert one.store.payloads(RUN, ["sha256:r"]) == {"sha256:r": b"[1]"}
-        assert one.store.owned_inboxes("one") == [RUN]
+        assert list(one.store.owned_inboxes("one")) == [RUN]
 
     def test_a_report_tells_who_decides_the_run_and_where_that_session_is_woken(self, make_store: MakeStore) -> None:
         one, two = Party(make_store(), "one", wake="there"), Party(make_store(), "two")

@@ -215,7 +215,7 @@ class FaultyStore(FaultyReader):
     def inbox(self, key: str) -> list[InboxInput]:
         return self._counter.run(self._store.inbox, key)
 
-    def owned_inboxes(self, session: str) -> list[str]:
+    def owned_inboxes(self, session: str) -> dict[str, list[InboxInput]]:
         return self._counter.run(self._store.owned_inboxes, session)
 
     def acquire(self, session: str, key: str, *, steal: bool = False) -> Acquired | None:

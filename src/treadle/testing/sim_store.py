@@ -232,7 +232,7 @@ class SimStore(SimReader):
     def inbox(self, key: str) -> list[InboxInput]:
         return self._read("inbox", lambda: self._store.inbox(key))
 
-    def owned_inboxes(self, session: str) -> list[str]:
+    def owned_inboxes(self, session: str) -> dict[str, list[InboxInput]]:
         return self._read("owned_inboxes", lambda: self._store.owned_inboxes(session))
 
     def acquire(self, session: str, key: str, *, steal: bool = False) -> Acquired | None:

@@ -32,8 +32,9 @@ from treadle.store.base import (
 from treadle.store.nats import streams, wire
 from treadle.store.nats.blobs import NatsBlobs
 from treadle.store.nats.foresight import clock_was_set_back
-from treadle.store.nats.link import Link, Loop
+from treadle.store.nats.link import Link
 from treadle.store.nats.location import Location, parse_url
+from treadle.store.nats.loop import Loop, LoopBell
 from treadle.store.nats.reader import NatsReader, Rooms
 from treadle.store.nats.wakeups import NatsWakeups
 from treadle.store.nats.waves import Wave, split
@@ -94,6 +95,10 @@ class NatsStore(NatsReader):
     def reader(self) -> Reader:
         """Reads for another thread: they share the connection and the state."""
         return NatsReader(self._loop, self._rooms)
+
+    def bell(self) -> LoopBell:
+        """What the committer's thread sleeps in, so that its calls need no other thread."""
+        return self._loop.bell()
 
     def blobs(self) -> NatsBlobs:
         """Large payloads, on the same server."""
@@ -370,10 +375,10 @@ class NatsStore(NatsReader):
 
         return self._loop.call(work())
 
-    def owned_inboxes(self, session: str) -> list[str]:
-        """Keys of runs owned by the session whose inbox waits."""
+    def owned_inboxes(self, session: str) -> dict[str, list[InboxInput]]:
+        """What waits in the inboxes of runs that the session owns, by run, oldest first."""
 
-        async def work() -> list[str]:
+        async def work() -> dict[str, list[InboxInput]]:
             await self._rooms.log.follow()
             return self._rooms.log.machine.store.owned_inboxes(session)
 

@@ -493,14 +493,17 @@ class SqliteStore(SqliteReader):
             con.executemany(INSERT_INPUT, rows)
         return answers
 
-    def owned_inboxes(self, session: str) -> list[str]:
-        """Keys of runs owned by the session whose inbox waits."""
+    def owned_inboxes(self, session: str) -> dict[str, list[InboxInput]]:
+        """What waits in the inboxes of runs that the session owns, by run, oldest first."""
         found = self._all(
-            "SELECT r.key FROM (SELECT DISTINCT run FROM inbox) i JOIN runs r ON r.n = i.run"
-            " JOIN sessions s ON s.n = r.owner AND s.ended = 0 WHERE s.id = ? ORDER BY r.n",
+            "SELECT r.key, i.id, i.body FROM inbox i JOIN runs r ON r.n = i.run"
+            " JOIN sessions s ON s.n = r.owner AND s.ended = 0 WHERE s.id = ? ORDER BY r.n, i.seq",
             (session,),
         )
-        return [key for (key,) in found]
+        inboxes: dict[str, list[InboxInput]] = {}
+        for key, id, body in found:
+            inboxes.setdefault(key, []).append(InboxInput(id, key, body))
+        return inboxes
 
     def acquire(self, session: str, key: str, *, steal: bool = False) -> Acquired | None:
         """Own the run if nobody alive does, or with `steal`."""
