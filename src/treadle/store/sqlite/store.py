@@ -379,6 +379,8 @@ class SqliteStore(SqliteReader):
 
             def restart() -> None:
                 con.execute("ROLLBACK")
+                # The triggers, too, are gone if this transaction made them.
+                self._appends.limits.forget()
                 con.execute("BEGIN IMMEDIATE")
                 self._living(con, session)
 

@@ -49,7 +49,7 @@ _POSTPONE = (
     " WHERE run = ? AND number = ? AND lease = ? AND session = ? AND state = 3 AND interrupt = 0"
 )
 
-# How many tasks a claim looks at together, so that many held ones are passed in few steps.
+# How many tasks a claim looks at together once it has met a held one, so that many are passed in few steps.
 _LOOK_AHEAD = 64
 _encode = msgspec.json.Encoder().encode
 # Below every priority.
@@ -271,16 +271,18 @@ class _Queue:
         return self.go_on()
 
     def _read(self, line: tuple[str, str], count: int = 0) -> None:
-        # No more than there are slots for can be taken from any line. One by one where each changes who is first.
-        count = count or (1 if self.keyed else self._room(line[0]))
+        # No more than the free slots can be taken from any line. One by one where each changes who is first.
+        count = count or (1 if self.keyed else self._most(line[0]))
         self.lines[line] = deque(self._candidates(line, count))
         self._push(line)
 
-    def _room(self, action: str) -> int:
+    def _most(self, action: str) -> int:
+        """How many tasks may be taken of a line; one more than there is room for, to know whether the rate ends it."""
         offer = self.claim.offer
-        room = min(offer.room(action), offer.free())
-        # Where the queue has limits, whether something waits is to be known all the same.
-        return room if self.gate is None else max(1, room)
+        if self.gate is None:
+            return min(offer.free(), offer.room(action))
+        # Whether something waits is to be known also where there is no slot for it.
+        return min(max(1, offer.room(action)), offer.free(), self.claim.limits.room(self.gate, self.claim.now) + 1)
 
     def _push(self, line: tuple[str, str]) -> None:
         if self.lines[line]:
@@ -290,17 +292,17 @@ class _Queue:
     def _candidates(self, line: tuple[str, str], count: int) -> list[Record]:
         """The first tasks of a line that may be claimed; those of held runs before them are parked."""
         con, now = self.claim.con, self.claim.now
-        ahead = count
+        look = count
         while True:
-            found = con.execute(_CANDIDATES, (self.name, *line, now, ahead)).fetchall()
+            found = con.execute(_CANDIDATES, (self.name, *line, now, look)).fetchall()
             # The last columns are run, age and hold; the second one is the task's number.
             held = [record for record in found if record[-1]]
             con.executemany(_PARK, [(record[-3], record[1]) for record in held])
             free = [record for record in found if not record[-1]]
             if not held or len(free) >= count:
                 return free[:count]
-            # There may be many of held runs.
-            ahead = max(count, 1 if self.keyed else _LOOK_AHEAD)
+            # Others of their runs may follow; of a key, who follows is found out by `settle_key`.
+            look = 1 if self.keyed else max(count, _LOOK_AHEAD)
             if self.gate is not None and self.keyed:
                 for record in held:
                     self.claim.limits.settle_key(self.gate, record[12], now)
