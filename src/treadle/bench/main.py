@@ -15,6 +15,7 @@ import msgspec
 
 from treadle.bench import ceilings, graphs
 from treadle.bench.artifact import artifact
+from treadle.bench.delayed import delayed
 from treadle.bench.grow import grow
 from treadle.bench.limits import limits
 from treadle.bench.records import records
@@ -37,6 +38,7 @@ DEFAULT_SIZES = {
     "artifact": 1024,
     "records": 10_000,
     "limits": 500,
+    "delayed": 10_000,
     "unwind": 10_000,
     "unwind-fan": 10_000,
 }
@@ -84,7 +86,9 @@ def run_bench(workload: str, size: int | None, store: str) -> Line:
         return _line(workload, amount, store, *asyncio.run(unwind(store, amount, shape)))
     if workload == "phases" and not store.startswith("memory"):
         raise UsageError("phases are measured in process, without a store; leave --store away")
-    measure = {"chain": _chain, "fan": _fan, "many": _many, "phases": _phases, "gather": _gather}[workload]
+    measure = {"chain": _chain, "fan": _fan, "many": _many, "phases": _phases, "gather": _gather, "delayed": delayed}[
+        workload
+    ]
     seconds, steps, delays, notes = asyncio.run(measure(store, amount))
     ceiling, what = _ceiling(workload, amount, steps, store)
     return _line(workload, amount, store, seconds, steps, delays, ceiling, f"{notes}; ceiling: {what}")
@@ -208,6 +212,7 @@ def _ceiling(workload: str, size: int, steps: int, store: str) -> tuple[float, s
             "gather": lambda: ceilings.plain_fan(size),
             "phases": lambda: ceilings.plain_phases(size),
             "many": lambda: ceilings.plain_many(size, 5),
+            "delayed": lambda: ceilings.plain_many(size, 1),
         }
         return steps / statistics.median(plain[workload]() for _ in range(3)), "plain asyncio"
     group = 1 if workload == "chain" else RAW_GROUP

@@ -544,7 +544,8 @@ class Node:
             return
         self.expected.look()
         self.engine.look_around()
-        self.hub.all_changed()
+        self.hub.others_changed(self.engine.will_tell)
+        self.hub.look()
         if self.feeds is not None:
             self.feeds.woken()
         self.look_for_tasks()
