@@ -30,7 +30,7 @@ def woken(futures: dict[str, Changed]) -> list[str]:
 async def test_a_wake_up_leaves_those_alone_whom_the_engine_will_tell() -> None:
     hub, futures = waiting(6)
 
-    hub.others_changed({"r0", "r1", "r2", "r3"}.__contains__)
+    hub.all_changed(but={"r0", "r1", "r2", "r3"}.__contains__)
 
     assert woken(futures) == ["r4", "r5"]
 
@@ -52,7 +52,7 @@ async def test_a_few_look_at_a_time_and_each_has_its_turn() -> None:
     assert looked == [f"r{n % (3 * LOOKS)}" for n in range(4 * LOOKS)]
 
 
-async def test_a_wake_up_lets_few_look_of_those_who_wait_for_runs_of_this_process() -> None:
+async def test_neither_a_wake_up_nor_a_look_makes_all_read_who_wait_for_runs_of_this_process() -> None:
     plan = PlanBuilder("waits", registry=registry)
     plan.output(plan.step("one", one))
     planned = plan.build()
@@ -64,8 +64,10 @@ async def test_a_wake_up_lets_few_look_of_those_who_wait_for_runs_of_this_proces
         assert len(node.hub._ends) == 2 * LOOKS
 
         node._woken()
-
+        assert len(node.hub._ends) == 2 * LOOKS
+        node.hub.look()
         assert len(node.hub._ends) == LOOKS
+
         for result in results:
             result.cancel()
         await asyncio.gather(*results, return_exceptions=True)

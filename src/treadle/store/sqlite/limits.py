@@ -50,6 +50,15 @@ _CLOSE = "UPDATE tasks INDEXED BY tasks_gated SET state = -1 WHERE gate = ? AND 
 _PUT_BUCKET = "INSERT OR REPLACE INTO buckets (queue, key, allowance, at, full_at, opens_at) VALUES (?, ?, ?, ?, ?, ?)"
 
 
+def is_full(con: Database, n: int, length: int) -> bool:
+    """Whether `length` due tasks wait in a queue; never, if that is 0."""
+    if not length:
+        return False
+    sql = f"SELECT count(*) FROM (SELECT 1 {_GATED} AND state IN (-1, 0, 2) LIMIT ?)"
+    ((count,),) = con.execute(sql, (n, length)).fetchall()
+    return bool(count >= length)
+
+
 class Limits(Ledger):
     """The limits of all queues, for the transaction that is open."""
 
@@ -196,14 +205,7 @@ class Limits(Ledger):
 
     def is_full(self, gate: Gate) -> bool:
         """Whether as many due tasks wait in a queue as may."""
-        length = gate.limits.length
-        if not length:
-            return False
-        ((count,),) = self.con.execute(
-            f"SELECT count(*) FROM (SELECT 1 {_GATED} AND state IN (-1, 0, 2) LIMIT ?)", (gate.n, length)
-        )
-        assert isinstance(count, int)
-        return count >= length
+        return is_full(self.con, gate.n, gate.limits.length)
 
     # -- the end of a transaction ----------------------------------------------------------------------
 
