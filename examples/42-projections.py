@@ -1,6 +1,10 @@
-"""Records and projections: steps say what they found, a table of yours holds it, each record applied exactly once."""
+"""Records and projections: steps say what they found, a table of yours holds it, each record applied exactly once.
+
+In a SQLite file, or with a URL as its argument in PostgreSQL: `python 42-projections.py postgresql://user@host/database`.
+"""
 
 import asyncio
+import sys
 import tempfile
 from dataclasses import dataclass
 
@@ -19,8 +23,10 @@ visits = Projection(
 )
 visits.collection(
     "visit",
-    "INSERT INTO visits (url, status, seconds) VALUES (:key, :data ->> '$.status', :data ->> '$.seconds')"
-    " ON CONFLICT (url) DO UPDATE SET status = excluded.status, times = times + 1",
+    # In words that both databases know.
+    "INSERT INTO visits (url, status, seconds)"
+    " VALUES (:key, CAST(:data ->> 'status' AS INTEGER), CAST(:data ->> 'seconds' AS REAL))"
+    " ON CONFLICT (url) DO UPDATE SET status = excluded.status, times = visits.times + 1",
     type=Visit,
 )
 
@@ -52,7 +58,8 @@ def crawl(count: int) -> list[str]:
 
 async def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        async with connect(f"sqlite:///{folder}/runs.db", projections=[visits]) as app:
+        store = sys.argv[1] if len(sys.argv) > 1 else f"sqlite:///{folder}/runs.db"
+        async with connect(store, projections=[visits]) as app:
             run = await app.start(crawl, 8)
             print("broken", await run.result())
 

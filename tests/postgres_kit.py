@@ -28,7 +28,7 @@ _numbers = itertools.count(1)
 _spare: list[str] = []
 _TABLES = (
     "plans", "runs", "heads", "labels", "journal", "steps", "tasks", "payloads", "blobs", "inbox", "sessions", "roles",
-    "tombstones", "queues", "buckets", "turns", "shares", "names",
+    "tombstones", "queues", "buckets", "turns", "shares", "names", "treadle_positions",
 )  # fmt: skip
 
 
@@ -62,6 +62,15 @@ def url_of(server: PostgresServer, schema: str, **options: str) -> str:
 
 
 @contextmanager
+def new_schema() -> Generator[str, None, None]:
+    """The name of a schema that is not there, and is gone afterwards."""
+    schema = f"n{os.getpid()}_{next(_numbers)}"
+    yield schema
+    with psycopg.connect(shared_server().get_uri(), autocommit=True) as con:
+        con.execute(f"DROP SCHEMA IF EXISTS {schema} CASCADE".encode())
+
+
+@contextmanager
 def empty_schema() -> Generator[str, None, None]:
     """The name of a schema of the shared server without a store, or with an empty one."""
     schema = _spare.pop() if _spare else f"t{os.getpid()}_{next(_numbers)}"
@@ -70,7 +79,23 @@ def empty_schema() -> Generator[str, None, None]:
     if query(server, "SELECT 1 FROM pg_namespace WHERE nspname = %s", schema):
         with psycopg.connect(server.get_uri(), autocommit=True) as con:
             con.execute("; ".join(f"DELETE FROM {schema}.{table}" for table in _TABLES).encode())
+            _drop_projections(con, schema)
     _spare.append(schema)
+
+
+def _drop_projections(con: psycopg.Connection[Any], schema: str) -> None:
+    names = con.execute(f"DELETE FROM {schema}.treadle_projections RETURNING name".encode()).fetchall()
+    for (name,) in names:
+        con.execute(f"DROP FUNCTION {schema}.treadle_apply_{name}".encode())
+        found = con.execute(
+            "SELECT relname FROM pg_class WHERE relnamespace = %s::regnamespace AND relkind = 'r'"
+            " AND starts_with(relname, %s)",
+            (schema, name),
+        ).fetchall()
+        for (table,) in found:
+            con.execute(f"DROP TABLE IF EXISTS {schema}.{table} CASCADE".encode())
+    if names:
+        con.execute(f"UPDATE {schema}.meta SET serves = 5".encode())
 
 
 def query(server: PostgresServer, sql: str, *values: Any) -> list[tuple[Any, ...]]:

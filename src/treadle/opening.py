@@ -34,7 +34,7 @@ from treadle.runtime.wakeups import DatagramWakeups, NoWakeups
 from treadle.store.base import Store
 from treadle.store.blob_port import Blobs
 from treadle.store.committer import Driver, InlineDriver, ThreadDriver
-from treadle.store.projection import ProjectionDatabase
+from treadle.store.projection import HostsProjections, ProjectionDatabase
 
 # Where artifacts are kept: a path, a URL, or an object that keeps them.
 Place = str | os.PathLike[str] | Blobs
@@ -221,28 +221,41 @@ def _live(projections: Mapping[str, Projection], store: Store, *, rebuild: bool)
     Raises:
         ProjectionError: a migration fails, or was changed.
     """
-    from treadle.store.sqlite import SqliteProjections, SqliteStore, parse_url
-
     databases: dict[str, ProjectionDatabase] = {}
     live: dict[str, Live] = {}
-    for name, projection in projections.items():
-        url = projection.url
-        hosted = not url and isinstance(store, SqliteStore)
-        if url not in databases:
-            if hosted:
-                assert isinstance(store, SqliteStore)
-                databases[url] = store.projections()
-            elif url.startswith("sqlite:"):
-                databases[url] = SqliteProjections(parse_url(url)[0], hosted=False)
-            elif url or store.durability != "process":
-                raise StoreUrlError(
-                    f"projection {name!r} cannot live at {url or 'this store'!r}; give it a sqlite:/// URL"
-                )
-            else:
-                databases[url] = SqliteProjections(":memory:", hosted=False)
-        (databases[url].rebuild if rebuild else databases[url].define)(projection.spec)
-        live[name] = Live(projection, databases[url], hosted=hosted)
+    try:
+        for name, projection in projections.items():
+            url = projection.url
+            if url not in databases:
+                databases[url] = _database(name, url, store)
+            (databases[url].rebuild if rebuild else databases[url].define)(projection.spec)
+            live[name] = Live(projection, databases[url], hosted=not url and isinstance(store, HostsProjections))
+    except BaseException:
+        for database in databases.values():
+            database.close()
+        raise
     return live
+
+
+def _database(name: str, url: str, store: Store) -> ProjectionDatabase:
+    """Where a projection lives: at its URL, in the store itself, or for a store in memory there too."""
+    if not url and isinstance(store, HostsProjections):
+        return store.projections()
+    scheme = url.partition(":")[0]
+    if scheme in ("postgresql", "postgres"):
+        from treadle.store.postgres import PostgresProjections
+        from treadle.store.postgres import parse_url as parse_location
+
+        return PostgresProjections(parse_location(url), hosted=False)
+    from treadle.store.sqlite import SqliteProjections, parse_url
+
+    if scheme == "sqlite":
+        return SqliteProjections(parse_url(url)[0], hosted=False)
+    if url or store.durability != "process":
+        raise StoreUrlError(
+            f"projection {name!r} cannot live at {url or 'this store'!r}; give it a sqlite:/// URL, or postgresql://"
+        )
+    return SqliteProjections(":memory:", hosted=False)
 
 
 def _cursors(sinks: Sequence[EventSink], store: Store) -> dict[EventSink, Cursor]:
@@ -295,6 +308,8 @@ def _parts(url: str, clock: Clock, ids: Ids, settings: Settings) -> StoreParts:
         from treadle.store.postgres import PostgresStore
 
         postgres, reader = PostgresStore.from_url(url), _ReaderThread()
+        if settings.codec is not None:
+            postgres.opened = opener(settings.codec)
         return StoreParts(postgres, postgres.blobs(), threaded, postgres.wakeups(ids.key()), reader.run, reader.close)
     if scheme in ("nats", "tls"):
         from treadle.store.nats import NatsStore

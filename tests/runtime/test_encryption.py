@@ -6,6 +6,7 @@ import asyncio
 import base64
 import os
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -246,9 +247,22 @@ async def test_values_that_ride_in_events_are_encrypted_and_booleans_that_the_ke
     assert {event.at: event.value for event in found if isinstance(event, ConditionEvaluated)} == {"asked": True}
 
 
-async def test_records_reach_projections_in_the_stores_file_and_elsewhere(sqlite: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+async def test_records_reach_projections_in_the_stores_database_and_elsewhere(
+    kind: str, request: pytest.FixtureRequest, sqlite: str, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        if kind == "postgres":
+            request.getfixturevalue("postgres_server")
+            from tests.postgres_kit import empty_schema, shared_server, url_of
+
+            sqlite = url_of(shared_server(), stack.enter_context(empty_schema()))
+        await _check_records(sqlite, tmp_path)
+
+
+async def _check_records(store: str, tmp_path: Path) -> None:
     table = "CREATE TABLE {0} (key TEXT PRIMARY KEY, text TEXT)"
-    insert = "INSERT INTO {0} VALUES (:key, :data ->> '$.text')"
+    insert = "INSERT INTO {0} VALUES (:key, :data ->> 'text')"
     projections: list[Projection] = []
     for name, url in (("hosted", ""), ("own", f"sqlite:///{tmp_path}/own.db")):
         made = Projection(name, migrations=[table.format(name)], url=url)
@@ -259,7 +273,7 @@ async def test_records_reach_projections_in_the_stores_file_and_elsewhere(sqlite
     def noted(text: str) -> Any:
         return records.bind(text)
 
-    async with connect(sqlite, registry=registry, codec=Encryption({"k1": OLD}), projections=projections) as app:
+    async with connect(store, registry=registry, codec=Encryption({"k1": OLD}), projections=projections) as app:
         await (await app.start(noted, MARK)).result()
         for name in ("hosted", "own"):
             found = app.projection(name)

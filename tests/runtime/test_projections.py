@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import apsw
 import pytest
+from tests.runtime.projection_target import counts
 from tests.runtime.test_anomalies import drive, insistently, registry
+from tests.runtime.test_kills import lines, start_program, wait_for_lines
 
 from treadle import (
     DefinitionError,
@@ -32,12 +38,16 @@ from treadle import (
 from treadle.runtime.client import App
 from treadle.runtime.projections import Live
 from treadle.store.base import Store
+from treadle.store.postgres import PostgresProjections, PostgresStore, parse_url
+from treadle.store.projection import ProjectionDatabase
 from treadle.store.sqlite import SqliteProjections, SqliteStore
 
+TARGET = Path(__file__).with_name("projection_target.py")
 TABLE = "CREATE TABLE pages (url TEXT PRIMARY KEY, status INTEGER NOT NULL, seen INTEGER NOT NULL DEFAULT 1)"
+# In words that SQLite and PostgreSQL share.
 APPLY = (
-    "INSERT INTO pages (url, status) VALUES (:key, :data ->> '$.status')"
-    " ON CONFLICT (url) DO UPDATE SET status = excluded.status, seen = seen + 1"
+    "INSERT INTO pages (url, status) VALUES (:key, CAST(:data ->> 'status' AS INTEGER))"
+    " ON CONFLICT (url) DO UPDATE SET status = excluded.status, seen = pages.seen + 1"
 )
 
 
@@ -52,15 +62,56 @@ def pages(url: str = "") -> Projection:
     return made
 
 
-@pytest.fixture(params=["hosted", "own", "memory"])
-def places(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str]:
+_POSTGRES = pytest.mark.postgres
+# The store, and the database of the projection if that is another one.
+_HOSTED = ["sqlite", pytest.param("postgres", marks=_POSTGRES)]
+_FOLLOWED = [
+    "sqlite+sqlite",
+    "memory",
+    pytest.param("sqlite+postgres", marks=_POSTGRES),
+    pytest.param("memory+postgres", marks=_POSTGRES),
+    pytest.param("postgres+sqlite", marks=_POSTGRES),
+    pytest.param("postgres+postgres", marks=_POSTGRES),
+    pytest.param("nats+postgres", marks=[_POSTGRES, pytest.mark.nats]),
+]
+
+
+def _url(request: pytest.FixtureRequest, stack: ExitStack, kind: str, path: Path) -> str:
+    if kind == "postgres":
+        request.getfixturevalue("postgres_server")
+        from tests.postgres_kit import empty_schema, new_schema, shared_server, url_of
+
+        return url_of(shared_server(), stack.enter_context(empty_schema() if path.stem == "app" else new_schema()))
+    if kind == "nats":
+        return str(request.getfixturevalue("nats_url"))
+    return "memory://" if kind == "memory" else f"sqlite:///{path}?sync=normal"
+
+
+@pytest.fixture(params=[*_HOSTED, *_FOLLOWED])
+def places(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, str]]:
     """The store's URL, and the projection's."""
-    store = f"sqlite:///{tmp_path}/app.db?sync=normal"
-    return {
-        "hosted": (store, ""),
-        "own": (store, f"sqlite:///{tmp_path}/pages.db"),
-        "memory": ("memory://", ""),
-    }[request.param]
+    store, _, own = request.param.partition("+")
+    with ExitStack() as stack:
+        url = _url(request, stack, store, tmp_path / "app.db")
+        yield url, _url(request, stack, own, tmp_path / "pages.db") if own else ""
+
+
+@pytest.fixture(params=_HOSTED)
+def host(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a store that projections can live in."""
+    with ExitStack() as stack:
+        yield _url(request, stack, request.param, tmp_path / "app.db")
+
+
+def raw(store: str, sql: str) -> list[tuple[Any, ...]]:
+    """What another tool sees in the database of a store."""
+    if store.startswith("sqlite"):
+        with closing(apsw.Connection(store.partition("?")[0].removeprefix("sqlite:///"))) as con:
+            return list(con.execute(sql))
+    from tests.postgres_kit import query, shared_server
+
+    schema = store.partition("schema=")[2].partition("&")[0]
+    return query(shared_server(), sql.replace("FROM ", f"FROM {schema}."))
 
 
 @step(name="proj:emit")
@@ -153,15 +204,13 @@ async def test_what_was_recorded_before_a_projection_is_there_comes_into_it(plac
             assert [row["seen"] for row in await rows(app)] == [1, 1]
 
 
-async def test_a_process_that_does_not_know_the_projection_applies_records_too(tmp_path: Path) -> None:
-    store = f"sqlite:///{tmp_path}/app.db?sync=normal"
-    async with connect(store, projections=[pages()]):
+async def test_a_process_that_does_not_know_the_projection_applies_records_too(host: str) -> None:
+    async with connect(host, projections=[pages()]):
         pass
-    async with connect(store) as app:
+    async with connect(host) as app:
         await (await app.start(alone(emit, 2))).result()
-        con = apsw.Connection(str(tmp_path / "app.db"), flags=apsw.SQLITE_OPEN_READONLY)
-        assert con.execute("SELECT url FROM pages ORDER BY url").fetchall() == [("/0",), ("/1",)]
-        con.close()
+
+        assert raw(host, "SELECT url FROM pages ORDER BY url") == [("/0",), ("/1",)]
 
 
 async def test_a_projection_is_rebuilt_from_the_journals(places: tuple[str, str]) -> None:
@@ -212,14 +261,14 @@ async def test_records_without_names_or_too_large_are_refused() -> None:
     ]
 
 
-async def test_a_record_that_a_statement_refuses_fails_its_step_and_no_other(tmp_path: Path) -> None:
+async def test_a_record_that_a_statement_refuses_fails_its_step_and_no_other(host: str) -> None:
     strict = Projection("pages", migrations=["CREATE TABLE pages (url TEXT PRIMARY KEY CHECK (url != '/1'))"])
-    strict.collection("page", "INSERT OR REPLACE INTO pages (url) VALUES (:key)")
-    async with connect(f"sqlite:///{tmp_path}/app.db?sync=normal", projections=[strict]) as app:
+    strict.collection("page", "INSERT INTO pages (url) VALUES (:key) ON CONFLICT DO NOTHING")
+    async with connect(host, projections=[strict]) as app:
         refused = await app.start(alone(emit, 2))
         others = [await app.start(alone(emit, 1)) for _ in range(20)]
 
-        with pytest.raises(RunFailedError, match=r"projection 'pages' does not take record '/1'.*CHECK"):
+        with pytest.raises(RunFailedError, match=r"projection 'pages' does not take record '/1'.*(CHECK|check)"):
             await refused.result()
         for run in others:
             assert await run.result() == 1
@@ -229,12 +278,14 @@ async def test_a_record_that_a_statement_refuses_fails_its_step_and_no_other(tmp
 
 async def test_a_migration_that_fails_changes_nothing(places: tuple[str, str]) -> None:
     store, url = places
-    broken = Projection("pages", migrations=[TABLE, "CREATE INDEX pages_x ON pages (status); CREATE TABLE pages (x)"])
+    broken = Projection(
+        "pages", migrations=[TABLE, "CREATE INDEX pages_x ON pages (status); CREATE TABLE pages (x INTEGER)"]
+    )
     broken.collection("page", APPLY)
     broken = Projection(
-        "pages", migrations=[TABLE, "CREATE INDEX pages_x ON pages (status); CREATE TABLE pages (x)"], url=url
+        "pages", migrations=[TABLE, "CREATE INDEX pages_x ON pages (status); CREATE TABLE pages (x INTEGER)"], url=url
     )
-    with pytest.raises(ProjectionError, match="migration 2 of projection 'pages' fails: table pages already exists"):
+    with pytest.raises(ProjectionError, match=r"migration 2 of projection 'pages' fails: .*already exists"):
         async with connect(store, projections=[broken]):
             pass
     async with connect(store, projections=[pages(url)]) as app:
@@ -244,30 +295,58 @@ async def test_a_migration_that_fails_changes_nothing(places: tuple[str, str]) -
 @pytest.mark.parametrize(
     ("migration", "text"),
     [
-        ("CREATE TABLE other (x)", "makes 'other'"),
-        ("COMMIT", "fails: not authorized"),
-        ("DELETE FROM runs", "fails: not authorized"),
-        ("ATTACH 'x' AS y", "fails: not authorized"),
+        ("CREATE TABLE other (x INTEGER)", "makes 'other'"),
+        ("DROP VIEW v_runs", "drops 'v_runs'|not authorized"),
+        ("COMMIT", "fails: (not authorized|EXECUTE of transaction commands)"),
+        ("DELETE FROM sessions", "fails: (not authorized|it changes rows of 'sessions')"),
+        ("ATTACH 'x' AS y", "fails: (not authorized|syntax error)"),
     ],
 )
-async def test_migrations_leave_the_store_alone(tmp_path: Path, migration: str, text: str) -> None:
+async def test_migrations_leave_the_store_alone(host: str, migration: str, text: str) -> None:
     greedy = Projection("pages", migrations=[migration])
+    async with connect(host) as app:
+        # So that there is something to delete.
+        assert await (await app.start(alone(emit, 1))).result() == 1
     with pytest.raises(ProjectionError, match=text):
-        async with connect(f"sqlite:///{tmp_path}/app.db", projections=[greedy]):
+        async with connect(host, projections=[greedy]):
             pass
+    async with connect(host) as app:
+        assert len(await app.runs()) == 1
+
+
+@pytest.mark.parametrize("name", ["runs", "inbox", "v"])
+@pytest.mark.parametrize("rebuild", [False, True])
+async def test_names_of_other_tables_are_not_taken(host: str, name: str, rebuild: bool) -> None:
+    taken = Projection(name, migrations=[f"CREATE TABLE {name}_x (x INTEGER)"])
+    with pytest.raises(ProjectionError, match=f"projection '{name}' cannot live in .* is there already"):
+        async with connect(host, projections=[taken], rebuild=rebuild):
+            pass
+    async with connect(host) as app:
+        assert await app.runs() == []
+
+
+async def test_projections_whose_tables_could_be_taken_for_each_others_do_not_live_together(
+    places: tuple[str, str],
+) -> None:
+    store, url = places
+    other = Projection("pages_more", migrations=["CREATE TABLE pages_more (x INTEGER)"], url=url)
+    for given in ([pages(url), other], [other, pages(url)]):
+        with pytest.raises(ProjectionError, match=r"cannot live in .*choose another name"):
+            async with connect(store, projections=given):
+                pass
 
 
 async def test_a_changed_migration_and_older_code_are_refused(places: tuple[str, str]) -> None:
     store, url = places
     if store.startswith("memory"):
         pytest.skip("a store in memory does not outlive its application")
-    newer = Projection("pages", migrations=[TABLE, "CREATE TABLE pages_more (x)"], url=url)
+    newer = Projection("pages", migrations=[TABLE, "CREATE TABLE pages_more (x INTEGER)"], url=url)
     async with connect(store, projections=[newer]):
         pass
     with pytest.raises(SchemaVersionError, match="upgrade the package"):
         async with connect(store, projections=[pages(url)]):
             pass
-    changed = Projection("pages", migrations=[TABLE + " ", "CREATE TABLE pages_more (x)"], url=url)
+    changed = Projection("pages", migrations=[TABLE + " ", "CREATE TABLE pages_more (x INTEGER)"], url=url)
     with pytest.raises(ProjectionError, match="migration 1 of projection 'pages' was changed"):
         async with connect(store, projections=[changed]):
             pass
@@ -282,7 +361,7 @@ def test_bad_names_are_refused(name: str) -> None:
 async def test_mistakes_in_projections_are_told_when_connecting() -> None:
     with pytest.raises(DefinitionError, match="two projections are called 'pages'"):
         connect("memory://", projections=[pages(), pages()])
-    with pytest.raises(StoreUrlError, match="give it a sqlite:/// URL"):
+    with pytest.raises(StoreUrlError, match="give it a sqlite:/// URL, or postgresql://"):
         async with connect("memory://", projections=[pages("mysql://x")]):
             pass
     wrong_sql = Projection("pages", migrations=[TABLE])
@@ -343,15 +422,15 @@ def bank() -> Projection:
     )
 
 
-async def test_a_steps_writes_and_its_outcome_are_one_transaction(tmp_path: Path) -> None:
+async def test_a_steps_writes_and_its_outcome_are_one_transaction(host: str) -> None:
     policy = Retry(attempts=2, initial="1ms")
-    async with connect(f"sqlite:///{tmp_path}/app.db?sync=normal", projections=[bank()], retry=policy) as app:
+    async with connect(host, projections=[bank()], retry=policy) as app:
         await asyncio.gather(*[(await app.start(alone(transfer, 10))).result() for _ in range(8)])
         poor = await app.start(alone(transfer, 30))
-        with pytest.raises(RunFailedError, match="CHECK constraint failed"):
+        with pytest.raises(RunFailedError, match=r"(?i)check constraint"):
             await poor.result()
 
-        assert await app.projection("bank").query("SELECT * FROM bank") == [
+        assert await app.projection("bank").query("SELECT * FROM bank ORDER BY owner") == [
             {"owner": "a", "money": 20},
             {"owner": "b", "money": 80},
         ]
@@ -371,8 +450,8 @@ def greedy(sql: str) -> None:
 @pytest.mark.parametrize(
     "sql", ["COMMIT", "DELETE FROM runs", "DELETE FROM nothing", "PRAGMA user_version = 3", "SELECT 1; SELECT 2"]
 )
-async def test_writes_change_the_projections_own_tables_only(tmp_path: Path, sql: str) -> None:
-    async with connect(f"sqlite:///{tmp_path}/app.db?sync=normal", projections=[bank()]) as app:
+async def test_writes_change_the_projections_own_tables_only(host: str, sql: str) -> None:
+    async with connect(host, projections=[bank()]) as app:
         with pytest.raises(RunFailedError, match="the statement"):
             await (await app.start(alone(greedy, sql))).result()
         assert len(await app.runs()) == 1
@@ -389,20 +468,30 @@ async def count(name: str) -> None:
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
-@pytest.mark.parametrize("hosted", [True, False], ids=["hosted", "followed"])
-def test_records_are_applied_once_whichever_store_call_fails(tmp_path: Path, before: bool, hosted: bool) -> None:
-    stores: list[SqliteStore] = []
-    databases: list[SqliteProjections] = []
+@pytest.mark.parametrize("kind", [*_HOSTED, "sqlite+sqlite", pytest.param("sqlite+postgres", marks=_POSTGRES)])
+def test_records_are_applied_once_whichever_store_call_fails(
+    request: pytest.FixtureRequest, tmp_path: Path, before: bool, kind: str
+) -> None:
+    host, _, own = kind.partition("+")
+    stores: list[SqliteStore | PostgresStore] = []
+    databases: list[ProjectionDatabase] = []
+    stack = ExitStack()
 
     def make() -> Store:
-        stores.append(SqliteStore(str(tmp_path / f"{nth}.db"), sync="normal"))
+        stack.close()
+        url = _url(request, stack, host, tmp_path / "app.db").replace("app.db", f"{nth}.db")
+        stores.append((PostgresStore if host == "postgres" else SqliteStore).from_url(url))
         return stores[-1]
 
     def projections() -> dict[str, Live]:
-        database = stores[-1].projections() if hosted else SqliteProjections(":memory:", hosted=False)
+        if own == "postgres":
+            location = parse_url(_url(request, stack, own, tmp_path / "pages.db"))
+            database: ProjectionDatabase = PostgresProjections(location, hosted=False)
+        else:
+            database = SqliteProjections(":memory:", hosted=False) if own else stores[-1].projections()
         database.define(pages().spec)
         databases.append(database)
-        return {"pages": Live(pages(), database, hosted=hosted)}
+        return {"pages": Live(pages(), database, hosted=not own)}
 
     async def act(app: App) -> None:
         builder = PlanBuilder("counting", retry=2, registry=registry)
@@ -420,5 +509,80 @@ def test_records_are_applied_once_whichever_store_call_fails(tmp_path: Path, bef
     nth = 1
     while drive(make, nth, before=before, act=act, check=check, projections=projections):
         nth += 1
+    stack.close()
 
     assert nth > 10
+
+
+async def test_a_projection_that_comes_while_outcomes_are_committed_misses_none_and_gets_none_twice(host: str) -> None:
+    async def define() -> None:
+        async with connect(host, projections=[pages()], worker=False):
+            pass
+
+    async with connect(host) as app:
+        given = 0
+
+        async def give() -> None:
+            nonlocal given
+            given += 3
+            await (await app.start(alone(emit, 3, given - 3))).result()
+
+        await give()
+        defining = asyncio.create_task(asyncio.to_thread(asyncio.run, define()))
+        while not defining.done():
+            await asyncio.gather(*[give() for _ in range(10)])
+        await give()
+        async with connect(host, projections=[pages()], worker=False) as other:
+            found = await rows(other)
+
+    assert given > 30
+    assert len(found) == given
+    assert {row["seen"] for row in found} == {1}
+
+
+async def test_outcomes_that_another_session_reports_bring_their_records(host: str) -> None:
+    # Lists that are rows of the store, and one that rides in the event.
+    async with connect(host, projections=[pages()], worker=False) as client, connect(host):
+        many, few = await client.start(alone(emit, 2000)), await client.start(alone(emit, 1, 5000))
+        assert [await many.result(), await few.result()] == [2000, 1]
+
+        found = await rows(client)
+
+    assert len(found) == 2001
+    assert {row["seen"] for row in found} == {1}
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", [*_HOSTED, "sqlite+sqlite", pytest.param("sqlite+postgres", marks=_POSTGRES)])
+def test_records_are_applied_once_by_processes_that_are_killed(
+    request: pytest.FixtureRequest, tmp_path: Path, kind: str
+) -> None:
+    """Three workers share one run of 80 steps; one after the other is killed with -9."""
+    store, _, own = kind.partition("+")
+    dice, log = random.Random(kind), tmp_path / "log"
+    with ExitStack() as stack:
+        url = _url(request, stack, store, tmp_path / "app.db")
+        place = _url(request, stack, own, tmp_path / "pages.db") if own else ""
+
+        def life() -> subprocess.Popen[str]:
+            return start_program(log, TARGET, url, place)
+
+        lives = [life() for _ in range(3)]
+        for _ in range(4):
+            if not wait_for_lines(log, lines(log) + dice.randint(3, 12), lives):
+                break
+            victim = lives.pop(dice.randrange(3))
+            victim.kill()
+            victim.communicate()
+            lives.append(life())
+        answers = [one.communicate(timeout=120) for one in lives]
+        assert [one.returncode for one in lives] == [0] * 3, [err for _, err in answers]
+
+        async def told() -> list[dict[str, Any]]:
+            async with connect(url, projections=[counts(place)], worker=False) as app:
+                projection = app.projection("counts")
+                await projection.caught_up()
+                return await projection.query("SELECT count(*) AS steps, sum(seen) AS seen FROM counts")
+
+        ((found),) = asyncio.run(told())
+    assert (int(found["steps"]), int(found["seen"])) == (80, 80)

@@ -12,7 +12,7 @@ import pytest
 from tests.pgbouncer_kit import POOL, Pooler, find_pgbouncer, pooler
 from tests.postgres_kit import empty_schema
 
-from treadle import Queue, connect, step, workflow
+from treadle import Projection, Queue, connect, context, step, workflow
 from treadle.store.base import Store
 from treadle.store.postgres import PostgresStore
 from treadle.testing import LimitsContract, StoreContract
@@ -93,6 +93,41 @@ async def test_applications_share_runs_and_limits_through_it(bouncer: Pooler, li
 
             assert [await run.result() for run in runs] == [2470] * 5
             assert (await client.check()).problems == []
+
+
+@step
+async def give(number: int) -> None:
+    own = context()
+    own.record("square", str(number), number * number)
+    own.projection("squares_of").write("INSERT INTO squares_of_log (number) VALUES (?)", number)
+
+
+@workflow
+def giving(count: int) -> None:
+    for number in range(count):
+        give.bind(number)
+
+
+async def test_projections_live_behind_it(bouncer: Pooler) -> None:
+    made = Projection(
+        "squares_of",
+        migrations=[
+            "CREATE TABLE squares_of (key TEXT PRIMARY KEY, square INTEGER);"
+            " CREATE TABLE squares_of_log (number INTEGER)"
+        ],
+    )
+    made.collection("square", "INSERT INTO squares_of VALUES (:key, CAST(:data #>> '{}' AS INTEGER))")
+    with empty_schema() as schema:
+        url = bouncer.url(schema)
+        async with connect(url, projections=[made]) as app, connect(url):
+            for run in [await app.start(giving, 10)]:
+                await run.result()
+            projection = app.projection("squares_of")
+
+            assert await projection.query("SELECT sum(square) AS sum FROM squares_of") == [{"sum": 285}]
+            assert await projection.execute("DELETE FROM squares_of_log WHERE number < ?", 5) == 5
+            await projection.rebuild()
+            assert len(await projection.query("SELECT * FROM squares_of")) == 10
 
 
 async def test_one_that_is_killed_and_started_again_costs_time_alone(bouncer: Pooler) -> None:

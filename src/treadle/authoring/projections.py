@@ -3,7 +3,7 @@
     pages = Projection("pages", migrations=["CREATE TABLE pages (url TEXT PRIMARY KEY, status INTEGER)"])
     pages.collection(
         "page",
-        "INSERT INTO pages (url, status) VALUES (:key, :data ->> '$.status')"
+        "INSERT INTO pages (url, status) VALUES (:key, CAST(:data ->> 'status' AS INTEGER))"
         " ON CONFLICT (url) DO UPDATE SET status = excluded.status",
         type=Page,
     )
@@ -33,7 +33,7 @@ class Projection:
     Args:
         name: what its tables are called, or begin with (`name_...`); letters, digits and `_`.
         migrations: scripts in order. One that was applied somewhere is never changed; add a new one.
-        url: where it lives; by default in the store's own file, else a `sqlite:///` URL.
+        url: where it lives: by default in the store's own database, else at a `sqlite:///` or `postgresql://` URL.
     """
 
     def __init__(self, name: str, *, migrations: Sequence[str], url: str = "") -> None:
@@ -53,7 +53,7 @@ class Projection:
     def collection(self, name: str, sql: str, *, type: Any = Any) -> None:
         """Apply records of a collection by a statement. `type` is what their data must be.
 
-        The statement has :key, :data (JSON text), :collection, :run, :step and :at (seconds since the epoch). It is
+        The statement has :key, :data (JSON), :collection, :run, :step and :at (seconds since the epoch). It is
         carried out once a record, so it should do the same again for the same key.
         """
         if name in self._statements:

@@ -8,6 +8,7 @@ from treadle.bench.ceilings import CALL, EVENTS
 from treadle.store.postgres.arrays import BIG_ARRAY, TEXT_ARRAY, bigs, texts
 from treadle.store.postgres.connection import Link, Statement
 from treadle.store.postgres.location import parse_url
+from treadle.store.postgres.sql_text import named
 
 _RUNS = "INSERT INTO @.runs SELECT n, 0, 'running' FROM generate_series(0, %d) n"
 _SCHEMA = """
@@ -28,6 +29,28 @@ _STATEMENTS = (
     "INSERT INTO @.tasks SELECT u.n, u.v, 1, 'treadle.bench:bump', 's', 42, u.t FROM unnest($1, $2, $3) u (n, v, t)",
     "INSERT INTO @.steps SELECT u.n, u.v, 's17', 'succeeded', '=18', 1700000000.5 FROM unnest($1, $2) u (n, v)",
 )
+
+
+def raw_inserts(url: str, table: str, statement: str, rows: list[tuple[str, str]]) -> float:
+    """Seconds to carry out a statement for each (key, data), in one transaction of one call of a function."""
+    link = Link(parse_url(url), name="treadle bench")
+    schema = '"treadle_bench_raw"'
+    body = named(statement, {"key": "treadle_keys[place]", "data": "treadle_datas[place]::jsonb"})
+    try:
+        link.script(f"DROP SCHEMA IF EXISTS {schema} CASCADE; CREATE SCHEMA {schema}")
+        link.script(table.replace("TABLE ", f"TABLE {schema}."))
+        link.script(
+            f"CREATE FUNCTION {schema}.apply(treadle_keys text[], treadle_datas text[]) RETURNS void LANGUAGE plpgsql"
+            f" SET search_path = {schema} AS $x$ BEGIN FOR place IN 1 .. cardinality(treadle_keys) LOOP {body};"
+            " END LOOP; END $x$"
+        )
+        values = [texts([key for key, _ in rows]), texts([data for _, data in rows])]
+        began = time.perf_counter()
+        link.call((f"SELECT {schema}.apply($1, $2)".encode(), values, [TEXT_ARRAY, TEXT_ARRAY]))
+        return time.perf_counter() - began
+    finally:
+        link.script(f"DROP SCHEMA IF EXISTS {schema} CASCADE")
+        link.close()
 
 
 def raw_commits(url: str, steps: int, group: int) -> float:

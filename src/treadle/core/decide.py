@@ -70,18 +70,20 @@ def decide(run: RunState, inputs: Sequence[tuple[inp.AnyInput, str]], *, now: fl
     # Journal time never runs backwards.
     if now > run.now:
         run.now = now
-    events, ends = decision.events, decision.ends
+    events = decision.events
     was_closed = bool(run.names) and is_closed(run)
     was_open = run.window is not None and is_open(run)
-    for value, cause in inputs:
+    for position, (value, cause) in enumerate(inputs):
+        begin = len(events)
         refusal = _HANDLERS[type(value)](run, decision, value, cause)
         if refusal is not None:
-            decision.refusals[len(ends)] = refusal
+            decision.refusals[position] = refusal
             if cause:
                 decision.record(run, ev.InputRefused(code=refusal.code, message=refusal.message, cause=cause))
-        elif cause and len(events) == (ends[-1] if ends else 0):
+        elif cause and len(events) == begin:
             decision.record(run, ev.InputAccepted(cause=cause))
-        ends.append(len(events))
+        if type(value) is not inp.Outcome:
+            decision.spans[position] = (begin, len(events))
     if was_closed:
         was_closed = wait_again(run, decision)
     advance(run, decision, limits)

@@ -54,8 +54,8 @@ class Decision(msgspec.Struct, eq=False, gc=False):
     unwound: str | None = None
     # Position of the input -> why it was refused.
     refusals: dict[int, Refusal] = {}
-    # Position of the input -> where in `events` those that it led to by itself end; they begin where the last ones did.
-    ends: list[int] = []
+    # Position of an operator's input -> where in `events` those that it led to by itself begin and end.
+    spans: dict[int, tuple[int, int]] = {}
     # The run's status before.
     was: str = RUNNING
     # There is more to do at once; decide again after the commit.

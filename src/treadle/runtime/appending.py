@@ -53,8 +53,12 @@ def append_of(owned: Owned, decision: Decision, items: Sequence[Pending], commit
     return append
 
 
-def refused(value: AnyInput, unfit: dict[int, str]) -> AnyInput:
-    """An input, or in the place of an outcome that a projection does not take the failure of its attempt."""
+def refused(values: list[tuple[AnyInput, str]], unfit: dict[int, str]) -> list[tuple[AnyInput, str]]:
+    """Inputs, with the failure of its attempt in the place of each outcome that a projection does not take."""
+    return [(_refused(value, unfit), cause) for value, cause in values]
+
+
+def _refused(value: AnyInput, unfit: dict[int, str]) -> AnyInput:
     if not isinstance(value, inp.Outcome) or value.lease not in unfit or value.status != "succeeded":
         return value
     failure = Failure(code="projection_refused", message=unfit[value.lease], type="ProjectionError")

@@ -26,6 +26,7 @@ from treadle.core.tables import LIVE
 from treadle.errors import InternalError, LeaseLostError, SchemaVersionError, StoreError, TreadleError
 from treadle.ports import Clock, Ids
 from treadle.runtime.appending import append_of, refused
+from treadle.runtime.flights import FirstFlight, Flight
 from treadle.runtime.folding import Graphs, fold_run, started_of, state_of
 from treadle.runtime.hub import Hub
 from treadle.runtime.owned import Owned, Pending, Waiter
@@ -122,30 +123,7 @@ class Engine:
         append.report = report
         owned.in_flight = ()
         self.runs[head.key] = owned
-
-        def answered(answer: Answer, error: BaseException | None) -> None:
-            if answer.status == "doubt" and error is not None:
-                self._resolve_doubt(owned, append, decision, partial(settled_doubt, error))
-                return
-            if answer.status != "committed":
-                self.runs.pop(head.key, None)
-                then(answer, error)
-                return
-            # The caller hears of the run before anything that follows from it.
-            then(answer, None)
-            self._committed(owned, append, decision, answer)
-
-        def settled_doubt(error: BaseException, took_effect: bool) -> None:
-            if took_effect:
-                answer = Answer("committed")
-                then(answer, None)
-                self._committed(owned, append, decision, answer)
-                self.adopt()
-            else:
-                self.runs.pop(head.key, None)
-                then(Answer("doubt"), error)
-
-        self.committer.append(append, answered)
+        self.committer.append(append, FirstFlight(self, owned, append, decision, then))
 
     def acquire(
         self, key: str, pending: Sequence[Pending] | None = None, *, steal: bool = False
@@ -392,7 +370,9 @@ class Engine:
         owned.pending = ()
         owned.more = False
         try:
-            values = [(refused(item.value, self._unfit) if self._unfit else item.value, item.cause) for item in items]
+            values = [(item.value, item.cause) for item in items]
+            if self._unfit:
+                values = refused(values, self._unfit)
             decision = decide(state, values, now=self.clock.now(), limits=self.limits)
         except Exception as caught:  # noqa: BLE001 - a fault of the kernel holds its run; nothing else may suffer
             error = caught if isinstance(caught, InternalError) else InternalError(f"{type(caught).__name__}: {caught}")
@@ -410,8 +390,8 @@ class Engine:
             return
         append = self._append(owned, decision, items)
         owned.in_flight = items
-        then = partial(self._answered, owned, append, decision)
-        self.committer.append(append, then, alone=state.tasks <= 1 and len(self.runs) == 1)
+        alone = state.tasks <= 1 and len(self.runs) == 1
+        self.committer.append(append, Flight(self, owned, append, decision), alone=alone)
 
     def _remember(self, owned: Owned) -> None:
         """Load a run with all that its state has forgotten, and go on."""
@@ -438,42 +418,44 @@ class Engine:
         self._commit_id += 1
         return append_of(owned, decision, items, self._commit_id)
 
-    def _answered(
-        self, owned: Owned, append: Append, decision: Decision, answer: Answer, error: BaseException | None
-    ) -> None:
-        status = answer.status
-        if status == "committed":
-            self._committed(owned, append, decision, answer)
-        elif status == "doubt":
-            self._resolve_doubt(owned, append, decision, partial(self._doubt_resolved, owned, append, decision))
-        elif error is not None:
+    def not_committed(self, flight: Flight, answer: Answer, error: BaseException | None) -> None:
+        """An append had no effect."""
+        owned, status = flight.owned, answer.status
+        if error is not None:
             # The first time the node tells all who wait; who asked the old engine after that is told here.
             closed = self.closed
             self.on_lease_lost()
             if closed:
                 self._tell_lost([*(owned.in_flight or ()), *owned.pending])
-        else:
+        elif status == "refused":
             items = owned.in_flight or ()
             owned.in_flight = None
-            if status == "refused":
-                self.runs.pop(owned.state.key, None)
-                for item in (*items, *owned.pending):
-                    if isinstance(item.value, inp.Outcome):
-                        self._undelivered.discard(item.value.lease)
-                    self._tell(item, Refusal("run_not_found", f"run {owned.state.run_id!r} was deleted"), None)
-            else:
-                if status == "unfit":
-                    self._unfit[answer.unfit[0]] = answer.unfit[1]
-                self.drop(owned, items)
+            self.runs.pop(owned.state.key, None)
+            for item in (*items, *owned.pending):
+                if isinstance(item.value, inp.Outcome):
+                    self._undelivered.discard(item.value.lease)
+                self._tell(item, Refusal("run_not_found", f"run {owned.state.run_id!r} was deleted"), None)
+        else:
+            if status == "unfit":
+                self._unfit[answer.unfit[0]] = answer.unfit[1]
+            self.undecided(owned)
 
-    def _committed(self, owned: Owned, append: Append, decision: Decision, answer: Answer) -> None:
+    def undecided(self, owned: Owned) -> None:
+        """What was in flight had no effect: the run is loaded again, and its inputs are decided anew."""
+        items = owned.in_flight or ()
+        owned.in_flight = None
+        self.drop(owned, items)
+
+    def committed(self, flight: Flight, answer: Answer) -> None:
+        """An append is durable."""
+        owned, append = flight.owned, flight.append
         items = owned.in_flight or ()
         # Still in flight for those who are told now: an outcome that comes of it (an interrupted attempt) waits for
         # the decision below, else two appends would be on their way at once.
         owned.in_flight = ()
         if self.on_committed is not None:
             self.on_committed(owned, append)
-        self._announce(owned.state.key, append, decision, answer, items)
+        self._announce(append, flight.decision, answer, items)
         if owned.state.closed:
             forget(owned.state)
         owned.in_flight = None
@@ -491,8 +473,9 @@ class Engine:
         if owned.pending or owned.more:
             self._decide(owned, force=owned.more)
 
-    def _announce(self, key: str, append: Append, decision: Decision, answer: Answer, items: Sequence[Pending]) -> None:
+    def _announce(self, append: Append, decision: Decision, answer: Answer, items: Sequence[Pending]) -> None:
         """What is durable leaves the engine: attempts start, callers and watchers are told."""
+        key = append.key
         if answer.leased:
             self.on_leased(answer.leased)
         if append.hold == 0:
@@ -519,8 +502,8 @@ class Engine:
         for position, item in enumerate(items):
             if item.waiter is not None:
                 # What others asked in the same decision is not this one's answer.
-                begin = decision.ends[position - 1] if position else 0
-                item.waiter(decision.refusals.get(position), None, decision.events[begin : decision.ends[position]])
+                begin, end = decision.spans[position]
+                item.waiter(decision.refusals.get(position), None, decision.events[begin:end])
             elif type(item.value) is inp.Outcome:
                 self._undelivered.discard(item.value.lease)
 
@@ -564,28 +547,20 @@ class Engine:
         del self.runs[key]
         self.committer.submit(lambda store: store.release(self.session, [key]), _ignore)
 
-    def _resolve_doubt(self, owned: Owned, append: Append, decision: Decision, then: Callable[[bool], None]) -> None:
+    def resolve_doubt(self, flight: Flight, then: Callable[[bool], None]) -> None:
         """Find out whether an append took effect by reading its row, never by trying it again."""
+        append = flight.append
 
         def read(commit_id: int | None, error: BaseException | None) -> None:
             if error is None:
                 then(commit_id == append.commit_id)
             elif not self.closed:
-                self._loop.call_later(RETRY_SECONDS, self._resolve_doubt, owned, append, decision, then)
+                self._loop.call_later(RETRY_SECONDS, self.resolve_doubt, flight, then)
             else:
                 # The session is lost and decides nothing any more; whoever waits for a start learns that.
                 then(False)
 
         self.committer.submit(lambda store: store.committed(append.key, append.expect + 1), read)
-
-    def _doubt_resolved(self, owned: Owned, append: Append, decision: Decision, took_effect: bool) -> None:
-        if took_effect:
-            self._committed(owned, append, decision, Answer("committed", queued=len(append.tasks)))
-            self.adopt()
-        else:
-            items = owned.in_flight or ()
-            owned.in_flight = None
-            self.drop(owned, items)
 
     def close(self) -> None:
         """Take no more inputs."""

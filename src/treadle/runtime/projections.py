@@ -8,16 +8,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
-
 from treadle.authoring.context import Reading
 from treadle.authoring.projections import Projection
 from treadle.core.effects import Write
-from treadle.core.events import StepSucceeded, decode_events
 from treadle.errors import StoreError, TreadleError, UsageError
 from treadle.runtime.readings import OnLoop, Ready
 from treadle.store.base import RunQuery
-from treadle.store.projection import ProjectionDatabase, Recorded
+from treadle.store.projection import ProjectionDatabase, Recorded, decode_records, recorded
 
 if TYPE_CHECKING:
     from treadle.runtime.node import Node
@@ -27,7 +24,6 @@ _log = logging.getLogger("treadle.projections")
 LOOK_SECONDS: Final = 10.0
 RETRY_SECONDS: Final = 0.5
 _PAGE: Final = 500
-_decode_chunk = msgspec.json.Decoder(list[tuple[str, str, msgspec.Raw]]).decode
 
 
 class Live:
@@ -201,13 +197,11 @@ class Follower:
 
     async def _records(self, key: str, run: str, time: float, text: str) -> list[Recorded]:
         found: list[Recorded] = []
-        for event in decode_events(text):
-            if isinstance(event, StepSucceeded) and event.effects is not None and event.effects.records:
-                handles = event.effects.records
-                texts = await self._node.payloads.load(key, handles)
-                for handle in handles:
-                    for collection, name, raw in _decode_chunk(texts[handle]):
-                        found.append(Recorded(collection, name, bytes(raw).decode(), run, event.at, time))
+        lists = list(recorded(text))
+        texts = await self._node.payloads.load(key, [handle for _, handle in lists])
+        for at, handle in lists:
+            for collection, name, raw in decode_records(texts[handle]):
+                found.append(Recorded(collection, name, bytes(raw).decode(), run, at, time))
         return found
 
 

@@ -265,7 +265,7 @@ class Answer(msgspec.Struct, gc=False):
     queue: str = ""
     # The key of the run that holds the name of a "held" append; keys of runs to which this one's names brought inputs.
     holder: str = ""
-    told: list[str] = []
+    told: Sequence[str] = ()
     # Of "unfit": the lease whose outcome a projection does not take, and why. Nothing of the append took effect.
     unfit: tuple[int, str] = (0, "")
 

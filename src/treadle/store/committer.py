@@ -18,6 +18,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
+import msgspec
+
 from treadle.core.commands import Task
 from treadle.errors import LeaseLostError, StoreError
 from treadle.ports import Clock, Wakeups
@@ -26,8 +28,17 @@ from treadle.store.base import Answer, Append, Offer, Renewal, Store
 T = TypeVar("T")
 Then = Callable[[Any, BaseException | None], None]
 
-# What waits for the committer: an append, or any other call on the store.
-_Item = tuple[Append | None, Callable[[Store], Any] | None, Then]
+
+class Work(msgspec.Struct, eq=False, gc=False):
+    """What waits for the committer, an append or any other call on the store; then also what came of it."""
+
+    append: Append | None
+    function: Callable[[Store], Any] | None
+    then: Then
+    value: Any = None
+    error: BaseException | None = None
+
+
 # Appends of one transaction: above this the latency of the first one in the group would grow for no gain.
 GROUP = 2000
 
@@ -60,7 +71,7 @@ class Committer:
         self.offer = offer
         self.wakeups = wakeups
         self.driver = driver
-        self.items: deque[_Item] = deque()
+        self.items: deque[Work] = deque()
         self.commits = 0
         self.appended = 0
         # Something was committed, and left tasks waiting, of which other sessions are not told yet.
@@ -83,7 +94,7 @@ class Committer:
         if alone and self.driver.idle and not self.items:
             self._commit_now(append, then)
         else:
-            self.items.append((append, None, then))
+            self.items.append(Work(append, None, then))
             self.driver.wake()
 
     def _commit_now(self, append: Append, then: Callable[[Answer, BaseException | None], None]) -> None:
@@ -91,8 +102,9 @@ class Committer:
         driver = self.driver
         driver.idle = False
         try:
-            answer, error = self._commit([append])[0]
-            then(answer, error)
+            work = Work(append, None, then)
+            self._commit([work])
+            then(work.value, work.error)
             if self.store.made_room:
                 self.on_room()
             if self.wakeups.address:
@@ -104,7 +116,7 @@ class Committer:
 
     def submit(self, function: Callable[[Store], T], then: Callable[[T, BaseException | None], None]) -> None:
         """Call the store in order with the appends."""
-        self.items.append((None, function, then))
+        self.items.append(Work(None, function, then))
         self.driver.wake()
 
     def call(self, function: Callable[[Store], T]) -> asyncio.Future[T]:
@@ -129,54 +141,54 @@ class Committer:
 
     # -- the driver's side: any thread, one at a time -------------------------------------------------------------
 
-    def work(self) -> list[tuple[Then, Any, BaseException | None]]:
-        """Carry out one group of what waits; returns the answers to deliver on the event loop."""
-        answers: list[tuple[Then, Any, BaseException | None]] = []
+    def work(self) -> list[Work]:
+        """Carry out one group of what waits, to be delivered on the event loop."""
+        done: list[Work] = []
         items = self.items
-        group: list[tuple[Append, Then]] = []
+        group: list[Work] = []
         while items and len(group) < GROUP:
-            append, function, then = items[0]
-            if append is not None:
-                group.append((append, then))
-                items.popleft()
+            function = items[0].function
+            if function is None:
+                group.append(items.popleft())
                 continue
             if group:
                 break
-            items.popleft()
-            assert function is not None
+            work = items.popleft()
+            done.append(work)
             try:
-                answers.append((then, function(self.store), None))
+                work.value = function(self.store)
             except Exception as error:  # noqa: BLE001 - whatever the call raised is the caller's answer
-                answers.append((then, None, error))
+                work.error = error
         if group:
-            found = self._commit([append for append, _ in group])
-            answers += [(then, answer, error) for (_, then), (answer, error) in zip(group, found, strict=True)]
+            self._commit(group)
+            done += group
         if self.store.made_room:
-            answers.append((self._tell_room, None, None))
-        return answers
+            done.append(Work(None, None, self._tell_room))
+        return done
 
     def _tell_room(self, _value: object, _error: BaseException | None) -> None:
         self.on_room()
 
-    def _commit(self, appends: list[Append]) -> list[tuple[Answer, BaseException | None]]:
+    def _commit(self, group: list[Work]) -> None:
+        """Commit appends, and enter what came of each."""
         self.commits += 1
-        self.appended += len(appends)
+        self.appended += len(group)
         offer = self.offer
         mark = offer.mark() if offer is not None else None
         try:
-            found = self.store.commit(self.session, appends, offer)
+            answers = self.store.commit(self.session, [work.append for work in group if work.append is not None], offer)
         except StoreError as error:
             if offer is not None:
                 offer.reset(mark)
             answer = Answer("conflict" if isinstance(error, LeaseLostError) else "doubt")
-            return [(answer, error)] * len(appends)
+            for work in group:
+                work.value, work.error = answer, error
+            return
         self._news = True
-        answers: list[tuple[Answer, BaseException | None]] = []
-        for answer in found:
+        for work, answer in zip(group, answers, strict=True):
+            work.value = answer
             if answer.queued:
                 self._queued = True
-            answers.append((answer, None))
-        return answers
 
     def announce(self) -> None:
         """Wake the sessions that wait for what `work` wrote; after its answers are on their way."""
@@ -222,10 +234,10 @@ class Committer:
             return None, error
 
 
-def deliver(answers: list[tuple[Then, Any, BaseException | None]]) -> None:
-    """Hand answers to those who wait, on the event loop."""
-    for then, value, error in answers:
-        then(value, error)
+def deliver(done: list[Work]) -> None:
+    """Tell those who wait what came of it, on the event loop."""
+    for work in done:
+        work.then(work.value, work.error)
 
 
 class _Ended:
@@ -248,9 +260,9 @@ class _Ended:
     def _refuse(self) -> None:
         items = self.committer.items
         while items:
-            append, _function, then = items.popleft()
+            work = items.popleft()
             error = LeaseLostError(f"session {self.committer.session} has ended; nothing was written")
-            then(Answer("conflict") if append is not None else None, error)
+            work.then(Answer("conflict") if work.append is not None else None, error)
 
     async def stop(self) -> None:
         """It has stopped."""

@@ -26,7 +26,7 @@ class NamesContract:
         (second,) = two.commit(start_of(OTHER, names=[("n", "take")]))
         (other,) = two.commit(start_of(_THIRD, names=[("m", "take")]))
 
-        assert (first.status, first.told) == ("committed", [])
+        assert (first.status, list(first.told)) == ("committed", [])
         assert (second.status, second.holder, second.leased, second.queued) == ("held", RUN, [], 0)
         assert other.status == "committed"
         assert two.store.load(OTHER) is None
@@ -88,7 +88,7 @@ class NamesContract:
         one.start(OTHER, names=[("n", "line")])
         one.start(_THIRD, names=[("n", "line")])
 
-        assert one.append(OTHER, names=[("n", "leave")], status="cancelled").told == []
+        assert not one.append(OTHER, names=[("n", "leave")], status="cancelled").told
         assert one.append(RUN, names=[("n", "leave")], status="succeeded").told == [_THIRD]
         assert _inputs(one.store, OTHER) == []
 
@@ -100,7 +100,7 @@ class NamesContract:
         answers = [one.append(names=[("n", verb)]) for verb in ("take", "line", "replace")]
         leaves = one.append(OTHER, names=[("m", "leave")])
 
-        assert [(answer.status, answer.told) for answer in [*answers, leaves]] == [("committed", [])] * 4
+        assert [(answer.status, list(answer.told)) for answer in [*answers, leaves]] == [("committed", [])] * 4
         assert one.store.line("n") == [RUN, OTHER]
         assert _inputs(one.store, OTHER) == []
 

@@ -175,7 +175,7 @@ class ModelAnswers:
         # What one append says twice has one id.
         for key, value in dict.fromkeys(told):
             self.made.setdefault(key, []).append(value)
-        assert answer.told == list(dict.fromkeys(key for key, _ in told))
+        assert list(answer.told) == list(dict.fromkeys(key for key, _ in told))
 
     def apply(self, name: str, append: Append) -> None:
         """Change the model by all of an append but its tasks."""

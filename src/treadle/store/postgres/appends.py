@@ -23,12 +23,14 @@ from treadle.store.ledger import Gate
 from treadle.store.postgres import names
 from treadle.store.postgres.append_functions import END_TASK, STEER
 from treadle.store.postgres.arrays import big, bigs, chunks, ints, small, storable, texts, truth
-from treadle.store.postgres.connection import RaisedError, Statement, TakenBackError
+from treadle.store.postgres.connection import GuestError, RaisedError, Statement, TakenBackError
 from treadle.store.postgres.functions import BEHIND, FENCED, HELD, LATE
+from treadle.store.postgres.giving import Gifts
 from treadle.store.postgres.group import NOBODY, AppendedRun, Group, Locked
 from treadle.store.postgres.limits import Entry, GatedError, Limits, RedefinedError
 from treadle.store.postgres.schema import LEASED
 from treadle.store.postgres.tokens import OwnSession, RunNumbers
+from treadle.store.projection import Opened, fitting
 
 # Cached numbers of runs; beyond this the cache starts anew.
 _CACHED_RUNS = 200_000
@@ -55,6 +57,8 @@ class Appends:
         self._plans: set[str] = set()
         self._ceilings: dict[str, float] = {}
         self._new_numbers = RunNumbers()
+        # Decodes the records that projections take.
+        self.opened: Opened | None = None
 
     def write(self, own: OwnSession, appends: Sequence[Append], offer: Offer | None) -> list[Answer]:
         """Commit the appends, in order; those that change what others may do go by themselves."""
@@ -91,6 +95,11 @@ class Appends:
     # -- one transaction -------------------------------------------------------------------------------
 
     def _write(self, own: OwnSession, appends: Sequence[Append], offer: Offer | None) -> list[Answer]:
+        return fitting(appends, offer, lambda taken: self._write_all(own, taken, offer))
+
+    def _write_all(self, own: OwnSession, appends: Sequence[Append], offer: Offer | None) -> list[Answer]:
+        if not appends:
+            return []
         writing = _Writing(appends, offer, self._believe(appends), self._concerns_limits(appends))
         for _ in range(_TRIES):
             if writing.runs is None:
@@ -166,17 +175,25 @@ class Appends:
                 return said, detail, True, group
         group.build(appends, self._plans)
         alone = _is_alone(appends[0])
+        gifts = Gifts(self.link, appends, self.opened) if any(append.given for append in appends) else None
+        may_answer = not alone and locked is None and gifts is None
         at = max(append.time for append in appends)
-        statements = [group.statement(self.schema, at, verifies=verifies, may_answer=not alone and locked is None)]
+        statements = [group.statement(self.schema, at, verifies=verifies, may_answer=may_answer)]
         if alone:
             statements = self._around(group, appends[0], statements)
+        last = len(statements) - 1
+        if gifts is not None:
+            statements += gifts.statements
         try:
             answers = self.limits.end(locked.facts, statements, at) if locked else self.limits.call(*statements)
         except RaisedError as error:
             return error.code, error.detail, True, group
-        if appends[0].names and (told := answers[len(statements) - 1]):
+        except GuestError as error:
+            assert gifts is not None
+            raise gifts.unfit(error) from error
+        if appends[0].names and (told := answers[last]):
             group.answers[0].told = told.decode().split(",")
-            answers[len(statements) - 1] = None
+            answers[last] = None
         answer = next(value for value in answers if value is not None and value != b"").decode()
         said, _, detail = answer.partition(" ")
         return (BEHIND if said == "behind" else said), detail, False, group

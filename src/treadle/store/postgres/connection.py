@@ -17,7 +17,7 @@ import select
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from treadle.errors import (
     MissingExtraError,
@@ -43,7 +43,8 @@ SyncConnection = psycopg.Connection
 AsyncConnection = psycopg.AsyncConnection
 # A row as the driver returns it: the schema says which types its columns have.
 Record = tuple[Any, ...]
-# A statement and its packed parameters with the numbers of their types.
+# A statement and its packed parameters with the numbers of their types; one of type 0 is text, and the server finds out
+# what it is to be.
 Statement = tuple[bytes, Sequence[bytes | None], Sequence[int]]
 
 _FIRST_WAIT_SECONDS = 0.05
@@ -87,6 +88,24 @@ class RaisedError(Exception):
         super().__init__(f"{code} {detail}")
 
 
+class Guest(NamedTuple):
+    """A statement of a user's among those of the store: that it is refused is no trouble of the store's."""
+
+    text: bytes
+    values: Sequence[bytes | None] = ()
+    types: Sequence[int] = ()
+
+
+class GuestError(Exception):
+    """The server refuses a user's statement: the statement (if it was packed), and what the server says."""
+
+    def __init__(self, guest: Guest | None, message: str, detail: str = "") -> None:
+        self.guest = guest
+        self.message = message
+        self.detail = detail
+        super().__init__(message)
+
+
 class TakenBackError(Exception):
     """The server has undone the open transaction for the sake of another one; it may be made again as it was."""
 
@@ -108,6 +127,8 @@ class Link:
         self._failure = ""
         # The schema's name with a dot, as it is written before a name.
         self.schema = '"' + location.schema.replace('"', '""') + '".'
+        # Where users' statements look for their tables.
+        self.search_path = f"{self.schema.removesuffix('.')}, public"
         self._texts: dict[str, bytes] = {}
 
     # -- the connection --------------------------------------------------------------------------------
@@ -234,6 +255,7 @@ class Link:
 
         Raises:
             RaisedError: one of our functions refused; nothing was written.
+            GuestError: a user's statement was refused; nothing was written.
             TakenBackError: the same of a transaction that was open before.
             StoreError: of the kind that says what to do. If it is StoreUnavailableError, nothing is known.
         """
@@ -251,6 +273,10 @@ class Link:
                 code = (failed.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
             if pgconn.transaction_status not in (pq.TransactionStatus.IDLE, pq.TransactionStatus.UNKNOWN):
                 self._give_up(self.connection())
+            if failed is not None and _is_statements_own(code):
+                guest = statements[results.index(failed)]
+                if isinstance(guest, Guest):
+                    raise GuestError(guest, _said_by(failed), _said_by(failed, pq.DiagnosticField.MESSAGE_DETAIL))
             if code.startswith("TR"):
                 assert failed is not None
                 raise RaisedError(code, (failed.error_field(pq.DiagnosticField.MESSAGE_DETAIL) or b"").decode())
@@ -258,9 +284,48 @@ class Link:
                 raise TakenBackError
             if code in _TAKEN_BACK and attempt + 1 < _REPEATS:
                 continue
-            said = failed.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) if failed is not None else None
-            raise _meaning(code, said.decode() if said else pgconn.get_error_message(), self.location)
+            said = _said_by(failed) if failed is not None else ""
+            raise _meaning(code, said or pgconn.get_error_message(), self.location)
         raise AssertionError("the last attempt returns or raises")
+
+    def ask(self, sql: str, values: Sequence[Any], *, reads: bool) -> tuple[list[str], list[Record], int]:
+        """Carry out a user's statement in a transaction of its own, with the schema's tables at hand.
+
+        Gives names of columns, rows, and how many were changed. One that reads is asked again if the answer is lost.
+
+        Raises:
+            GuestError: the statement is wrong, or changes something though it is to read.
+        """
+        for attempt in range(_REPEATS):
+            con = self.connection()
+            try:
+                return self._ask(con, sql, values, reads=reads)
+            except psycopg.Error as error:
+                self._give_up(con)
+                code = error.sqlstate or ""
+                if reads and code == "25006":
+                    raise GuestError(None, "query() changes nothing; use execute()") from error
+                if _is_statements_own(code) or (not code and not isinstance(error, psycopg.OperationalError)):
+                    raise GuestError(None, error.diag.message_primary or str(error)) from error
+                again = code in _TAKEN_BACK or (reads and attempt == 0 and not self.is_open)
+                if not again or attempt + 1 == _REPEATS:
+                    raise _meaning(code, str(error), self.location) from error
+        raise AssertionError("the last attempt returns or raises")
+
+    def _ask(
+        self, con: psycopg.Connection[Record], sql: str, values: Sequence[Any], *, reads: bool
+    ) -> tuple[list[str], list[Record], int]:
+        self.trips += 1
+        # It takes `$1`, and with a list of values, be it empty, one statement only.
+        cursor = psycopg.RawCursor(con)
+        with con.pipeline():
+            con.execute(b"BEGIN READ ONLY" if reads else b"BEGIN")
+            con.execute(b"SELECT set_config('search_path', %s, true)", (self.search_path,))
+            cursor.execute(sql.encode(), list(values))
+            con.execute(b"COMMIT")
+        if cursor.description is None:
+            return [], [], cursor.rowcount
+        return [column.name for column in cursor.description], cursor.fetchall(), cursor.rowcount
 
     @contextmanager
     def transaction(self) -> Generator[None, None, None]:
@@ -359,7 +424,11 @@ _TAKEN_BACK = frozenset({"40001", "40P01"})
 
 def _executed(pgconn: pq.abc.PGconn, statement: Statement) -> pq.abc.PGresult:
     sql, values, types = statement
-    return pgconn.exec_params(sql, values, types, [1] * len(values), 1)
+    return pgconn.exec_params(sql, values, types, _formats(types), 1)
+
+
+def _formats(types: Sequence[int]) -> list[int]:
+    return [int(type != 0) for type in types] if 0 in types else [1] * len(types)
 
 
 def _pipelined(pgconn: pq.abc.PGconn, statements: Sequence[Statement]) -> list[pq.abc.PGresult]:
@@ -368,7 +437,7 @@ def _pipelined(pgconn: pq.abc.PGconn, statements: Sequence[Statement]) -> list[p
     pgconn.enter_pipeline_mode()
     try:
         for sql, values, types in statements:
-            pgconn.send_query_params(sql, values, types, [1] * len(values), 1)
+            pgconn.send_query_params(sql, values, types, _formats(types), 1)
         pgconn.pipeline_sync()
         while True:
             result = _awaited(pgconn)
@@ -425,6 +494,19 @@ def _refused(error: psycopg.Error, location: Location) -> StoreError:
     return StoreUnavailableError(
         f"{where} cannot be reached; check that the server runs and that host and port are right ({text})"
     )
+
+
+def _said_by(failed: pq.abc.PGresult, field: pq.DiagnosticField = pq.DiagnosticField.MESSAGE_PRIMARY) -> str:
+    return (failed.error_field(field) or b"").decode()
+
+
+# Connections, transactions taken back, resources, locks, operators, the machine, damage: no statement is to blame. The
+# one exception is a wrong number of parameters.
+_OF_THE_SERVER = frozenset({"", "08", "25", "40", "53", "55", "57", "58", "XX"})
+
+
+def _is_statements_own(code: str) -> bool:
+    return code == "08P01" or code[:2] not in _OF_THE_SERVER
 
 
 def _meaning(code: str, text: str, location: Location) -> StoreError:

@@ -10,7 +10,7 @@ How they refuse
   believes; TR002 a task was ended that waits, in a group; TR003 as `behind`, with what waits in the detail; TR004 a
   task that an append reports is not live; TR005 a task of a queue with limits is concerned, which the client has not
   locked; TR006 the definitions of queues are others than the client knows; TR007 another run holds a name, with
-  its key in the detail.
+  its key in the detail; TR008 a projection does not take a record, with the place of its list in the detail.
 
 All plans are generic, and made when the tables may be empty. So rows are changed one by one, by their key, in the order
 of the arrays; and where rows are joined, a LATERAL that cannot be flattened (`OFFSET 0`) says which are looked up for
@@ -43,6 +43,7 @@ FENCED = "TR004"
 GATED = "TR005"
 REDEFINED = "TR006"
 HELD = "TR007"
+UNFIT = "TR008"
 
 _TYPES = {
     "bigint": BIG,
@@ -67,7 +68,9 @@ _SETTINGS = (
 class Function:
     """A function of the schema: its definition, and how it is called."""
 
-    def __init__(self, name: str, parameters: str, returns: str, body: str, *, declare: str = "") -> None:
+    def __init__(
+        self, name: str, parameters: str, returns: str, body: str, *, declare: str = "", settings: str = _SETTINGS
+    ) -> None:
         pairs = [line.strip().rstrip(",").split(" ", 1) for line in parameters.strip().splitlines()]
         self.names = [name for name, _ in pairs]
         self.kinds = [type for _, type in pairs]
@@ -77,7 +80,7 @@ class Function:
         places = ", ".join(f"${place}" for place in range(1, len(pairs) + 1))
         self._call = f"SELECT @{name}({places})"
         self.definition = (
-            f"CREATE OR REPLACE FUNCTION @{name}({signature}) RETURNS {returns} LANGUAGE plpgsql {_SETTINGS}"
+            f"CREATE OR REPLACE FUNCTION @{name}({signature}) RETURNS {returns} LANGUAGE plpgsql {settings}"
             f" AS $body$\n#variable_conflict use_variable\n{f'DECLARE {declare.strip()}' if declare else ''}\n"
             f"BEGIN\n{body.strip()}\nEND $body$"
         )

@@ -21,7 +21,15 @@ Rules of the file
 from __future__ import annotations
 
 from treadle.errors import SchemaVersionError, StoreCorruptError, StoreError, StoreNotFoundError, StoreReadOnlyError
-from treadle.store.postgres import append_functions, claim_functions, joining, limit_functions, names, task_functions
+from treadle.store.postgres import (
+    append_functions,
+    claim_functions,
+    giving,
+    joining,
+    limit_functions,
+    names,
+    task_functions,
+)
 from treadle.store.postgres.connection import Link
 
 # tasks.state
@@ -288,11 +296,14 @@ ALTER TABLE @blobs ADD COLUMN at double precision NOT NULL
 
 _MIGRATION_5 = ("ALTER TABLE @meta ADD COLUMN serves integer NOT NULL DEFAULT 0",)
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_MIGRATION_1, _MIGRATION_2, _MIGRATION_3, names.MIGRATION, _MIGRATION_5)
+_MIGRATION_4, _MIGRATION_6 = names.MIGRATION, giving.MIGRATION
+
+_Texts = tuple[str, ...]
+MIGRATIONS: tuple[_Texts, ...] = (_MIGRATION_1, _MIGRATION_2, _MIGRATION_3, _MIGRATION_4, _MIGRATION_5, _MIGRATION_6)
 VERSION = len(MIGRATIONS)
 # Programs that know this version or a later one work with a store of this version, while others are upgraded. A
 # migration that only adds (tables, columns with defaults, functions of new names) leaves it as it is, any other sets
-# it to its own number.
+# it to its own number. So does the first projection in a store, since programs before version 6 give nothing to it.
 SERVES = 5
 
 # Those that this version calls. A function that calls others is behind them.
@@ -322,6 +333,9 @@ FUNCTIONS = (
     names.HOLD_NAMES,
     names.CHANGE_NAMES,
     joining.START,
+    giving.HOST,
+    giving.FOLLOW,
+    giving.GIVE,
 )
 
 # A journal row's events, one a row. PostgreSQL refuses to read a null character in a text of theirs, legal as it is.
@@ -455,7 +469,7 @@ def _migrate(link: Link, schema: str, missing: int) -> None:
         link.script(function.definition)
     for name, body in VIEWS.items():
         link.script(f"DROP VIEW IF EXISTS @{name}; CREATE VIEW @{name} AS {body.strip()}")
-    link.run("UPDATE @meta SET version = %s, serves = %s", (VERSION, SERVES))
+    link.run("UPDATE @meta SET version = %s, serves = greatest(serves, %s)", (VERSION, SERVES))
 
 
 def behind(link: Link, *, create: bool) -> int:

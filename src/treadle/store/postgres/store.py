@@ -46,12 +46,14 @@ from treadle.store.postgres.health import describe_durability, settings_of
 from treadle.store.postgres.joining import join
 from treadle.store.postgres.limits import Entry, Facts, Limits, SessionLostError
 from treadle.store.postgres.location import Location, parse_url
+from treadle.store.postgres.projections import PostgresProjections
 from treadle.store.postgres.reader import TASK_COLUMNS, PostgresReader
 from treadle.store.postgres.schema import prepare
 from treadle.store.postgres.task_functions import ACQUIRE, ELECT, PROGRESS, RELEASE, RENEW
 from treadle.store.postgres.tokens import OwnSession
 from treadle.store.postgres.waiting import Claim, look
 from treadle.store.postgres.wakeups import NotifyWakeups
+from treadle.store.projection import Opened
 from treadle.store.queues import QueueChange
 from treadle.store.rows import task_of
 
@@ -70,6 +72,8 @@ class PostgresStore(PostgresReader):
         super().__init__(location, name="treadle")
         self.kernel = kernel
         self.durability = "PostgreSQL"
+        # Decodes records on their way into projections, where values are encoded; set before the store is opened.
+        self.opened: Opened | None = None
         self._schema = self._link.schema
         self._ready = False
         self._blobs = PostgresBlobs(location)
@@ -101,7 +105,12 @@ class PostgresStore(PostgresReader):
         except BaseException:
             self._link.close()
             raise
+        self._appends.opened = self.opened
         self._ready = True
+
+    def projections(self) -> PostgresProjections:
+        """A handle for projections in this store, for any thread, with a connection of its own."""
+        return PostgresProjections(self.location, hosted=True, opened=self.opened)
 
     def close(self) -> None:
         """End the connection; bury its sessions first."""

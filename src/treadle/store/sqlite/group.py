@@ -137,7 +137,7 @@ class Group:
     def _give(self, append: Append) -> None:
         n = self.runs[append.key].n
         ((run,),) = self.con.execute("SELECT id FROM runs WHERE n = ?", (n,)).fetchall()
-        give(self.con, n, append.key, append.expect, run, append.time, append.given, self.opened)
+        give(self.con, n, run, append, self.opened)
 
     def _flush(self) -> None:
         con = self.con

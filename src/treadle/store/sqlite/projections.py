@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -11,13 +10,22 @@ from typing import Any, Final
 
 import apsw
 import apsw.ext
-import msgspec
 
-from treadle.core.effects import Given
-from treadle.core.events import StepSucceeded, decode_events
-from treadle.core.values import bare, key_id_of
-from treadle.errors import ProjectionError, SchemaVersionError, StoreError, StoreUnavailableError
-from treadle.store.projection import Opened, ProjectionSpec, Recorded
+from treadle.errors import ProjectionError, StoreError
+from treadle.store.base import Append
+from treadle.store.projection import (
+    Known,
+    Opened,
+    Projections,
+    ProjectionSpec,
+    Recorded,
+    StatementError,
+    UnfitError,
+    belongs,
+    decode_records,
+    recorded,
+    text_of,
+)
 from treadle.store.sqlite.connection import Database, connect, map_exceptions, use_wal
 
 _SCHEMA: Final = """
@@ -39,22 +47,8 @@ _JOURNAL: Final = (
     "SELECT r.n, r.id, j.time, j.events FROM journal j JOIN runs r ON r.n = j.run"
     " WHERE j.events LIKE '%\"records\":%' ORDER BY j.rowid"
 )
-_decode_chunk = msgspec.json.Decoder(list[tuple[str, str, msgspec.Raw]]).decode
-
-
 # So many statements are known to be good; more are looked at again.
 _CHECKED: Final = 1000
-
-
-class UnfitError(Exception):
-    """What an attempt gives is not taken by a projection."""
-
-    def __init__(self, key: str, expect: int, lease: int, message: str) -> None:
-        super().__init__(message)
-        self.key = key
-        self.expect = expect
-        self.lease = lease
-        self.message = message
 
 
 def statements_of(con: Database) -> dict[str, list[tuple[str, str]]]:
@@ -67,60 +61,37 @@ def statements_of(con: Database) -> dict[str, list[tuple[str, str]]]:
     return found
 
 
-def give(
-    con: Database,
-    n: int,
-    key: str,
-    expect: int,
-    run: str,
-    time: float,
-    given: Sequence[Given],
-    opened: Opened | None,
-) -> None:
+def give(con: Database, n: int, run: str, append: Append, opened: Opened | None) -> None:
     """Apply what successes of one append bring, in the transaction that is open.
 
     Raises:
         UnfitError: a statement fails; the caller rolls back.
     """
     statements = statements_of(con)
-    for one in given:
+    for one in append.given:
         try:
             for write in one.writes:
                 con.execute(write.sql, write.values).fetchall()
-            if statements and one.records:
-                _apply(con, statements, records_of(con, n, run, one.at, time, one.records, opened))
+            if statements:
+                for handle in one.records:
+                    _apply(con, statements, _records_of(con, n, run, one.at, append.time, handle, opened))
         except (apsw.BusyError, apsw.FullError, apsw.IOError):
             raise
         except (apsw.Error, TypeError, ProjectionError) as error:
-            raise UnfitError(key, expect, one.lease, f"{error} ({type(error).__name__})") from error
+            raise UnfitError(append, one.lease, f"{error} ({type(error).__name__})") from error
 
 
-def records_of(
-    con: Database, n: int, run: str, at: str, time: float, chunks: Iterable[str], opened: Opened | None
+def _records_of(
+    con: Database, n: int, run: str, at: str, time: float, handle: str, opened: Opened | None
 ) -> Iterator[Recorded]:
-    """The records of stored lists.
+    """The records of a stored list; raises as `text_of`."""
 
-    Raises:
-        ProjectionError: a list is missing.
-        StoreUnavailableError: it is encoded, and nobody here decodes it.
-    """
-    for handle in chunks:
-        where = bare(handle)
-        data: bytes | str = where[1:]
-        if not where.startswith("="):
-            found = con.execute("SELECT body FROM payloads WHERE run = ? AND digest = ?", (n, where[1:])).fetchall()
-            if not found:
-                raise ProjectionError(f"records {handle} of run {run!r} are missing; see `treadle doctor`")
-            data = found[0][0]
-        if key_id := key_id_of(handle):
-            if opened is None:
-                # No fault of the step's: another process, which has the key, can take them.
-                raise StoreUnavailableError(
-                    f"records of run {run!r} are encoded with key {key_id!r}, which is not here; open the store with it"
-                )
-            data = opened(handle, data)
-        for collection, key, raw in _decode_chunk(data):
-            yield Recorded(collection, key, bytes(raw).decode(), run, at, time)
+    def find(digest: str) -> bytes | None:
+        found = con.execute("SELECT body FROM payloads WHERE run = ? AND digest = ?", (n, digest)).fetchall()
+        return found[0][0] if found else None
+
+    for collection, key, raw in decode_records(text_of(run, handle, find, opened)):
+        yield Recorded(collection, key, bytes(raw).decode(), run, at, time)
 
 
 def _apply(con: Database, statements: dict[str, list[tuple[str, str]]], records: Iterable[Recorded]) -> None:
@@ -160,7 +131,7 @@ def _guarded(con: Database, name: str, *, changes_schema: bool) -> Generator[Non
         if operation in reads:
             return apsw.SQLITE_OK
         if operation in changes:
-            own = first is not None and (first == name or first.startswith((f"{name}_", "sqlite_")))
+            own = first is not None and (belongs(name, first) or first.startswith("sqlite_"))
             return apsw.SQLITE_OK if own else apsw.SQLITE_DENY
         return apsw.SQLITE_OK if changes_schema and operation not in never else apsw.SQLITE_DENY
 
@@ -172,11 +143,11 @@ def _guarded(con: Database, name: str, *, changes_schema: bool) -> Generator[Non
         guarded.authorizer = None
 
 
-class SqliteProjections:
+class SqliteProjections(Projections):
     """Projections in one SQLite file. `hosted`: it is the store's file."""
 
     def __init__(self, path: str, *, hosted: bool, sync: str = "full", opened: Opened | None = None) -> None:
-        self.path = path
+        self.path = self.shown = path
         self._opened = opened
         self.hosted = hosted
         self._lock = threading.RLock()
@@ -199,91 +170,62 @@ class SqliteProjections:
                     con.execute("ROLLBACK")
                 raise
 
-    # -- tables --------------------------------------------------------------------------------------------------
+    # -- what `Projections` asks for --------------------------------------------------------------------------------
 
-    def define(self, spec: ProjectionSpec) -> None:
-        """Bring the tables to the last migration; in the store's file with all that was recorded before."""
+    @contextmanager
+    def _changing(self) -> Generator[None, None, None]:
         with self._writing() as con:
             con.execute(_SCHEMA).fetchall()
-            found = con.execute("SELECT migrations FROM treadle_projections WHERE name = ?", (spec.name,)).fetchall()
-            hashes = [hashlib.sha256(text.encode()).hexdigest()[:16] for text in spec.migrations]
-            known: list[str] = json.loads(found[0][0]) if found else []
-            if len(known) > len(hashes):
-                raise SchemaVersionError(
-                    f"projection {spec.name!r} in {self.path} has had {len(known)} migrations, this code knows"
-                    f" {len(hashes)}: upgrade the package"
-                )
-            for number, (one, other) in enumerate(zip(known, hashes, strict=False), 1):
-                if one != other:
-                    raise ProjectionError(
-                        f"migration {number} of projection {spec.name!r} was changed after it was applied in"
-                        f" {self.path}; put the change into a new one, or rebuild the projection"
-                    )
-            for number in range(len(known), len(hashes)):
-                self._migrate(con, spec, number)
-            self._enter(con, spec, hashes)
-            if self.hosted and not found:
-                self._replay(con, spec)
+            yield
 
-    def rebuild(self, spec: ProjectionSpec) -> None:
-        """Make the tables anew, in one transaction: until it ends the old ones are read."""
-        with self._writing() as con:
-            con.execute(_SCHEMA).fetchall()
-            for kind, name in self._own(con, spec.name):
-                if kind in ("table", "view"):
-                    con.execute(f'DROP {kind} IF EXISTS "{name}"').fetchall()
-            con.execute("DELETE FROM treadle_projections WHERE name = ?", (spec.name,))
-            con.execute("DELETE FROM treadle_positions WHERE projection = ?", (spec.name,))
-            for number in range(len(spec.migrations)):
-                self._migrate(con, spec, number)
-            self._enter(con, spec, [hashlib.sha256(text.encode()).hexdigest()[:16] for text in spec.migrations])
-            if self.hosted:
-                self._replay(con, spec)
+    def _known(self, name: str) -> Known | None:
+        with self._lock, map_exceptions(self.path):
+            if not self._con.execute(_DEFINED).fetchall():
+                return None
+            sql = "SELECT migrations, statements FROM treadle_projections WHERE name = ?"
+            found = self._con.execute(sql, (name,)).fetchall()
+        return Known(json.loads(found[0][0]), json.loads(found[0][1])) if found else None
 
-    def _migrate(self, con: Database, spec: ProjectionSpec, number: int) -> None:
-        before = set(con.execute("SELECT name FROM sqlite_schema").fetchall())
+    def _names(self) -> list[str]:
+        return [name for (name,) in self._con.execute("SELECT name FROM treadle_projections").fetchall()]
+
+    def _tables(self) -> set[str]:
+        sql = "SELECT name FROM sqlite_schema WHERE name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
+        return {name for (name,) in self._con.execute(sql).fetchall()}
+
+    def _script(self, name: str, text: str) -> None:
+        con = self._con
         try:
-            with _guarded(con, spec.name, changes_schema=True):
-                con.execute(spec.migrations[number]).fetchall()
+            with _guarded(con, name, changes_schema=True):
+                con.execute(text).fetchall()
         except apsw.Error as error:
-            raise ProjectionError(
-                f"migration {number + 1} of projection {spec.name!r} fails: {error}; nothing was changed"
-            ) from error
+            raise StatementError(str(error)) from error
         if not con.in_transaction:
-            raise ProjectionError(
-                f"migration {number + 1} of projection {spec.name!r} ends the transaction; leave that"
-            )
-        for (name,) in set(con.execute("SELECT name FROM sqlite_schema").fetchall()) - before:
-            if name != spec.name and not name.startswith((f"{spec.name}_", "sqlite_")):
-                raise ProjectionError(
-                    f"migration {number + 1} of projection {spec.name!r} makes {name!r}; its tables are called"
-                    f" {spec.name} or {spec.name}_..., so that they can be told from others"
-                )
+            raise StatementError("it ends the transaction; leave that")
 
-    def _enter(self, con: Database, spec: ProjectionSpec, hashes: list[str]) -> None:
+    def _enter(self, spec: ProjectionSpec, known: Known) -> None:
+        con = self._con
         for collection, sql in spec.statements.items():
             self._compile(con, spec.name, sql, f"the statement of {spec.name!r} for {collection!r}")
         con.execute(
             "INSERT OR REPLACE INTO treadle_projections (name, migrations, statements) VALUES (?, ?, ?)",
-            (spec.name, json.dumps(hashes), json.dumps(spec.statements)),
+            (spec.name, json.dumps(known.migrations), json.dumps(known.statements)),
         ).fetchall()
 
-    def _replay(self, con: Database, spec: ProjectionSpec) -> None:
-        """Apply all that was recorded, in the order of the commits."""
+    def _forget(self, name: str) -> None:
+        con = self._con
+        for kind, table in con.execute("SELECT type, name FROM sqlite_schema").fetchall():
+            if kind in ("table", "view") and belongs(name, table):
+                con.execute(f'DROP {kind} IF EXISTS "{table}"').fetchall()
+        con.execute("DELETE FROM treadle_projections WHERE name = ?", (name,))
+        con.execute("DELETE FROM treadle_positions WHERE projection = ?", (name,))
+
+    def _replay(self, spec: ProjectionSpec) -> None:
+        con = self._con
         statements = {collection: [(spec.name, sql)] for collection, sql in spec.statements.items()}
         for n, run, time, text in con.execute(_JOURNAL).fetchall():
-            for event in decode_events(text):
-                if isinstance(event, StepSucceeded) and event.effects is not None:
-                    _apply(
-                        con, statements, records_of(con, n, run, event.at, time, event.effects.records, self._opened)
-                    )
-
-    def _own(self, con: Database, name: str) -> list[tuple[str, str]]:
-        rows: list[Any] = con.execute(
-            "SELECT type, name FROM sqlite_schema WHERE name = ? OR substr(name, 1, ?) = ?",
-            (name, len(name) + 1, f"{name}_"),
-        ).fetchall()
-        return rows
+            for at, handle in recorded(text):
+                _apply(con, statements, _records_of(con, n, run, at, time, handle, self._opened))
 
     # -- statements ------------------------------------------------------------------------------------------------
 

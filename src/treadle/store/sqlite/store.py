@@ -32,7 +32,7 @@ from treadle.store.base import (
     Swept,
 )
 from treadle.store.joined import JoinedStart
-from treadle.store.projection import Opened
+from treadle.store.projection import Opened, fitting
 from treadle.store.queues import QueueChange
 from treadle.store.rows import task_of
 from treadle.store.sqlite.appends import Appends
@@ -43,7 +43,7 @@ from treadle.store.sqlite.joining import join
 from treadle.store.sqlite.limits import Limits
 from treadle.store.sqlite.location import Sync, parse_url, refuse_network
 from treadle.store.sqlite.process_locks import ProcessLocks, host_name
-from treadle.store.sqlite.projections import SqliteProjections, UnfitError
+from treadle.store.sqlite.projections import SqliteProjections
 from treadle.store.sqlite.reader import TASK_COLUMNS, SqliteReader
 from treadle.store.sqlite.schema import behind, migrate
 from treadle.store.sqlite.tokens import OwnSession, count_up
@@ -367,23 +367,7 @@ class SqliteStore(SqliteReader):
 
     def commit(self, session: str, appends: Sequence[Append], offer: Offer | None) -> list[Answer]:
         """Commit appends; one answer each, in order. If it raises, the caller resets the offer."""
-        mark = offer.mark() if offer is not None else None
-        unfit: dict[tuple[str, int], tuple[int, str]] = {}
-        while True:
-            # Without those that a projection has refused; what is stacked on one of them conflicts.
-            taken = [append for append in appends if (append.key, append.expect) not in unfit] if unfit else appends
-            try:
-                answers = self._commit(session, taken, offer)
-            except UnfitError as error:
-                unfit[error.key, error.expect] = (error.lease, error.message)
-                if offer is not None:
-                    offer.reset(mark)
-                continue
-            if not unfit:
-                return answers
-            found = iter(answers)
-            refused = (unfit.get((append.key, append.expect)) for append in appends)
-            return [next(found) if one is None else Answer("unfit", unfit=one) for one in refused]
+        return fitting(appends, offer, lambda taken: self._commit(session, taken, offer))
 
     def _commit(self, session: str, appends: Sequence[Append], offer: Offer | None) -> list[Answer]:
         with self._writing() as con:
