@@ -18,8 +18,10 @@ from typing import Any
 import msgspec
 
 from treadle.authoring.builder import Planned
+from treadle.authoring.conflicts import OnConflict
 from treadle.core.decide import Limits
 from treadle.testing.sim_faults import Profile
+from treadle.testing.sim_joins import Join
 from treadle.testing.sim_shape import Shape
 from treadle.testing.sim_steps import registry
 from treadle.testing.sim_windows import Send
@@ -67,8 +69,15 @@ class Scenario(msgspec.Struct):
     # How long faults may strike, and how long a store call takes at most.
     seconds: float = 12.0
     pace: float = 0.005
+    # When and where each is started again, and what its starts do about a run in their way.
+    again: Sequence[tuple[float, int]] = ()
+    conflict: OnConflict = "queue"
+    # After how many seconds no attempt begins any more; None: whenever.
+    deadline: float | None = None
     # Triggers; like runs, they need nodes that are up.
     sends: Sequence[Send] = ()
+    # Starts that join transactions.
+    joins: Sequence[Join] = ()
     # Where the projection of records is: `hosted` by the store, or `beside` it; "" for none.
     records: str = ""
 
@@ -87,7 +96,7 @@ class Scenario(msgspec.Struct):
             workers=[index < self.workers for index in range(self.nodes)],
         )
         workload = Workload([self._run(index, planned) for index, planned in enumerate(self.plans)], self._acts())
-        more: Any = {"sends": self.sends, "records": self.records}
+        more: Any = {"sends": self.sends, "records": self.records, "joins": self.joins}
         return play(lambda: World(_SEED, profile, shape, workload, registry, (), None, strikes or {}, **more))
 
     def _run(self, index: int, planned: Planned) -> RunSpec:
@@ -98,10 +107,12 @@ class Scenario(msgspec.Struct):
             node=self.starts_at,
             planned=planned,
             breakpoints=[],
-            again=[],
+            again=list(self.again),
             awaits=True,
             step="",
             delay=0.0,
+            deadline=self.deadline,
+            conflict=self.conflict,
         )
 
     def _acts(self) -> list[Act]:

@@ -32,9 +32,11 @@ from treadle.store.base import (
     Swept,
     TaskRow,
 )
+from treadle.store.joined import JoinedStart
 from treadle.store.memory import MemoryStore
 from treadle.store.queues import KeyRow, QueueChange, QueueRow
 from treadle.testing.sim_faults import Faults
+from treadle.testing.sim_joins import Transaction
 from treadle.testing.sim_loop import Life
 
 T = TypeVar("T")
@@ -212,6 +214,10 @@ class SimStore(SimReader):
             return answers
 
         return self._faults.call(self._life, "commit", commit, fault=fault)
+
+    def join(self, transaction: Transaction, start: JoinedStart) -> str:
+        # Nothing is shared before the end of the transaction, so nobody has to be told.
+        return self._read("join", lambda: transaction.join(start))
 
     def claim(self, session: str, offer: Offer, now: float) -> tuple[list[Task], float | None]:
         def claim() -> tuple[list[Task], float | None]:
