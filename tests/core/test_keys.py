@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from treadle.core.decide import Limits
 from treadle.core.events import ArgMap
 from treadle.core.keys import KEY, key_of
 from treadle.core.plan import UNLIMITED, Child, Const, Holds, Ref, RetryPolicy, Undo
+from treadle.errors import TreadleError
 
 # What is too large to ride in events: a handle by content.
 LARGE = "#sha256:abc"
@@ -39,6 +41,26 @@ def test_a_key_of_small_values_is_known_at_once(text: str, value: object, key: s
 
     assert driver.task("a").key == key
     assert not driver.seen(ev.EvaluationAsked)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["x", "", "ä" * 90, "ä" * 150, "q" * 200, "q" * 201, 0, -7, 2**53, True, None, 1.5, 1e21, [1, "a"], {"b": 1}],
+)
+def test_an_argument_as_a_whole_has_the_key_that_an_expression_over_it_has(value: object) -> None:
+    args: dict[str, Any] = {"p": "=" + json.dumps(value)}
+
+    assert key_of("p", args) == key_of("(p)", args) == key_of("[p][0]", args)
+
+
+@pytest.mark.parametrize("text", ["p", "(p)"])
+def test_a_number_that_readers_of_json_do_not_agree_about_is_no_key(text: str) -> None:
+    with pytest.raises(TreadleError):
+        key_of(text, {"p": f"={2**53 + 1}"})
+
+
+def test_a_word_of_the_language_is_no_argument() -> None:
+    assert key_of("true", {"true": '="x"'}) == "true"
 
 
 def test_a_call_has_the_key_that_its_step_says() -> None:

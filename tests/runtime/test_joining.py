@@ -9,7 +9,21 @@ from typing import Any
 import apsw
 import pytest
 
-from treadle import Boundary, Hooks, Registry, RunExistsError, UsageError, connect, step, workflow
+from treadle import (
+    Boundary,
+    Hooks,
+    Queue,
+    QueueFullError,
+    Registry,
+    RunExistsError,
+    RunNotActiveError,
+    RunNotFoundError,
+    UsageError,
+    connect,
+    step,
+    workflow,
+)
+from treadle.store.queues import QueueChange, QueueLimits
 
 registry = Registry()
 # What the tests' own tables hold.
@@ -189,3 +203,83 @@ async def test_hooks_are_told_of_a_run_that_was_started_in_a_transaction_when_it
         assert await run.result() == "one"
 
     assert told == ["started there", "ended there"]
+
+
+@workflow(registry=registry, name="join:held")
+def held(order: str) -> str:
+    return ship.options(signals=["paid"], queue="docks").bind(order)
+
+
+async def test_a_signal_and_a_cancel_take_effect_with_the_callers_commit_alone(caller: Caller) -> None:
+    async with connect(caller.url, registry=registry) as app:
+        run = await app.start(held, "a", id="order-a")
+        await caller.run("BEGIN")
+        assert await run.signal("paid", {"by": "x" * 2000}, transaction=caller.con)
+        await run.cancel(transaction=caller.con)
+        await caller.run("ROLLBACK")
+        assert (await run.inspect()).status == "running"
+        assert (await run.load()).inbox == []
+
+        await caller.run("BEGIN")
+        await caller.run("INSERT INTO orders VALUES ('a')")
+        assert await run.signal("paid", transaction=caller.con)
+        await caller.run("COMMIT")
+
+        assert await run.result(timeout=20) == "a"
+        assert await caller.orders() == 1
+        with pytest.raises(RunNotActiveError, match="has its outcome, succeeded"):
+            await run.signal("paid", transaction=caller.con)
+        await run.cancel(transaction=caller.con)
+        assert (await run.row()).status == "succeeded"
+
+
+async def test_a_run_is_started_and_told_something_in_one_transaction(caller: Caller) -> None:
+    async with connect(caller.url, registry=registry, worker=False) as desk, connect(caller.url, registry=registry):
+        await caller.run("BEGIN")
+        run = await desk.start(held, "a", id="order-a", transaction=caller.con)
+        await run.signal("paid", transaction=caller.con)
+        other = await desk.start(held, "b", id="order-b", transaction=caller.con)
+        await other.cancel(transaction=caller.con)
+        await caller.run("COMMIT")
+
+        assert await run.result(timeout=20) == "a"
+        assert (await other.wait(timeout=20)).status == "cancelled"
+        assert (await desk.check()).problems == []
+
+
+async def test_what_is_not_there_cannot_be_told_anything(caller: Caller) -> None:
+    async with connect(caller.url, registry=registry) as app:
+        run = await app.start(fulfil, "a", id="order-a")
+        await run.result()
+        await run.delete()
+        with pytest.raises(RunNotFoundError):
+            await run.signal("paid", transaction=caller.con)
+        with pytest.raises(UsageError, match="transaction="):
+            await run.signal("paid", transaction=object())
+    async with connect("memory://", registry=registry) as app:
+        run = await app.start(held, "a")
+        with pytest.raises(UsageError, match="SQLite and PostgreSQL have"):
+            await run.signal("paid", transaction=object())
+
+
+@pytest.mark.parametrize("by", ["program", "operator"])
+async def test_a_start_in_a_transaction_is_refused_where_a_queue_is_full(caller: Caller, by: str) -> None:
+    docks = Queue("docks", length=2)
+    async with connect(caller.url, registry=registry, queues=[docks], worker=False) as app:
+        if by == "operator":
+            await app.change_queue(
+                QueueChange(name="docks", defined=QueueLimits(length=9), override=QueueLimits(length=2))
+            )
+        for name in ("a", "b"):
+            await app.enqueue(ship.options(queue="docks").bind(name))
+        await caller.run("BEGIN")
+        with pytest.raises(QueueFullError, match="queue 'docks' is full"):
+            await app.enqueue(ship.options(queue="docks").bind("c"), transaction=caller.con)
+        # These begin later, or elsewhere.
+        await app.enqueue(ship.options(queue="docks").bind("d"), id="d", delay="1h", transaction=caller.con)
+        await app.start(held, "e", id="e", transaction=caller.con)
+        await app.enqueue(ship.bind("f"), id="f", transaction=caller.con)
+        await caller.run("COMMIT")
+
+        assert {row.id for row in await app.runs()} >= {"d", "e", "f"}
+        assert len(await app.runs()) == 5

@@ -14,6 +14,7 @@ from treadle import (
     Debounce,
     DefinitionError,
     Registry,
+    RunFailedError,
     SlotError,
     connect,
     step,
@@ -134,6 +135,27 @@ async def test_a_cancelled_window_lets_the_next_trigger_open_another(url: str) -
         assert len({first.id, second.id, third.id}) == 3
         assert any(reason.code == "delay" for reason in await second.why())
         assert seen == []
+
+
+async def test_the_trigger_that_opens_a_window_says_what_the_run_is(url: str) -> None:
+    async with connect(url, registry=registry) as app:
+        about = {"labels": {"team": "web"}, "metadata": {"why": "deploy"}, "deadline": "1h"}
+        first = await app.trigger(publish, "shop", 1, **about)  # type: ignore[arg-type]  # each has its type
+        await app.trigger(publish, "shop", 2, labels={"team": "other"})
+        assert await first.result() == "shop 2 none"
+
+        (window,) = await app.runs(labels={"team": "web"}, workflow="trigger:publish~window")
+        (run,) = await app.runs(labels={"team": "web"}, workflow="trigger:publish")
+        assert (window.id, window.metadata, run.metadata) == (first.id, {"why": "deploy"}, {})
+        deadlines = [(await app.run(id).load()).head.deadline for id in (window.id, run.id)]
+        assert deadlines == [pytest.approx(window.created_at + 3600, abs=5)] * 2
+        late = await app.trigger(publish, "shop", 3, deadline="1ms")
+        with pytest.raises(RunFailedError, match="deadline"):
+            await late.result()
+        # It was closed before it was open, and is in nobody's way.
+        assert await (await app.trigger(publish, "shop", 4)).result() == "shop 4 none"
+        with pytest.raises(DefinitionError, match="labels="):
+            await app.trigger(publish, "shop", 3, labels={"a": 1})  # type: ignore[dict-item]  # wrong on purpose
 
 
 async def test_mistakes_are_told(url: str) -> None:

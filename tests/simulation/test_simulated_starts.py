@@ -19,6 +19,7 @@ from treadle.core.state import RunState
 from treadle.runtime import boundaries, conflicts, joining
 from treadle.runtime.conflicts import start_run
 from treadle.runtime.node import Node
+from treadle.runtime.requests import request
 from treadle.runtime.starting import Start
 from treadle.store import memory
 from treadle.store.memory_data import MemoryData, StoredRun
@@ -47,15 +48,17 @@ REJECTED = Scenario([scenes.chain()], conflict="reject", again=[(0.501, 1), (2.0
 REUSED = Scenario([scenes.chain()], conflict="reuse", again=[(0.501, 1), (2.0, 1)])
 # The signal comes when the deadline has passed.
 LATE = Scenario([waiting()], [Ask(5.0, "signal", number=0.1)], deadline=3.0)
-# Two that are committed, one after the other in line; one that is rolled back; one twice, from two places.
+# Two that are committed, one after the other in line; one that is rolled back; one twice, from two places. Two of the
+# transactions also send the signal that another run waits for.
 JOINED = Scenario(
+    [waiting()],
     joins=[
         Join("one", 0.6, 0, in_line=True),
         Join("two", 0.65, 1, 0.1, in_line=True),
-        Join("gone", 0.7, 1, 0.2, rolls_back=True),
-        Join("plain", 1.0, 0, 1.0),
-        Join("plain", 1.2, 1),
-    ]
+        Join("gone", 0.7, 1, 0.2, rolls_back=True, tells="r0"),
+        Join("plain", 1.0, 0, 1.0, tells="r0"),
+        Join("plain", 1.2, 1, tells="r0"),
+    ],
 )
 SCENARIOS = [LINE, REPLACED, REJECTED, REUSED, LATE, JOINED]
 
@@ -78,7 +81,8 @@ def test_the_scenarios_conflict_in_all_ways() -> None:
 def test_joined_starts_wait_for_their_transaction_and_their_turn() -> None:
     lines = JOINED.play().trace
 
-    assert sum("RunStarted" in line for line in lines) == 3
+    assert sum("RunStarted" in line for line in lines) == 4
+    assert sum("SignalReceived" in line and "plain" in line for line in lines) == 1
     assert sum("NameTaken" in line and "waits=True" in line for line in lines) == 1
     assert any("client join plain: StoreUnavailableError the transaction is rolled back" in line for line in lines)
 
@@ -166,3 +170,13 @@ def test_a_joined_start_of_which_no_hook_is_told_is_found(monkeypatch: pytest.Mo
     monkeypatch.setattr(boundaries, "JOINED", "")
 
     assert broken(alone(JOINED)) == invariants.HOOKS
+
+
+def test_a_joined_signal_that_does_not_join_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hasty(node: Node, key: str, value: Any, _transaction: Any) -> str:
+        await request(node, key, value)
+        return "posted"
+
+    monkeypatch.setattr("treadle.runtime.run.request_joined", hasty)
+
+    assert broken(alone(JOINED)) == invariants.JOINED

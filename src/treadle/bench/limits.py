@@ -51,10 +51,12 @@ async def limits(store: str, size: int) -> tuple[float, int, list[float], float,
     limited = {name: _planned(queue.name, "value" if name == "keyed" else "") for name, queue in _QUEUES.items()}
     turns: dict[str, list[Turn]] = {}
     durability = ""
-    for _ in range(ROUNDS):
+    kinds = [("none", free), *limited.items()]
+    for number in range(ROUNDS):
         async with connect(store, queues=list(_QUEUES.values())) as app:
             durability = app.durability
-            for name, planned in {"none": free, **limited}.items():
+            # None is always the first one after a new start.
+            for name, planned in kinds[number % len(kinds) :] + kinds[: number % len(kinds)]:
                 turns.setdefault(name, []).append(await _turn(app, planned, size))
         async with connect(store, slots=FEW) as app:
             turns.setdefault("few", []).append(await _turn(app, free, size))

@@ -61,6 +61,8 @@ def start(
     advance(run, decision, limits)
     if run.names:
         leave_when_closed(run, decision)
+    # A deadline may have closed it before it was open.
+    leave_when_open(run, decision)
     return decision
 
 

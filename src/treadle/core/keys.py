@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from functools import lru_cache
 from typing import Final
 
 from treadle.core.canonical import canonical
@@ -11,6 +12,7 @@ from treadle.core.commands import Call, Task
 from treadle.core.conditions import parsed
 from treadle.core.events import Arg, ArgList, ArgMap, Pick
 from treadle.core.expressions import evaluate, lookup_in
+from treadle.core.json_text import SAFE
 from treadle.core.plan import UNLIMITED
 from treadle.core.resolve import UnresolvedError, handle_of, is_inline, value_of
 from treadle.core.state import RunState, StepState
@@ -40,10 +42,18 @@ def key_of(text: str, args: dict[str, Arg]) -> str | None:
     Raises:
         UnresolvedError: it has no value.
     """
-    whole = args.get(text) if _NAME.fullmatch(text) else None
-    if isinstance(whole, str) and not is_inline(whole) and not key_id_of(whole):
-        # The handle names the content, so equal values have equal keys; an encoded value has another one each time.
-        return whole[:_MOST_BYTES]
+    name = _argument(text)
+    whole = args.get(name) if name else None
+    if isinstance(whole, str):
+        if is_inline(whole):
+            value = value_of(whole)
+            if type(value) is str or (type(value) is int and -SAFE <= value <= SAFE):
+                # What the expression would give, without evaluating it.
+                return key_text(value)
+        elif not key_id_of(whole):
+            # The handle names the content, so equal values have equal keys; an encoded value has another one each
+            # time.
+            return whole[:_MOST_BYTES]
     expression = parsed(text)
     roots = {path[0] for path in expression.names()}
     large = sorted(str(root) for root in roots if root in args and not is_inline(args[str(root)]))
@@ -60,10 +70,19 @@ def key_of(text: str, args: dict[str, Arg]) -> str | None:
     return key_text(value)
 
 
+@lru_cache(maxsize=1024)
+def _argument(text: str) -> str:
+    """The argument that an expression is, if it is nothing else than the name of one."""
+    return text if _NAME.fullmatch(text) and parsed(text).names() == ((text,),) else ""
+
+
 def key_text(value: object) -> str:
     """The key that a value stands for."""
+    if type(value) is int and -SAFE <= value <= SAFE:
+        return str(value)
     found = "" if value is None else value if isinstance(value, str) else canonical(value).decode()
-    if len(found.encode()) > _MOST_BYTES:
+    # No character takes more than four bytes.
+    if len(found) > _MOST_BYTES // 4 and len(found.encode()) > _MOST_BYTES:
         return "sha256:" + hashlib.sha256(found.encode()).hexdigest()
     return found
 

@@ -239,9 +239,9 @@ class BlockingRun(Generic[R]):
             except StopAsyncIteration:
                 return
 
-    def signal(self, name: str, payload: Any = None) -> bool:
+    def signal(self, name: str, payload: Any = None, *, transaction: Any = None) -> bool:
         """Deliver a signal; see `Run.signal`."""
-        return self._thread.call(self._run.signal(name, payload))
+        return self._thread.call(self._run.signal(name, payload, transaction=transaction))
 
     def pause(self) -> str:
         """Hold the run."""
@@ -251,9 +251,9 @@ class BlockingRun(Generic[R]):
         """Lift the hold."""
         self._thread.call(self._run.resume())
 
-    def cancel(self, *, hard: bool = False, unwind: bool = False) -> None:
+    def cancel(self, *, hard: bool = False, unwind: bool = False, transaction: Any = None) -> None:
         """Stop the run; see `Run.cancel`."""
-        self._thread.call(self._run.cancel(hard=hard, unwind=unwind))
+        self._thread.call(self._run.cancel(hard=hard, unwind=unwind, transaction=transaction))
 
     def release(self, label: str) -> int:
         """Release the steps that stand at breakpoints of this label."""

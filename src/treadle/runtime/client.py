@@ -258,13 +258,18 @@ class App(DeadLetters, DataOperations):
         workflow: WorkflowFunction[..., R] | str,
         *args: Any,
         id: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        deadline: Deadline | None = None,
         trace: str | None = None,
         **kwargs: Any,
     ) -> Run[R]:
         """Ask for a run of a workflow that collects triggers (`@workflow(triggers=...)`); durable when this returns.
 
         Gives the run of the window that has taken it; its result is that of the workflow's run, which it calls when the
-        window closes. `id` is an idempotency key: a trigger of an id counts once, as long as that run is kept.
+        window closes. `id` is an idempotency key: a trigger of an id counts once, as long as that run is kept. `labels`
+        (which the workflow's run inherits), `metadata`, `deadline` and `trace` are as for `start`, and those of the
+        trigger that opens the window.
 
         Raises:
             DefinitionError: the workflow collects no triggers.
@@ -275,7 +280,13 @@ class App(DeadLetters, DataOperations):
         if id is not None:
             check_id(id, "trigger id")
         ready = triggering(function.definition, args, kwargs)
-        return await send_trigger(self._node, ready, id or "", trace_of(trace))
+        start = Start(
+            deadline=closing_time(self._node.environment.clock.now(), deadline),
+            trace=trace_of(trace),
+            labels=check_about(labels or {}, "labels="),
+            metadata=check_about(metadata or {}, "metadata="),
+        )
+        return await send_trigger(self._node, ready, id or "", start)
 
     def _plan(self, workflow: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Planned:
         if isinstance(workflow, Planned):

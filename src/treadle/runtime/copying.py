@@ -18,20 +18,21 @@ import msgspec
 from msgspec import UNSET
 
 from treadle.core.events import (
-    RunStarted,
     StepCancelled,
     StepFailed,
     StepSkipped,
     StepSucceeded,
+    TriggerReceived,
     decode_events,
 )
 from treadle.core.tables import LIVE, RUNNING
 from treadle.core.values import bare
+from treadle.core.windows import trigger_name
 from treadle.errors import ConflictError, StoreUnavailableError
 from treadle.runtime.artifacts import store_content
 from treadle.runtime.naming import Named
 from treadle.runtime.node import Node
-from treadle.store.base import Append, Loaded, RunQuery, RunRow, SessionRow, StepRow, Store
+from treadle.store.base import Append, Loaded, RunHead, RunQuery, RunRow, SessionRow, StepRow, Store
 from treadle.store.queues import QueueChange, QueueRow
 
 _SETTLED = (StepSucceeded, StepFailed, StepSkipped, StepCancelled)
@@ -168,13 +169,27 @@ async def _in_order(node: Node) -> AsyncIterator[tuple[RunRow, dict[str, list[st
 
 async def _lines(node: Node, row: RunRow) -> dict[str, list[str]]:
     """The lines that a run is in, by their names."""
-    first = await node.read(partial(node.reader.rows, row.key, 0, 1))
     # Besides the one it was started with, a run may hold the name of its own id, for those that wait behind it.
     names = [f"id:{row.id}"]
-    for _version, _commit, _time, text in first:
-        names += [event.singleton for event in decode_events(text) if isinstance(event, RunStarted)]
+    found = await node.read(partial(node.reader.head, row.key))
+    if found is not None:
+        names += [found[0].singleton, *await _window_names(node, found[0])]
     lines = {name: await node.read(partial(node.reader.line, name)) for name in dict.fromkeys(names) if name}
     return {name: line for name, line in lines.items() if row.key in line}
+
+
+async def _window_names(node: Node, head: RunHead) -> list[str]:
+    """The names that a window may hold: its own, and for good those of its named triggers."""
+    if head.window is None:
+        return []
+    name, after = head.window.name, 0
+    names = [name, trigger_name(name, head.trigger)]
+    while rows := await node.read(partial(node.reader.rows, head.key, after, _PAGE)):
+        after = rows[-1][0]
+        for _version, _commit, _time, text in rows:
+            found = decode_events(text)
+            names += [trigger_name(name, event.name) for event in found if isinstance(event, TriggerReceived)]
+    return names
 
 
 async def _alone(node: Node, what: str) -> None:

@@ -13,10 +13,11 @@ import msgspec
 
 from treadle.authoring.builder import Planned
 from treadle.authoring.conflicts import OnConflict
+from treadle.core.decide import start as decide_start
 from treadle.core.events import AnyEvent, NameTaken, encode_events
 from treadle.core.inputs import Look, encode_input
-from treadle.errors import RunExistsError, UsageError
-from treadle.runtime.folding import started_of
+from treadle.errors import QueueFullError, RunExistsError, UsageError
+from treadle.runtime.folding import started_of, state_of
 from treadle.runtime.run import Run
 from treadle.runtime.starting import Start, is_same, made
 from treadle.store.base import InboxInput
@@ -34,6 +35,7 @@ async def start_joined(
     Raises:
         UsageError: the store cannot, or it is no connection to it, or a run would have to be removed first.
         RunExistsError: the id, or the singleton, is taken.
+        QueueFullError: a queue that it begins in is full.
     """
     store = node.store
     if not isinstance(store, JoinsTransactions):
@@ -47,6 +49,9 @@ async def start_joined(
         if answer == "made":
             node.expected.add(start.key)
             return Run[Any](node, joined.head.id, planned.result, start.key)
+        if answer.startswith("full"):
+            queue = answer.partition(" ")[2]
+            raise QueueFullError(f"run {joined.head.id!r} was not made: queue {queue!r} is full; try again later")
         if answer.startswith("held") and verb == "take" and on_conflict in ("queue", "replace"):
             verb = "line" if on_conflict == "queue" else "replace"
             continue
@@ -54,8 +59,11 @@ async def start_joined(
 
 
 async def _joined(node: Node, planned: Planned, start: Start, verb: str) -> JoinedStart:
-    head, _plan, encoded, rows = await made(node, planned, start)
+    head, plan, encoded, rows = await made(node, planned, start)
     now = node.environment.clock.now()
+    # Decided for its first tasks alone; whoever finds the run decides it anew.
+    state = state_of(head, node.engine.graphs.of(head.plan, encoded, plan))
+    tasks = decide_start(state, now=now, limits=node.engine.limits, started=started_of(head)).tasks
     events: list[AnyEvent] = [started_of(head)]
     if head.singleton and verb != "take":
         events.append(NameTaken(name=head.singleton, waits=True))
@@ -67,6 +75,7 @@ async def _joined(node: Node, planned: Planned, start: Start, verb: str) -> Join
         commit_id=node.environment.ids.number() >> 2,
         payloads=rows,
         names=[(head.singleton, verb)] if head.singleton else [],
+        queues=list(dict.fromkeys(task.queue for task in tasks if task.not_before <= now)),
         look=InboxInput(JOINED, head.key, encode_input(Look())),
         wake=node.environment.wakeups.address,
     )

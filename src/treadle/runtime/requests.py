@@ -8,16 +8,18 @@ the run is taken over: its owner hangs or is dead.
 from __future__ import annotations
 
 import asyncio
+import inspect
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from treadle.core import events as ev
 from treadle.core.commands import Refusal
 from treadle.core.events import AnyEvent, decode_events
 from treadle.core.inputs import AnyInput, encode_input
-from treadle.errors import RunNotFoundError, StoreUnavailableError
+from treadle.errors import RunNotFoundError, StoreUnavailableError, UsageError
 from treadle.runtime.owned import Pending, Waiter
 from treadle.store.base import InboxInput, Store
+from treadle.store.joined import JoinedInput, JoinsTransactions
 
 if TYPE_CHECKING:
     from treadle.runtime.node import Node
@@ -52,6 +54,25 @@ async def request(node: Node, key: str, value: AnyInput) -> Result:
                 future.exception()
         if result[0] is None or result[0].code != "conflict":
             return result
+
+
+async def request_joined(node: Node, key: str, value: AnyInput, transaction: Any) -> str:
+    """Put an input into a run's inbox in a transaction of the caller; gives what `JoinsTransactions` says.
+
+    What becomes of it is decided after the commit, and nobody is told.
+
+    Raises:
+        UsageError: the store cannot, or it is no connection to it.
+    """
+    store = node.store
+    if not isinstance(store, JoinsTransactions):
+        raise UsageError("this store has no transactions that an input could join; SQLite and PostgreSQL have")
+    item = InboxInput(node.environment.ids.key(), key, encode_input(value))
+    found = store.join_input(transaction, JoinedInput(item, node.environment.wakeups.address))
+    said = await found if inspect.isawaitable(found) else found
+    if said == "posted":
+        node.expected.add(key)
+    return said
 
 
 def _answer() -> tuple[asyncio.Future[Result], Waiter]:

@@ -44,7 +44,7 @@ from treadle.runtime.node import Node
 from treadle.runtime.outcomes import EffectOperations
 from treadle.runtime.payloads import assemble, handles_of
 from treadle.runtime.receipts import receipt_of_run
-from treadle.runtime.requests import request
+from treadle.runtime.requests import request, request_joined
 from treadle.runtime.run_analysis import RunAnalysis, analyse
 from treadle.runtime.undo import UndoOperations, reopened
 from treadle.runtime.why import Reason, why
@@ -325,8 +325,10 @@ class Run(UndoOperations, EffectOperations, Generic[R]):
 
     # -- operators -------------------------------------------------------------------------------------------------
 
-    async def signal(self, name: str, payload: Any = None) -> bool:
+    async def signal(self, name: str, payload: Any = None, *, transaction: Any = None) -> bool:
         """Deliver a signal; durable when this returns. False if one of this name came before (it is kept).
+
+        With `transaction`, a connection to the store, it is delivered when that commits, and this is True.
 
         Raises:
             RunNotActiveError: the run has its outcome.
@@ -334,6 +336,9 @@ class Run(UndoOperations, EffectOperations, Generic[R]):
         if not name:
             raise UsageError("a signal needs a name")
         value = await self._node.payloads.place(self._node.payloads.text(payload), None)
+        if transaction is not None:
+            await self._join(inp.Signal(name=name, value=value), transaction)
+            return True
         events = await self._request(inp.Signal(name=name, value=value))
         return any(isinstance(event, ev.SignalReceived) and event.name == name for event in events)
 
@@ -347,11 +352,15 @@ class Run(UndoOperations, EffectOperations, Generic[R]):
         """Lift the hold."""
         await self._request(inp.Resume())
 
-    async def cancel(self, *, hard: bool = False, unwind: bool = False) -> None:
+    async def cancel(self, *, hard: bool = False, unwind: bool = False, transaction: Any = None) -> None:
         """Stop the run: what runs may finish, or with `hard` is ended too. A finished run stays as it is.
 
         With `unwind` all that the run did is undone then. Without it, a run that unwinds leaves the rest as it is.
+        With `transaction`, a connection to the store, the run is told when that commits.
         """
+        if transaction is not None:
+            await self._join(inp.Cancel(hard=hard, unwind=unwind), transaction)
+            return
         await self._request(inp.Cancel(hard=hard, unwind=unwind))
 
     async def release(self, label: str) -> int:
@@ -394,6 +403,13 @@ class Run(UndoOperations, EffectOperations, Generic[R]):
             return caller.id if found is not None and caller is not None and not found[0].detached else ""
 
         return await self._node.read(read)
+
+    async def _join(self, value: inp.AnyInput, transaction: Any) -> None:
+        said = await request_joined(self._node, await self.key(), value, transaction)
+        if said == "missing":
+            raise self._not_found()
+        if said != "posted" and not isinstance(value, inp.Cancel):
+            raise RunNotActiveError(f"run {self.id!r} has its outcome, {said}", run_id=self.id, status=said)
 
     async def _request(self, value: inp.AnyInput) -> list[AnyEvent]:
         key = await self.key()

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from treadle.authoring.triggers import Triggering
 from treadle.core.inputs import Trigger
 from treadle.core.windows import trigger_name
@@ -21,8 +23,8 @@ if TYPE_CHECKING:
     from treadle.runtime.node import Node
 
 
-async def send_trigger(node: Node, trigger: Triggering, id: str, trace: str) -> Run[Any]:
-    """Have a trigger taken, durably; gives the run that has it."""
+async def send_trigger(node: Node, trigger: Triggering, id: str, about: Start) -> Run[Any]:
+    """Have a trigger taken, durably; gives the run that has it. One that is made for it is started as `about` says."""
     if node.payloads.codec is not None and "/" in trigger.window.name:
         raise DefinitionError(
             "the key of a window is read from arguments, which the payload codec encodes, and stores have to read it;"
@@ -42,7 +44,7 @@ async def send_trigger(node: Node, trigger: Triggering, id: str, trace: str) -> 
                 return Run[Any](node, open_[0], trigger.planned.result, open_[0])
             continue
         key = ids.key()
-        start = Start(key=key, window=trigger.window, trigger=id, trace=trace)
+        start = msgspec.structs.replace(about, key=key, window=trigger.window, trigger=id)
         answer = await begin(node, trigger.planned, start)
         if answer.status == "committed":
             return Run[Any](node, key, trigger.planned.result, key)

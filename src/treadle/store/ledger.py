@@ -6,6 +6,10 @@ hold at the end of the transaction. The rules are here, once for all of them.
 
 from __future__ import annotations
 
+import math
+import sys
+from typing import Final
+
 import msgspec
 from msgspec import UNSET
 
@@ -22,6 +26,8 @@ from treadle.store.queues import (
     spend,
 )
 
+# Of tasks, where nothing limits them.
+ENDLESS: Final = sys.maxsize
 # A queue's number, and a key of it; the key is empty for the queue itself.
 Place = tuple[int, str]
 
@@ -119,10 +125,21 @@ class Ledger:
 
     def has_room(self, gate: Gate, now: float | None) -> bool:
         """Whether a queue has room for another leased task."""
-        if not self.is_open(gate):
-            return False
         limits = gate.limits
-        return not limits.rate or allows(self.bucket((gate.n, ""), limits.rate, limits.burst, now), limits.rate)
+        if gate.paused or (limits.concurrency and self.count(gate) >= limits.concurrency):
+            return False
+        rate = limits.rate
+        return not rate or allows(self.bucket((gate.n, ""), rate, limits.burst, now), rate)
+
+    def room(self, gate: Gate, now: float | None) -> int:
+        """For how many leased tasks more a queue has room."""
+        limits = gate.limits
+        if not self.has_room(gate, now):
+            return 0
+        most = limits.concurrency - self.count(gate) if limits.concurrency else ENDLESS
+        if limits.rate:
+            most = min(most, math.ceil(self.bucket((gate.n, ""), limits.rate, limits.burst, now).allowance))
+        return most
 
     def may_start(self, gate: Gate, key: str, now: float | None) -> bool:
         """Whether a key has room for another leased task."""
@@ -144,6 +161,8 @@ class Ledger:
         bucket = self.buckets.get(place)
         if bucket is None:
             bucket = self.read_bucket(place)
+        elif bucket.at == now:
+            return bucket
         if now is not None:
             bucket = refill(bucket, rate, burst, now)
         elif bucket is None:
@@ -179,16 +198,19 @@ class Ledger:
         """A task was leased; `has_room` and `may_start` were asked before."""
         limits = gate.limits
         n = gate.n
-        if n in self.counts:
-            self.counts[n] += 1
-        if (n, key) in self.key_counts:
-            self.key_counts[n, key] += 1
+        counts = self.counts
+        if n in counts:
+            counts[n] += 1
         if limits.rate:
             spend(self.bucket((n, ""), limits.rate, limits.burst, now))
             self.spent[n, ""] = None
-        if limits.key_rate and key:
-            spend(self.bucket((n, key), limits.key_rate, limits.key_burst, now))
-            self.spent[n, key] = None
+        if key:
+            place = (n, key)
+            if place in self.key_counts:
+                self.key_counts[place] += 1
+            if limits.key_rate:
+                spend(self.bucket(place, limits.key_rate, limits.key_burst, now))
+                self.spent[place] = None
         if limits.fair and turn > self._turn(n, priority):
             self.turns[n, priority] = turn
 
@@ -196,7 +218,7 @@ class Ledger:
         """A lease has ended, perhaps one whose row was never written."""
         if n in self.counts:
             self.counts[n] -= 1
-        if (n, key) in self.key_counts:
+        if key and (n, key) in self.key_counts:
             self.key_counts[n, key] -= 1
 
     def _turn(self, n: int, priority: int) -> float:

@@ -182,11 +182,11 @@ class MemoryStore(MemoryReader):
     def _append(self, own: StoredSession, append: Append, offer: Offer | None) -> Answer:
         data = self.data
         run = data.runs.get(append.key)
-        if run is None or run.version != append.expect or run.owner is not own or append.head is not None:
-            made = self._make(own, append, run)
-            if isinstance(made, Answer):
-                return made
-            run = made
+        if run is None or run.version != append.expect or run.owner is not own or append.head or append.names:
+            found = self._changed(own, append, run)
+            if isinstance(found, Answer):
+                return found
+            run = found
         # Nothing fails from here on.
         time = append.time
         run.version = version = append.expect + 1
@@ -216,6 +216,13 @@ class MemoryStore(MemoryReader):
         answer = self._dispatch(own, run, append, offer)
         answer.told = told
         return answer
+
+    def _changed(self, own: StoredSession, append: Append, run: StoredRun | None) -> StoredRun | Answer:
+        """The run that an append changes or makes; else why it does not take effect."""
+        if run is None or run.version != append.expect or run.owner is not own or append.head is not None:
+            return self._make(own, append, run)
+        holder = holder_of(self.data, append)
+        return Answer("held", holder=holder) if holder else run
 
     def _make(self, own: StoredSession, append: Append, run: StoredRun | None) -> StoredRun | Answer:
         """The new run of an append that makes one; else, or if it may not, why the append does not take effect."""

@@ -83,6 +83,19 @@ class ConcurrencyContract:
         assert numbers(one.claim(9)) == [4]
         assert one.claim(9) == []
 
+    def test_room_is_told_of_by_a_handle_that_heard_of_the_limit_as_an_append_was_refused(
+        self, make_store: MakeStore
+    ) -> None:
+        one, two = Party(make_store(), "one"), Party(make_store(), "two")
+        one.start(tasks=[task_of(RUN, number) for number in range(2)])
+        (first,) = two.claim(1)
+        limited(one, concurrency=1)
+
+        assert two.commit(start_of(OTHER, id=f"run-{RUN}"))[0].status == "exists"
+        assert two.report(report_of(first)) == [True]
+
+        assert two.store.made_room
+
     def test_a_task_that_is_replaced_makes_room_for_the_one_in_its_place(self, make_store: MakeStore) -> None:
         one = Party(make_store(), "one")
         limited(one, concurrency=1)

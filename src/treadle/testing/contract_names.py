@@ -7,7 +7,7 @@ import pytest
 
 from treadle.core.inputs import AnyInput, Cancel, Turn, decode_input
 from treadle.store.base import Store
-from treadle.testing.contract_kit import OTHER, RUN, MakeStore, Party, key_of, report_of, start_of, task_of
+from treadle.testing.contract_kit import OTHER, RUN, MakeStore, Party, append_of, key_of, report_of, start_of, task_of
 
 _THIRD = key_of(3)
 
@@ -32,6 +32,18 @@ class NamesContract:
         assert two.store.load(OTHER) is None
         assert two.store.line("n") == one.store.line("n") == [RUN]
         assert one.store.inbox(RUN) == []
+
+    def test_a_run_that_is_there_takes_no_name_of_another(self, make_store: MakeStore) -> None:
+        one = Party(make_store(), "one")
+        one.start(RUN, names=[("n", "take")])
+        one.start(OTHER)
+
+        (answer,) = one.commit(append_of(OTHER, 1, names=[("n", "take")]))
+        (again,) = one.commit(append_of(RUN, 1, names=[("n", "take")]))
+
+        assert (answer.status, answer.holder, again.status) == ("held", RUN, "committed")
+        assert one.row(OTHER).version == 1
+        assert one.store.line("n") == [RUN]
 
     def test_a_name_is_taken_once_in_a_group(self, make_store: MakeStore) -> None:
         one = Party(make_store(), "one")

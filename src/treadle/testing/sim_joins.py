@@ -9,19 +9,23 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 
-from treadle.errors import StoreUnavailableError
+from treadle.core.tables import LIVE
+from treadle.errors import StoreUnavailableError, TreadleError
 from treadle.runtime.client import App
-from treadle.store.joined import JoinedStart
+from treadle.store.joined import JoinedInput, JoinedStart
 from treadle.store.memory_data import MemoryData, Row, StoredRun
 from treadle.store.memory_names import change_names
 from treadle.testing.invariants import DURABLE, JOINED, Fail, Watch
+from treadle.testing.sim_codec import inline_text
 from treadle.testing.sim_faults import Faults
 from treadle.testing.sim_loop import Life
 from treadle.testing.sim_steps import called
+from treadle.testing.sim_workload import SIGNALS
 
 
 class Join(msgspec.Struct):
@@ -35,6 +39,8 @@ class Join(msgspec.Struct):
     rolls_back: bool = False
     # Whether one of these runs at a time goes on.
     in_line: bool = False
+    # The id of another run, to which a signal is sent in the same transaction.
+    tells: str = ""
 
     @property
     def id(self) -> str:
@@ -50,6 +56,7 @@ class Transaction:
         self._rows = rows
         self._row = ""
         self.starts: list[JoinedStart] = []
+        self.inputs: list[JoinedInput] = []
 
     def write(self, row: str) -> None:
         """Write a row."""
@@ -62,12 +69,29 @@ class Transaction:
         self.starts.append(start)
         return "made"
 
+    def tell(self, given: JoinedInput) -> str:
+        """What a store answers: the input is written here, if there is such a run, and it goes on."""
+        run = self._data.runs.get(given.item.key)
+        if run is None:
+            return "missing"
+        if run.status not in LIVE:
+            return run.status
+        self.inputs.append(given)
+        return "posted"
+
     def _in_the_way(self, start: JoinedStart) -> str:
+        for name in start.queues:
+            if self._data.waiting.is_full(name, start.time):
+                return f"full {name}"
         for name, verb in start.names:
             line = self._data.lines.get(name)
             if verb == "take" and line:
                 return f"held {line[0]}"
         return "exists" if start.head.id in self._data.ids else "made"
+
+    def wakes(self) -> list[str]:
+        """Who is to be woken at its end."""
+        return [start.wake for start in self.starts] + [given.wake for given in self.inputs]
 
     def commit(self) -> None:
         """All of it takes effect, or nothing does."""
@@ -77,6 +101,9 @@ class Transaction:
         self._rows[self._row] = None
         for start in self.starts:
             self._make(start)
+        for given in self.inputs:
+            if (run := self._data.runs.get(given.item.key)) is not None:
+                self._data.put_input(run, given.item)
 
     def _make(self, start: JoinedStart) -> None:
         data, head = self._data, start.head
@@ -127,6 +154,9 @@ class Joins:
                 on_conflict="queue" if join.in_line else "reuse",
                 transaction=transaction,
             )
+            if join.tells:
+                with suppress(TreadleError):
+                    await app.run(join.tells).signal(SIGNALS[0], join.name, transaction=transaction)
             await asyncio.sleep(join.open_for)
             if join.rolls_back:
                 return
@@ -135,8 +165,8 @@ class Joins:
             self._told[join.id] = key
             if key not in self._watch.journals:
                 self._fail(DURABLE, f"{join.id} was committed with run {key}, which is not stored")
-            for start in transaction.starts:
-                wake(start.wake)
+            for address in transaction.wakes():
+                wake(address)
             await run.result()
 
         return work
@@ -157,8 +187,13 @@ class Joins:
             has_run, has_row = join.id in self._data.ids, join.id in self.rows
             if has_run != has_row:
                 self._fail(JOINED, f"{join.id}: its row is there: {has_row}, its run is: {has_run}")
-            if join.rolls_back and has_row:
+            if join.rolls_back and (has_row or self._is_told(join)):
                 self._fail(JOINED, f"{join.id} was rolled back, and is there")
+
+    def _is_told(self, join: Join) -> bool:
+        said = f'"{join.name}"'
+        signals = [text for journal in self._watch.journals.values() for text in journal.signals.values()]
+        return said in map(inline_text, signals)
 
 
 def _joins(rng: random.Random, seconds: float, nodes: int) -> list[Join]:
@@ -170,6 +205,7 @@ def _joins(rng: random.Random, seconds: float, nodes: int) -> list[Join]:
             rng.choice((0.0, 0.1, 3.0)),
             rolls_back=rng.random() < 0.2,
             in_line=rng.random() < 0.4,
+            tells=rng.choice(("", "", "r0", "r1")),
         )
         for number in range(rng.choice((1, 3, 6)))
     ]

@@ -32,7 +32,7 @@ from treadle.store.base import (
     Swept,
     TaskRow,
 )
-from treadle.store.joined import JoinedStart
+from treadle.store.joined import JoinedInput, JoinedStart
 from treadle.store.memory import MemoryStore
 from treadle.store.queues import KeyRow, QueueChange, QueueRow
 from treadle.testing.sim_faults import Faults
@@ -218,6 +218,9 @@ class SimStore(SimReader):
     def join(self, transaction: Transaction, start: JoinedStart) -> str:
         # Nothing is shared before the end of the transaction, so nobody has to be told.
         return self._read("join", lambda: transaction.join(start))
+
+    def join_input(self, transaction: Transaction, given: JoinedInput) -> str:
+        return self._read("join_input", lambda: transaction.tell(given))
 
     def claim(self, session: str, offer: Offer, now: float) -> tuple[list[Task], float | None]:
         def claim() -> tuple[list[Task], float | None]:

@@ -71,6 +71,7 @@ class Function:
     def __init__(
         self, name: str, parameters: str, returns: str, body: str, *, declare: str = "", settings: str = _SETTINGS
     ) -> None:
+        self.name = name
         pairs = [line.strip().rstrip(",").split(" ", 1) for line in parameters.strip().splitlines()]
         self.names = [name for name, _ in pairs]
         self.kinds = [type for _, type in pairs]

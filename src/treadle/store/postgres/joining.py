@@ -1,6 +1,6 @@
-"""Starts in transactions of the caller: one call of a function of the schema, through the caller's own connection.
+"""Starts and inputs in transactions of the caller: a call of a function of the schema, by the caller's own connection.
 
-The function writes what an append writes that makes a run, but for tasks: these follow when the run is decided, by
+That of starts writes what an append writes that makes a run, but for tasks: these follow when the run is decided, by
 whoever finds its input after the commit. NOTIFY is transactional, so whoever is to be woken is woken by the commit.
 """
 
@@ -12,13 +12,14 @@ from typing import Any, cast
 import msgspec
 
 from treadle.core.inputs import Cancel, Turn, encode_input
+from treadle.core.tables import LIVE
 from treadle.errors import UsageError
-from treadle.store.joined import JoinedStart
+from treadle.store.joined import JoinedInput, JoinedStart
 from treadle.store.postgres.connection import AsyncConnection, SyncConnection
 from treadle.store.postgres.functions import HELD, Function
 
 START = Function(
-    "start_1",
+    "start_2",
     """
     key text
     id text
@@ -42,12 +43,20 @@ START = Function(
     look_body bytea
     names text[]
     verbs text[]
+    queues text[]
     turns bytea[]
     cancel bytea
     wake text
     """,
     "text",
     f"""
+    -- Without a lock: who claims from the queue does not wait for this transaction.
+    SELECT q.name INTO holder FROM @queues q
+    CROSS JOIN LATERAL (SELECT (coalesce(q.override, q.defined)::json ->> 'length')::bigint AS most OFFSET 0) l
+    WHERE q.name = ANY (queues) AND l.most > 0 AND l.most <= (
+        SELECT count(*) FROM (SELECT 1 FROM @tasks t WHERE t.gate = q.n AND t.state IN (-1, 0, 2) LIMIT l.most) w
+    ) LIMIT 1;
+    IF FOUND THEN RETURN 'full ' || holder; END IF;
     -- The numbers of a range of its own, since none of a session's is at hand.
     n := nextval('@run_ranges') << 12;
     BEGIN
@@ -76,30 +85,69 @@ START = Function(
     declare="n bigint; holder text;",
 )
 
+# An input for a run that is there, also one that this transaction makes; and news of it, with the commit.
+INPUT = Function(
+    "join_input_1",
+    """
+    of_key text
+    input_id text
+    body bytea
+    wake text
+    """,
+    "text",
+    f"""
+    -- Nobody deletes it meanwhile. It does not hold back who appends to it.
+    SELECT r.n, r.status, (SELECT s.wake FROM @sessions s WHERE s.n = r.owner AND NOT s.ended) INTO n, said, owner
+    FROM @runs r WHERE r.key = of_key FOR KEY SHARE OF r;
+    IF NOT FOUND THEN RETURN 'missing'; END IF;
+    IF said <> ALL ('{{{",".join(sorted(LIVE))}}}') THEN RETURN said; END IF;
+    INSERT INTO @inbox (run, id, body) VALUES (n, input_id, body) ON CONFLICT DO NOTHING;
+    wake := coalesce(owner, wake);
+    IF wake <> '' THEN PERFORM pg_notify(wake, ''); END IF;
+    RETURN 'posted';
+    """,
+    declare="n bigint; said text; owner text;",
+)
+
 _encode = msgspec.json.Encoder().encode
 
 
 def join(schema: str, transaction: Any, start: JoinedStart) -> str | Awaitable[str]:
     """See `store.joined.JoinsTransactions`."""
+    return _called(schema, transaction, START, _values(start))
+
+
+def join_input(schema: str, transaction: Any, given: JoinedInput) -> str | Awaitable[str]:
+    """See `store.joined.JoinsTransactions`."""
+    item = given.item
+    return _called(schema, transaction, INPUT, [item.key, item.id, item.body, given.wake])
+
+
+def _called(schema: str, transaction: Any, function: Function, values: list[Any]) -> str | Awaitable[str]:
     if isinstance(transaction, SyncConnection):
         con = cast("Any", transaction)
         if not con.execute(*_known(schema)).fetchall()[0][0]:
             raise _stranger()
-        return str(con.execute(*_call(schema, start)).fetchall()[0][0])
+        return str(con.execute(_text(schema, function), values).fetchall()[0][0])
     if isinstance(transaction, AsyncConnection):
-        return _join(schema, transaction, start)
+        return _awaited(schema, transaction, function, values)
     raise UsageError(
-        f"transaction={transaction!r} is no psycopg connection; runs of this store are started through one to its"
+        f"transaction={transaction!r} is no psycopg connection; runs of this store are reached through one to its"
         " database"
     )
 
 
-async def _join(schema: str, transaction: Any, start: JoinedStart) -> str:
+async def _awaited(schema: str, transaction: Any, function: Function, values: list[Any]) -> str:
     cursor = await transaction.execute(*_known(schema))
     if not (await cursor.fetchall())[0][0]:
         raise _stranger()
-    cursor = await transaction.execute(*_call(schema, start))
+    cursor = await transaction.execute(_text(schema, function), values)
     return str((await cursor.fetchall())[0][0])
+
+
+def _text(schema: str, function: Function) -> bytes:
+    places = ", ".join(f"%s::{kind}" for kind in function.kinds)
+    return f"SELECT {schema}{function.name}({places})".encode()
 
 
 def _known(schema: str) -> tuple[bytes, list[Any]]:
@@ -112,10 +160,10 @@ def _stranger() -> UsageError:
     )
 
 
-def _call(schema: str, start: JoinedStart) -> tuple[bytes, list[Any]]:
+def _values(start: JoinedStart) -> list[Any]:
     head = start.head
     names = [name for name, _ in start.names]
-    values = [
+    return [
         head.key,
         head.id,
         head.workflow,
@@ -138,9 +186,8 @@ def _call(schema: str, start: JoinedStart) -> tuple[bytes, list[Any]]:
         start.look.body,
         names,
         [verb for _, verb in start.names],
+        list(start.queues),
         [encode_input(Turn(name=name)) for name in names],
         encode_input(Cancel(hard=True)),
         start.wake,
     ]
-    places = ", ".join(f"%s::{kind}" for kind in START.kinds)
-    return f"SELECT {schema}start_1({places})".encode(), values

@@ -333,6 +333,7 @@ FUNCTIONS = (
     names.HOLD_NAMES,
     names.CHANGE_NAMES,
     joining.START,
+    joining.INPUT,
     giving.HOST,
     giving.FOLLOW,
     giving.GIVE,

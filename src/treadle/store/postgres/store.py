@@ -32,7 +32,7 @@ from treadle.store.base import (
     SessionRow,
     Swept,
 )
-from treadle.store.joined import JoinedStart
+from treadle.store.joined import JoinedInput, JoinedStart
 from treadle.store.postgres.append_functions import POST
 from treadle.store.postgres.appends import Appends
 from treadle.store.postgres.arrays import big, bigs, chunks, ints, small, storable, texts, truth, truths
@@ -43,7 +43,7 @@ from treadle.store.postgres.deletion import delete_run
 from treadle.store.postgres.ending import postpone, report
 from treadle.store.postgres.functions import Function
 from treadle.store.postgres.health import describe_durability, settings_of
-from treadle.store.postgres.joining import join
+from treadle.store.postgres.joining import join, join_input
 from treadle.store.postgres.limits import Entry, Facts, Limits, SessionLostError
 from treadle.store.postgres.location import Location, parse_url
 from treadle.store.postgres.projections import PostgresProjections
@@ -130,6 +130,10 @@ class PostgresStore(PostgresReader):
     def join(self, transaction: Any, start: JoinedStart) -> str | Awaitable[str]:
         """Write a start through a psycopg connection of the caller, sync or async."""
         return join(self._schema, transaction, start)
+
+    def join_input(self, transaction: Any, given: JoinedInput) -> str | Awaitable[str]:
+        """Put an input into an inbox through a psycopg connection of the caller, sync or async."""
+        return join_input(self._schema, transaction, given)
 
     def reader(self) -> PostgresReader:
         """A handle for reads on another thread, with a connection of its own."""

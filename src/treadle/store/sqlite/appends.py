@@ -148,6 +148,9 @@ class Appends:
                 if run.version != append.expect or run.release:
                     answers.append(Answer("conflict"))
                     continue
+                if append.names and (holder := holder_of(self.con, append)):
+                    answers.append(Answer("held", holder=holder))
+                    continue
             elif (refusal := self._refusal(own, append, run, ids)) is not None:
                 answers.append(refusal)
                 continue

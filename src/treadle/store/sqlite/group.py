@@ -143,6 +143,8 @@ class Group:
         con = self.con
         if self.tasks:
             con.executemany(_INSERT_TASK, sorted(self.tasks.values()))
+            if self.limits.keyed:
+                self.limits.came(row[_GATE : _GATE + 2] for row in self.tasks.values())
             self.tasks.clear()
         if self.interrupts:
             con.executemany(_INTERRUPT, sorted(self.interrupts))

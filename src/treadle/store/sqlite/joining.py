@@ -1,4 +1,4 @@
-"""Starts in transactions of the caller: rows written through the caller's own connection to the store's file.
+"""Starts and inputs in transactions of the caller: rows written by the caller's own connection to the store's file.
 
 The connection is one of `apsw`, as the store's own. The standard library's `sqlite3` is another copy of SQLite, and two
 copies in one process corrupt a file that both have open: POSIX gives up all locks of a process on a file when any
@@ -10,12 +10,16 @@ The connection holds the file's one lock for writing from here to its commit, an
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
+from treadle.core.tables import LIVE
 from treadle.errors import UsageError
-from treadle.store.joined import JoinedStart
+from treadle.store.joined import JoinedInput, JoinedStart
+from treadle.store.ledger import in_force
+from treadle.store.sqlite.limits import is_full
 from treadle.store.sqlite.names import change_names, holder_of_names
 
 _encode = msgspec.json.Encoder().encode
@@ -27,6 +31,8 @@ def join(path: str, transaction: Any, start: JoinedStart) -> str:
     head = start.head
     # The lock for writing comes with the first write; what is read after it stays so.
     con.execute("UPDATE counters SET value = value WHERE name = 'age'")
+    if start.queues and (full := _full(con, start.queues)):
+        return f"full {full}"
     if holder := holder_of_names(con, head.key, start.names):
         return f"held {holder}"
     if con.execute("SELECT 1 FROM runs WHERE id = ? OR key = ?", (head.id, head.key)).fetchall():
@@ -75,6 +81,29 @@ def join(path: str, transaction: Any, start: JoinedStart) -> str:
     return "made"
 
 
+def join_input(path: str, transaction: Any, given: JoinedInput) -> str:
+    """See `store.joined.JoinsTransactions`."""
+    con, item = _checked(path, transaction), given.item
+    con.execute("UPDATE counters SET value = value WHERE name = 'age'")
+    found = con.execute("SELECT n, status FROM runs WHERE key = ?", (item.key,)).fetchall()
+    if not found:
+        return "missing"
+    ((n, status),) = found
+    if status not in LIVE:
+        return str(status)
+    con.execute("INSERT OR IGNORE INTO inbox (run, id, body) VALUES (?, ?, ?)", (n, item.id, item.body))
+    return "posted"
+
+
+def _full(con: Any, queues: Sequence[str]) -> str:
+    """The first of the queues in which as many due tasks wait as may, empty if there is none."""
+    for name in queues:
+        for n, defined, override in con.execute("SELECT n, defined, override FROM queues WHERE name = ?", (name,)):
+            if is_full(con, n, in_force(defined, override).length):
+                return name
+    return ""
+
+
 def _checked(path: str, transaction: Any) -> Any:
     """The connection, if it is one to the store's file in which statements can be executed."""
     kind = type(transaction).__module__
@@ -85,7 +114,7 @@ def _checked(path: str, transaction: Any) -> Any:
         )
     if kind != "apsw" or not hasattr(transaction, "executemany"):
         raise UsageError(
-            f"transaction={transaction!r} is no apsw connection; runs of this store are started through one to its file"
+            f"transaction={transaction!r} is no apsw connection; runs of this store are reached through one to its file"
         )
     rows = transaction.execute("PRAGMA database_list").fetchall()
     if not any(name == "main" and file and os.path.samefile(file, path) for _, name, file in rows):

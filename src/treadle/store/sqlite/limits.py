@@ -5,9 +5,10 @@ them. What is counted are leased rows, by the index that holds such tasks only. 
 it ends.
 
 Where keys have limits, one task of each key, action and target is WAITING, and the others are LINED behind it; of a key
-that may not start, all are. A claim therefore meets at most one task a key, and none of those that have to wait. A
-temporary trigger notes the keys of which a row came, went or changed its state; `settle` then puts their first tasks
-where they belong, in the same transaction. The trigger is made when the connection first hears of a queue with limits.
+that may not start, all are. A claim therefore meets at most one task a key, and none of those that have to wait.
+Temporary triggers note the leases that ended, and the keys of which a row went or changed its state; of rows that came
+`came` is told. `settle` then puts the first tasks of these keys where they belong, in the same transaction. The
+triggers are made when the connection first hears of a queue with limits.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from treadle.store.sqlite.connection import Database
 from treadle.store.sqlite.schema import DELAYED, LEASED, LINED, WAITING
 from treadle.store.sqlite.tokens import count_up
 
+# Without a key, all that matters is that a lease has ended. Each call costs about as much as the row itself.
 _TRIGGERS = """
-CREATE TEMP TRIGGER IF NOT EXISTS gated_came AFTER INSERT ON main.tasks WHEN new.gate != 0
-    BEGIN SELECT touch(new.gate, new.key, 0, new.state); END;
-CREATE TEMP TRIGGER IF NOT EXISTS gated_moved AFTER UPDATE OF state ON main.tasks WHEN new.gate != 0
-    BEGIN SELECT touch(new.gate, new.key, old.state, new.state); END;
-CREATE TEMP TRIGGER IF NOT EXISTS gated_went AFTER DELETE ON main.tasks WHEN old.gate != 0
-    BEGIN SELECT touch(old.gate, old.key, old.state, 0); END;
+CREATE TEMP TRIGGER IF NOT EXISTS gated_moved AFTER UPDATE OF state ON main.tasks
+    WHEN new.gate != 0 AND (old.state = 3 OR new.key != '')
+    BEGIN SELECT touch(new.gate, new.key, (old.state = 3) - (new.state = 3)); END;
+CREATE TEMP TRIGGER IF NOT EXISTS gated_went AFTER DELETE ON main.tasks
+    WHEN old.gate != 0 AND (old.state = 3 OR old.key != '')
+    BEGIN SELECT touch(old.gate, old.key, old.state = 3); END;
 """
 # The second condition is what tells SQLite that the index has all such rows.
 _GATED = "FROM tasks INDEXED BY tasks_gated WHERE gate = ? AND gate != 0"
@@ -48,6 +50,15 @@ _CLOSE = "UPDATE tasks INDEXED BY tasks_gated SET state = -1 WHERE gate = ? AND 
 _PUT_BUCKET = "INSERT OR REPLACE INTO buckets (queue, key, allowance, at, full_at, opens_at) VALUES (?, ?, ?, ?, ?, ?)"
 
 
+def is_full(con: Database, n: int, length: int) -> bool:
+    """Whether `length` due tasks wait in a queue; never, if that is 0."""
+    if not length:
+        return False
+    sql = f"SELECT count(*) FROM (SELECT 1 {_GATED} AND state IN (-1, 0, 2) LIMIT ?)"
+    ((count,),) = con.execute(sql, (n, length)).fetchall()
+    return bool(count >= length)
+
+
 class Limits(Ledger):
     """The limits of all queues, for the transaction that is open."""
 
@@ -59,7 +70,7 @@ class Limits(Ledger):
         self.gates: dict[str, Gate] = {}
         self.keyed = ""
         self._numbers: dict[int, Gate] = {}
-        # Keys of which a row came, went or changed, with how many leases fewer there are.
+        # Keys of which a row came, went or changed, with how many leases have ended.
         self._touched: dict[Place, int] = {}
         self.opened = False
 
@@ -87,7 +98,7 @@ class Limits(Ledger):
         self._numbers = {gate.n: gate for gate in gates}
         self.keyed = ", ".join(str(gate.n) for gate in gates if gate.limits.by_key)
         if gates:
-            self.con.create_scalar_function("touch", self._touch, 4)
+            self.con.create_scalar_function("touch", self._touch, 3)
             # So that a row which replaces another tells of both.
             self.con.pragma("recursive_triggers", True)
             self.con.execute(_TRIGGERS).fetchall()
@@ -141,12 +152,19 @@ class Limits(Ledger):
 
     # -- what may start --------------------------------------------------------------------------------
 
-    def _touch(self, gate: int, key: str, was: int, now: int) -> None:
+    def _touch(self, gate: int, key: str, left: int) -> None:
         place = (gate, key)
-        left = (was == LEASED) - (now == LEASED)
-        self._touched[place] = self._touched.get(place, 0) + left
+        touched = self._touched
+        touched[place] = touched.get(place, 0) + left
         if left > 0:
             self.dropped(gate, key)
+
+    def came(self, rows: Iterable[Place]) -> None:
+        """Rows were written, of tasks of these queues and keys."""
+        if self.keyed:
+            for place in rows:
+                if place[1] and place[0]:
+                    self._touched.setdefault(place, 0)
 
     def read_count(self, n: int) -> int:
         """See `Ledger`."""
@@ -187,14 +205,7 @@ class Limits(Ledger):
 
     def is_full(self, gate: Gate) -> bool:
         """Whether as many due tasks wait in a queue as may."""
-        length = gate.limits.length
-        if not length:
-            return False
-        ((count,),) = self.con.execute(
-            f"SELECT count(*) FROM (SELECT 1 {_GATED} AND state IN (-1, 0, 2) LIMIT ?)", (gate.n, length)
-        )
-        assert isinstance(count, int)
-        return count >= length
+        return is_full(self.con, gate.n, gate.limits.length)
 
     # -- the end of a transaction ----------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ from treadle.store.base import (
     SessionRow,
     Swept,
 )
-from treadle.store.joined import JoinedStart
+from treadle.store.joined import JoinedInput, JoinedStart
 from treadle.store.projection import Opened, fitting
 from treadle.store.queues import QueueChange
 from treadle.store.rows import task_of
@@ -39,7 +39,7 @@ from treadle.store.sqlite.appends import Appends
 from treadle.store.sqlite.connection import Database, connect, map_exceptions, use_wal
 from treadle.store.sqlite.deletion import family_of, forget_run
 from treadle.store.sqlite.group import INSERT_INPUT, INSERT_PAYLOAD
-from treadle.store.sqlite.joining import join
+from treadle.store.sqlite.joining import join, join_input
 from treadle.store.sqlite.limits import Limits
 from treadle.store.sqlite.location import Sync, parse_url, refuse_network
 from treadle.store.sqlite.process_locks import ProcessLocks, host_name
@@ -144,6 +144,10 @@ class SqliteStore(SqliteReader):
     def join(self, transaction: Any, start: JoinedStart) -> str:
         """Write a start through a connection of the caller to the store's file."""
         return join(self.path, transaction, start)
+
+    def join_input(self, transaction: Any, given: JoinedInput) -> str:
+        """Put an input into an inbox through a connection of the caller to the store's file."""
+        return join_input(self.path, transaction, given)
 
     def reader(self) -> SqliteReader:
         """A handle for reads on another thread, with a connection of its own."""
@@ -375,6 +379,8 @@ class SqliteStore(SqliteReader):
 
             def restart() -> None:
                 con.execute("ROLLBACK")
+                # The triggers, too, are gone if this transaction made them.
+                self._appends.limits.forget()
                 con.execute("BEGIN IMMEDIATE")
                 self._living(con, session)
 

@@ -48,7 +48,7 @@ _POSTPONE = (
     " WHERE run = ? AND number = ? AND lease = ? AND session = ? AND state = 3 AND interrupt = 0"
 )
 
-# How many tasks a claim looks at together, so that many held ones are passed in few steps.
+# How many tasks a claim looks at together once it has met a held one, so that many are passed in few steps.
 _LOOK_AHEAD = 64
 _encode = msgspec.json.Encoder().encode
 # Below every priority.
@@ -271,9 +271,14 @@ class _Queue:
 
     def _read(self, line: tuple[str, str], count: int = 0) -> None:
         # No more than the free slots can be taken from any line. One by one where each changes who is first.
-        count = count or (1 if self.keyed else self.claim.offer.free())
+        count = count or (1 if self.keyed else self._most())
         self.lines[line] = deque(self._candidates(line, count))
         self._push(line)
+
+    def _most(self) -> int:
+        """How many tasks may be taken of a line; one more than there is room for, to know whether the rate ends it."""
+        free = self.claim.offer.free()
+        return free if self.gate is None else min(free, self.claim.limits.room(self.gate, self.claim.now) + 1)
 
     def _push(self, line: tuple[str, str]) -> None:
         if self.lines[line]:
@@ -283,15 +288,17 @@ class _Queue:
     def _candidates(self, line: tuple[str, str], count: int) -> list[Record]:
         """The first tasks of a line that may be claimed; those of held runs before them are parked."""
         con, now = self.claim.con, self.claim.now
-        ahead = 1 if self.keyed else _LOOK_AHEAD
+        look = count
         while True:
-            found = con.execute(_CANDIDATES, (self.name, *line, now, max(count, ahead))).fetchall()
+            found = con.execute(_CANDIDATES, (self.name, *line, now, look)).fetchall()
             # The last columns are run, age and hold; the second one is the task's number.
             held = [record for record in found if record[-1]]
             con.executemany(_PARK, [(record[-3], record[1]) for record in held])
             free = [record for record in found if not record[-1]]
             if not held or len(free) >= count:
                 return free[:count]
+            # Others of their runs may follow; of a key, who follows is found out by `settle_key`.
+            look = 1 if self.keyed else max(count, _LOOK_AHEAD)
             if self.gate is not None and self.keyed:
                 for record in held:
                     self.claim.limits.settle_key(self.gate, record[12], now)
