@@ -15,6 +15,7 @@ from treadle.core import advance
 from treadle.core import decide as core_decide
 from treadle.core import events as ev
 from treadle.core.decision import Decision
+from treadle.core.dispatching import dispatch
 from treadle.core.state import RunState
 from treadle.runtime import boundaries, conflicts, joining
 from treadle.runtime.conflicts import start_run
@@ -139,8 +140,6 @@ def test_a_rejecting_start_that_takes_the_run_of_another_is_found(monkeypatch: p
 
 
 def test_an_attempt_that_begins_after_the_deadline_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    dispatch = advance.dispatch
-
     def blind(run: RunState, *given: Any) -> None:
         deadline, run.deadline = run.deadline, 0.0
         dispatch(run, *given)
