@@ -40,6 +40,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
         ("fan", 20, "sqlite"),
         ("many", 5, "sqlite"),
         ("recover", 20, "sqlite"),
+        ("workers", 20, "sqlite"),
         ("grow", 10, "sqlite"),
         ("gather", 20, "memory://"),
         ("gather", 20, "sqlite"),

@@ -320,7 +320,11 @@ def _parts(url: str, clock: Clock, ids: Ids, settings: Settings) -> StoreParts:
         from treadle.store.nats import NatsStore
 
         nats, reader = NatsStore.from_url(url), _ReaderThread()
-        return StoreParts(nats, nats.blobs(), threaded, nats.wakeups(ids.key()), reader.run, reader.close)
+
+        def on_its_loop() -> Driver:
+            return ThreadDriver(clock, renew_seconds=renew_seconds, bell=nats.bell())
+
+        return StoreParts(nats, nats.blobs(), on_its_loop, nats.wakeups(ids.key()), reader.run, reader.close)
     if "://" in url and scheme in plugins().installed("stores"):
         store, found = plugins().plugin("stores", scheme)(url)
         reader = _ReaderThread()

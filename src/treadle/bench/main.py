@@ -8,8 +8,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -20,6 +21,7 @@ from treadle.bench.limits import limits
 from treadle.bench.records import records
 from treadle.bench.recover import recover
 from treadle.bench.unwind import unwind
+from treadle.bench.workers import workers
 from treadle.connect import connect
 from treadle.errors import UsageError
 from treadle.runtime.client import App
@@ -39,6 +41,16 @@ DEFAULT_SIZES = {
     "limits": 500,
     "unwind": 10_000,
     "unwind-fan": 10_000,
+    "workers": 1000,
+}
+
+# Those that measure their ceiling themselves.
+_WITH_CEILING: dict[str, Callable[[str, int], Coroutine[Any, Any, tuple[float, int, list[float], float, str]]]] = {
+    "artifact": artifact,
+    "grow": grow,
+    "limits": limits,
+    "records": records,
+    "workers": workers,
 }
 
 
@@ -71,14 +83,8 @@ def run_bench(workload: str, size: int | None, store: str) -> Line:
         raise UsageError("the size is the number of steps or runs; it must be at least 1")
     if workload == "recover":
         return _line(workload, amount, store, *recover(store, amount))
-    if workload == "grow":
-        return _line(workload, amount, store, *asyncio.run(grow(store, amount)))
-    if workload == "records":
-        return _line(workload, amount, store, *asyncio.run(records(store, amount)))
-    if workload == "limits":
-        return _line(workload, amount, store, *asyncio.run(limits(store, amount)))
-    if workload == "artifact":
-        return _line(workload, amount, store, *asyncio.run(artifact(store, amount)))
+    if workload in _WITH_CEILING:
+        return _line(workload, amount, store, *asyncio.run(_WITH_CEILING[workload](store, amount)))
     if workload.startswith("unwind"):
         shape = "fan" if workload == "unwind-fan" else "chain"
         return _line(workload, amount, store, *asyncio.run(unwind(store, amount, shape)))

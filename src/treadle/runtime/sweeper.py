@@ -73,7 +73,7 @@ class Sweeper:
                 if await self._elected() or first:
                     await self.sweep()
                 first = False
-                self.engine.look_around()
+                self.engine.inboxes.look_around()
                 self.on_due(self.clock.now())
                 if self.clock.monotonic() - looked >= LOOK_SECONDS:
                     looked = self.clock.monotonic()

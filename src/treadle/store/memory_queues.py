@@ -18,8 +18,9 @@ from typing import Protocol
 import msgspec
 
 from treadle.core.commands import Task
-from treadle.store.base import Append, Offer
+from treadle.store.base import Append
 from treadle.store.memory_lines import Entry, Item, Line
+from treadle.store.offers import Offer
 from treadle.store.queues import (
     NO_LIMITS,
     Bucket,

@@ -22,7 +22,8 @@ from treadle.core.effects import ProjectionSpec
 from treadle.core.events import StepSucceeded, decode_events
 from treadle.core.values import bare, key_id_of
 from treadle.errors import ProjectionError, SchemaVersionError, StoreUnavailableError
-from treadle.store.base import Answer, Append, Offer
+from treadle.store.base import Answer, Append
+from treadle.store.offers import Offer
 
 # Decodes a list of records whose handle says that it is encoded; what the handle holds itself comes as its text.
 Opened = Callable[[str, bytes | str], bytes]

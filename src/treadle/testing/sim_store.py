@@ -18,11 +18,11 @@ from treadle.store.base import (
     Health,
     InboxInput,
     Loaded,
-    Offer,
     Postponement,
     Reader,
     Renewal,
     Report,
+    Reported,
     RunHead,
     RunQuery,
     RunRow,
@@ -33,6 +33,7 @@ from treadle.store.base import (
     TaskRow,
 )
 from treadle.store.memory import MemoryStore
+from treadle.store.offers import Offer
 from treadle.store.queues import KeyRow, QueueChange, QueueRow
 from treadle.testing.sim_faults import Faults
 from treadle.testing.sim_loop import Life
@@ -211,7 +212,7 @@ class SimStore(SimReader):
     def leased(self, session: str) -> list[Task]:
         return self._read("leased", lambda: self._store.leased(session))
 
-    def report(self, session: str, reports: Sequence[Report]) -> list[bool]:
+    def report(self, session: str, reports: Sequence[Report]) -> list[Reported]:
         return self._write("report", lambda: self._store.report(session, reports), [one.input.key for one in reports])
 
     def postpone(self, session: str, items: Sequence[Postponement], now: float) -> list[bool]:
@@ -231,7 +232,7 @@ class SimStore(SimReader):
     def inbox(self, key: str) -> list[InboxInput]:
         return self._read("inbox", lambda: self._store.inbox(key))
 
-    def owned_inboxes(self, session: str) -> list[str]:
+    def owned_inboxes(self, session: str) -> dict[str, list[InboxInput]]:
         return self._read("owned_inboxes", lambda: self._store.owned_inboxes(session))
 
     def acquire(self, session: str, key: str, *, steal: bool = False) -> Acquired | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from treadle.store.nats.link import Loop
+from treadle.store.nats.loop import Loop
 from treadle.store.nats.reader import Rooms
 
 

@@ -25,14 +25,15 @@ from treadle.store.base import (
     Answer,
     Append,
     InboxInput,
-    Offer,
     Postponement,
     Renewal,
     Report,
+    Reported,
     SessionRow,
     Swept,
 )
 from treadle.store.joined import JoinedInput, JoinedStart
+from treadle.store.offers import Offer
 from treadle.store.postgres.append_functions import POST
 from treadle.store.postgres.appends import Appends
 from treadle.store.postgres.arrays import big, bigs, chunks, ints, small, storable, texts, truth, truths
@@ -82,6 +83,8 @@ class PostgresStore(PostgresReader):
         self._appends = Appends(self._limits)
         # When queues were served last, for claims where they take turns.
         self._served: dict[str, int] = {}
+        # The last claim took all that there were slots for: more is likely to wait, so that is not asked first.
+        self._expects = False
         self._link.on_connect = self._fence
 
     @classmethod
@@ -351,11 +354,14 @@ class PostgresStore(PostgresReader):
 
     def claim(self, session: str, offer: Offer, now: float) -> tuple[list[Task], float | None]:
         """Lease due tasks, over all queues by priority, then age."""
-        due, later = self._as(session, lambda own: look(self._limits, own, now))
-        if not due:
-            self._appends.forget_waiting()
-            return [], later
+        later: float | None = None
+        if not self._expects:
+            due, later = self._as(session, lambda own: look(self._limits, own, now))
+            if not due:
+                self._appends.forget_waiting()
+                return [], later
         claimed, due_at = self._as(session, lambda own: self._claim(own, offer, now))
+        self._expects = bool(claimed) and offer.full()
         if claimed:
             self._appends.forget_waiting()
         return claimed, min((time for time in (due_at, later) if time is not None), default=None)
@@ -377,7 +383,7 @@ class PostgresStore(PostgresReader):
             self._as(session, lambda own: look(self._limits, own, 0.0))
         return [task_of(record) for record in found]
 
-    def report(self, session: str, reports: Sequence[Report]) -> list[bool]:
+    def report(self, session: str, reports: Sequence[Report]) -> list[Reported]:
         """End leased tasks whose token is live."""
         return self._as(session, lambda own: report(self._limits, own, reports))
 
@@ -409,14 +415,17 @@ class PostgresStore(PostgresReader):
         (answer,) = self._link.call((POST.text(self._schema), values, POST.types))
         return truths(answer or b"", len(inputs))
 
-    def owned_inboxes(self, session: str) -> list[str]:
-        """Keys of runs owned by the session whose inbox waits."""
+    def owned_inboxes(self, session: str) -> dict[str, list[InboxInput]]:
+        """What waits in the inboxes of runs that the session owns, by run, oldest first."""
         found = self._all(
-            "SELECT r.key FROM (SELECT DISTINCT run FROM @inbox) i JOIN @runs r ON r.n = i.run"
-            " JOIN @sessions s ON s.n = r.owner AND NOT s.ended WHERE s.id = %s ORDER BY r.n",
+            "SELECT r.key, i.id, i.body FROM @inbox i JOIN @runs r ON r.n = i.run"
+            " JOIN @sessions s ON s.n = r.owner AND NOT s.ended WHERE s.id = %s ORDER BY r.n, i.seq",
             (session,),
         )
-        return [key for (key,) in found]
+        inboxes: dict[str, list[InboxInput]] = {}
+        for key, id, body in found:
+            inboxes.setdefault(key, []).append(InboxInput(id, key, body))
+        return inboxes
 
     def acquire(self, session: str, key: str, *, steal: bool = False) -> Acquired | None:
         """Own the run if nobody alive does, or with `steal`."""

@@ -10,8 +10,9 @@ import msgspec
 from treadle.core.commands import Task
 from treadle.core.events import encode_events
 from treadle.core.inputs import Revoked, encode_input
-from treadle.store.base import Answer, Append, Offer, Report
+from treadle.store.base import Answer, Append, Report
 from treadle.store.ledger import Gate
+from treadle.store.offers import Offer
 from treadle.store.projection import Opened
 from treadle.store.sqlite.connection import Database
 from treadle.store.sqlite.limits import Limits
