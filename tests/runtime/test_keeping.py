@@ -208,7 +208,7 @@ async def test_a_backup_has_what_it_names_though_that_is_deleted_and_collected_m
                 await asyncio.wrap_future(losing.pop())
             return await beside(work)
 
-        app._node.reader = Meanwhile()  # type: ignore[assignment]  # it is one for all that is asked of it
+        app._node.reader = Meanwhile()
         app._node.beside = after_that
         made = await app.backup(tmp_path / "backup.db")
         app._node.beside = beside
