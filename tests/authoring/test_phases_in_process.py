@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import re
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +27,7 @@ from treadle import (
     TransitionError,
     step,
 )
+from treadle.authoring.turns import FEW
 
 
 def executed(result: Any) -> list[str]:
@@ -386,3 +388,97 @@ async def test_all_mistakes_are_told_before_anything_runs() -> None:
 async def test_a_block_without_phases_is_refused() -> None:
     with pytest.raises(DefinitionError, match="phases are required"):
         await Phases().run()
+
+
+# -- rows share a task -------------------------------------------------------------------------------------------------
+
+ROWS = 40
+topic: contextvars.ContextVar[int] = contextvars.ContextVar("topic", default=0)
+
+
+def repeated(**lanes: Callable[..., Any]) -> Phases:
+    """So many rows of the same lanes."""
+    rules = [Rule.stop(when=f"step >= {ROWS - 1}"), Rule.repeat()]
+    return Phases(Phase("row", lanes, policy="p"), policies={"p": rules}, step_limit=ROWS)
+
+
+async def nothing() -> None:
+    """A cell that does not wait."""
+
+
+async def test_rows_of_cells_that_do_not_wait_leave_the_loop_to_others() -> None:
+    turns = 0
+    over = False
+
+    async def others() -> None:
+        nonlocal turns
+        while not over:
+            turns += 1
+            await asyncio.sleep(0)
+
+    watching = asyncio.create_task(others())
+
+    result = await repeated(a=nothing, b=nothing, c=nothing, d=nothing).run()
+    over = True
+    await watching
+
+    assert len(result.rows) == ROWS
+    # So many cells run between two turns of the loop, and no more.
+    assert ROWS * 4 // FEW <= turns <= ROWS
+
+
+async def test_a_cell_that_waits_keeps_its_task_and_those_of_the_next_row_get_another() -> None:
+    seen: list[object] = []
+
+    async def patient(cell: Cell) -> None:
+        mine = asyncio.current_task()
+        if cell.step % 3 == 1:
+            await asyncio.sleep(0)
+        assert asyncio.current_task() is mine
+        seen.append(mine)
+
+    result = await repeated(a=patient, b=nothing).run()
+
+    assert len(result.rows) == ROWS
+    assert asyncio.current_task() not in seen
+    assert all(seen[step] is not seen[step + 1] for step in range(1, ROWS - 1, 3))
+
+
+async def test_plain_functions_between_async_cells_have_the_context_of_who_executes_the_block() -> None:
+    def count() -> int:
+        topic.set(topic.get() + 1)
+        return topic.get()
+
+    result = await repeated(a=nothing, b=count).run()
+
+    assert [row.lanes[1].value for row in result.rows] == [*range(1, ROWS + 1)]
+    assert topic.get() == ROWS
+
+
+async def test_a_block_that_its_own_cell_cancels_begins_no_other_row() -> None:
+    began: list[int] = []
+
+    async def cell(told: Cell) -> None:
+        began.append(told.step)
+        if told.step == 3:
+            task.cancel()
+
+    task = asyncio.create_task(repeated(a=cell, b=nothing).run())
+    with pytest.raises(PhasesCancelled) as caught:
+        await task
+
+    assert began == [0, 1, 2, 3]
+    assert len(caught.value.partial.rows) == 4
+
+
+async def test_a_cell_that_fails_behind_many_that_share_a_task_is_told_as_ever() -> None:
+    async def cell(told: Cell) -> int:
+        if told.step == 30:
+            raise ValueError("the last one")
+        return told.step
+
+    with pytest.raises(PhasesFailedError) as caught:
+        await repeated(a=cell, b=nothing).run()
+
+    assert len(caught.value.partial.rows) == 31
+    assert isinstance(caught.value.__cause__, ValueError)

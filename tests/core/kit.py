@@ -35,8 +35,7 @@ def digest(run: RunState) -> dict[str, Any]:
 
 
 def _facts(state: StepState | ScopeState) -> dict[str, Any]:
-    names = state.__struct_fields__ if isinstance(state, StepState) else ScopeState.__slots__
-    facts = {name: getattr(state, name) for name in names if name not in ("node", "around", "more")}
+    facts = {name: getattr(state, name) for name in state.__struct_fields__ if name not in ("node", "around", "more")}
     facts["more"] = state.more or None
     if isinstance(state, ScopeState) and (unwinding := state.unwinding) is not None:
         facts["unwinding"] = (
@@ -160,7 +159,7 @@ class Driver:
 
     def decide(self, inputs: list[tuple[inp.AnyInput, str]]) -> Decision:
         """Decide twice, by the run as it is and by one that has forgotten what is closed: both find the same."""
-        if any(needs_all(self.lean, value) for value, _ in inputs):
+        if needs_all(self.lean, [value for value, _ in inputs]):
             self.lean = self.folded()
         follows = self.lean.version == self.run.version
         decision = decide(self.run, inputs, now=self.now, limits=self.limits)

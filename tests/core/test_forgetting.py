@@ -122,12 +122,12 @@ ABOUT: list[Callable[[], inp.AnyInput]] = [
 @pytest.mark.parametrize("about", ABOUT)
 def test_an_operators_word_about_what_is_forgotten_needs_all_of_the_run(about: Callable[[], inp.AnyInput]) -> None:
     driver = run_of(step("x"))
-    assert not needs_all(driver.lean, about())
+    assert not needs_all(driver.lean, [about()])
 
     driver.succeed("g[0]/x")
 
-    assert needs_all(driver.lean, about())
-    assert not needs_all(driver.lean, inp.Pause())
+    assert needs_all(driver.lean, [about()])
+    assert not needs_all(driver.lean, [inp.Pause()])
     driver.give(about())
     driver.finish()
     driver.check()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.core.kit import Driver, step
+from tests.core.kit import Driver, adding, step, value_of
 
-from treadle.core.plan import Block, Body, Const, Gather, Group, Item, Phase, Phases, Ref, Rule, SignalValue
+from treadle.core.plan import Block, Body, Const, Gather, Group, Index, Item, Phase, Phases, Ref, Rule, SignalValue
 from treadle.core.state import NodeState, RunState, ScopeState
 
 AGAIN = (Rule(id="again", move="repeat"),)
@@ -118,4 +118,61 @@ def test_a_name_of_another_phase_means_its_latest_row_each_time() -> None:
         driver.succeed(f"p/a{at}/x", result=entry)
         assert list(driver.args(f"p/b{at}/y").values()) == [entry]
         driver.succeed(f"p/b{at}/y")
+    driver.check()
+
+
+def of_one_step(*, count: int = 5, output: Ref | None = None, **options: Any) -> Driver:
+    """A gather whose iterations are cast many at a time, and enter no names of their own."""
+    only = step("x", slots={"item": Item(), "order": Index()}, **options)
+    body = Body(blocks=[only], output=output or Ref("x"))
+    return Driver(Gather(id="g", items=Const(0), body=body), constants=[list(range(count)), "instead"])
+
+
+def test_iterations_of_one_step_are_what_the_first_one_is() -> None:
+    driver = of_one_step()
+    first = driver.scope("g[0]")
+
+    for index in range(5):
+        scope = driver.scope(f"g[{index}]")
+        assert shape(driver, f"g[{index}]")[1:] == shape(driver, "g[0]")[1:]
+        assert scope.index == index
+        assert (scope.around, scope.wakes, scope.status) == (first.around, scope.node.number, "open")
+        assert driver.run.find(scope.node, "x") is driver.step(f"g[{index}]/x").node
+        assert driver.run.find(scope.node, "y") is None
+        assert driver.args(f"g[{index}]/x") == {"item": index, "order": index}
+    driver.check()
+
+
+def test_an_iteration_of_one_step_that_failed_gives_the_default() -> None:
+    driver = of_one_step(output=Ref("x", default=1), optional=True)
+
+    driver.fail("g[4]/x")
+    driver.finish()
+
+    assert driver.status() == "succeeded"
+    assert value_of(driver.scope("g").result)[4] == "instead"
+    driver.check()
+
+
+def test_an_iteration_of_one_step_that_failed_is_named_by_its_gather() -> None:
+    driver = of_one_step()
+
+    driver.fail("g[3]/x")
+    driver.finish()
+
+    assert driver.status("g[3]") == driver.status("g") == "failed"
+    assert driver.scope("g[3]").causes == ["g[3]/x"]
+    assert [*driver.scope("g").bad] == [driver.scope("g[3]").node.number]
+    driver.check()
+
+
+def test_a_step_that_is_added_to_a_cast_iteration_lies_beside_its_own() -> None:
+    driver = of_one_step()
+
+    driver.succeed("g[3]/x", added=adding(step("y", "x"), into="g[3]"))
+
+    assert [state.node.address for state in driver.run.content(driver.scope("g[3]"))] == ["g[3]/x", "g[3]/y"]
+    assert driver.status("g[3]") == "open"
+    driver.finish()
+    assert driver.status() == driver.status("g[3]/y") == "succeeded"
     driver.check()

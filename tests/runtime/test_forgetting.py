@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from pathlib import Path
 
 import pytest
 
-from treadle import App, Hooks, Registry, Run, connect, gather, signal_value, step, workflow
+from treadle import App, Hooks, Registry, Run, connect, gather, predicate, signal_value, step, workflow
+from treadle.authoring import codec
+from treadle.authoring.builder import Planned
 from treadle.core import inputs as inp
+from treadle.core.plan import (
+    Block,
+    Body,
+    Branch,
+    Choose,
+    Const,
+    Gather,
+    Item,
+    Phase,
+    Phases,
+    Plan,
+    Predicate,
+    Ref,
+    Rule,
+    Step,
+)
+from treadle.core.state import ScopeState
 from treadle.runtime.hooks import Boundary
 from treadle.runtime.requests import request
 
@@ -17,12 +37,17 @@ made: list[int] = []
 gates: dict[str, asyncio.Event] = {}
 
 
-@step(registry=registry)
+@predicate(registry=registry, name="always")
+async def always() -> bool:
+    return True
+
+
+@step(registry=registry, name="numbers")
 async def numbers(count: int) -> list[int]:
     return list(range(count))
 
 
-@step(registry=registry)
+@step(registry=registry, name="double")
 async def double(value: int) -> int:
     made.append(value)
     return 2 * value
@@ -129,3 +154,35 @@ async def test_a_run_is_loaded_without_what_is_closed_and_whole_after_a_rewind(t
         run = app.run("r", str)
         await run.signal("go", "sum")
         assert await run.result() == "sum 20"
+
+
+def scopes_alive() -> int:
+    # What the collector does not look at hides what it holds until the next time.
+    for _ in range(3):
+        gc.collect()
+    return sum(isinstance(found, ScopeState) for found in gc.get_objects())
+
+
+async def test_blocks_that_have_asked_a_worker_are_gone_with_their_run(store: str) -> None:
+    asks = Predicate("always")
+    cell = Step(id="cell", action="numbers", slots={"count": Const(0)})
+    each = Step(id="d", action="double", slots={"value": Item()})
+    blocks: list[Block] = [
+        Step(id="many", action="numbers", slots={"count": Const(0)}),
+        Gather(id="each", items=Ref("many"), body=Body(blocks=[each])),
+        Choose(id="pick", branches=[Branch(id="b", when=asks, blocks=[cell])]),
+        Phases(
+            id="rows",
+            phases=[Phase(id="one", blocks=[cell], policy="p")],
+            policies={"p": (Rule(id="end", move="stop", when=asks),)},
+        ),
+    ]
+    planned = Planned(Plan(workflow="asking", blocks=blocks), ["600"], codec.adapter(None))
+    async with connect(store, registry=registry) as app, asyncio.timeout(30):
+        await (await app.start(planned)).result()
+        before = scopes_alive()
+
+        for _ in range(3):
+            await (await app.start(planned)).result()
+
+        assert scopes_alive() == before

@@ -11,7 +11,8 @@ from tests.simulation import scenes
 from tests.simulation.scenes import alone, broken
 
 from treadle.authoring.builder import Planned
-from treadle.core import gathers, opened, phases
+from treadle.core import advance, gathers, opened, phases
+from treadle.core.events import Arg
 from treadle.core.progress import GatherProgress
 from treadle.core.state import RunState, ScopeState
 from treadle.core.tables import SUCCEEDED
@@ -43,16 +44,17 @@ def test_without_a_planted_bug_nothing_is_found(plan: Callable[[], Planned]) -> 
 
 
 def test_values_of_a_gather_in_the_order_of_their_ends_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def hasty(_run: RunState, scope: ScopeState, progress: GatherProgress) -> None:
-        progress.open.pop(scope.index)
-        if scope.status == SUCCEEDED:
-            # The first item ends last, so this is never the order of the items.
-            progress.results.append(scope.result)
-            progress.results.pop(0)
-            if progress.first and progress.winner < 0:
-                progress.winner = 0
+    succeeded = opened.iterations_succeeded
 
-    monkeypatch.setattr(opened, "iteration_settled", hasty)
+    def hasty(run: RunState, block: ScopeState, done: dict[ScopeState, Arg]) -> None:
+        assert isinstance(block.block, GatherProgress)
+        before = list(block.block.results)
+        succeeded(run, block, done)
+        # The first item ends last, so this is never the order of the items.
+        block.block.results[:] = [*before[len(done) :], *done.values()]
+
+    for module in (opened, advance):
+        monkeypatch.setattr(module, "iterations_succeeded", hasty)
 
     assert found(scenes.gathered) == invariants.BLOCKS
 

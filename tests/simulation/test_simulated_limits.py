@@ -10,7 +10,7 @@ import pytest
 
 from treadle.authoring.decorators import step, workflow
 from treadle.authoring.registry import Registry
-from treadle.core import advance
+from treadle.core import dispatching
 from treadle.core.decide import Limits
 from treadle.core.placement import target_of
 from treadle.core.state import RunState, StepState
@@ -196,7 +196,7 @@ def test_a_step_that_is_sent_anywhere_is_found(monkeypatch: pytest.MonkeyPatch) 
     def anywhere(_run: RunState, _step: StepState) -> str:
         return ""
 
-    monkeypatch.setattr(advance, "target_of", anywhere)
+    monkeypatch.setattr(dispatching, "target_of", anywhere)
 
     assert first_broken() == PLACED
 
@@ -206,6 +206,6 @@ def test_a_step_that_is_sent_to_another_workers_place_is_found(monkeypatch: pyte
         found = target_of(run, step)
         return "n0" if found.startswith("n") else found
 
-    monkeypatch.setattr(advance, "target_of", elsewhere)
+    monkeypatch.setattr(dispatching, "target_of", elsewhere)
 
     assert first_broken() == PLACED

@@ -17,8 +17,8 @@ from treadle.core import windows
 from treadle.core.commands import Refusal
 from treadle.core.decision import Decision
 from treadle.core.state import RunState
-from treadle.runtime import triggers
 from treadle.runtime.node import Node
+from treadle.runtime.requests import request
 from treadle.store.memory import MemoryStore
 from treadle.testing import invariants
 from treadle.testing.scenarios import Scenario, everywhere
@@ -135,13 +135,11 @@ def test_a_named_trigger_that_is_forgotten_with_its_window_is_found(monkeypatch:
 
 
 def test_a_trigger_that_is_told_before_its_commit_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    request = triggers.request
-
     async def hasty(node: Node, key: str, value: Any) -> Any:
         node.spawn(request(node, key, value))
         return None, []
 
-    monkeypatch.setattr(triggers, "request", hasty)
+    monkeypatch.setattr("treadle.runtime.triggers.request", hasty)
 
     assert broken(alone(LATEST)) == invariants.DURABLE
 

@@ -96,11 +96,15 @@ class Execution:
         self._tickets: dict[int, Ticket] = {}
         self._ended: list[tuple[AnyInput, str]] = []
         self._waiter: asyncio.Future[None] | None = None
+        # The task that executes the block; what it is to perform, or to raise, when it wakes.
+        self._task: asyncio.Task[Any] | None = None
+        self._decided: Decision | None = None
+        self._fault: BaseException | None = None
         self._live: dict[int, _Live] = {}
         # Cells that were told to stop.
         self._stopping: list[asyncio.Task[None]] = []
         self._loop = asyncio.get_running_loop()
-        self._turns = Turns(self._loop, self._run)
+        self._turns = Turns(self._loop, self._run, self._go_on)
         self._cell: Cell | None = None
 
     async def execute(self) -> PhasesResult:
@@ -111,6 +115,7 @@ class Execution:
             PhasesCancelled: the task was cancelled; as above.
         """
         run = self.run
+        self._task = asyncio.current_task()
         decision = start(run, now=0.0, limits=_UNBOUNDED)
         # The only block of the plan, which is never opened anew.
         block = run.states[1]
@@ -118,13 +123,19 @@ class Execution:
         assert isinstance(block.block, PhasesProgress)
         self.block, self.progress = block, block.block
         try:
+            self._note(decision)
             self._perform(decision)
-            while run.status == RUNNING:
-                if not self._ended:
+            while run.status == RUNNING or self._decided is not None:
+                if self._fault is not None:
+                    raise self._fault
+                if self._decided is not None:
+                    decision, self._decided = self._decided, None
+                    self._perform(decision)
+                elif self._ended:
+                    self._perform(self._decide())
+                else:
                     self._waiter = self._loop.create_future()
                     await self._waiter
-                inputs, self._ended = self._ended, []
-                self._perform(decide(run, inputs, now=0.0, limits=_UNBOUNDED))
             if self._stopping:
                 await asyncio.wait(self._stopping)
         except asyncio.CancelledError as error:
@@ -136,6 +147,42 @@ class Execution:
             raise failed(PhasesResult(self), self)
         return PhasesResult(self)
 
+    def _decide(self) -> Decision:
+        inputs, self._ended = self._ended, []
+        decision = decide(self.run, inputs, now=0.0, limits=_UNBOUNDED)
+        self._note(decision)
+        return decision
+
+    def _go_on(self) -> None:
+        """No cell waits for its turn any more: begin what follows here, if it is async cells only.
+
+        So rows of cells that do not wait share a task, and the loop's turns. Whatever else follows, plain functions
+        among it, is done by the block's own task, which has the context of who executes the block.
+        """
+        if not self._ended or self._decided is not None:
+            return
+        if self._task is not None and not self._task.cancelling():
+            try:
+                decision = self._decide()
+                if not decision.interrupts and all(map(self._is_async, decision.tasks)):
+                    self._perform(decision)
+                    if self.run.status == RUNNING:
+                        return
+                else:
+                    self._decided = decision
+            except Exception as error:  # noqa: BLE001 - a fault of the kernel: the block's own task raises it
+                self._fault = error
+        self._wake()
+
+    def _is_async(self, task: Task) -> bool:
+        """Whether a task is an async cell or rule that begins at once."""
+        found = self.table.functions.get(task.action)
+        return found is not None and found[2] and task.not_before <= 0 and task.call.purpose not in _OF_UNDO
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
     async def _stop(self) -> None:
         """Cancel all that is alive, detached cells included, and wait for it."""
         tasks = [live.handle for live in self._live.values() if live.handle is not None]
@@ -146,7 +193,7 @@ class Execution:
 
     # -- what the kernel asks for ------------------------------------------------------------------------------
 
-    def _perform(self, decision: Decision) -> None:
+    def _note(self, decision: Decision) -> None:
         for event in decision.events:
             kind = type(event)
             if kind is RowOpened:
@@ -155,6 +202,8 @@ class Execution:
                 self.decisions.append(event)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # its kind is known
                 progress = self.progress
                 self.pending = pending_of(self.run, progress) if progress.background else {}
+
+    def _perform(self, decision: Decision) -> None:
         for number in decision.interrupts:
             live = self._live.get(number)
             if live is not None:
@@ -338,9 +387,9 @@ class Execution:
         if ticket is not None:
             ticket.settle(value, error)
         self._ended.append((outcome, ""))
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        if not self._turns.busy:
+            # Else `_go_on` follows.
+            self._wake()
 
     def _failed(self, task: Task, error: BaseException) -> Outcome:
         if isinstance(error, asyncio.CancelledError):

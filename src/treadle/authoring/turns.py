@@ -98,17 +98,26 @@ class Turns(Generic[A]):
     """Executes attempts in their order. All methods are for the event loop's thread.
 
     `execute` does all that there is to do without waiting, by the present `carrier`, and gives the rest, if any.
+    `idle` is called when no attempt waits for its turn any more; those that it adds go on in the same task.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, execute: Callable[[A], Coroutine[Any, Any, None] | None]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        execute: Callable[[A], Coroutine[Any, Any, None] | None],
+        idle: Callable[[], None] | None = None,
     ) -> None:
         self._loop = loop
         self._execute = execute
+        self._idle = idle
         self._waiting: deque[A] = deque()
         # The task that takes what waits, and whether it has yet to begin.
         self._taker: asyncio.Task[None] | None = None
         self._coming = False
+        # Whether an attempt is being executed as far as it goes without waiting; `idle` follows.
+        self.busy = False
+        # A task that is eager to begin would begin inside the one that it takes over from.
+        self._nested = False
         self.carrier = Carrier()
 
     def add(self, attempt: A) -> None:
@@ -133,8 +142,11 @@ class Turns(Generic[A]):
         assert taker is not None
         self._taker = taker
         self._coming = False
-        waiting, execute = self._waiting, self._execute
+        waiting, execute, idle = self._waiting, self._execute, self._idle
         left = max(len(waiting), FEW)
+        if self._nested:
+            await asyncio.sleep(0)
+        self.busy = True
         try:
             while waiting and left:
                 attempt = waiting.popleft()
@@ -145,18 +157,22 @@ class Turns(Generic[A]):
                 if (ending := execute(attempt)) is not None:
                     # The task, and its carrier, are the attempt's own; those behind it get others.
                     self.renew()
+                    self.busy = False
                     self._leave()
                     await ending
                     break
                 if taker.cancelling():
                     # Meant for the step that is over, and not for those behind it.
                     break
+                if idle is not None and not waiting:
+                    idle()
         except BaseException:
             if self._taker is taker:
                 self.renew()
             raise
         finally:
             if self._taker is taker:
+                self.busy = False
                 self._leave()
 
     def renew(self) -> None:
@@ -166,4 +182,8 @@ class Turns(Generic[A]):
     def _leave(self) -> None:
         self._taker = None
         if self._waiting:
+            self._nested = True
             self._begin()
+            self._nested = False
+        elif self._idle is not None:
+            self._idle()

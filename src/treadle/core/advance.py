@@ -9,24 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Sized
 from heapq import heappop, heappush
-from typing import TypeGuard
-
-from msgspec.structs import replace
 
 from treadle.core import events as ev
-from treadle.core.apply import step_dispatched, steps_ready
-from treadle.core.children import answer_caller, child_key, tell_parent
-from treadle.core.commands import Call, ChildRun, Polling, Task
+from treadle.core.apply import steps_ready
+from treadle.core.children import answer_caller, tell_parent
+from treadle.core.commands import Call, Task
 from treadle.core.conditions import truth
 from treadle.core.decision import Decision, Limits
+from treadle.core.dispatching import dispatch, dispatch_simple
 from treadle.core.events import Arg, Failure
 from treadle.core.gathers import proceed_choose, proceed_gather
 from treadle.core.inputs import Cancel
-from treadle.core.keys import known_key, question
-from treadle.core.opened import CANCELLING, asking, may_succeed, value_of_iteration
+from treadle.core.opened import CANCELLING, asking, iterations_succeeded, value_of_success
 from treadle.core.phases import proceed_phases, row_failure
-from treadle.core.placement import target_of
-from treadle.core.plan import Body, Choose, Gather, Phase, Phases, Poll
+from treadle.core.plan import Body, Choose, Gather, Phase, Phases
 from treadle.core.progress import GatherProgress, PhasesProgress
 from treadle.core.resolve import UnresolvedError, resolve_args, resolve_output, scope_value
 from treadle.core.retrying import due_at
@@ -51,7 +47,7 @@ from treadle.core.tables import (
     SUCCEEDED,
     WAITING,
 )
-from treadle.core.undo_attempts import must_prepare, prepare, undo_revoked, undo_runs
+from treadle.core.undo_attempts import undo_revoked, undo_runs
 from treadle.core.undoing import how_far
 from treadle.core.unwinding import begin_unwinding, must_unwind, unwind, unwind_block
 
@@ -89,7 +85,7 @@ def _look_around(run: RunState, decision: Decision, limits: Limits, bound: int) 
     frontier, states, events = run.frontier, run.states, decision.events
     # Steps for which there is no room, by number, and iterations that have succeeded; one event tells of all of them.
     held: dict[int, StepState] = {}
-    done: dict[ScopeState, dict[int, None]] = {}
+    done: dict[ScopeState, dict[ScopeState, Arg]] = {}
     while frontier and len(events) + len(held) < bound:
         number = heappop(frontier)
         state = states[number]
@@ -98,33 +94,27 @@ def _look_around(run: RunState, decision: Decision, limits: Limits, bound: int) 
             held.pop(number, None)
             if _look(run, decision, state, limits, held):
                 held[number] = state
-        elif type(state.node.spec) is Body and _has_succeeded(state, run):
-            done.setdefault(state.around, {})[state.index] = None
+        elif (
+            type(state) is ScopeState
+            and type(state.node.spec) is Body
+            and (value := value_of_success(run, state)) is not None
+        ):
+            if (found := done.get(state.around)) is None:
+                found = done[state.around] = {}
+            found[state] = value
         else:
             _look_further(run, decision, state, limits)
-    for gather, indexes in done.items():
+    for gather, found in done.items():
         assert gather.block is not None
-        event = ev.IterationsSettled(at=gather.node.address, indexes=list(indexes), entry=gather.block.entry)
-        decision.record(run, event)
+        indexes = [scope.index for scope in found]
+        events.append(ev.IterationsSettled(at=gather.node.address, indexes=indexes, entry=gather.block.entry))
+        iterations_succeeded(run, gather, found)
     if held:
         steps = held.values()
         decision.events.append(ev.StepsReady(at=[step.node.address for step in steps]))
         steps_ready(run, steps)
         return bound - len(held) + 1
     return bound
-
-
-def _has_succeeded(state: StepState | ScopeState, run: RunState) -> TypeGuard[ScopeState]:
-    """Whether it is an iteration that succeeds, like most of them."""
-    if not isinstance(state, ScopeState) or not may_succeed(state):
-        return False
-    progress = state.around.block
-    assert isinstance(progress, GatherProgress)
-    try:
-        value_of_iteration(run, state, progress)
-    except UnresolvedError:
-        return False
-    return True
 
 
 def _look_further(run: RunState, decision: Decision, state: StepState | ScopeState, limits: Limits) -> None:
@@ -194,6 +184,10 @@ def _look(run: RunState, decision: Decision, step: StepState, limits: Limits, he
 def _begin(run: RunState, decision: Decision, step: StepState, limits: Limits, room: bool) -> bool:
     """Let a step that no other fence holds start, by its condition. True if only the lack of room forbids it."""
     spec = step.node.step
+    if step.node.simple and not (run.deadline or run.reports or run.not_before > run.now):
+        if room:
+            dispatch_simple(run, decision, step)
+        return not room
     call: Call | None = None
     if spec.when is not None and step.condition is not True:
         if step.condition is False:
@@ -222,81 +216,6 @@ def _begin(run: RunState, decision: Decision, step: StepState, limits: Limits, r
             due = due_at(max(since, due), spec.delay)
         dispatch(run, decision, step, due if due > run.now else 0.0)
     return False
-
-
-def dispatch(run: RunState, decision: Decision, step: StepState, not_before: float) -> None:
-    """Ask for the step's next attempt (or its first half), at `not_before` at the earliest (0: at once)."""
-    node = step.node
-    poll = node.step.poll
-    if run.deadline and step.around.compensates is None and max(run.now, not_before) >= run.deadline:
-        failure = Failure(code="deadline", message="the run's deadline passes before this attempt may begin")
-        decision.settle(run, step, ev.StepFailed(at=node.address, attempt=0, failure=failure))
-        return
-    try:
-        args = resolve_args(run, node, node.step.slots)
-        key = known_key(run, step, args) if node.step.key else ""
-        target = target_of(run, step) if node.step.placement is not None else ""
-    except UnresolvedError as error:
-        failure = Failure(code="unresolved", message=str(error))
-        decision.settle(run, step, ev.StepFailed(at=node.address, attempt=0, failure=failure))
-        return
-    if key is None:
-        decision.record(run, ev.EvaluationAsked(at=node.address, number=step.asking + 1))
-        decision.tasks.append(question(run, step, args))
-        return
-    if node.undoable and must_prepare(step):
-        prepare(run, decision, step, args, not_before, key, target)
-        return
-    event = ev.StepDispatched(
-        at=node.address,
-        attempt=step.attempt + 1,
-        generation=step.generation,
-        not_before=not_before,
-        deadline=deadline_of(run, step, poll, not_before) if poll is not None else 0.0,
-    )
-    decision.events.append(event)
-    step_dispatched(run, step, event)
-    decision.tasks.append(task_of(run, step, args, key, target))
-
-
-def task_of(run: RunState, step: StepState, args: dict[str, Arg], key: str = "", target: str = "") -> Task:
-    """The task of a dispatched step's present attempt."""
-    node = step.node
-    spec = node.step
-    # What undoes a run that came too late is not late itself.
-    deadline = run.deadline if not run.deadline or step.around.compensates is None else 0.0
-    call = Call(args, spec.timeout, "step", spec.placement, run.data, run.dry_run, deadline=deadline, trace=run.trace)
-    if spec.poll is not None:
-        call = replace(call, poll=Polling(spec.poll.interval, run.deadlines.get(node.number, 0.0)))
-    if spec.annotations or run.reports:
-        call = replace(call, progress=run.reports.get(node.number, ""), annotations=spec.annotations)
-    if spec.child is not None:
-        child, called = child_key(run.key, node.address, step.generation), spec.child
-        made = ChildRun(child, run.depth + 1, called.detached, breakpoints=called.breakpoints)
-        call = replace(call, child=made)
-    return Task(
-        run.key,
-        node.number,
-        node.address,
-        step.generation,
-        step.attempt,
-        spec.action,
-        spec.queue,
-        spec.priority,
-        step.not_before,
-        call,
-        run.run_id,
-        0,
-        key,
-        target,
-    )
-
-
-def deadline_of(run: RunState, step: StepState, poll: Poll, not_before: float) -> float:
-    """When a polled step gives up (0: never): a time after its first attempt since it was opened, and of all others."""
-    if poll.timeout is None:
-        return 0.0
-    return run.deadlines.get(step.node.number) or due_at(max(run.now, not_before), poll.timeout)
 
 
 def _condition(run: RunState, decision: Decision, step: StepState) -> Call | None:

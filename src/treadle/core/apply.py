@@ -31,7 +31,7 @@ from treadle.core.opened import settled_inside
 from treadle.core.progress import GatherProgress, PhasesProgress
 from treadle.core.reshaping import steps_added, steps_reopened
 from treadle.core.resolve import phases_around, scope_value
-from treadle.core.state import RunState, ScopeState, StepState, WindowState, ready_key
+from treadle.core.state import RunState, ScopeState, StepState, WindowState, new_scope, ready_key
 from treadle.core.tables import READY, RUN, SKIPPED, STEP, SUCCEEDED, WAITING
 from treadle.errors import InternalError
 
@@ -118,7 +118,7 @@ def _run_started(run: RunState, event: ev.RunStarted) -> None:
             waiting = len(node.needs) + around.gated
             states.append(StepState(node, around, now, waiting))
         else:
-            scope = ScopeState(node, around)
+            scope = new_scope(node, around)
             states.append(scope)
             if node.owner is not None:
                 run.open_own(scope, node.owner)

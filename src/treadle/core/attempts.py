@@ -9,13 +9,13 @@ from __future__ import annotations
 from treadle.core import events as ev
 from treadle.core import inputs as inp
 from treadle.core.additions import added_events
-from treadle.core.advance import dispatch, reach
+from treadle.core.advance import reach
 from treadle.core.apply import step_succeeded
 from treadle.core.commands import Refusal
 from treadle.core.decision import Decision
+from treadle.core.dispatching import dispatch
 from treadle.core.effects import Given
 from treadle.core.events import Failure
-from treadle.core.placement import new_worker
 from treadle.core.progress import PhasesProgress
 from treadle.core.resolve import phases_around, truth_of, value_of
 from treadle.core.retrying import DEFAULT_RETRY, due_at, fraction_of, may_retry
@@ -24,21 +24,11 @@ from treadle.core.tables import CANCELLED, DISPATCHED, OUTCOMES, RUNNING, SUCCEE
 from treadle.core.undo_attempts import undo_lost, undo_outcome, undo_revoked, undo_runs
 
 
-def _live(run: RunState, number: int, generation: int, attempt: int) -> StepState | None:
-    """The step whose live attempt this is, or None."""
-    states = run.states
-    if 0 <= number < len(states):
-        step = states[number]
-        if type(step) is StepState and attempt and step.tasked == attempt and step.generation == generation:
-            return step
-    return None
-
-
 def outcome(run: RunState, decision: Decision, value: inp.Outcome, cause: str) -> Refusal | None:
     """A worker reported the end of an attempt."""
     number, attempt = value.number, value.attempt
-    step = _live(run, number, value.generation, attempt)
-    if step is None:
+    step = run.states[number] if 0 <= number < len(run.states) else None
+    if type(step) is not StepState or step.tasked != attempt or not attempt or step.generation != value.generation:
         return None
     decision.ended.append(number)
     if attempt > 0 and value.status == SUCCEEDED and step.status == DISPATCHED:
@@ -102,7 +92,8 @@ def _succeeded(run: RunState, decision: Decision, step: StepState, value: inp.Ou
         patch=value.patch,
         items=value.items,
         effects=value.effects,
-        worker=new_worker(run, value.session, value.worker),
+        # As `new_worker`, for the most frequent event.
+        worker="" if run.workers.get(value.session) == value.worker else value.worker,
     )
     decision.events.append(succeeded)
     step_succeeded(run, step, succeeded)
@@ -223,8 +214,8 @@ def _keyed(run: RunState, decision: Decision, step: StepState, value: inp.Outcom
 
 def lost(run: RunState, decision: Decision, value: inp.Lost, cause: str) -> Refusal | None:
     """The session that held an attempt died: it is made again at once, so many times."""
-    step = _live(run, value.number, value.generation, value.attempt)
-    if step is None:
+    step = run.step(value.number)
+    if step is None or step.tasked != value.attempt or not value.attempt or step.generation != value.generation:
         return None
     decision.ended.append(value.number)
     if undo_runs(step):

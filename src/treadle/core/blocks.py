@@ -40,6 +40,18 @@ def is_undoable(step: Step) -> bool:
     return step.undo is not None or (step.child is not None and not step.child.detached)
 
 
+def is_simple(step: Step) -> bool:
+    """Whether nothing but fences and room decides when a step is dispatched, and nothing but its slots with what."""
+    return (
+        step.when is None
+        and step.undo is None
+        and step.child is None
+        and step.poll is None
+        and step.placement is None
+        and not (step.delay or step.key or step.annotations)
+    )
+
+
 def refs_of(slot: object) -> Iterator[Ref]:
     """All Refs inside a slot or a condition."""
     if isinstance(slot, Ref):

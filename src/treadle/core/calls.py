@@ -23,10 +23,11 @@ import msgspec
 
 from treadle.core import events as ev
 from treadle.core import inputs as inp
-from treadle.core.advance import dispatch, reach
+from treadle.core.advance import reach
 from treadle.core.children import child_key
 from treadle.core.commands import Refusal
 from treadle.core.decision import Decision
+from treadle.core.dispatching import dispatch
 from treadle.core.events import NULL, Handle
 from treadle.core.placement import new_worker
 from treadle.core.state import RunState, StepState

@@ -15,7 +15,7 @@ from treadle.core.graph import Node
 from treadle.core.opened import compensation_address, fill
 from treadle.core.plan import Phase
 from treadle.core.progress import PhasesProgress
-from treadle.core.state import RunState, ScopeState
+from treadle.core.state import RunState, ScopeState, new_scope
 from treadle.core.tables import FAILED, NONE, NOT_COMPENSABLE, PARKED, SKIPPED, SUCCEEDED
 from treadle.core.undo import STANDING
 from treadle.errors import InternalError
@@ -94,7 +94,7 @@ def open_compensation(run: RunState, event: ev.CompensationOpened) -> ScopeState
     progress.entries[event.phase] = event.entry
     scope = run.states[node.number]
     assert isinstance(scope, ScopeState)
-    apart = ScopeState(block, None)
+    apart = new_scope(block, None)
     apart.block = progress
     apart.unsettled = 1
     scope.around = apart

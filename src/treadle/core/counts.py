@@ -21,6 +21,8 @@ from treadle.core.state import (
     doom_of,
     doom_of_removed,
     is_bad,
+    new_scope,
+    question_of,
 )
 from treadle.core.tables import OUTCOMES, READY, SCOPE, STEP, SUCCEEDED
 from treadle.errors import InternalError
@@ -85,7 +87,7 @@ def settle(run: RunState, state: StepState | ScopeState) -> None:
         mark_ended(run, state)
     if state.status != SUCCEEDED:
         if is_bad(state):
-            around.bad[state.node.number] = None
+            mark_bad(around, state.node.number)
         elif counts_as_cancelled(state):
             around.cancelled += 1
     # A row goes on early only where a cell has not succeeded; what opens its content may open more of it.
@@ -93,8 +95,22 @@ def settle(run: RunState, state: StepState | ScopeState) -> None:
         heappush(run.frontier, around.wakes)
     if run.own or run.added_by:
         _settle_adder(run, state)
-    if not state.holding:
+    if not state.holding and (state.node.dependents or state.more is not None):
         release(run, state)
+
+
+def mark_bad(scope: ScopeState, number: int) -> None:
+    """Note a child that fails the scope. Most scopes have none, and no container for them."""
+    if isinstance(scope.bad, dict):
+        scope.bad[number] = None
+    else:
+        scope.bad = {number: None}
+
+
+def unmark_bad(scope: ScopeState, number: int) -> None:
+    """Take a child out of those that fail the scope, if it is one."""
+    if isinstance(scope.bad, dict):
+        scope.bad.pop(number, None)
 
 
 def mark_ended(run: RunState, step: StepState) -> None:
@@ -152,17 +168,25 @@ def closed_of(block: ScopeState) -> ScopeState:
     progress = block.block
     assert progress is not None
     if progress.closed is None:
-        progress.closed = ScopeState(block.node, None)
+        progress.closed = new_scope(block.node, None)
         progress.closed.block = progress
     return progress.closed
 
 
 def retire(block: ScopeState, state: NodeState) -> None:
     """Leave a settled row or question of a block behind: its outcome means nothing to the block any more."""
-    block.bad.pop(state.node.number, None)
+    unmark_bad(block, state.node.number)
     if counts_as_cancelled(state):
         block.cancelled -= 1
     state.around = closed_of(block)
+
+
+def retire_question(run: RunState, block: ScopeState) -> None:
+    """Leave behind what a block has asked last, if anything."""
+    if (asking := question_of(run, block)) is not None:
+        retire(block, asking)
+    assert block.block is not None
+    block.block.question = -1
 
 
 def unsettle(run: RunState, scope: ScopeState, reopened: dict[int, NodeState]) -> None:
@@ -185,10 +209,10 @@ def unsettle(run: RunState, scope: ScopeState, reopened: dict[int, NodeState]) -
     scope.result = NULL
     if isinstance(scope.block, PhasesProgress) and scope.block.detached is not None:
         scope.block.detached.stopping = ""
-    _unsettle_inside(scope)
+    _unsettle_inside(run, scope)
 
 
-def _unsettle_inside(scope: ScopeState) -> None:
+def _unsettle_inside(run: RunState, scope: ScopeState) -> None:
     """An iteration is under way again; what was found after a row has to be found anew."""
     block = scope.around
     progress = block.block
@@ -198,9 +222,7 @@ def _unsettle_inside(scope: ScopeState) -> None:
     elif isinstance(progress, PhasesProgress) and progress.row is scope:
         progress.attempts = 0
         progress.decision, progress.rule = None, -1
-        if progress.asking is not None:
-            retire(block, progress.asking)
-            progress.asking = None
+        retire_question(run, block)
 
 
 def take_back(run: RunState, state: StepState | ScopeState, reopened: dict[int, NodeState]) -> None:
@@ -211,7 +233,7 @@ def take_back(run: RunState, state: StepState | ScopeState, reopened: dict[int, 
     if counts_as_cancelled(state):
         around.cancelled -= 1
     else:
-        around.bad.pop(state.node.number, None)
+        unmark_bad(around, state.node.number)
     around.unsettled += 1
 
 

@@ -21,12 +21,13 @@ from typing import Any
 
 from treadle.core import events as ev
 from treadle.core import inputs as inp
-from treadle.core.advance import advance, causes_of, root_causes, task_of, withdraw
+from treadle.core.advance import advance, causes_of, root_causes, withdraw
 from treadle.core.attempts import add_steps, lost, outcome, revoked
 from treadle.core.calls import child_asked, child_ended, child_started, child_unwound, tell_children
 from treadle.core.children import answer_caller
 from treadle.core.commands import Refusal
 from treadle.core.decision import Decision, Limits
+from treadle.core.dispatching import task_of
 from treadle.core.operators import operator_events
 from treadle.core.retrying import DEFAULT_RETRY
 from treadle.core.singletons import (

@@ -11,27 +11,28 @@ a row that can be compensated, and one that a breakpoint holds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from treadle.core import events as ev
 from treadle.core import inputs as inp
 from treadle.core.graph import Node
-from treadle.core.progress import PhasesProgress
-from treadle.core.state import NodeState, RunState, ScopeState, StepState, settled
+from treadle.core.moulds import is_plain
+from treadle.core.plan import Step
+from treadle.core.progress import GatherProgress, PhasesProgress
+from treadle.core.state import NodeState, RunState, ScopeState, StepState, new_scope, settled
 from treadle.core.tables import SUCCEEDED
 
-_NOWHERE = ScopeState(Node(-1, "", None, None), None)
+_NOWHERE = new_scope(Node(-1, "", None, None), None)
 # In the place of each node that is forgotten: settled, and of no interest to anybody.
 FORGOTTEN = StepState(_NOWHERE.node, _NOWHERE, 0.0, 0, status=SUCCEEDED, generation=0)
 
 # What may be about an iteration that is closed.
-_ABOUT_ALL = (inp.Retry, inp.Rewind, inp.Release, inp.Undo, inp.UndoStep, inp.Unwind)
+_ABOUT_ALL = frozenset({inp.Retry, inp.Rewind, inp.Release, inp.Undo, inp.UndoStep, inp.Unwind})
 
 
-def needs_all(run: RunState, value: Any) -> bool:
-    """Whether an input can only be decided by a state that has forgotten nothing."""
-    return run.forgotten > 0 and isinstance(value, _ABOUT_ALL)
+def needs_all(run: RunState, values: Iterable[inp.AnyInput]) -> bool:
+    """Whether an input among these can only be decided by a state that has forgotten nothing."""
+    return run.forgotten > 0 and not _ABOUT_ALL.isdisjoint(map(type, values))
 
 
 def takes_back(event: ev.AnyEvent) -> bool:
@@ -41,20 +42,48 @@ def takes_back(event: ev.AnyEvent) -> bool:
 
 def forget(run: RunState) -> None:
     """Forget the iterations that have closed since the last time."""
+    states, index, children = run.states, run.index, run.children
+    block: ScopeState | None = None
+    inside: dict[str, Node] = {}
+    plain = False
     for scope in run.closed:
-        found: list[NodeState] = [scope]
-        if scope.status == SUCCEEDED and run.states[scope.node.number] is scope and _collect(run, scope, found):
+        number = scope.node.number
+        if scope.status != SUCCEEDED or states[number] is not scope:
+            continue
+        if scope.around is not block:
+            block = scope.around
+            inside, plain = children[block.node.number], _is_plain(run, block)
+        step = states[number + 1] if plain and number not in children else None
+        if type(step) is StepState and step.around is scope and not step.tasked and not step.holding:
+            # The plain case of what follows: nothing but the outcome of its step has come of it.
+            states[number] = states[number + 1] = FORGOTTEN
+            del index[scope.node.address], index[step.node.address]
+            run.forgotten += 2
+        else:
+            found: list[NodeState] = [scope]
+            if not _collect(run, scope, found):
+                continue
             _drop(run, found)
-            run.children[scope.around.node.number].pop(f"[{scope.index}]", None)
+        inside.pop(f"[{scope.index}]", None)
     run.closed = ()
+
+
+def _is_plain(run: RunState, block: ScopeState) -> bool:
+    """Whether the iterations that were cast for a gather are of one step each, of which nothing has to be kept."""
+    mould = block.block.mould if isinstance(block.block, GatherProgress) else None
+    if mould is None or not is_plain(mould) or not _leaves_nothing(mould.parts[0].spec):
+        return False
+    return not (run.adder or run.added_by or run.own or run.deadlines or run.keys or run.added_on)
+
+
+def _leaves_nothing(spec: object) -> bool:
+    """Whether a step is over with its outcome, whatever comes of its run."""
+    return isinstance(spec, Step) and spec.undo is None and spec.child is None and spec.dedup is None
 
 
 def _collect(run: RunState, scope: ScopeState, found: list[NodeState]) -> bool:
     """Find all that lies in a scope; False if something of it has to be kept."""
-    inside = run.children.get(scope.node.number)
-    if inside is None:
-        return True
-    for node in inside.values():
+    for node in run.inside(scope.node).values():
         state = run.states[node.number]
         if state is FORGOTTEN:
             continue
@@ -72,9 +101,7 @@ def _is_over(run: RunState, state: NodeState) -> bool:
     if (run.adder or run.own) and (number in run.adder or number in run.added_by or number in run.own):
         return False
     if isinstance(state, StepState):
-        spec = state.node.step
-        kept = spec.undo is not None or spec.child is not None or spec.dedup is not None
-        return not (kept or state.tasked or state.holding)
+        return _leaves_nothing(state.node.step) and not (state.tasked or state.holding)
     detached = isinstance(state.block, PhasesProgress) and state.block.detached is not None
     return not (detached or state.holding or state.unwinding is not None or state.undo is not None)
 

@@ -9,7 +9,7 @@ from treadle.core.events import Failure
 from treadle.core.plan import Choose, Gather
 from treadle.core.progress import ChooseProgress, GatherProgress
 from treadle.core.resolve import UnresolvedError, known_items, resolve
-from treadle.core.state import RunState, ScopeState, settled
+from treadle.core.state import RunState, ScopeState, question_of, settled
 from treadle.core.tables import FAILED, SUCCEEDED
 
 # Iterations that one event opens: what they make is not counted by the bound of a decision.
@@ -23,7 +23,7 @@ def proceed_gather(run: RunState, decision: Decision, scope: ScopeState, limits:
     assert isinstance(progress, GatherProgress)
     if progress.items is None and not _find_items(run, decision, scope, spec, progress):
         # An evaluation that did not succeed leaves nothing to wait for.
-        asking = progress.asking
+        asking = question_of(run, scope)
         return asking is not None and settled(asking) and asking.status != SUCCEEDED
     if spec.mode == "first" and progress.count == 0:
         failure = Failure(code="no_items", message="there are no items, so none of them can succeed first")
@@ -47,7 +47,7 @@ def proceed_gather(run: RunState, decision: Decision, scope: ScopeState, limits:
 
 def _find_items(run: RunState, decision: Decision, scope: ScopeState, spec: Gather, progress: GatherProgress) -> bool:
     """Whether the items can be opened now."""
-    asking = progress.asking
+    asking = question_of(run, scope)
     if asking is not None:
         if asking.status == SUCCEEDED:
             failure = Failure(code="items", message="the evaluation of the items did not give a list")
@@ -72,7 +72,7 @@ def proceed_choose(run: RunState, decision: Decision, scope: ScopeState) -> bool
     assert isinstance(progress, ChooseProgress)
     if progress.branch is not None:
         return True
-    asking = progress.asking
+    asking = question_of(run, scope)
     if asking is not None and asking.status != SUCCEEDED:
         # A condition that raised fails the block.
         return settled(asking)

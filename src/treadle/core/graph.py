@@ -22,6 +22,7 @@ from treadle.core.blocks import (
     Spec,
     free_names,
     has_value,
+    is_simple,
     is_undoable,
     refs_of,
     slots_of,
@@ -59,7 +60,8 @@ if TYPE_CHECKING:
 
 # Slots that name neither a step nor a signal.
 _NAMELESS = frozenset({Triggers, Const, Given, Index, Item, LaneValue, PhaseInfo, StateValue})
-_NO_REFS: Mapping[str, int] = MappingProxyType({})
+# Of what names nothing, and of an iteration's body that is not linked yet.
+NO_REFS: Mapping[str, int] = MappingProxyType({})
 _NO_STEP = Step(id="", action="")
 
 
@@ -76,7 +78,7 @@ class Node(msgspec.Struct, gc=False, eq=False):
     needs: Sequence[tuple[int, int]] = ()
     dependents: Sequence[tuple[int, int]] = ()
     # Step text of a Ref -> number of the node it names. The nodes of a plan's scope share one, for all their Refs.
-    refs: Mapping[str, int] = _NO_REFS
+    refs: Mapping[str, int] = NO_REFS
     # Names of all signals that the step waits for, those it takes as values included.
     signals: tuple[str, ...] = ()
     # Constants of the fragment that brought this node; None: the run head's.
@@ -87,6 +89,8 @@ class Node(msgspec.Struct, gc=False, eq=False):
     step: Step = _NO_STEP
     # It is a step whose effect can be undone.
     undoable: bool = False
+    # It is a step that is dispatched as it is.
+    simple: bool = False
 
     def define(self, spec: Spec) -> None:
         """Set what the plan, or the step that adds, says of this node."""
@@ -95,6 +99,7 @@ class Node(msgspec.Struct, gc=False, eq=False):
         self.is_step = type(spec) is Step
         self.step = spec if isinstance(spec, Step) else _NO_STEP
         self.undoable = is_undoable(self.step)
+        self.simple = self.is_step and is_simple(self.step)
 
 
 def node_of(number: int, address: str, scope: Node, spec: Spec | None) -> Node:
@@ -193,9 +198,12 @@ class Graph:
             number = index[address] = len(nodes)
             if isinstance(block, Step):
                 # Nearly all at once: a struct's field costs more to set than to give.
-                node = Node(number, address, scope, block, True, block.optional, (), (), refs, (), None, None, block)
+                optional, simple = block.optional, is_simple(block)
+                node = Node(
+                    number, address, scope, block, True, optional, (), (), refs, (), None, None, block, False, simple
+                )
                 refs[segment] = number
-                if is_undoable(block):
+                if not simple and is_undoable(block):
                     node.undoable = self.undoable = True
                 if block.dedup is not None and self.dedup.setdefault(block.dedup, number) != number:
                     raise DuplicateStepError(f"two steps have the dedup key {block.dedup!r}")
@@ -228,7 +236,7 @@ class Graph:
         shared: dict[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]] = {}
         several: dict[int, list[tuple[int, int]]] = {}
         for node in nodes:
-            only: tuple[tuple[int, int]] = ((node.number, 0),)
+            only: tuple[tuple[int, int]] = ((node.number, REF),)
             for number, flags in node.needs:
                 if flags != only[0][1]:
                     only = ((node.number, flags),)

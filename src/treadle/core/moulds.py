@@ -10,12 +10,14 @@ from collections.abc import Mapping, Sequence
 from heapq import heappush
 from typing import NamedTuple
 
-from treadle.core.blocks import Spec, is_undoable
+import msgspec
+
+from treadle.core.blocks import Spec
 from treadle.core.events import NULL
-from treadle.core.graph import Node
+from treadle.core.graph import NO_REFS, Node
 from treadle.core.plan import Body, Gather, Ref, Step
 from treadle.core.progress import GatherProgress
-from treadle.core.state import RunState, ScopeState, StepState
+from treadle.core.state import RunState, ScopeState, StepState, new_scope
 
 
 class Names(NamedTuple):
@@ -31,10 +33,12 @@ class Names(NamedTuple):
         return {**self.outer, **{name: base + place for name, place in self.inner}}
 
 
-class Part(NamedTuple):
+class Part(msgspec.Struct, frozen=True, gc=False):
     """A node of the body. Other nodes of it are named by their places in the mould, the body's own scope by -1."""
 
     spec: Spec
+    # As `spec`, for steps only.
+    step: Step
     signals: tuple[str, ...]
     scope: int
     segment: str
@@ -43,6 +47,11 @@ class Part(NamedTuple):
     needs: tuple[tuple[int, int], ...]
     # The place of its names among those of the mould.
     names: int
+    # It is a step of the body itself that waits for nothing in it.
+    plain: bool
+    # As of nodes.
+    undoable: bool
+    simple: bool
 
 
 class Mould(NamedTuple):
@@ -78,7 +87,23 @@ def mould_of(run: RunState, scope: ScopeState, nodes: Sequence[Node]) -> Mould |
         segment = next(segment for segment, held in run.children[node.scope.number].items() if held is node)
         needs = tuple((number - base, flags) for number, flags in node.needs)
         path = node.address.removeprefix(scope.node.address)
-        parts.append(Part(node.spec, node.signals, around, segment, path, needs, found[id(node.refs)]))
+        plain = around < 0 and not needs and node.is_step
+        named = found[id(node.refs)]
+        parts.append(
+            Part(
+                node.spec,
+                node.step,
+                node.signals,
+                around,
+                segment,
+                path,
+                needs,
+                named,
+                plain,
+                node.undoable,
+                node.simple,
+            )
+        )
     closed = not any(each.outer for each in names) and all(place >= 0 for part in parts for place, _ in part.needs)
     return Mould(parts, names, found[id(scope.node.refs)], closed, _giver(scope, base))
 
@@ -93,8 +118,11 @@ def _giver(scope: ScopeState, base: int) -> int:
 
 
 def is_plain(mould: Mould) -> bool:
-    """Whether it is of one step that waits for nothing."""
-    return len(mould.parts) == 1 and isinstance(mould.parts[0].spec, Step) and not mould.parts[0].needs
+    """Whether it is of one step that waits for nothing, and names nothing in the body."""
+    if len(mould.parts) != 1:
+        return False
+    part = mould.parts[0]
+    return part.plain and not mould.names[part.names].inner
 
 
 def cast_steps(run: RunState, block: ScopeState, mould: Mould, base: str, indexes: range) -> None:
@@ -102,34 +130,32 @@ def cast_steps(run: RunState, block: ScopeState, mould: Mould, base: str, indexe
     gather, progress = block.node.spec, block.block
     assert isinstance(gather, Gather)
     assert isinstance(progress, GatherProgress)
-    spec, signals, _, segment, path, _, named = mould.parts[0]
-    assert isinstance(spec, Step)
-    body, undoable = gather.body, is_undoable(spec) and block.compensates is None
-    names, own = mould.names[named], mould.names[mould.own]
-    states, addresses, children, frontier, now = run.states, run.index, run.children, run.frontier, run.now
-    within = block.node
-    constants, inside, number = within.constants, children.setdefault(within.number, {}), len(states)
+    part = mould.parts[0]
+    spec, signals, path = part.step, part.signals, part.path
+    body, row = gather.body, block.compensates
+    undoable, simple = part.undoable and row is None, part.simple
+    # Nothing in it is named by the step, which waits for nothing; what the value is made of is linked by `scope_value`.
+    refs = mould.names[part.names].outer
+    states, addresses, frontier, now = run.states, run.index, run.frontier, run.now
+    within, opened = block.node, progress.open
+    constants, inside, number = within.constants, run.children.setdefault(within.number, {}), len(states)
+    optional, later = body.optional, spec.optional
     for index in indexes:
         place = f"[{index}]"
         at = base + place
-        above = Node(number, at, within, body, False, body.optional, (), (), own.at(number + 1), (), constants)
-        scope = ScopeState(above, block)
-        scope.index, scope.unsettled = index, 1
-        scope.compensates = block.compensates
         inner = at + path
-        refs = names.at(number + 1)
+        first = number + 1
+        above = Node(number, at, within, body, False, optional, (), (), NO_REFS, (), constants)
         node = Node(
-            number + 1, inner, above, spec, True, spec.optional, (), (), refs, signals, constants, None, spec, undoable
+            first, inner, above, spec, True, later, (), (), refs, signals, constants, None, spec, undoable, simple
         )
-        states.append(scope)
-        states.append(StepState(node, scope, now, 0))
+        scope = opened[index] = ScopeState(above, block, number, index, 1, row)
+        states += (scope, StepState(node, scope, now, 0))
         addresses[at] = number
-        addresses[inner] = number + 1
-        children[number] = {segment: node}
+        addresses[inner] = first
         inside[place] = above
-        progress.open[index] = scope
         # Its number is the highest of all, so that the heap stays one.
-        frontier.append(number + 1)
+        frontier.append(first)
         number += 2
     progress.results += [NULL] * len(indexes)
     block.unsettled += len(indexes)
@@ -144,42 +170,72 @@ def cast(run: RunState, scope: ScopeState, mould: Mould) -> None:
     prefix, constants = within.address, within.constants
     within.refs = names[mould.own]
     inside = run.children.setdefault(within.number, {})
-    for number, (spec, signals, place, segment, path, needs, named) in enumerate(mould.parts, base):
-        around = scope if place < 0 else states[base + place]
-        assert isinstance(around, ScopeState)
-        address = prefix + path
-        waiting = len(needs) + around.gated
-        refs = names[named]
-        state: StepState | ScopeState
-        if isinstance(spec, Step):
-            node = Node(
-                number, address, around.node, spec, True, spec.optional, (), (), refs, signals, constants, None, spec
-            )
-            node.undoable = is_undoable(spec) and scope.compensates is None
-            state = StepState(node, around, now, waiting)
-        else:
-            node = Node(
-                number, address, around.node, spec, False, spec.optional, (), (), names[named], signals, constants
-            )
-            state = ScopeState(node, around)
-            state.compensates = scope.compensates
-            state.waiting = waiting
-            state.gated = waiting > 0
-            if around.stopping:
-                state.stopping = "cancelled"
-        states.append(state)
+    free, forward = not scope.gated, scope.compensates is None
+    for number, part in enumerate(mould.parts, base):
+        if not part.plain or not free:
+            _cast_part(run, scope, part, base, number, names[part.names])
+            continue
+        spec = part.step
+        address = prefix + part.path
+        refs, undoable = names[part.names], part.undoable and forward
+        node = Node(
+            number,
+            address,
+            within,
+            spec,
+            True,
+            spec.optional,
+            (),
+            (),
+            refs,
+            part.signals,
+            constants,
+            None,
+            spec,
+            undoable,
+            part.simple,
+        )
+        states.append(StepState(node, scope, now, 0))
         index[address] = number
-        if place < 0:
-            inside[segment] = node
-        else:
-            run.enter(around.node, segment, node)
-        around.unsettled += 1
-        if needs:
-            node.needs = tuple([(base + upstream, flags) for upstream, flags in needs])
-            for upstream, flags in node.needs:
-                above = states[upstream]
-                if above.more is None:
-                    above.more = []
-                above.more.append((number, flags))
-        if not waiting:
-            heappush(frontier, number)
+        inside[part.segment] = node
+        scope.unsettled += 1
+        # As in `cast_steps`.
+        frontier.append(number)
+
+
+def _cast_part(run: RunState, scope: ScopeState, part: Part, base: int, number: int, refs: Mapping[str, int]) -> None:
+    """Cast one node of a body, of whatever kind; its number is the next one."""
+    states, within, spec = run.states, scope.node, part.spec
+    around = scope if part.scope < 0 else states[base + part.scope]
+    assert isinstance(around, ScopeState)
+    address = within.address + part.path
+    waiting = len(part.needs) + around.gated
+    state: StepState | ScopeState
+    node = Node(number, address, around.node, spec, False, spec.optional, (), (), refs, part.signals, within.constants)
+    if isinstance(spec, Step):
+        node.is_step, node.step, node.simple = True, spec, part.simple
+        node.undoable = part.undoable and scope.compensates is None
+        state = StepState(node, around, run.now, waiting)
+    else:
+        state = new_scope(node, around)
+        state.compensates = scope.compensates
+        state.waiting = waiting
+        state.gated = waiting > 0
+        if around.stopping:
+            state.stopping = "cancelled"
+    states.append(state)
+    run.index[address] = number
+    if part.scope < 0:
+        run.children[within.number][part.segment] = node
+    else:
+        run.enter(around.node, part.segment, node)
+    around.unsettled += 1
+    if part.needs:
+        node.needs = tuple([(base + upstream, flags) for upstream, flags in part.needs])
+        for upstream, flags in node.needs:
+            above = states[upstream]
+            if above.more is None:
+                above.more = []
+            above.more.append((number, flags))
+    if not waiting:
+        heappush(run.frontier, number)

@@ -9,7 +9,7 @@ from typing import TypeVar
 from treadle.core import events as ev
 from treadle.core.addresses import child, encode_id
 from treadle.core.blocks import AnyBody
-from treadle.core.counts import allowed_scope_status, release, retire, scope_at
+from treadle.core.counts import allowed_scope_status, release, retire, retire_question, scope_at
 from treadle.core.events import Arg
 from treadle.core.graph import Names, Node, link, link_output, place
 from treadle.core.moulds import cast, cast_steps, is_plain, mould_of
@@ -29,8 +29,8 @@ from treadle.core.plan import (
     Step,
 )
 from treadle.core.progress import ChooseProgress, GatherProgress, PhasesProgress, Sight
-from treadle.core.resolve import handle_of, known_items, lane_of, pending_of, resolve, scope_value
-from treadle.core.state import NodeState, RunState, ScopeState, StepState, settled
+from treadle.core.resolve import UnresolvedError, handle_of, known_items, lane_of, pending_of, resolve, scope_value
+from treadle.core.state import NodeState, RunState, ScopeState, StepState, new_scope, pending_question, settled
 from treadle.core.tables import OPEN, SUCCEEDED
 from treadle.core.undo import StepUndo
 from treadle.errors import InternalError
@@ -151,17 +151,17 @@ def row_opened(run: RunState, event: ev.RowOpened) -> None:
     block, progress = _block(run, event.at, PhasesProgress, "row_opened")
     spec = block.node.spec
     assert isinstance(spec, Phases)
-    phase, segment, _, _ = progress.phases[event.phase]
+    phase, segment, *_ = progress.phases[event.phase]
     if progress.step < 0:
         progress.state = {name: resolve(run, block.node, slot) for name, slot in spec.state.items()}
-    for left in (progress.row, progress.asking):
-        if left is not None:
-            retire(block, left)
+    if progress.row is not None:
+        retire(block, progress.row)
+    retire_question(run, block)
     progress.attempts = progress.attempts + 1 if event.again else 0
     progress.background = [cell for cell in progress.background if not settled(cell)]
     progress.step = event.step
     progress.entries[event.phase] = event.entry
-    progress.decision, progress.rule, progress.asking = None, -1, None
+    progress.decision, progress.rule = None, -1
     progress.patches = {}
     named = f"{segment}#{event.entry}"
     address = child(base_of(block), segment if event.entry == 1 else named)
@@ -184,7 +184,7 @@ def _outside(run: RunState, block: ScopeState, progress: PhasesProgress) -> Scop
     outside = progress.detached
     if outside is None:
         node = run.new(child(base_of(block), "~detached"), block.node, None)
-        outside = run.states[node.number] = ScopeState(node, None)
+        outside = run.states[node.number] = new_scope(node, None)
         outside.wakes = block.node.number
         progress.detached = outside
     return outside
@@ -213,21 +213,19 @@ def row_settled(run: RunState, row: ScopeState) -> None:
     assert isinstance(phase, Phase)
     assert row.sight is not None
     # From what the row saw: it may come to its barrier again, when a cell that it did without is retried.
-    state = dict(row.sight.state)
-    writers: dict[str, int] = {}
-    for number in sorted(progress.patches):
-        for name, value in progress.patches[number].items():
-            writers[name] = writers.get(name, 0) + 1
-            state[name] = value
+    state = row.sight.state
+    progress.overwritten = []
+    if progress.patches:
+        state = dict(state)
+        for number in sorted(progress.patches):
+            state.update(progress.patches[number])
+        progress.overwritten = conflicts(progress)
     progress.state = state
-    progress.overwritten = [name for name, count in writers.items() if count > 1]
-    progress.previous = {}
-    for cell in phase.blocks:
-        node = run.find(row.node, encode_id(cell.id))
-        if node is not None and cell.id not in phase.detached:
-            found = run.states[node.number]
-            if found.status == SUCCEEDED:
-                progress.previous[cell.id] = found.result
+    progress.previous = previous = {}
+    states, inside = run.states, run.inside(row.node)
+    for id_, segment in progress.phases[phase.id].awaited:
+        if (node := inside.get(segment)) is not None and (found := states[node.number]).status == SUCCEEDED:
+            previous[id_] = found.result
     if phase.compensate and row.compensates is None:
         _leave(run, row, state, progress.previous)
     # From now on the phase's name means this entry to the rows that follow.
@@ -248,8 +246,8 @@ def _leave(run: RunState, row: ScopeState, state: dict[str, ev.Arg], lanes: dict
 def conflicts(progress: PhasesProgress) -> list[str]:
     """Variables that several cells of the present row set."""
     writers: dict[str, int] = {}
-    for patch in progress.patches.values():
-        for name in patch:
+    for number in sorted(progress.patches):
+        for name in progress.patches[number]:
             writers[name] = writers.get(name, 0) + 1
     return [name for name, count in writers.items() if count > 1]
 
@@ -301,37 +299,52 @@ def iterations_opened(run: RunState, event: ev.IterationsOpened) -> None:
 def iterations_settled(run: RunState, event: ev.IterationsSettled) -> None:
     """Give iterations that have succeeded their outcome."""
     block, progress = _block(run, event.at, GatherProgress, "iterations_settled")
-    scopes = [scope for index in event.indexes if (scope := progress.open.get(index)) is not None]
-    values = [value_of_iteration(run, scope, progress) for scope in scopes if may_succeed(scope)]
-    if not len(values) == len(scopes) == len(event.indexes) or event.entry != progress.entry:
-        raise InternalError(f"gather {event.at!r}: not all of {event.indexes} are iterations that may succeed now")
-    for scope, value in zip(scopes, values, strict=True):
+    found: dict[ScopeState, Arg] = {}
+    for index in event.indexes:
+        scope = progress.open.get(index)
+        value = value_of_success(run, scope) if scope is not None else None
+        if scope is None or value is None or event.entry != progress.entry:
+            raise InternalError(f"gather {event.at!r}: not all of {event.indexes} are iterations that may succeed now")
+        found[scope] = value
+    iterations_succeeded(run, block, found)
+
+
+def iterations_succeeded(run: RunState, block: ScopeState, found: dict[ScopeState, Arg]) -> None:
+    """Apply `IterationsSettled` to the iterations that it names, each with its value."""
+    progress = block.block
+    assert isinstance(progress, GatherProgress)
+    opened, results = progress.open, progress.results
+    for scope, value in found.items():
         scope.status, scope.result = SUCCEEDED, value
-        iteration_settled(run, scope, progress)
-        release(run, scope)
-    block.unsettled -= len(scopes)
+        index = scope.index
+        del opened[index]
+        results[index] = value
+        if scope.more is not None:
+            release(run, scope)
+    if progress.first and progress.winner < 0:
+        progress.winner = next(iter(found)).index
+    if run.forgets:
+        run.closed = [*run.closed, *found]
+    block.unsettled -= len(found)
     heappush(run.frontier, block.node.number)
 
 
-def value_of_iteration(run: RunState, scope: ScopeState, progress: GatherProgress) -> Arg:
-    """The value of an iteration that succeeds.
-
-    Raises:
-        UnresolvedError: a step that its output requires did not succeed.
-    """
+def value_of_success(run: RunState, scope: ScopeState) -> Arg | None:
+    """The value of an iteration that is done, and in which nothing speaks against its success; else None."""
+    if scope.status != OPEN or scope.unsettled or scope.bad or scope.cancelled or scope.unwinding is not None:
+        return None
+    progress = scope.around.block
+    assert isinstance(progress, GatherProgress)
     mould = progress.mould
     if mould is not None and mould.giver >= 0:
         # The plain case of `scope_value`.
         giver = run.states[scope.node.number + 1 + mould.giver]
         if giver.status == SUCCEEDED:
             return giver.result
-    return scope_value(run, scope)
-
-
-def may_succeed(scope: ScopeState) -> bool:
-    """Whether an iteration is done, and nothing in it speaks against its success."""
-    done = scope.status == OPEN and not scope.unsettled
-    return done and not scope.bad and not scope.cancelled and scope.unwinding is None
+    try:
+        return scope_value(run, scope)
+    except UnresolvedError:
+        return None
 
 
 def more(found: Sequence[ScopeState], scope: ScopeState) -> Sequence[ScopeState]:
@@ -387,10 +400,9 @@ def scope_asked(run: RunState, event: ev.ScopeAsked) -> None:
     scope = scope_at(run, event.at)
     allowed_scope_status(scope, "scope_asked")
     progress = scope.block
-    if progress is None or scope.gated or (progress.asking is not None and not settled(progress.asking)):
+    if progress is None or scope.gated or pending_question(run, scope) is not None:
         raise InternalError(f"scope {event.at!r} may ask nothing now: scope_asked is not allowed")
-    if progress.asking is not None:
-        retire(scope, progress.asking)
+    retire_question(run, scope)
     segment = f"~{event.what}" if event.number == 1 else f"~{event.what}#{event.number}"
     node = run.new(child(base_of(scope), segment), scope.node, question(scope, event))
     node.constants, node.refs = scope.node.constants, scope.node.refs
@@ -398,7 +410,7 @@ def scope_asked(run: RunState, event: ev.ScopeAsked) -> None:
     step = run.states[node.number]
     assert isinstance(step, StepState)
     scope.unsettled += 1
-    progress.asking = step
+    progress.question = node.number
     progress.asked = event.number
     if isinstance(progress, PhasesProgress):
         progress.rule = event.index

@@ -18,7 +18,7 @@ from treadle.core.opened import conflicts
 from treadle.core.plan import Phase, Phases, Rule
 from treadle.core.progress import PhasesProgress
 from treadle.core.resolve import UnresolvedError, resolve
-from treadle.core.state import RunState, ScopeState, settled
+from treadle.core.state import RunState, ScopeState, question_of, settled
 from treadle.core.tables import FAILED, RUNNING, SUCCEEDED
 from treadle.core.unwinding import begin_unwinding, unwind_block
 
@@ -35,7 +35,7 @@ def proceed_phases(run: RunState, decision: Decision, scope: ScopeState) -> bool
     row = progress.row
     if row is None:
         return _begin(run, decision, scope, spec)
-    asking = progress.asking
+    asking = question_of(run, scope)
     if not settled(row) or (asking is not None and not settled(asking)):
         return False
     if asking is not None and asking.status != SUCCEEDED:
@@ -121,7 +121,7 @@ def _try_again(
         return False
     if not row.unwound and begin_unwinding(run, decision, row, reason="retry"):
         return False
-    if progress.asking is None:
+    if progress.question < 0:
         fraction = crc32(f"{run.key}/{row.node.address}".encode()) / 0xFFFFFFFF if policy.jitter else 0.0
         delay = policy.delay(progress.attempts + 1, fraction)
         if delay > 0:
@@ -162,7 +162,7 @@ def _decide(
         _choose(run, decision, scope, spec, progress, phase, _ADVANCE)
         return
     rules = spec.policies.get(phase.policy, ())
-    asking = progress.asking
+    asking = question_of(run, scope)
     for index in range(progress.rule if asking is not None else 0, len(rules)):
         rule = rules[index]
         if asking is not None and index == progress.rule:

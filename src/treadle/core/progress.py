@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from treadle.core.addresses import encode_id
 from treadle.core.blocks import has_policies
-from treadle.core.events import NULL, Arg, ArgList, DecisionMade, Handle, Items, Pick
+from treadle.core.events import NULL, Arg, ArgList, DecisionMade, Handle, Items
 from treadle.core.plan import Choose, Gather, Opening, Phase, Phases
 
 if TYPE_CHECKING:
     from treadle.core.moulds import Mould
-    from treadle.core.state import NodeState, ScopeState, StepState
+    from treadle.core.state import NodeState, ScopeState
 
 
 class Sight(NamedTuple):
@@ -36,6 +36,8 @@ class Row(NamedTuple):
     position: int
     # The id of the next phase, "" after the last.
     following: str
+    # The awaited cells: their ids, each with its segment.
+    awaited: tuple[tuple[str, str], ...]
 
 
 def rows_of(spec: Phases) -> dict[str, Row]:
@@ -44,7 +46,13 @@ def rows_of(spec: Phases) -> dict[str, Row]:
     following = dict(zip(ids, [*ids[1:], ""], strict=True))
     places = {id_: index for index, id_ in enumerate(ids)}
     return {
-        phase.id: Row(phase, encode_id(phase.id), places.get(phase.id, -1), following.get(phase.id, ""))
+        phase.id: Row(
+            phase,
+            encode_id(phase.id),
+            places.get(phase.id, -1),
+            following.get(phase.id, ""),
+            tuple((cell.id, encode_id(cell.id)) for cell in phase.blocks if cell.id not in phase.detached),
+        )
         for phase in (*spec.phases, *spec.compensations)
     }
 
@@ -54,7 +62,6 @@ class PhasesProgress:
 
     __slots__ = (
         "asked",
-        "asking",
         "attempts",
         "background",
         "closed",
@@ -67,6 +74,7 @@ class PhasesProgress:
         "patches",
         "phases",
         "previous",
+        "question",
         "row",
         "rule",
         "ruled",
@@ -97,8 +105,8 @@ class PhasesProgress:
         # What follows the present row, once that is decided; the rule that was asked for last.
         self.decision: DecisionMade | None = None
         self.rule = -1
-        # The last evaluation or pause that the block asked for, and their number.
-        self.asking: StepState | None = None
+        # The number of the step that the block asked last, an evaluation or a pause (-1: none); how many it has asked.
+        self.question = -1
         self.asked = 0
         self.entry = entry
         # Detached cells that may not have ended, and where they lie.
@@ -118,7 +126,6 @@ class GatherProgress:
 
     __slots__ = (
         "asked",
-        "asking",
         "closed",
         "count",
         "entry",
@@ -127,6 +134,7 @@ class GatherProgress:
         "mould",
         "open",
         "opened",
+        "question",
         "results",
         "winner",
     )
@@ -145,7 +153,7 @@ class GatherProgress:
         self.results: list[Arg] = []
         # The iteration that succeeded first, where that is asked for.
         self.winner = -1
-        self.asking: StepState | None = None
+        self.question = -1
         self.asked = 0
         self.entry = entry
         self.closed: ScopeState | None = None
@@ -153,15 +161,7 @@ class GatherProgress:
     @property
     def begun(self) -> bool:
         """Whether there is content of this entry."""
-        return self.items is not None or self.asking is not None
-
-    def item(self, index: int) -> Arg:
-        """The argument of one item."""
-        if isinstance(self.items, Items):
-            chunk, place = divmod(index, self.items.size)
-            return Pick(self.items.chunks[chunk], (place,))
-        assert self.items is not None
-        return self.items[index]
+        return self.items is not None or self.question >= 0
 
     def set_items(self, items: list[Arg] | Items) -> None:
         """Enter the items."""
@@ -179,7 +179,7 @@ class GatherProgress:
 class ChooseProgress:
     """The branch of a choose."""
 
-    __slots__ = ("asked", "asking", "branch", "closed", "entry", "scope", "tried")
+    __slots__ = ("asked", "branch", "closed", "entry", "question", "scope", "tried")
 
     def __init__(self, entry: int) -> None:
         # The branch that was chosen ("": none of them); None while that is open.
@@ -187,7 +187,7 @@ class ChooseProgress:
         self.scope: ScopeState | None = None
         # How many branches were found not to hold.
         self.tried = 0
-        self.asking: StepState | None = None
+        self.question = -1
         self.asked = 0
         self.entry = entry
         self.closed: ScopeState | None = None
@@ -195,7 +195,7 @@ class ChooseProgress:
     @property
     def begun(self) -> bool:
         """Whether there is content of this entry."""
-        return self.branch is not None or self.asking is not None
+        return self.branch is not None or self.question >= 0
 
 
 Progress = PhasesProgress | GatherProgress | ChooseProgress

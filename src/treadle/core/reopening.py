@@ -207,7 +207,7 @@ def _refused_now(run: RunState, reopened: Iterable[AnyState]) -> Refusal | None:
     }
     if stopping := _named(scope for scope in scopes if scope.stopping and not settled(scope)):
         return Refusal("step_busy", f"what {stopping} holds is being stopped; try again when that has ended")
-    if asking := _named(step for scope in scopes if (step := pending_question(scope)) is not None):
+    if asking := _named(step for scope in scopes if (step := pending_question(run, scope)) is not None):
         return Refusal("step_busy", f"{asking} has not ended yet; try again then")
     return None
 

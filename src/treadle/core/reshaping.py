@@ -233,7 +233,7 @@ def _held(run: RunState, scope: ScopeState) -> list[NodeState]:
             return run.content(scope)
         places = (scope, detached)
     # A name may mean a newer node by now, beside the one that it was made for.
-    inside = {node.number for node in run.children.get(scope.node.number, {}).values()}
+    inside = {node.number for node in run.inside(scope.node).values()}
     return [state for number in sorted(inside) if (state := run.states[number]).around in places]
 
 
@@ -261,4 +261,4 @@ def _close(run: RunState, block: ScopeState) -> None:
     run.children.pop(block.node.number, None)
     block.block = new_progress(spec, progress.entry + 1)
     block.unwound = ""
-    block.bad, block.cancelled, block.unsettled = {}, 0, 0
+    block.bad, block.cancelled, block.unsettled = (), 0, 0

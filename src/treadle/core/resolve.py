@@ -8,8 +8,8 @@ import msgspec
 
 from treadle.core.addresses import encode_id
 from treadle.core.blocks import Spec
-from treadle.core.events import NULL, Arg, ArgList, ArgMap, Handle, Pick
-from treadle.core.graph import Node, link_output
+from treadle.core.events import NULL, Arg, ArgList, ArgMap, Handle, Items, Pick
+from treadle.core.graph import NO_REFS, Node, link_output
 from treadle.core.plan import (
     Body,
     Branch,
@@ -81,7 +81,12 @@ def _item_of(run: RunState, body: Node) -> Arg:
     assert isinstance(iteration, ScopeState)
     progress = iteration.around.block
     assert isinstance(progress, GatherProgress)
-    return progress.item(iteration.index)
+    items = progress.items
+    if type(items) is Items:
+        chunk, place = divmod(iteration.index, items.size)
+        return Pick(items.chunks[chunk], (place,))
+    assert isinstance(items, list)
+    return items[iteration.index]
 
 
 def resolve(run: RunState, node: Node, slot: Slot) -> Arg:
@@ -404,6 +409,9 @@ def scope_value(run: RunState, scope: ScopeState) -> Arg:
     spec, progress = scope.node.spec, scope.block
     if progress is None:
         output = spec.output if isinstance(spec, (Body, Group, Branch)) else None
+        if output is not None and scope.node.refs is NO_REFS:
+            # An iteration that was cast; in most of them nobody asks.
+            link_output(scope.node, output, run)
         return NULL if output is None else resolve(run, scope.node, output)
     if isinstance(progress, GatherProgress):
         return progress.value()

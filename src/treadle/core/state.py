@@ -11,16 +11,18 @@ name everything that ever moved, decides exactly like the live one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from heapq import heappush
-from typing import ClassVar
+from types import MappingProxyType
+from typing import ClassVar, cast
 
 import msgspec
 
+from treadle.core.addresses import encode_id
 from treadle.core.blocks import AFTER, DEFAULT, REF, Spec
 from treadle.core.events import NULL, Arg, Failure, Window
 from treadle.core.graph import Graph, Node, node_of
-from treadle.core.plan import Choose, Gather, Phase, Phases, Step
+from treadle.core.plan import Body, Choose, Gather, Phase, Phases, Step
 from treadle.core.progress import GatherProgress, PhasesProgress, Progress, Sight, new_progress
 from treadle.core.tables import CANCELLED, FAILED, NOTHING, OPEN, OUTCOMES, SKIPPED, SUCCEEDED, WAITING
 from treadle.core.undo import StepUndo, Unwinding
@@ -40,94 +42,78 @@ class WindowState(msgspec.Struct):
     names: dict[str, None]
 
 
-class ScopeState:
-    """A group, the root, all that one step adds; a block that opens its content, or one row, iteration or branch."""
+class ScopeState(msgspec.Struct, eq=False):
+    """A group, the root, all that one step adds; a block that opens its content, or one row, iteration or branch.
 
-    __slots__ = (
-        "around",
-        "bad",
-        "block",
-        "by_condition",
-        "cancelled",
-        "causes",
-        "compensates",
-        "doomed",
-        "dropped",
-        "ended",
-        "failure",
-        "gated",
-        "holding",
-        "index",
-        "left",
-        "more",
-        "node",
-        "removed",
-        "result",
-        "sight",
-        "status",
-        "stopping",
-        "undo",
-        "unsettled",
-        "unwinding",
-        "unwound",
-        "waiting",
-        "wakes",
-        "watches",
-    )
+    Made by `new_scope`, or many at a time by `moulds`. It may lie in a circle, so the garbage collector looks at it.
+    """
 
-    def __init__(self, node: Node, around: ScopeState | None) -> None:
-        self.node = node
-        # The root lies in itself.
-        self.around = around if around is not None else self
-        self.status = OPEN
-        self.waiting = len(node.needs)
-        # For these see `StepState`.
-        self.doomed = 0
-        self.by_condition = False
-        self.causes = _NO_CAUSES
-        self.more: list[tuple[int, int]] | None = None
-        self.removed = False
-        self.dropped = False
-        self.holding = False
-        # Its value, if it succeeded; a group without an output gives null.
-        self.result: Arg = NULL
-        # What failed it, where that is no block in it.
-        self.failure: Failure | None = None
-        # Children without an outcome; what a step adds counts the step too.
-        self.unsettled = 0
-        # Numbers of mandatory children that failed or were skipped by a failure, in that order.
-        self.bad: dict[int, None] = {}
-        # How many mandatory children were cancelled.
-        self.cancelled = 0
-        # Its content waits until what the group needs has come.
-        self.gated = False
-        # What was done below it is being undone; how much was, by its last unwinding: "", "fully" or "partly".
-        self.unwinding: Unwinding | None = None
-        self.unwound = ""
-        # Why what lives in it is cancelled; "" while it is not.
-        self.stopping = ""
-        # For a block that opens its content: how far it is. For an iteration or a row: its number.
-        spec = node.spec
-        self.block: Progress | None = new_progress(spec) if isinstance(spec, (Gather, Choose, Phases)) else None
-        self.index = 0
-        # For a row: what its cells see of the block; what it left there, where its phase can be compensated; when it
-        # ended, in the run's order, and its undo.
-        self.sight: Sight | None = None
-        self.left: Sight | None = None
-        self.ended = 0
-        self.undo: StepUndo | None = None
-        # For what a compensating phase holds: the row that is compensated.
-        self.compensates: ScopeState | None = None
-        # The number of the scope to look at when its children have settled; where detached cells lie, their block's.
-        self.wakes = node.number
-        # Whether the end of any child may be the time to go on.
-        self.watches = self.block is not None or isinstance(spec, Phase)
+    node: Node
+    # The root lies in itself.
+    around: ScopeState
+    # The number of the scope to look at when its children have settled; where detached cells lie, their block's.
+    wakes: int
+    # For an iteration or a row: its number.
+    index: int = 0
+    # Children without an outcome; what a step adds counts the step too.
+    unsettled: int = 0
+    # For what a compensating phase holds: the row that is compensated.
+    compensates: ScopeState | None = None
+    status: str = OPEN
+    # For these see `StepState`.
+    waiting: int = 0
+    doomed: int = 0
+    by_condition: bool = False
+    causes: Sequence[str] = _NO_CAUSES
+    more: list[tuple[int, int]] | None = None
+    removed: bool = False
+    dropped: bool = False
+    holding: bool = False
+    # Its value, if it succeeded; a group without an output gives null.
+    result: Arg = NULL
+    # What failed it, where that is no block in it.
+    failure: Failure | None = None
+    # Numbers of mandatory children that failed or were skipped by a failure, in that order. See `mark_bad`.
+    bad: Collection[int] = ()
+    # How many mandatory children were cancelled.
+    cancelled: int = 0
+    # Its content waits until what the group needs has come.
+    gated: bool = False
+    # What was done below it is being undone; how much was, by its last unwinding: "", "fully" or "partly".
+    unwinding: Unwinding | None = None
+    unwound: str = ""
+    # Why what lives in it is cancelled; "" while it is not.
+    stopping: str = ""
+    # For a block that opens its content: how far it is.
+    block: Progress | None = None
+    # For a row: what its cells see of the block; what it left there, where its phase can be compensated; when it
+    # ended, in the run's order, and its undo.
+    sight: Sight | None = None
+    left: Sight | None = None
+    ended: int = 0
+    undo: StepUndo | None = None
+    # Whether the end of any child may be the time to go on.
+    watches: bool = False
 
     @property
     def takes_back(self) -> ScopeState | None:
         """For a compensating phase itself, and for nothing that it holds: the row that is compensated."""
         row = self.compensates
         return row if row is not None and self.node.scope is row.node.scope else None
+
+
+def new_scope(node: Node, around: ScopeState | None) -> ScopeState:
+    """A scope that nothing has happened to."""
+    scope = ScopeState(node, cast(ScopeState, around), node.number, waiting=len(node.needs))
+    if around is None:
+        scope.around = scope
+    spec = node.spec
+    if isinstance(spec, (Gather, Choose, Phases)):
+        scope.block = new_progress(spec)
+        scope.watches = True
+    elif isinstance(spec, Phase):
+        scope.watches = True
+    return scope
 
 
 class StepState(msgspec.Struct, gc=False, eq=False):
@@ -191,6 +177,7 @@ NodeState = StepState | ScopeState
 # Shared by all runs that have none; what is empty is no list of its own, which the garbage collector would look at.
 _NONE: frozenset[str] = frozenset()
 _NO_NUMBERS: frozenset[int] = frozenset()
+_NOTHING_INSIDE: Mapping[str, Node] = MappingProxyType({})
 
 
 class RunState:
@@ -378,7 +365,7 @@ class RunState:
     def content(self, scope: NodeState) -> list[StepState | ScopeState]:
         """The steps and groups directly in a scope."""
         number = scope.node.number
-        nodes = [*self.graph.children.get(number, {}).values(), *self.children.get(number, {}).values()]
+        nodes = [*self.graph.children.get(number, {}).values(), *self.inside(scope.node).values()]
         # Each once, and not the steps that a dedup key put under a second name, perhaps from another scope.
         numbers = dict.fromkeys(node.number for node in nodes)
         return [state for known in numbers if (state := self.states[known]).around is scope]
@@ -420,7 +407,7 @@ class RunState:
             node.undoable = node.undoable and around.compensates is None
             self.states.append(StepState(node, around, self.now, len(node.needs)))
         else:
-            inner = ScopeState(node, around)
+            inner = new_scope(node, around)
             inner.compensates = around.compensates
             if around.stopping:
                 inner.stopping = "cancelled"
@@ -435,14 +422,25 @@ class RunState:
 
     def find(self, scope: Node, segment: str) -> Node | None:
         """The child of a scope, or None."""
-        added = self.children.get(scope.number)
-        if added is not None and (node := added.get(segment)) is not None:
-            return node
-        return self.graph.find(scope, segment)
+        node = self.inside(scope).get(segment)
+        return node if node is not None else self.graph.find(scope, segment)
 
     def enter(self, scope: Node, segment: str, node: Node) -> None:
         """Make `node` the child of a scope."""
-        self.children.setdefault(scope.number, {})[segment] = node
+        inside = self.children.get(scope.number)
+        if inside is None:
+            inside = self.children[scope.number] = {**self.inside(scope)}
+        inside[segment] = node
+
+    def inside(self, scope: Node) -> Mapping[str, Node]:
+        """What came into a scope while the run went on, by segment."""
+        found = self.children.get(scope.number)
+        if found is None and type(scope.spec) is Body and scope.number + 1 < len(self.states):
+            # The step of an iteration that was cast is entered nowhere: it has the next number.
+            node = self.states[scope.number + 1].node
+            if node.scope is scope:
+                return {encode_id(node.step.id): node}
+        return found if found is not None else _NOTHING_INSIDE
 
     def scope_of(self, step: Node) -> Node:
         """The scope of all that a step adds; made when it is first asked for."""
@@ -518,9 +516,18 @@ def settled(state: NodeState) -> bool:
     return state.status in OUTCOMES
 
 
-def pending_question(scope: ScopeState) -> StepState | None:
+def question_of(run: RunState, scope: ScopeState) -> StepState | None:
+    """What a block has asked last, if anything.
+
+    Kept by its number: a step refers to the scopes around it, and nothing that they hold may refer back to it.
+    """
+    number = scope.block.question if scope.block is not None else -1
+    return run.step(number) if number >= 0 else None
+
+
+def pending_question(run: RunState, scope: ScopeState) -> StepState | None:
     """What a block has asked and does not know yet."""
-    asking = scope.block.asking if scope.block is not None else None
+    asking = question_of(run, scope)
     return asking if asking is not None and not settled(asking) else None
 
 

@@ -15,9 +15,9 @@ from typing import Final
 
 from treadle.core import events as ev
 from treadle.core import inputs as inp
-from treadle.core.advance import task_of
 from treadle.core.commands import Refusal
 from treadle.core.decision import Decision
+from treadle.core.dispatching import task_of
 from treadle.core.singletons import LEAVE
 from treadle.core.state import RunState, StepState
 from treadle.core.tables import DISPATCHED

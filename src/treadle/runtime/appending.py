@@ -41,10 +41,11 @@ def append_of(owned: Owned, decision: Decision, items: Sequence[Pending], commit
         append.undos = undo_rows(decision.undone)
     append.given = decision.given
     append.names = decision.names
-    if consumed := [item.cause for item in items if item.cause]:
-        append.consumed = consumed
-    if payloads := [row for item in items if item.rows for row in item.rows]:
-        append.payloads = payloads
+    for item in items:
+        if item.cause or item.rows:
+            append.consumed = [item.cause for item in items if item.cause]
+            append.payloads = [row for item in items for row in item.rows]
+            break
     if decision.steers:
         append.unsettled = decision.unsettled
         append.interrupts = decision.interrupts

@@ -313,8 +313,9 @@ def steps_of(blocks: Sequence[Block]) -> Iterable[Step]:
     for block in blocks:
         if isinstance(block, Step):
             yield block
-        for inner, _output in content_of(block):
-            yield from steps_of(inner)
+        else:
+            for inner, _output in content_of(block):
+                yield from steps_of(inner)
 
 
 def refuse_fragment_keys(fragments: Iterable[Fragment]) -> None:

@@ -341,7 +341,7 @@ class Engine:
         if not items and not owned.more and not force:
             return
         state = owned.state
-        if state.forgotten and any(needs_all(state, item.value) for item in items):
+        if state.forgotten and needs_all(state, [item.value for item in items]):
             self._remember(owned)
             return
         owned.pending = ()

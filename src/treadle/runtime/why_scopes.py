@@ -13,7 +13,7 @@ from treadle.core.blocks import AnyBody, bodies_of
 from treadle.core.opened import base_of
 from treadle.core.plan import Branch, Gather, Phase
 from treadle.core.progress import ChooseProgress, GatherProgress, PhasesProgress
-from treadle.core.state import NodeState, RunState, ScopeState, StepState, settled
+from treadle.core.state import NodeState, RunState, ScopeState, StepState, pending_question, settled
 from treadle.core.tables import CANCELLED, FAILED, SKIPPED
 from treadle.runtime.reasons import NAMED, Reason, ended_as, listing
 from treadle.runtime.scopes import SEGMENT, missing_signals, needs_of, planned_at
@@ -157,8 +157,8 @@ def scope_reasons(run: RunState, scope: ScopeState) -> Iterator[Reason]:
 
 def _progress(run: RunState, scope: ScopeState) -> Iterator[Reason]:
     at, progress = scope.node.address, scope.block
-    if progress is not None and progress.asking is not None and not settled(progress.asking):
-        yield _asked(scope, progress.asking)
+    if (asking := pending_question(run, scope)) is not None:
+        yield _asked(scope, asking)
     if isinstance(progress, GatherProgress) and progress.opened < progress.count and progress.open:
         spec = scope.node.spec
         assert isinstance(spec, Gather)
@@ -174,7 +174,7 @@ def _progress(run: RunState, scope: ScopeState) -> Iterator[Reason]:
         word = "its content" if progress is None else "what it has opened"
         text = f"waits for {word}: {listing(names[:NAMED], len(names))}"
         yield Reason(step=at, code="content", kind="fact", message=text, on=names)
-    elif isinstance(progress, PhasesProgress) and progress.asking is None and progress.row is not None:
+    elif isinstance(progress, PhasesProgress) and progress.question < 0 and progress.row is not None:
         row = progress.row.node.address
         if progress.row.status == FAILED:
             text = f"attempts of {row}, which failed, still run; then it is tried again"
@@ -182,7 +182,7 @@ def _progress(run: RunState, scope: ScopeState) -> Iterator[Reason]:
 
 
 def _asks(scope: ScopeState, state: NodeState) -> bool:
-    return scope.block is not None and scope.block.asking is state
+    return scope.block is not None and scope.block.question == state.node.number
 
 
 def _asked(scope: ScopeState, asking: StepState) -> Reason:

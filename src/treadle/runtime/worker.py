@@ -27,7 +27,7 @@ from treadle.authoring.durations import seconds_of
 from treadle.authoring.registry import Registry
 from treadle.authoring.turns import RETURNED, Turns, rest
 from treadle.core.commands import Task
-from treadle.core.events import Handle
+from treadle.core.events import Handle, Pick
 from treadle.core.inputs import Outcome
 from treadle.core.plan import Fragment
 from treadle.errors import DefinitionError, MissingKeyError, StoreError, TreadleError
@@ -51,6 +51,7 @@ from treadle.runtime.failures import ErrorText, verdict_of
 from treadle.runtime.middleware import Middleware, around
 from treadle.runtime.payloads import Payloads, Row
 from treadle.runtime.probes import next_probe
+from treadle.runtime.shared_reads import SharedReads
 from treadle.runtime.slots import ASYNC, THREAD, TIMER, Slots
 from treadle.runtime.step_context import UNUSUAL, RunningStep
 
@@ -110,6 +111,7 @@ class Worker:
         # By lease: a store gives no number twice.
         self.active: dict[int, Attempt] = {}
         self._turns = Turns(self._loop, self._run_async)
+        self._shared_reads = SharedReads(payloads, self._loop, self._turns.add)
         # Attempts whose thread goes on after their outcome was settled.
         self.stuck = 0
         self._done: deque[Callable[[], None]] = deque()
@@ -136,7 +138,8 @@ class Worker:
             call = task.call
             if kind == ASYNC and call.timeout is None and not call.deadline and call.child is None:
                 attempt = active[task.lease] = Attempt(task, kind, now, RunningStep(self, task, now))
-                self._turns.add(attempt)
+                if Pick not in map(type, call.args.values()) or not self._shared_reads.wait(attempt):
+                    self._turns.add(attempt)
             else:
                 active[task.lease] = attempt = Attempt(task, kind, now)
                 self._start(attempt)
@@ -155,7 +158,8 @@ class Worker:
             attempt.handle = self._loop.create_task(self._run_child(attempt))
         elif attempt.kind == ASYNC:
             attempt.context = RunningStep(self, task, attempt.started_at)
-            self._turns.add(attempt)
+            if not self._shared_reads.wait(attempt):
+                self._turns.add(attempt)
         else:
             attempt.handle = self._loop.create_task(self._run_in_thread(attempt))
 
@@ -195,6 +199,7 @@ class Worker:
                 attempt.handle.cancel()
         self.active.clear()
         self._turns.clear()
+        self._shared_reads.clear()
         self._tell_idle()
 
     async def drained(self) -> None:
@@ -521,7 +526,8 @@ class Worker:
             # The attempt has its outcome: a line that was begun counts as one.
             context.lines.flush()
         self.active.pop(attempt.task.lease, None)
-        self._tell_idle()
+        if self._idle is not None:
+            self._tell_idle()
 
     def _tell_idle(self) -> None:
         if self._idle is not None and not self.active:

@@ -143,9 +143,8 @@ class Committer:
         driver = self.driver
         driver.idle = False
         try:
-            work = Work(append, None, then)
-            self._commit([work])
-            then(work.value, work.error)
+            answers, error = self._commit([append])
+            then(answers[0], error)
             if self.store.made_room:
                 self.on_room()
             if self.wakeups.address:
@@ -202,7 +201,9 @@ class Committer:
             except Exception as error:  # noqa: BLE001 - whatever the call raised is the caller's answer
                 work.error = error
         if group:
-            self._commit(group)
+            answers, failure = self._commit([work.append for work in group if work.append is not None])
+            for work, answer in zip(group, answers, strict=True):
+                work.value, work.error = answer, failure
             done += group
         if self.store.made_room:
             done.append(Work(None, None, self._tell_room))
@@ -211,26 +212,23 @@ class Committer:
     def _tell_room(self, _value: object, _error: BaseException | None) -> None:
         self.on_room()
 
-    def _commit(self, group: list[Work]) -> None:
-        """Commit appends, and enter what came of each."""
+    def _commit(self, appends: list[Append]) -> tuple[list[Answer], StoreError | None]:
+        """Commit appends: an answer each, and why nothing is known of them, if so."""
         self.commits += 1
-        self.appended += len(group)
+        self.appended += len(appends)
         offer = self.offer
         mark = offer.mark() if offer is not None else None
         try:
-            answers = self.store.commit(self.session, [work.append for work in group if work.append is not None], offer)
+            answers = self.store.commit(self.session, appends, offer)
         except StoreError as error:
             if offer is not None:
                 offer.reset(mark)
-            answer = Answer("conflict" if isinstance(error, LeaseLostError) else "doubt")
-            for work in group:
-                work.value, work.error = answer, error
-            return
+            return [Answer("conflict" if isinstance(error, LeaseLostError) else "doubt")] * len(appends), error
         self._news = True
-        for work, answer in zip(group, answers, strict=True):
-            work.value = answer
+        for answer in answers:
             if answer.queued:
                 self._queued = True
+        return answers, None
 
     def announce(self) -> None:
         """Wake the sessions that wait for what `work` wrote; after its answers are on their way."""
