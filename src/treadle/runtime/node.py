@@ -31,7 +31,7 @@ from treadle.runtime.attempts import Finish
 from treadle.runtime.children import ask_child, call_child
 from treadle.runtime.cycles import Cycles
 from treadle.runtime.engine import Engine
-from treadle.runtime.event_sinks import Cursor, EventSink
+from treadle.runtime.event_sinks import EventSink
 from treadle.runtime.events_out import Feeds
 from treadle.runtime.expecting import Expected
 from treadle.runtime.failures import DEFAULT_CAP, ErrorText
@@ -53,6 +53,7 @@ from treadle.runtime.worker import Worker
 from treadle.store.base import Append, Reader, Renewal, SessionRow, Store
 from treadle.store.blob_port import Blobs
 from treadle.store.committer import Committer, Driver
+from treadle.store.positions import Positions
 from treadle.store.queues import QueueChange
 
 _log = logging.getLogger("treadle.node")
@@ -116,7 +117,7 @@ class Node:
         in_reader: Callable[[Callable[[], Any]], Awaitable[Any]],
         beside: Callable[[Callable[[], Any]], Awaitable[Any]] | None = None,
         projections: Mapping[str, Live] = MappingProxyType({}),
-        sinks: Mapping[EventSink, Cursor] = MappingProxyType({}),
+        sinks: Mapping[EventSink, Positions] = MappingProxyType({}),
     ) -> None:
         self.environment = environment
         self.settings = settings

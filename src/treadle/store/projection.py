@@ -155,6 +155,19 @@ class Projections(ABC):
             if self.hosted:
                 self._replay(spec)
 
+    def ready(self) -> None:
+        """Make the place for positions; see `store.positions`."""
+        with self._changing():
+            pass
+
+    def move(self, name: str, run: str, after: int, version: int) -> bool:
+        """Move a follower's position, if it is at `after`."""
+        return self.apply(ProjectionSpec(name=name, migrations=(), statements={}), run, after, version, ())
+
+    @abstractmethod
+    def apply(self, spec: ProjectionSpec, run: str, after: int, version: int, records: Sequence[Recorded]) -> bool:
+        """See `ProjectionDatabase`."""
+
     def _check_name(self, name: str) -> None:
         """A new projection's name is nobody's, so that its tables can be told from others."""
         for table in sorted(self._tables()):

@@ -35,6 +35,7 @@ from treadle.store.nats.foresight import clock_was_set_back
 from treadle.store.nats.link import Link
 from treadle.store.nats.location import Location, parse_url
 from treadle.store.nats.loop import Loop, LoopBell
+from treadle.store.nats.positions import NatsPositions
 from treadle.store.nats.reader import NatsReader, Rooms
 from treadle.store.nats.wakeups import NatsWakeups
 from treadle.store.nats.waves import Wave, split
@@ -103,6 +104,10 @@ class NatsStore(NatsReader):
     def blobs(self) -> NatsBlobs:
         """Large payloads, on the same server."""
         return NatsBlobs(self._loop, self._rooms)
+
+    def positions(self) -> NatsPositions:
+        """How far followers have got in the journals, in the stream of values."""
+        return NatsPositions(self._loop, self._rooms)
 
     def wakeups(self, name: str) -> NatsWakeups:
         """Wake-ups for one session, by the same connection; to be opened after the store."""

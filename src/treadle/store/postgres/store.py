@@ -116,6 +116,10 @@ class PostgresStore(PostgresReader):
         """A handle for projections in this store, for any thread, with a connection of its own."""
         return PostgresProjections(self.location, hosted=True, opened=self.opened)
 
+    def positions(self) -> PostgresProjections:
+        """How far followers have got in the journals, in a table of the store; with a connection of its own."""
+        return self.projections()
+
     def close(self) -> None:
         """End the connection; bury its sessions first."""
         self._own.clear()
