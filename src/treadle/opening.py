@@ -20,7 +20,7 @@ from treadle.runtime.builtins import with_builtins
 from treadle.runtime.client import App
 from treadle.runtime.clock import RandomIds, SystemClock
 from treadle.runtime.coding import opener
-from treadle.runtime.event_sinks import Cursor, EventSink
+from treadle.runtime.event_sinks import EventSink
 from treadle.runtime.events_out import checked_sinks
 from treadle.runtime.hooks import Hooks, check_hooks
 from treadle.runtime.middleware import Middleware, check_middleware
@@ -34,6 +34,7 @@ from treadle.runtime.wakeups import DatagramWakeups, NoWakeups
 from treadle.store.base import Store
 from treadle.store.blob_port import Blobs
 from treadle.store.committer import Driver, InlineDriver, ThreadDriver
+from treadle.store.positions import KeepsPositions, Positions
 from treadle.store.projection import HostsProjections, ProjectionDatabase
 
 # Where artifacts are kept: a path, a URL, or an object that keeps them.
@@ -193,7 +194,7 @@ async def open_app(
 
     try:
         live = _live(projections, parts.store, rebuild=rebuild) if projections else {}
-        sinks = _cursors(settings.events, parts.store) if settings.events else {}
+        sinks = {sink: _cursor(sink, parts.store) for sink in settings.events}
     except BaseException:
         closed()
         raise
@@ -258,30 +259,34 @@ def _database(name: str, url: str, store: Store) -> ProjectionDatabase:
     return SqliteProjections(":memory:", hosted=False)
 
 
-def _cursors(sinks: Sequence[EventSink], store: Store) -> dict[EventSink, Cursor]:
-    """Open the databases in which event sinks have their cursors.
+def _cursor(sink: EventSink, store: Store) -> Positions:
+    """Where an event sink has its cursor: at its URL, in the store, or beside the store's file.
 
     Raises:
-        StoreUrlError: one has no place, or another than a SQLite file.
+        StoreUrlError: it has no place, or one that keeps no cursors.
     """
+    if not sink.cursor and isinstance(store, KeepsPositions):
+        return store.positions()
+    if sink.cursor.partition(":")[0] in ("postgresql", "postgres"):
+        from treadle.store.postgres import PostgresProjections
+        from treadle.store.postgres import parse_url as parse_location
+
+        return PostgresProjections(parse_location(sink.cursor), hosted=False)
     from treadle.store.sqlite import SqliteProjections, SqliteStore, parse_url
 
-    found: dict[EventSink, Cursor] = {}
-    for sink in sinks:
-        if sink.cursor.startswith("sqlite:"):
-            path = parse_url(sink.cursor)[0]
-        elif not sink.cursor and isinstance(store, SqliteStore):
-            path = f"{store.path}-events.db"
-        elif not sink.cursor and store.durability == "process":
-            path = ":memory:"
-        else:
-            raise StoreUrlError(
-                f"the cursor of event sink {sink.name!r} cannot be kept at {sink.cursor or 'this store'!r}; give it a"
-                " sqlite:/// URL by cursor="
-            )
-        # A power cut may take the last moves of a cursor: then events are delivered once more.
-        found[sink] = SqliteProjections(path, hosted=False, sync="normal")
-    return found
+    if sink.cursor.startswith("sqlite:"):
+        path = parse_url(sink.cursor)[0]
+    elif not sink.cursor and isinstance(store, SqliteStore):
+        path = f"{store.path}-events.db"
+    elif not sink.cursor and store.durability == "process":
+        path = ":memory:"
+    else:
+        raise StoreUrlError(
+            f"the cursor of event sink {sink.name!r} cannot be kept at {sink.cursor or 'this store'!r}; give it a"
+            " sqlite:/// or postgresql:// URL by cursor="
+        )
+    # A power cut may take the last moves of a cursor: then events are delivered once more.
+    return SqliteProjections(path, hosted=False, sync="normal")
 
 
 def _parts(url: str, clock: Clock, ids: Ids, settings: Settings) -> StoreParts:
@@ -315,7 +320,11 @@ def _parts(url: str, clock: Clock, ids: Ids, settings: Settings) -> StoreParts:
         from treadle.store.nats import NatsStore
 
         nats, reader = NatsStore.from_url(url), _ReaderThread()
-        return StoreParts(nats, nats.blobs(), threaded, nats.wakeups(ids.key()), reader.run, reader.close)
+
+        def on_its_loop() -> Driver:
+            return ThreadDriver(clock, renew_seconds=renew_seconds, bell=nats.bell())
+
+        return StoreParts(nats, nats.blobs(), on_its_loop, nats.wakeups(ids.key()), reader.run, reader.close)
     if "://" in url and scheme in plugins().installed("stores"):
         store, found = plugins().plugin("stores", scheme)(url)
         reader = _ReaderThread()

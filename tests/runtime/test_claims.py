@@ -10,8 +10,9 @@ import pytest
 from treadle.core.commands import Task
 from treadle.runtime.slots import THREAD, Slots
 from treadle.runtime.wakeups import NoWakeups
-from treadle.store.base import Offer, Store
+from treadle.store.base import Store
 from treadle.store.committer import Committer, InlineDriver
+from treadle.store.offers import Offer
 
 ACTION = "flows:fetch"
 TASK = cast(Task, object())

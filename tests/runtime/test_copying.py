@@ -21,8 +21,10 @@ from treadle import (
     ConflictError,
     Encryption,
     MissingKeyError,
+    Projection,
     StoreUnavailableError,
     connect,
+    context,
     step,
     workflow,
 )
@@ -37,6 +39,7 @@ from treadle.store.blob_port import Blobs
 from treadle.store.blobs import MemoryBlobs
 from treadle.store.committer import InlineDriver
 from treadle.store.memory import MemoryStore
+from treadle.store.projection import HostsProjections
 from treadle.store.queues import QueueChange, QueueLimits
 from treadle.store.sqlite import SqliteStore
 from treadle.testing.faulty_store import FaultyStore
@@ -307,6 +310,45 @@ async def test_limits_words_of_operators_and_pauses_go_along(make: Callable[[str
         assert told(target) == sorted([*told(source), ("own", None, None, True)])
     assert (report.queues, report.differing) == (3, {})
     assert (again.differing, told(target)[-2:]) == ({}, told(target)[-2:])
+
+
+@step(registry=registry, name="copy:record")
+async def record(first: int) -> None:
+    for number in range(first, first + 500):
+        context().record("row", str(number), {"n": number})
+
+
+@workflow(registry=registry, name="copy:recorded")
+def recorded(first: int) -> None:
+    record.bind(first)
+    record.bind(first + 250)
+
+
+@pytest.mark.parametrize("new", [KINDS[1], KINDS[2]])
+async def test_projections_of_the_target_get_the_records_of_runs_once(make: Callable[[str], Store], new: str) -> None:
+    rows = Projection("rows", migrations=["CREATE TABLE rows (n TEXT PRIMARY KEY, seen INTEGER)"])
+    rows.collection("row", "INSERT INTO rows VALUES (:key, 1) ON CONFLICT (n) DO UPDATE SET seen = rows.seen + 1")
+    source, target = make("sqlite"), make(new)
+    assert isinstance(target, HostsProjections)
+    database = target.projections()
+    database.define(rows.spec)
+
+    def told() -> tuple[int, int]:
+        ((found),) = database.query("SELECT count(*) AS rows, sum(seen) AS seen FROM rows")
+        return int(found["rows"]), int(found["seen"])
+
+    async with await on(source, worker=True) as one, await on(target) as other:
+        await (await one.start(recorded, 0)).result()
+        assert (await one.copy_to(other)).differing == {}
+        assert told() == (750, 1000)
+        await (await one.start(recorded, 10_000)).result()
+        assert (await one.copy_to(other)).differing == {}
+        assert told() == (1500, 2000)
+        await one.copy_to(other)
+        assert told() == (1500, 2000)
+    database.rebuild(rows.spec)
+    assert told() == (1500, 2000)
+    database.close()
 
 
 @step(registry=registry, name="copy:load")

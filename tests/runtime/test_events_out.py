@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import hmac
 import itertools
 import json
 import re
+import ssl
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.tls_kit import Authority
 
 from treadle import (
     Encryption,
@@ -70,7 +74,8 @@ def url(tmp_path: Path) -> str:
 class Receiver:
     """A real HTTP server on one port, that can be ended and begun again, and answers as it is told."""
 
-    def __init__(self) -> None:
+    def __init__(self, context: ssl.SSLContext | None = None) -> None:
+        self._context = context
         self.requests: list[tuple[dict[str, str], bytes]] = []
         # What it answers next, before it answers 204 again.
         self.answers: list[tuple[int, dict[str, str]]] = []
@@ -104,6 +109,11 @@ class Receiver:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
         self._server.daemon_threads = True
+        if self._context is not None:
+            # The handshake is the handler's business, so that one that fails holds up nobody.
+            self._server.socket = self._context.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -114,7 +124,8 @@ class Receiver:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/hook?from=treadle"
+        where = "http://127.0.0.1" if self._context is None else "https://localhost"
+        return f"{where}:{self.port}/hook?from=treadle"
 
     def events(self) -> list[dict[str, Any]]:
         return [json.loads(body) for _, body in list(self.requests)]
@@ -236,12 +247,44 @@ async def test_a_callback_that_raises_is_called_again_and_runs_go_on_meanwhile(
     assert len(set(got)) == 20 * 4
 
 
-async def test_a_cursor_goes_on_where_it_was_and_a_new_one_begins_now_or_with_the_history(url: str) -> None:
+PLACES = [
+    "sqlite",
+    pytest.param("postgres", marks=pytest.mark.postgres),
+    pytest.param("nats", marks=pytest.mark.nats),
+    pytest.param("sqlite+postgres", marks=pytest.mark.postgres),
+    pytest.param("nats+sqlite", marks=pytest.mark.nats),
+]
+
+
+@pytest.fixture(params=PLACES)
+def places(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, str]]:
+    """The store's URL, and the cursor's."""
+    store, _, cursor = request.param.partition("+")
+    with ExitStack() as stack:
+        found: list[str] = []
+        for kind, path in ((store, "app.db"), (cursor, "cursor.db")):
+            if kind == "postgres":
+                request.getfixturevalue("postgres_server")
+                from tests.postgres_kit import empty_schema, new_schema, shared_server, url_of
+
+                name = stack.enter_context(empty_schema() if path == "app.db" else new_schema())
+                found.append(url_of(shared_server(), name))
+            elif kind == "nats":
+                found.append(str(request.getfixturevalue("nats_url")))
+            else:
+                found.append(f"sqlite:///{tmp_path}/{path}?sync=normal" if kind else "")
+        yield found[0], found[1]
+
+
+async def test_a_cursor_goes_on_where_it_was_and_a_new_one_begins_now_or_with_the_history(
+    places: tuple[str, str],
+) -> None:
+    url, cursor = places
     got: list[dict[str, Any]] = []
 
     async def deliver(name: str, *, history: bool = False) -> list[str]:
         got.clear()
-        sink = EventCallback(got.append, name=name, kinds=["run_settled"], history=history)
+        sink = EventCallback(got.append, name=name, kinds=["run_settled"], history=history, cursor=cursor)
         async with connect(url, registry=registry, events=[sink]) as app:
             await (await app.start(one, "x")).result()
             await app.events_delivered()
@@ -255,6 +298,50 @@ async def test_a_cursor_goes_on_where_it_was_and_a_new_one_begins_now_or_with_th
         await (await app.start(one, "between")).result()
     assert len(await deliver("now")) == 2
     assert len(await deliver("all", history=True)) == 5
+
+
+async def test_cursors_of_names_that_begin_alike_and_of_any_text_lie_side_by_side(places: tuple[str, str]) -> None:
+    url, cursor = places
+    names = ["runs", "runs_x", 'any "text" at; all.>*', "x" * 200]
+    got: dict[str, list[str]] = {name: [] for name in names}
+
+    def sink(name: str) -> EventSink:
+        return EventCallback(
+            lambda event: got[name].append(event["id"]), name=name, cursor=cursor, kinds=["run_started", "run_settled"]
+        )
+
+    for _ in range(2):
+        sinks = [sink(name) for name in names]
+        async with connect(url, registry=registry, events=sinks) as app:
+            await (await app.start(one, "x")).result()
+            await app.events_delivered()
+
+    assert [len(found) for found in got.values()] == [4] * 4
+
+
+@pytest.mark.parametrize("kind", [PLACES[1], PLACES[2]])
+async def test_a_run_that_is_deleted_takes_its_cursors_along(request: pytest.FixtureRequest, kind: str) -> None:
+    with ExitStack() as stack:
+        if kind == "postgres":
+            request.getfixturevalue("postgres_server")
+            from tests.postgres_kit import empty_schema, shared_server, url_of
+
+            url = url_of(shared_server(), stack.enter_context(empty_schema()))
+        else:
+            url = str(request.getfixturevalue("nats_url"))
+        sink = EventCallback(lambda event: None, name="all")
+        async with connect(url, registry=registry, events=[sink]) as app:
+            run = await app.start(one, "x")
+            await run.result()
+            await app.events_delivered()
+            key = await run.key()
+            store: Any = app._node.store
+            positions = store.positions()
+            before = positions.position("all", key)
+            await run.delete()
+
+            assert (before > 0, positions.position("all", key), positions.position("all", "")) == (True, 0, 1)
+            positions.close()
 
 
 async def test_one_of_several_processes_delivers_what_all_of_them_commit(
@@ -346,6 +433,39 @@ async def test_a_webhook_signs_with_all_its_secrets_and_sends_each_event_under_i
         assert not verify(headers, body + b" ", KEY)
 
 
+async def test_a_webhook_goes_by_tls_to_a_receiver_that_proves_its_name_alone(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(events_out, "FIRST_SECONDS", 0.01)
+    monkeypatch.setattr(events_out, "LONGEST_SECONDS", 0.05)
+    authority = Authority(tmp_path)
+    right, wrong = Receiver(authority.server("localhost")), Receiver(authority.server("elsewhere"))
+
+    async def deliver(receiver: Receiver, name: str) -> None:
+        sink = Webhook(receiver.url, name=name, secrets=[KEY], kinds=["run_settled"])
+        async with connect(url, registry=registry, events=[sink]) as app:
+            await (await app.start(one, name)).result()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(2):
+                    await app.events_delivered()
+
+    try:
+        await deliver(right, "stranger")
+        assert "certificate verify failed: unable to get local issuer certificate" in caplog.text
+        monkeypatch.setenv("SSL_CERT_FILE", str(authority.certificate))
+        await deliver(wrong, "wrong")
+        assert "Hostname mismatch" in caplog.text
+        assert (right.requests, wrong.requests) == ([], [])
+
+        await deliver(right, "stranger")
+    finally:
+        right.end()
+        wrong.end()
+    # What was held back comes as well.
+    assert kinds(right.events()) == ["run_settled"] * 3
+    assert all(verify(headers, body, KEY) for headers, body in right.requests)
+
+
 async def test_errors_and_redirections_are_tried_again_and_a_wait_that_is_asked_for_is_kept(
     url: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -430,7 +550,7 @@ async def test_a_sink_that_cannot_work_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="two event sinks are called 'x'"):
         connect("memory://", events=twice)
     with pytest.raises(StoreUrlError, match="cursor"):
-        async with connect("memory://", events=[EventCallback(print, name="x", cursor="postgresql://x")]):
+        async with connect("memory://", events=[EventCallback(print, name="x", cursor="mysql://x")]):
             pass
 
 

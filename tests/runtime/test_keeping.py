@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from treadle import (
     workflow,
 )
 from treadle.runtime.retention import EVERY_SECONDS
+from treadle.store.blobs import DirectoryBlobs
 from treadle.testing import ManualClock
 
 registry = Registry()
@@ -169,6 +172,81 @@ async def test_a_backup_of_a_busy_store_is_a_store_that_goes_on(tmp_path: Path) 
         # It was open when the copy was made, whatever became of the original.
         await run.signal("go")
         assert await run.result(20) == "x"
+
+
+async def test_a_backup_has_what_it_names_though_that_is_deleted_and_collected_meanwhile(tmp_path: Path) -> None:
+    large = "x" * 400_000
+    async with connect(f"sqlite:///{tmp_path}/live.db?sync=normal", registry=registry) as app:
+        run = await app.start(good, large, id="large")
+        assert await run.result(20) == large
+        reader: Any = app._node.reader
+        loop = asyncio.get_running_loop()
+
+        async def lose() -> None:
+            """The run is deleted, and its blobs are as old as they must be to go."""
+            await run.delete()
+            for path in (tmp_path / "live.db-blobs").glob("*/*"):
+                os.utime(path, (0, 0))
+            assert (await app.collect("2h")).removed > 0
+
+        class Meanwhile:
+            """The reader; after the file is copied, and before anything else is done, somebody else is at work."""
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(reader, name)
+
+            def backup(self, path: str) -> None:
+                reader.backup(path)
+                app._node.reader = reader
+                losing.append(asyncio.run_coroutine_threadsafe(lose(), loop))
+
+        losing: list[Any] = []
+        beside = app._node.beside
+
+        async def after_that(work: Any) -> Any:
+            if losing:
+                await asyncio.wrap_future(losing.pop())
+            return await beside(work)
+
+        app._node.reader = Meanwhile()
+        app._node.beside = after_that
+        made = await app.backup(tmp_path / "backup.db")
+        app._node.beside = beside
+        assert not losing
+
+    async with connect(f"sqlite:///{made}", registry=registry, create=False) as copy:
+        assert (await copy.check()).problems == []
+        assert await copy.run("large", str).result(20) == large
+
+
+def test_a_copy_of_blobs_leaves_alone_what_is_being_written(tmp_path: Path) -> None:
+    blobs, copy = DirectoryBlobs(tmp_path / "blobs"), tmp_path / "copy"
+    first = blobs.put(b"first")
+    writer = blobs.writer()
+    writer.write(b"second")
+
+    blobs.copy_to(str(copy))
+    second = writer.finish()
+
+    assert blobs.get(second) == b"second"
+    assert DirectoryBlobs(copy).get(first) == b"first"
+    with pytest.raises(KeyError):
+        DirectoryBlobs(copy).get(second)
+    blobs.remove(first, time.time() + 60)
+    blobs.copy_to(str(copy))
+    assert [DirectoryBlobs(copy).get(digest) for digest in (first, second)] == [b"first", b"second"]
+
+
+async def test_a_backup_that_was_cut_off_is_made_whole(tmp_path: Path) -> None:
+    async with connect(f"sqlite:///{tmp_path}/live.db?sync=normal", registry=registry) as app:
+        await (await app.start(good, "x" * 400_000, id="large")).result(20)
+        folder = tmp_path / "backup.db-blobs"
+        folder.mkdir()
+        (folder / ".new-1-1-1").write_bytes(b"half")
+
+        await app.backup(tmp_path / "backup.db")
+    async with connect(f"sqlite:///{tmp_path}/backup.db", registry=registry, create=False) as copy:
+        assert await copy.run("large", str).result(20) == "x" * 400_000
 
 
 async def test_a_store_without_backups_says_so(tmp_path: Path) -> None:

@@ -147,3 +147,19 @@ def test_a_keeper_that_is_killed_leaves_whole_receipts_and_a_link_to_one(tmp_pat
         assert load_document(latest).is_receipt
         for file in folder.glob("*.json"):
             assert json.loads(file.read_text())["hash"] == load_document(file).hash
+
+
+async def test_drafts_of_writers_that_were_killed_go_and_those_of_living_ones_stay(tmp_path: Path) -> None:
+    found = await receipt(good, "one")
+    key = "01a22db9-6d85-7b94-9a8f-d7183341799"
+    old, young, other = (tmp_path / f".{name}.tmp" for name in (f"r.json.{key}5", f"r.json.{key}6", "mine"))
+    link = tmp_path / f".latest.json.{key}7.tmp"
+    link.symlink_to("r.json")
+    for path in (old, young, other):
+        path.write_bytes(b"half")
+    for path in (old, other, link):
+        os.utime(path, (1, 1), follow_symlinks=False)
+
+    kept = keep_receipt(found, tmp_path)
+
+    assert {path.name for path in tmp_path.iterdir()} == {young.name, other.name, kept.name, "latest.json"}

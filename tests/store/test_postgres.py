@@ -23,7 +23,18 @@ from treadle.errors import (
 )
 from treadle.store.base import Store
 from treadle.store.postgres import PostgresStore, parse_url
-from treadle.testing.contract_kit import NOW, OTHER, RUN, Party, append_of, key_of, start_of, step_of, task_of
+from treadle.testing.contract_kit import (
+    NOW,
+    OTHER,
+    RUN,
+    Party,
+    Slots,
+    append_of,
+    key_of,
+    start_of,
+    step_of,
+    task_of,
+)
 
 pytestmark = [pytest.mark.postgres, pytest.mark.usefixtures("postgres_server")]
 
@@ -350,12 +361,38 @@ def test_a_group_of_any_size_is_one_round_trip(open_store: Open) -> None:
     assert trips(one.store, lambda: one.load()) == 1
 
 
-def test_a_claim_of_any_number_of_tasks_is_three_round_trips(open_store: Open) -> None:
+def test_a_claim_is_two_round_trips_and_a_third_where_nothing_tells_that_tasks_wait(open_store: Open) -> None:
     one = Party(open_store(), "one")
     one.start(tasks=[task_of(RUN, number) for number in range(101)])
     one.claim(1)
 
+    assert trips(one.store, lambda: one.claim(50)) == 2
+    assert trips(one.store, lambda: one.claim(100)) == 2
+    assert trips(one.store, lambda: one.claim(5)) == 1
+    one.commit(append_of(RUN, 1, tasks=[task_of(RUN, number) for number in range(200, 210)]))
     assert trips(one.store, lambda: one.claim(50)) == 3
+
+
+def test_a_claim_asks_for_no_more_tasks_than_there_is_room_for(open_store: Open) -> None:
+    class Threads(Slots):
+        """Many slots, of which two are for the action that waits."""
+
+        def free(self) -> int:
+            return super().free() + 1000
+
+        def take(self, action: str, queue: str) -> bool:
+            asked.append(action)
+            return super().take(action, queue)
+
+    asked: list[str] = []
+    one = Party(open_store(), "one")
+    one.start(tasks=[task_of(RUN, number) for number in range(100)])
+
+    tasks, _ = one.store.claim("one", Threads(2), NOW)
+
+    assert [task.number for task in tasks] == [0, 1]
+    # What is sent is locked and written: it would be no claim of others meanwhile.
+    assert len(asked) == 2
 
 
 def test_tasks_that_wait_cost_a_second_round_trip_only_when_they_come_or_go(open_store: Open) -> None:

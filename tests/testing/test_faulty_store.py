@@ -108,7 +108,7 @@ def test_an_anomaly_loop_ends_when_the_scenario_passes_untouched(before: bool) -
         one.start(tasks=[task_of(RUN, 1), task_of(RUN, 2)])
         (task,) = store.claim("one", Slots(1), NOW)[0]
         assert numbers([task]) == [1]
-        assert store.report("one", [report_of(task)]) == [True]
+        assert store.report("one", [report_of(task)])[0].done
         one.commit(append_of(RUN, 1, consumed=[value.id for value in store.inbox(RUN)]))
 
     failed = []

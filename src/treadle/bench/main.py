@@ -8,18 +8,21 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from treadle.bench import ceilings, graphs
 from treadle.bench.artifact import artifact
+from treadle.bench.delayed import delayed
 from treadle.bench.grow import grow
 from treadle.bench.limits import limits
 from treadle.bench.records import records
 from treadle.bench.recover import recover
 from treadle.bench.unwind import unwind
+from treadle.bench.workers import workers
 from treadle.connect import connect
 from treadle.errors import UsageError
 from treadle.runtime.client import App
@@ -37,8 +40,19 @@ DEFAULT_SIZES = {
     "artifact": 1024,
     "records": 10_000,
     "limits": 500,
+    "delayed": 10_000,
     "unwind": 10_000,
     "unwind-fan": 10_000,
+    "workers": 1000,
+}
+
+# Those that measure their ceiling themselves.
+_WITH_CEILING: dict[str, Callable[[str, int], Coroutine[Any, Any, tuple[float, int, list[float], float, str]]]] = {
+    "artifact": artifact,
+    "grow": grow,
+    "limits": limits,
+    "records": records,
+    "workers": workers,
 }
 
 
@@ -71,20 +85,16 @@ def run_bench(workload: str, size: int | None, store: str) -> Line:
         raise UsageError("the size is the number of steps or runs; it must be at least 1")
     if workload == "recover":
         return _line(workload, amount, store, *recover(store, amount))
-    if workload == "grow":
-        return _line(workload, amount, store, *asyncio.run(grow(store, amount)))
-    if workload == "records":
-        return _line(workload, amount, store, *asyncio.run(records(store, amount)))
-    if workload == "limits":
-        return _line(workload, amount, store, *asyncio.run(limits(store, amount)))
-    if workload == "artifact":
-        return _line(workload, amount, store, *asyncio.run(artifact(store, amount)))
+    if workload in _WITH_CEILING:
+        return _line(workload, amount, store, *asyncio.run(_WITH_CEILING[workload](store, amount)))
     if workload.startswith("unwind"):
         shape = "fan" if workload == "unwind-fan" else "chain"
         return _line(workload, amount, store, *asyncio.run(unwind(store, amount, shape)))
     if workload == "phases" and not store.startswith("memory"):
         raise UsageError("phases are measured in process, without a store; leave --store away")
-    measure = {"chain": _chain, "fan": _fan, "many": _many, "phases": _phases, "gather": _gather}[workload]
+    measure = {"chain": _chain, "fan": _fan, "many": _many, "phases": _phases, "gather": _gather, "delayed": delayed}[
+        workload
+    ]
     seconds, steps, delays, notes = asyncio.run(measure(store, amount))
     ceiling, what = _ceiling(workload, amount, steps, store)
     return _line(workload, amount, store, seconds, steps, delays, ceiling, f"{notes}; ceiling: {what}")
@@ -208,6 +218,7 @@ def _ceiling(workload: str, size: int, steps: int, store: str) -> tuple[float, s
             "gather": lambda: ceilings.plain_fan(size),
             "phases": lambda: ceilings.plain_phases(size),
             "many": lambda: ceilings.plain_many(size, 5),
+            "delayed": lambda: ceilings.plain_many(size, 1),
         }
         return steps / statistics.median(plain[workload]() for _ in range(3)), "plain asyncio"
     group = 1 if workload == "chain" else RAW_GROUP
@@ -224,5 +235,7 @@ def _ceiling(workload: str, size: int, steps: int, store: str) -> tuple[float, s
     folder = Path(store.partition("?")[0].removeprefix("sqlite:///")).absolute().parent
     if not folder.is_dir():
         folder = Path(tempfile.gettempdir())
-    seconds = statistics.median(ceilings.raw_commits(folder, amount, group, sync) for _ in range(3))
-    return amount / seconds, f"raw commits of the same rows, {group} a commit, sync={sync}"
+    rounds = [ceilings.raw_commits(folder, amount, group, sync) for _ in range(3)]
+    rate = statistics.median(len(taken) * group / sum(taken) for taken in rounds)
+    middle = statistics.median(one for taken in rounds for one in taken) * 1000
+    return rate, f"raw commits of the same rows, {group} a commit ({middle:.3f} ms at the median), sync={sync}"

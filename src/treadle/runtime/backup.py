@@ -1,13 +1,19 @@
-"""Backups: a copy of a store that is in use, as it was at one moment, with the blobs that it names."""
+"""Backups: a copy of a store that is in use, as it was at one moment, with the blobs that it names.
+
+What the copy names was there at its moment; a moment later its run may be deleted, and the blob be collected. So blobs
+are copied first, and those that have come meanwhile once more after the file. These are too young to be collected: the
+time from the beginning of one pass over the blobs to the end of the next is well below the age at which they may be.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from treadle.errors import UsageError
+from treadle.runtime.collecting import LEAST_SECONDS
 from treadle.store.copied import BackupReader, CopiedBlobs
 
 if TYPE_CHECKING:
@@ -17,22 +23,36 @@ if TYPE_CHECKING:
 async def backup(node: Node, path: str | os.PathLike[str]) -> Path:
     """Copy the store to a file that does not exist yet, and its blobs to a folder beside it.
 
-    The file is there wholly or not at all. Blobs are written before what names them, so copying them last misses none.
+    The file is there wholly or not at all, and after it all blobs that it names, whoever deletes and collects
+    meanwhile. A backup that was cut off may be made again to the same place.
 
     Raises:
         UsageError: the store has no backups of its own, or the file exists.
         StoreError: the copy could not be made, or is not sound.
     """
-    target = Path(path)
     reader, blobs = node.reader, node.blobs
     if not isinstance(reader, BackupReader):
         raise UsageError("this store has no backup by Treadle; use what its server brings, or copy to another store")
-    for existing in (target, Path(f"{target}-blobs")):
-        if existing.exists():
-            raise UsageError(f"{existing} exists; a backup replaces nothing: give another name")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    await node.read(lambda: reader.backup(str(target)))
+    target = _place(path)
     # Blobs that are kept elsewhere, in an object store, are as safe there as they were.
-    if isinstance(blobs, CopiedBlobs):
-        await asyncio.get_running_loop().run_in_executor(None, blobs.copy_to, f"{target}-blobs")
+    copied = partial(blobs.copy_to, f"{target}-blobs") if isinstance(blobs, CopiedBlobs) else None
+    if copied is not None:
+        clock = node.environment.clock
+        while True:
+            began = clock.monotonic()
+            await node.beside(copied)
+            if clock.monotonic() - began < LEAST_SECONDS / 4:
+                break
+    await node.read(lambda: reader.backup(str(target)))
+    if copied is not None:
+        await node.beside(copied)
+    return target
+
+
+def _place(path: str | os.PathLike[str]) -> Path:
+    """The file that is to be, in a folder that is there."""
+    target = Path(path)
+    if target.exists():
+        raise UsageError(f"{target} exists; a backup replaces nothing: give another name")
+    target.parent.mkdir(parents=True, exist_ok=True)
     return target

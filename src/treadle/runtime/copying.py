@@ -17,6 +17,7 @@ from functools import partial
 import msgspec
 from msgspec import UNSET
 
+from treadle.core.effects import Given
 from treadle.core.events import (
     StepCancelled,
     StepFailed,
@@ -28,11 +29,12 @@ from treadle.core.events import (
 from treadle.core.tables import LIVE, RUNNING
 from treadle.core.values import bare
 from treadle.core.windows import trigger_name
-from treadle.errors import ConflictError, StoreUnavailableError
+from treadle.errors import ConflictError, ProjectionError, StoreUnavailableError
 from treadle.runtime.artifacts import store_content
 from treadle.runtime.naming import Named
 from treadle.runtime.node import Node
 from treadle.store.base import Append, Loaded, RunHead, RunQuery, RunRow, SessionRow, StepRow, Store
+from treadle.store.projection import recorded
 from treadle.store.queues import QueueChange, QueueRow
 
 _SETTLED = (StepSucceeded, StepFailed, StepSkipped, StepCancelled)
@@ -76,6 +78,7 @@ async def copy_store(source: Node, target: Node, progress: Callable[[str], None]
     Raises:
         ConflictError: somebody works on one of the stores, or a run of that id but another key is in the target.
         MissingKeyError: an encoded value may name blobs, and the source's application does not have its key.
+        ProjectionError: a projection in the target does not take a record.
         StoreUnavailableError: the target does not take a run; do it again.
     """
     for node, what in ((source, "source"), (target, "target")):
@@ -309,18 +312,20 @@ def _append(store: Store, session: str, parts: _Parts, there: Loaded | None, set
             events=decode_events(text),
             status=RUNNING,
             was=there.status if there is not None and version == done + 1 else RUNNING,
+            given=_given(text),
         )
         for version, commit, time, text in loaded.rows
         if version > done
     ]
     if there is None:
         appends[0].head, appends[0].plan = loaded.head, loaded.plan
+    # With the first row, for what projections in the target take of it.
+    appends[0].payloads = parts.payloads
     last = appends[-1]
     last.status, last.release = loaded.status, True
     last.unwound = parts.row.unwound
     last.hold = loaded.hold
     last.steps = [step for step in parts.steps if settled.get(step.address) != step]
-    last.payloads = parts.payloads
     now = {step.number for step in parts.steps}
     last.unsettled = [step.number for step in settled.values() if step.number not in now]
     old = {found.task.number: found.task for found in there.tasks} if there is not None else {}
@@ -333,8 +338,17 @@ def _append(store: Store, session: str, parts: _Parts, there: Loaded | None, set
         waiting = {item.id for item in loaded.inbox}
         last.consumed = [item.id for item in there.inbox if item.id not in waiting]
     answers = store.commit(session, appends, None)
-    if bad := next((answer.status for answer in answers if answer.status != "committed"), None):
-        raise StoreUnavailableError(f"the target did not take run {loaded.head.id!r} ({bad}); copy again")
+    if bad := next((answer for answer in answers if answer.status != "committed"), None):
+        if bad.status == "unfit":
+            raise ProjectionError(f"run {loaded.head.id!r} cannot be copied: {bad.unfit[1]}")
+        raise StoreUnavailableError(f"the target did not take run {loaded.head.id!r} ({bad.status}); copy again")
+
+
+def _given(text: str) -> list[Given]:
+    """What a row's successes give to projections in the target."""
+    if '"records":' not in text:
+        return []
+    return [Given(lease=0, at=at, records=(handle,)) for at, handle in recorded(text)]
 
 
 async def _difference(target: Node, parts: _Parts) -> str | None:

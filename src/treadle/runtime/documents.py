@@ -22,6 +22,11 @@ from treadle.runtime.clock import RandomIds, SystemClock
 LATEST: Final = "latest.json"
 # What a file name of every system may hold.
 _UNSAFE: Final = re.compile(r"[^\w.-]+", re.ASCII)
+# What writers call a file that is not whole yet, and after how long nobody writes it any more.
+_DRAFT: Final = re.compile(r"\..+\.[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.tmp", re.DOTALL)
+_STALE_SECONDS: Final = 3600.0
+# Folders that this process has cleared of them.
+_cleared: set[str] = set()
 SUFFIXES: Final[dict[str, Form]] = {".json": "json", ".yaml": "yaml", ".yml": "yaml"}
 
 
@@ -153,12 +158,28 @@ def write_whole(target: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        written = draft.stat().st_mtime
         draft.replace(target)
         _sync_folder(target.parent)
+        _clear_drafts(target.parent, written - _STALE_SECONDS)
     except OSError as error:
         with contextlib.suppress(OSError):
             draft.unlink()
         raise DocumentError(f"{target}: cannot be written: {error.strerror or error}", path=str(target)) from None
+
+
+def _clear_drafts(folder: Path, before: float) -> None:
+    """Remove what writers have left that were killed before that time, once for each folder."""
+    place = str(folder.absolute())
+    if place in _cleared:
+        return
+    _cleared.add(place)
+    # Nobody depends on it, so what cannot be removed stays.
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if _DRAFT.fullmatch(entry.name) and entry.stat(follow_symlinks=False).st_mtime < before:
+                with contextlib.suppress(OSError):
+                    os.unlink(entry.path)
 
 
 def _sync_folder(folder: Path) -> None:

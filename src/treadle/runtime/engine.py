@@ -18,7 +18,7 @@ from treadle.core.commands import Refusal, Task
 from treadle.core.decide import Decision, Limits, decide, start
 from treadle.core.events import RunSettled
 from treadle.core.forgetting import forget, needs_all
-from treadle.core.inputs import AnyInput, decode_input, encode_input
+from treadle.core.inputs import AnyInput, decode_input
 from treadle.core.plan import Plan
 from treadle.core.singletons import Enters
 from treadle.core.state import RunState
@@ -29,10 +29,12 @@ from treadle.runtime.appending import append_of, refused
 from treadle.runtime.flights import FirstFlight, Flight
 from treadle.runtime.folding import Graphs, fold_run, started_of, state_of
 from treadle.runtime.hub import Hub
+from treadle.runtime.inboxes import Inboxes
 from treadle.runtime.owned import Owned, Pending, Waiter
 from treadle.runtime.payloads import Row
 from treadle.runtime.posts import tell
-from treadle.store.base import FORMAT, Acquired, Answer, Append, InboxInput, Loaded, Report, RunHead, Store
+from treadle.runtime.reports import Reports
+from treadle.store.base import FORMAT, Acquired, Answer, Append, Loaded, Report, RunHead
 from treadle.store.committer import Committer
 
 _log = logging.getLogger("treadle.engine")
@@ -82,6 +84,8 @@ class Engine:
         self.on_given = on_given
         self.runs: dict[str, Owned] = {}
         self.graphs = Graphs()
+        self._reports = Reports(self, RETRY_SECONDS)
+        self.inboxes = Inboxes(self)
         # Runs being acquired, with the inputs to decide then.
         self._acquiring: dict[str, tuple[list[asyncio.Future[str | None]], list[Pending]]] = {}
         # Leases whose outcome was handed over and is not durable yet: their attempts have ended, whatever the
@@ -255,7 +259,7 @@ class Engine:
         """Another session owns the run now: its outcomes go to the inbox, operators are told to ask again."""
         for item in waiting:
             if isinstance(item.value, inp.Outcome):
-                self._report(key, item.value, item.rows)
+                self._reports.add(key, item.value, item.rows)
             else:
                 self._tell(item, Refusal("conflict", "another session decides the run now; ask again"), None)
 
@@ -276,7 +280,7 @@ class Engine:
         self._undelivered.add(outcome.lease)
         owned = self.runs.get(task.run)
         if owned is None or owned.closing:
-            self._report(task.run, outcome, rows)
+            self._reports.add(task.run, outcome, rows)
             return
         owned.add(Pending(outcome, "", rows, None))
         if owned.in_flight is None:
@@ -299,57 +303,30 @@ class Engine:
         if owned.in_flight is None:
             self._decide(owned)
 
-    def look(self, key: str) -> None:
-        """Read the inbox of an owned run."""
+    def go_on(self, owned: Owned) -> None:
+        """What was in flight is answered: read what came meanwhile, decide what waits."""
+        if owned.in_flight is not None or self.runs.get(owned.state.key) is not owned:
+            return
+        if owned.unread:
+            owned.unread = False
+            self.inboxes.look(owned.state.key)
+        elif owned.pending or owned.more:
+            self._decide(owned, force=owned.more)
 
-        def got(items: list[InboxInput], error: BaseException | None) -> None:
-            owned = self.runs.get(key)
-            if error is not None or owned is None:
-                return
-            known = {item.cause for item in owned.pending}
-            known.update(item.cause for item in owned.in_flight or ())
-            for item in items:
-                if item.id not in known:
-                    owned.add(Pending(decode_input(item.body), item.id, [], None))
-            if owned.pending and owned.in_flight is None:
-                self._decide(owned)
+    def later(self, seconds: float, function: Callable[..., None], *arguments: object) -> None:
+        """Call a function after a while."""
+        self._loop.call_later(seconds, function, *arguments)
 
-        self.committer.submit(lambda store: store.inbox(key), got)
+    def reported(self, report: Report, *, decided: bool) -> None:
+        """The store has taken a report, or its token was not live; `decided` says that others decide its run."""
+        self._undelivered.discard(report.lease)
+        key = report.input.key
+        if not decided and key not in self.runs:
+            self.help(key)
 
-    def look_around(self) -> None:
-        """A wake-up came: read the inboxes of all owned runs that have any input."""
-
-        def got(keys: list[str], error: BaseException | None) -> None:
-            for key in keys if error is None else ():
-                if key in self.runs:
-                    self.look(key)
-                else:
-                    # Given back by a call that failed: for the store this session still owns it, so nobody else may.
-                    self._loop.create_task(self._help(key))
-
-        self.committer.submit(lambda store: store.owned_inboxes(self.session), got)
-
-    def _report(self, key: str, outcome: inp.Outcome, rows: list[Row]) -> None:
-        """End a task whose run another session decides."""
-        item = InboxInput(self.ids.key(), key, encode_input(outcome))
-        report = Report(outcome.number, outcome.lease, item, rows)
-        session = self.session
-
-        def write(store: Store) -> bool:
-            done = store.report(session, [report])[0]
-            self.committer.notify(tasks=False, keys=[key])
-            return done
-
-        def written(done: bool, error: BaseException | None) -> None:
-            if isinstance(error, StoreError) and not self.closed:
-                self._loop.call_later(RETRY_SECONDS, self._report, key, outcome, rows)
-                return
-            self._undelivered.discard(outcome.lease)
-            if done and key not in self.runs:
-                # If nobody decides the run, this session does.
-                self._loop.create_task(self._help(key))
-
-        self.committer.submit(write, written)
+    def help(self, key: str) -> None:
+        """Decide a run if nobody else does, in the background."""
+        self._loop.create_task(self._help(key))
 
     async def _help(self, key: str) -> None:
         try:
@@ -463,15 +440,14 @@ class Engine:
         if append.release:
             if self.runs.get(key) is owned:
                 del self.runs[key]
-            if owned.pending or append.revoke or append.interrupts:
+            if owned.pending or owned.unread or append.revoke or append.interrupts:
                 waiting = owned.pending
                 owned.pending = ()
                 self._reload(key, waiting)
             return
         if append.revoke or append.interrupts:
-            self.look(key)
-        if owned.pending or owned.more:
-            self._decide(owned, force=owned.more)
+            owned.unread = True
+        self.go_on(owned)
 
     def _announce(self, append: Append, decision: Decision, answer: Answer, items: Sequence[Pending]) -> None:
         """What is durable leaves the engine: attempts start, callers and watchers are told."""
@@ -530,8 +506,8 @@ class Engine:
                 self.drop(owned, items)
                 return
             self._perform(state.key, items, decision)
-            if owned.pending:
-                self._decide(owned)
+            if owned.pending or owned.unread:
+                self.go_on(owned)
             elif not state.tasks and self.runs.get(state.key) is owned:
                 self._let_go(owned)
 

@@ -7,14 +7,12 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
-from typing import Any, Final, Protocol, get_args
+from typing import Any, Final, get_args
 
-from treadle.core.effects import ProjectionSpec
 from treadle.core.events import AnyEvent
 from treadle.errors import UsageError
 from treadle.runtime.cloud_events import SOURCE
 from treadle.store.base import RunHead
-from treadle.store.projection import Recorded
 
 # All that journals know.
 EVENT_KINDS: Final = tuple(str(kind.__struct_config__.tag) for kind in get_args(AnyEvent))
@@ -31,26 +29,6 @@ KINDS: Final = (
 )
 
 
-class Cursor(Protocol):
-    """How far sinks have got in each run: that part of a database of projections. Usable from any thread."""
-
-    def define(self, spec: ProjectionSpec) -> None:
-        """Make it ready for a sink."""
-        ...
-
-    def position(self, name: str, run: str) -> int:
-        """Up to which version of a run's journal events were delivered."""
-        ...
-
-    def apply(self, spec: ProjectionSpec, run: str, after: int, version: int, records: Sequence[Recorded]) -> bool:
-        """Move it to that version, if it is at `after`; there are no records."""
-        ...
-
-    def close(self) -> None:
-        """End the connection."""
-        ...
-
-
 class DeliveryError(Exception):
     """An event was not delivered; `wait` is for how many seconds the receiver asks to be left alone."""
 
@@ -62,8 +40,9 @@ class DeliveryError(Exception):
 class EventSink:
     """What gets events, and which: `kinds` of the journal (with `*`), of `workflows`, of runs with these `labels`.
 
-    The `name` is that of its cursor: how far it has got is kept under it, in `cursor` (a sqlite:/// URL; by default
-    beside the store's file). A sink that is new begins now, or with all that the store holds if `history` says so.
+    The `name` is that of its cursor: how far it has got is kept under it, in `cursor` (a sqlite:/// or postgresql://
+    URL; by default in the store, or beside its file). A sink that is new begins now, or with all that the store holds
+    if `history` says so.
 
     Raises:
         UsageError: there is no such kind, or no name.

@@ -18,13 +18,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from zlib import crc32
 
-from treadle.core.effects import ProjectionSpec
 from treadle.core.tables import LIVE
 from treadle.errors import UsageError
 from treadle.runtime.cloud_events import cloud_events
-from treadle.runtime.event_sinks import Cursor, DeliveryError, EventSink
+from treadle.runtime.event_sinks import DeliveryError, EventSink
 from treadle.runtime.exchange import RETRY_SECONDS
 from treadle.store.base import Append, RunHead, RunQuery, RunRow
+from treadle.store.positions import Positions
 
 if TYPE_CHECKING:
     from treadle.runtime.node import Node
@@ -49,7 +49,7 @@ _PAGE: Final = 100
 class Feeds:
     """The event sinks of an open application."""
 
-    def __init__(self, node: Node, sinks: Mapping[EventSink, Cursor]) -> None:
+    def __init__(self, node: Node, sinks: Mapping[EventSink, Positions]) -> None:
         self._node = node
         self._feeds = [_Feed(node, sink, cursor) for sink, cursor in sinks.items()]
 
@@ -88,11 +88,10 @@ class Feeds:
 class _Feed:
     """One sink's events."""
 
-    def __init__(self, node: Node, sink: EventSink, cursor: Cursor) -> None:
+    def __init__(self, node: Node, sink: EventSink, cursor: Positions) -> None:
         self.sink = sink
         self.cursor = cursor
         self._node = node
-        self._spec = ProjectionSpec(name=sink.name, migrations=(), statements={})
         # Keys of runs with news, in the order of these; whether there may be others.
         self._news: dict[str, None] = {}
         self._missed = True
@@ -130,11 +129,11 @@ class _Feed:
         return found
 
     async def _move(self, key: str, after: int, version: int) -> None:
-        await self._node.beside(partial(self.cursor.apply, self._spec, key, after, version, ()))
+        await self._node.beside(partial(self.cursor.move, self.sink.name, key, after, version))
 
     async def prepare(self) -> None:
-        """Define the cursor. A new one begins behind what is there, unless the sink wants the history."""
-        await self._node.beside(partial(self.cursor.define, self._spec))
+        """Make the cursor ready. A new one begins behind what is there, unless the sink wants the history."""
+        await self._node.beside(self.cursor.ready)
         if await self._position(""):
             return
         if not self.sink.history:

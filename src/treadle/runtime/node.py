@@ -31,7 +31,7 @@ from treadle.runtime.attempts import Finish
 from treadle.runtime.children import ask_child, call_child
 from treadle.runtime.cycles import Cycles
 from treadle.runtime.engine import Engine
-from treadle.runtime.event_sinks import Cursor, EventSink
+from treadle.runtime.event_sinks import EventSink
 from treadle.runtime.events_out import Feeds
 from treadle.runtime.expecting import Expected
 from treadle.runtime.failures import DEFAULT_CAP, ErrorText
@@ -48,10 +48,12 @@ from treadle.runtime.retention import Rule, retain
 from treadle.runtime.slots import ASYNC, THREAD, TIMER, Slots
 from treadle.runtime.sweeper import Sweeper
 from treadle.runtime.targets import OwnTargets, Targets
+from treadle.runtime.watch import Watch
 from treadle.runtime.worker import Worker
-from treadle.store.base import WAITS_CHANGES, WAITS_TASKS, Append, Reader, Renewal, SessionRow, Store
+from treadle.store.base import Append, Reader, Renewal, SessionRow, Store
 from treadle.store.blob_port import Blobs
 from treadle.store.committer import Committer, Driver
+from treadle.store.positions import Positions
 from treadle.store.queues import QueueChange
 
 _log = logging.getLogger("treadle.node")
@@ -115,7 +117,7 @@ class Node:
         in_reader: Callable[[Callable[[], Any]], Awaitable[Any]],
         beside: Callable[[Callable[[], Any]], Awaitable[Any]] | None = None,
         projections: Mapping[str, Live] = MappingProxyType({}),
-        sinks: Mapping[EventSink, Cursor] = MappingProxyType({}),
+        sinks: Mapping[EventSink, Positions] = MappingProxyType({}),
     ) -> None:
         self.environment = environment
         self.settings = settings
@@ -130,6 +132,7 @@ class Node:
         self.feeds = Feeds(self, sinks) if sinks else None
         self.name = settings.worker_id or f"{socket.gethostname()}-{os.getpid()}"
         self.questions = Questions(self)
+        self.watch = Watch(self)
         self.targets = OwnTargets(self, settings.targets)
         self.cycles = Cycles(self) if settings.worker and settings.cycles else None
         # What the runs of a package's entrypoints are called, if nothing else is said.
@@ -190,14 +193,15 @@ class Node:
         self.slots = Slots((settings.slots, settings.threads), actions, self._kind_of)
         if self.cycles is not None:
             self.slots.close()
-        waits = self._waits()
+        self.watch.stop()
+        waits = self.watch.waits()
         self._enter(waits, actions if settings.worker else [])
         offer = self.slots if settings.worker else None
         self.committer = Committer(self.store, self.session, offer, environment.wakeups, self._driver())
         self.committer.waits = waits
         self.committer.on_renewal = self.targets.renewed
         self.committer.on_room = self._room_made
-        self.hub = Hub(self._watching)
+        self.hub = Hub(self.watch.changed)
         self.engine = Engine(
             session=self.session,
             committer=self.committer,
@@ -321,6 +325,7 @@ class Node:
         if self.feeds is not None:
             self.feeds.close()
         self.engine.close()
+        self.watch.stop()
         for timer in (self._due, self._asking):
             if timer is not None:
                 timer.cancel()
@@ -487,11 +492,13 @@ class Node:
             self._leased(tasks)
         if due is not None:
             self._due_at(due)
+        # Something has come since it was sent.
+        again = self._hungry
         if left:
             # Asked on the committer's thread: a slot that was freed since must not hide that tasks were left.
             self._hungry = True
-        # While a kind is full an attempt of it is live, and its end asks again.
-        if self._hungry and (tasks or not left or not self.slots.full()):
+        # A claim takes all that there is room for. While a kind is full an attempt of it is live; its end asks again.
+        if again or (left and not self.slots.full()):
             self._claim()
 
     async def claim_at_once(self) -> float | None:
@@ -543,8 +550,9 @@ class Node:
         if self.closing or self.engine.closed:
             return
         self.expected.look()
-        self.engine.look_around()
-        self.hub.all_changed()
+        self.engine.inboxes.look_around()
+        # Of its own runs the engine tells.
+        self.hub.all_changed(but=self.engine.will_tell)
         if self.feeds is not None:
             self.feeds.woken()
         self.look_for_tasks()
@@ -565,17 +573,6 @@ class Node:
         elif renewal is not None:
             for key, number, lease in renewal.interrupts:
                 self.worker.interrupt(key, number, lease)
-
-    def _waits(self, *, watching: bool = False) -> int:
-        """What other sessions wake this one for."""
-        changes = WAITS_CHANGES if watching or self.feeds is not None else 0
-        return (WAITS_TASKS if self.settings.worker else 0) | changes
-
-    def _watching(self, watching: bool) -> None:
-        waits = self._waits(watching=watching)
-        if waits != self.committer.waits and self.environment.wakeups.address:
-            self.committer.waits = waits
-            self.committer.submit(lambda store: store.renew(self.session, waits), self.renewed)
 
     # -- worker.Steps --------------------------------------------------------------------------------------------
 

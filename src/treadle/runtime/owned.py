@@ -30,7 +30,7 @@ class Pending(msgspec.Struct, eq=False, gc=False):
 class Owned:
     """A run that this engine decides."""
 
-    __slots__ = ("closing", "head", "in_flight", "more", "pending", "state")
+    __slots__ = ("closing", "head", "in_flight", "more", "pending", "state", "unread")
 
     def __init__(self, state: RunState, head: RunHead) -> None:
         self.state = state
@@ -41,6 +41,8 @@ class Owned:
         self.in_flight: Sequence[Pending] | None = None
         # The last decision was full; decide again.
         self.more = False
+        # The inbox is to be read as soon as what is in flight is answered.
+        self.unread = False
         # The append in flight gives the run back.
         self.closing = False
 

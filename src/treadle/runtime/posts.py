@@ -28,7 +28,7 @@ def tell(engine: Engine, keys: Iterable[str]) -> None:
     for key in names:
         owned = engine.runs.get(key)
         if owned is not None and not owned.closing:
-            engine.look(key)
+            engine.inboxes.look(key)
         else:
             engine.acquire(key).add_done_callback(_read)
     committer = engine.committer

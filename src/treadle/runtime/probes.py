@@ -92,7 +92,7 @@ class Postponer:
         if item is not None and store.postpone(self._session, [item], self._clock.now())[0]:
             return False
         # Its run is being cancelled, and nothing of it begins anew; or the lease is gone, and this does nothing.
-        return store.report(self._session, [report])[0]
+        return store.report(self._session, [report])[0].done
 
     def _written(self, item: Postponement | None, report: Report, ended: bool, error: BaseException | None) -> None:
         if isinstance(error, StoreError) and not isinstance(error, LeaseLostError) and not self._engine.closed:

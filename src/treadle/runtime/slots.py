@@ -77,6 +77,14 @@ class Slots:
         """Free the slot of an ended attempt; event loop's thread only."""
         self._freed[kind] += 1
 
+    def room(self, action: str) -> int:
+        """How many more attempts of an action `take` takes; committer's thread only."""
+        kind = self.kind(action)
+        if kind is None or self._closed:
+            return 0
+        free = self._sizes[kind] - self._taken[kind] + self._freed[kind]
+        return free if self._allowed is None else min(free, self._allowed - sum(self._taken))
+
     @property
     def size(self) -> int:
         """How many slots there are, of all kinds."""

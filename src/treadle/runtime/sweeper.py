@@ -73,12 +73,12 @@ class Sweeper:
                 if await self._elected() or first:
                     await self.sweep()
                 first = False
-                self.engine.look_around()
+                self.engine.inboxes.look_around()
                 self.on_due(self.clock.now())
                 if self.clock.monotonic() - looked >= LOOK_SECONDS:
                     looked = self.clock.monotonic()
                     # Who waits for this session to decide a run must hear if another session has taken it.
-                    self.engine.hub.all_changed()
+                    self.engine.hub.look()
             except LeaseLostError:
                 return
             except StoreError as error:

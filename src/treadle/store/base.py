@@ -75,7 +75,7 @@ Promises
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -84,6 +84,7 @@ from treadle.core.effects import Given
 from treadle.core.events import AnyEvent
 from treadle.core.tables import NONE, RUNNING
 from treadle.core.values import Window
+from treadle.store.offers import Offer
 from treadle.store.queues import KeyRow, QueueChange, QueueRow
 
 FORMAT = 1
@@ -175,6 +176,17 @@ class Report(msgspec.Struct, frozen=True):
     payloads: Sequence[tuple[str, bytes]] = ()
 
 
+class Reported(NamedTuple):
+    """What became of a report: whether its token was live; the living session that decides the run, and its address.
+
+    Both are "" where nobody decides it, or there is no such run.
+    """
+
+    done: bool
+    session: str = ""
+    wake: str = ""
+
+
 class Append(msgspec.Struct, kw_only=True, gc=False):
     """One run's decision, to be committed. `expect` is the version it was decided on; its row gets `expect + 1`."""
 
@@ -217,41 +229,6 @@ class Append(msgspec.Struct, kw_only=True, gc=False):
     posts: Sequence[InboxInput] = ()
     # What the run does in the lines of names, as (name, `take`, `note`, `line`, `replace` or `leave`); see promise 13.
     names: Sequence[tuple[str, str]] = ()
-
-
-class Offer(Protocol):
-    """The free slots of the session that commits or claims. Asked on the committer's thread."""
-
-    def take(self, action: str, queue: str) -> bool:
-        """Whether this session can execute `action` now; True uses up one slot."""
-        ...
-
-    def free(self) -> int:
-        """How many slots are free."""
-        ...
-
-    def actions(self) -> Sequence[str]:
-        """The names that the session can execute."""
-        ...
-
-    def targets(self) -> Sequence[str]:
-        """The targets whose tasks it takes, besides those that have none."""
-        ...
-
-    def full(self) -> bool:
-        """Whether some kind of action has no free slot."""
-        ...
-
-    def mark(self) -> object:
-        """The present count, for `reset`."""
-        ...
-
-    def reset(self, mark: object) -> None:
-        """Give back what was taken since `mark`: the transaction it was for is rolled back.
-
-        The committer does it too, when `commit` or `claim` raises.
-        """
-        ...
 
 
 class Answer(msgspec.Struct, gc=False):
@@ -551,7 +528,7 @@ class Store(Reader, Protocol):
         """All tasks leased to the session: asked when the answer of a commit or claim was lost."""
         ...
 
-    def report(self, session: str, reports: Sequence[Report]) -> list[bool]:
+    def report(self, session: str, reports: Sequence[Report]) -> list[Reported]:
         """End leased tasks, each if its token is live, and put their outcomes into the inboxes."""
         ...
 
@@ -571,8 +548,8 @@ class Store(Reader, Protocol):
         """The inputs that wait, oldest first."""
         ...
 
-    def owned_inboxes(self, session: str) -> list[str]:
-        """Keys of runs owned by the session whose inbox waits."""
+    def owned_inboxes(self, session: str) -> dict[str, list[InboxInput]]:
+        """What waits in the inboxes of runs that the session owns, by key, oldest first; runs without are left out."""
         ...
 
     def acquire(self, session: str, key: str, *, steal: bool = False) -> Acquired | None:

@@ -12,7 +12,6 @@ import errno
 import hashlib
 import io
 import itertools
-import math
 import os
 import re
 import threading
@@ -210,8 +209,10 @@ class DirectoryWriter:
     def _send(self) -> None:
         """Let the disk begin with what was written; a hint, which changes nothing but the time."""
         if self._size - self._sent >= _PORTION and _FADVISE is not None:
-            # Linux starts the write-back of pages that it is told are not needed; those that are not clean stay.
-            _FADVISE(self._file.fileno(), self._sent, self._size - self._sent, _DONTNEED)
+            # Linux starts the write-back of pages that it is told are not needed; those that are not clean stay. Some
+            # file systems take no advice.
+            with contextlib.suppress(OSError):
+                _FADVISE(self._file.fileno(), self._sent, self._size - self._sent, _DONTNEED)
             self._sent = self._size
 
     def _end_hasher(self) -> None:
@@ -349,6 +350,19 @@ class DirectoryBlobs:
                 elif entry.name.startswith(_TEMPORARY) and entry.stat().st_mtime < before:
                     os.unlink(entry.path)
 
+    def _all(self) -> Iterator[str]:
+        """All blobs. Unlike `old` this leaves alone what is being written."""
+        with self.errors():
+            shards = [entry for entry in _entries(self.path) if entry.is_dir()]
+            for shard in shards:
+                for entry in list(_entries(shard.path)):
+                    if entry.name.startswith(_CONDEMNED):
+                        # Whoever was about to remove it finds it gone, and lets it be.
+                        self._restore(entry.path, os.path.join(shard.path, entry.name.removeprefix(_CONDEMNED)))
+                    digest = f"{_PREFIX}{shard.name}{entry.name.removeprefix(_CONDEMNED)}"
+                    if _DIGEST.fullmatch(digest):
+                        yield digest
+
     def _old_in(self, shard: str, name: str, before: float) -> Iterator[tuple[str, int]]:
         for entry in list(_entries(shard)):
             if entry.name.startswith(_CONDEMNED):
@@ -392,9 +406,12 @@ class DirectoryBlobs:
         return f"{_TEMPORARY}{os.getpid()}-{threading.get_ident()}-{next(self._numbers)}"
 
     def copy_to(self, path: str) -> None:
-        """Copy all blobs to another directory; durable when this returns. See `store.copied.CopiedBlobs`."""
+        """Copy all blobs that are not there yet to another directory. See `store.copied.CopiedBlobs`."""
         other = DirectoryBlobs(path)
-        for digest, _size in self.old(math.inf):
+        for digest in self._all():
+            # What is there is whole: a blob gets its name when it is.
+            if os.path.exists(other._place(digest)[1]):
+                continue
             # One that nobody needs may be collected meanwhile.
             with contextlib.suppress(KeyError), contextlib.closing(self.open(digest)) as source:
                 writer = other.writer()

@@ -15,7 +15,7 @@ import contextlib
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -23,7 +23,8 @@ import msgspec
 from treadle.core.commands import Task
 from treadle.errors import LeaseLostError, StoreError
 from treadle.ports import Clock, Wakeups
-from treadle.store.base import Answer, Append, Offer, Renewal, Store
+from treadle.store.base import Answer, Append, Renewal, Store
+from treadle.store.offers import Offer
 
 T = TypeVar("T")
 Then = Callable[[Any, BaseException | None], None]
@@ -62,6 +63,44 @@ class Driver(Protocol):
         ...
 
 
+class Bell(Protocol):
+    """What the thread of a `ThreadDriver` sleeps in; it is entered by that thread."""
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(self, *exc: object) -> object: ...
+
+    def ring(self) -> None:
+        """End the wait, or the next one if nobody waits; from any thread."""
+        ...
+
+    def wait(self, seconds: float) -> None:
+        """Sleep until it rings, at most so long."""
+        ...
+
+
+class QueueBell:
+    """A bell that does nothing else."""
+
+    def __init__(self) -> None:
+        self._rings: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def __enter__(self) -> QueueBell:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """There is nothing to end."""
+
+    def ring(self) -> None:
+        """End the wait, or the next one."""
+        self._rings.put(None)
+
+    def wait(self, seconds: float) -> None:
+        """Sleep until it rings, at most so long."""
+        with contextlib.suppress(queue.Empty):
+            self._rings.get(timeout=seconds)
+
+
 class Committer:
     """Submits operations to a store for one session. All methods are for the event loop's thread."""
 
@@ -72,6 +111,8 @@ class Committer:
         self.wakeups = wakeups
         self.driver = driver
         self.items: deque[Work] = deque()
+        # Calls of the store that were no commits, and commits with the appends in them.
+        self.calls = 0
         self.commits = 0
         self.appended = 0
         # Something was committed, and left tasks waiting, of which other sessions are not told yet.
@@ -154,6 +195,7 @@ class Committer:
                 break
             work = items.popleft()
             done.append(work)
+            self.calls += 1
             try:
                 work.value = function(self.store)
             except Exception as error:  # noqa: BLE001 - whatever the call raised is the caller's answer
@@ -221,8 +263,14 @@ class Committer:
         except StoreError:
             # A wake-up is a hint; the sweep covers its loss.
             return
-        for address in addresses:
-            self.wakeups.send(address)
+        self.ring(addresses)
+
+    def ring(self, addresses: Iterable[str]) -> None:
+        """Wake the sessions at these addresses, each once; those that cannot be woken have none."""
+        if self.wakeups.address:
+            for address in dict.fromkeys(addresses):
+                if address:
+                    self.wakeups.send(address)
 
     def renew(self) -> tuple[Renewal | None, BaseException | None]:
         """Renew the session now."""
@@ -267,13 +315,14 @@ class _Ended:
 
 
 class ThreadDriver:
-    """A writer thread; it sleeps in a queue and renews the session every `renew_seconds`."""
+    """A writer thread; it sleeps in its bell and renews the session every `renew_seconds`."""
 
-    def __init__(self, clock: Clock, *, renew_seconds: float) -> None:
+    def __init__(self, clock: Clock, *, renew_seconds: float, bell: Bell | None = None) -> None:
         self.clock = clock
         self.renew_seconds = renew_seconds
-        self.bell: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self.bell: Bell = bell if bell is not None else QueueBell()
         self.rung = False
+        self.going = True
         self.idle = False
 
     def start(self, committer: Committer) -> None:
@@ -287,21 +336,24 @@ class ThreadDriver:
         """Ring the bell, once until the thread has heard it."""
         if not self.rung:
             self.rung = True
-            self.bell.put(True)
+            self.bell.ring()
 
     async def stop(self) -> None:
         """Let the thread finish what waits and end."""
-        self.bell.put(False)
+        self.going = False
+        self.bell.ring()
         await self.loop.run_in_executor(None, self.thread.join)
 
     def _run(self) -> None:
+        with self.bell:
+            self._serve()
+
+    def _serve(self) -> None:
         committer = self.committer
         due = self.clock.monotonic() + self.renew_seconds
-        going = True
-        while going or committer.items:
+        while self.going or committer.items:
             if not committer.items:
-                with contextlib.suppress(queue.Empty):
-                    going = self.bell.get(timeout=max(0.0, due - self.clock.monotonic()))
+                self.bell.wait(max(0.0, due - self.clock.monotonic()))
             # Cleared before looking at the items: one submitted after the look rings again.
             self.rung = False
             while committer.items:

@@ -23,5 +23,5 @@ class CopiedBlobs(Protocol):
     """What blobs have besides, if they can be copied as files."""
 
     def copy_to(self, path: str) -> None:
-        """Copy all blobs to a folder; durable when this returns."""
+        """Copy all blobs to a folder, but for those that are there already; durable when this returns."""
         ...

@@ -24,11 +24,11 @@ from treadle.store.base import (
     Answer,
     Append,
     InboxInput,
-    Offer,
     Postponement,
     Reader,
     Renewal,
     Report,
+    Reported,
     SessionRow,
     Swept,
 )
@@ -36,6 +36,7 @@ from treadle.store.memory_data import MemoryData, Row, StoredRun, StoredSession
 from treadle.store.memory_lines import Entry
 from treadle.store.memory_names import change_names, holder_of
 from treadle.store.memory_reader import MemoryReader
+from treadle.store.offers import Offer
 from treadle.store.queues import QueueChange
 
 __all__ = ["MemoryData", "MemoryStore"]
@@ -359,19 +360,21 @@ class MemoryStore(MemoryReader):
         with self.data.lock:
             return [entry.task for entry in self._living(session).leases.values()]
 
-    def report(self, session: str, reports: Sequence[Report]) -> list[bool]:
+    def report(self, session: str, reports: Sequence[Report]) -> list[Reported]:
         """End leased tasks whose token is live."""
         data = self.data
         with data.lock:
             own = self._living(session)
-            answers: list[bool] = []
+            answers: list[Reported] = []
             for report in reports:
                 entry = own.leases.get(report.lease)
                 task = None if entry is None else entry.task
                 live = task is not None and task.run == report.input.key and task.number == report.number
                 if live:
                     self._report(report)
-                answers.append(live)
+                run = data.runs.get(report.input.key)
+                owner = run.owner if run is not None else None
+                answers.append(Reported(live) if owner is None else Reported(live, owner.id, owner.row.wake))
             self._told(data.waiting.left_room(None))
             return answers
 
@@ -426,10 +429,11 @@ class MemoryStore(MemoryReader):
             run = self.data.runs.get(key)
             return [] if run is None else list(run.inbox.values())
 
-    def owned_inboxes(self, session: str) -> list[str]:
-        """Keys of runs owned by the session whose inbox waits."""
+    def owned_inboxes(self, session: str) -> dict[str, list[InboxInput]]:
+        """What waits in the inboxes of runs that the session owns, by run, oldest first."""
         with self.data.lock:
-            return [run.key for run in self.data.inboxes.values() if run.owner and run.owner.id == session]
+            found = [run for run in self.data.inboxes.values() if run.owner and run.owner.id == session]
+            return {run.key: list(run.inbox.values()) for run in found}
 
     def acquire(self, session: str, key: str, *, steal: bool = False) -> Acquired | None:
         """Own the run if nobody does, or with `steal`."""

@@ -22,7 +22,8 @@ from treadle.core.effects import ProjectionSpec
 from treadle.core.events import StepSucceeded, decode_events
 from treadle.core.values import bare, key_id_of
 from treadle.errors import ProjectionError, SchemaVersionError, StoreUnavailableError
-from treadle.store.base import Answer, Append, Offer
+from treadle.store.base import Answer, Append
+from treadle.store.offers import Offer
 
 # Decodes a list of records whose handle says that it is encoded; what the handle holds itself comes as its text.
 Opened = Callable[[str, bytes | str], bytes]
@@ -153,6 +154,19 @@ class Projections(ABC):
             self._enter(spec, Known(_hashes(spec), spec.statements))
             if self.hosted:
                 self._replay(spec)
+
+    def ready(self) -> None:
+        """Make the place for positions; see `store.positions`."""
+        with self._changing():
+            pass
+
+    def move(self, name: str, run: str, after: int, version: int) -> bool:
+        """Move a follower's position, if it is at `after`."""
+        return self.apply(ProjectionSpec(name=name, migrations=(), statements={}), run, after, version, ())
+
+    @abstractmethod
+    def apply(self, spec: ProjectionSpec, run: str, after: int, version: int, records: Sequence[Recorded]) -> bool:
+        """See `ProjectionDatabase`."""
 
     def _check_name(self, name: str) -> None:
         """A new projection's name is nobody's, so that its tables can be told from others."""

@@ -111,7 +111,7 @@ class CallsContract:
         one.append(posts=[signal_of(OTHER, "i1", "again")])
 
         assert one.store.inbox(OTHER) == [posts[0], posts[2]]
-        assert two.store.owned_inboxes("two") == [OTHER]
+        assert list(two.store.owned_inboxes("two")) == [OTHER]
 
     def test_an_append_without_effect_posts_nothing(self, make_store: MakeStore) -> None:
         one = Party(make_store(), "one")

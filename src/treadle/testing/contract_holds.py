@@ -91,7 +91,7 @@ class HoldsContract:
         assert sorted(revoked.numbers) == [2, 3, 5]
         assert [row.task.number for row in one.load().tasks] == [leased.number]
         assert one.waiting() == [(OTHER, 1)]
-        assert one.store.owned_inboxes("one") == [RUN]
+        assert list(one.store.owned_inboxes("one")) == [RUN]
 
     def test_a_revoke_of_a_held_run_takes_its_tasks_too(self, make_store: MakeStore) -> None:
         one = Party(make_store(), "one")

@@ -68,6 +68,10 @@ class Slots:
         """How many slots are left."""
         return self._free
 
+    def room(self, action: str) -> int:
+        """How many slots are left for an action."""
+        return self._free if action in self._actions else 0
+
     def actions(self) -> Sequence[str]:
         """The known actions."""
         return self._actions
@@ -222,7 +226,7 @@ class Party:
 
     def report(self, *reports: Report) -> list[bool]:
         """Report outcomes."""
-        return self.store.report(self.id, reports)
+        return [answer.done for answer in self.store.report(self.id, reports)]
 
     def row(self, key: str = RUN) -> RunRow:
         """The row of a run that exists."""

@@ -385,7 +385,7 @@ class DeletionContract:
             assert store.dead() == []
             assert store.payloads(RUN, ["d"]) == {}
             assert store.committed(RUN, 1) is None
-            assert store.owned_inboxes("one") == []
+            assert list(store.owned_inboxes("one")) == []
             assert store.check().problems == []
         assert one.store.sweep("one", NOW).stranded == []
         assert one.store.acquire("one", RUN) is None

@@ -308,6 +308,15 @@ class InboxContract:
 
         assert [value.id for value in one.store.inbox(RUN)] == ["a"]
 
+    def test_owned_inboxes_have_what_waits_oldest_first(self, make_store: MakeStore) -> None:
+        one = Party(make_store(), "one")
+        one.start()
+        one.start(OTHER)
+        inputs = [signal_of(RUN, "z"), signal_of(OTHER, "m"), signal_of(RUN, "a")]
+        one.store.post(inputs)
+
+        assert one.store.owned_inboxes("one") == {RUN: [inputs[0], inputs[2]], OTHER: [inputs[1]]}
+
     def test_owned_inboxes_are_those_of_the_sessions_own_runs(self, make_store: MakeStore) -> None:
         one, two = Party(make_store(), "one"), Party(make_store(), "two")
         keys = [key_of(number) for number in range(1, 5)]
@@ -317,10 +326,10 @@ class InboxContract:
         two.start(keys[3], release=True)
         one.store.post([signal_of(key, "i") for key in keys[1:]])
 
-        assert one.store.owned_inboxes("one") == [keys[1]]
-        assert one.store.owned_inboxes("two") == [keys[2]]
+        assert list(one.store.owned_inboxes("one")) == [keys[1]]
+        assert list(one.store.owned_inboxes("two")) == [keys[2]]
         one.append(keys[1], consumed=["i"])
-        assert one.store.owned_inboxes("one") == []
+        assert list(one.store.owned_inboxes("one")) == []
 
     def test_payload_bytes_of_an_input_are_opaque(self, make_store: MakeStore) -> None:
         one = Party(make_store(), "one")
@@ -378,8 +387,8 @@ class OwnersContract:
         assert acquired is not None
         assert acquired.run is not None
         assert one.commit(append_of(RUN, 1))[0].status == "conflict"
-        assert one.store.owned_inboxes("one") == []
-        assert two.store.owned_inboxes("two") == [RUN]
+        assert list(one.store.owned_inboxes("one")) == []
+        assert list(two.store.owned_inboxes("two")) == [RUN]
         assert two.commit(append_of(RUN, 1))[0].status == "committed"
 
     def test_a_stolen_run_stays_with_the_thief_when_its_former_owner_dies(self, make_store: MakeStore) -> None:
@@ -522,7 +531,7 @@ class IsolationContract:
         one.store.rows(RUN, 0).clear()
 
         assert len(one.store.inbox(RUN)) == len(one.store.find(RUN)) == len(one.store.rows(RUN, 0)) == 1
-        assert one.store.owned_inboxes("one") == [RUN]
+        assert list(one.store.owned_inboxes("one")) == [RUN]
 
     def test_loaded_runs_are_plain_data(self, make_store: MakeStore) -> None:
         one = Party(make_store(), "one")

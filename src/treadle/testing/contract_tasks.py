@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import msgspec
 
-from treadle.store.base import InboxInput, Report
+from treadle.store.base import InboxInput, Report, Reported
 from treadle.testing.contract_kit import (
     NOW,
     OTHER,
@@ -414,7 +414,21 @@ class ReportsContract:
         assert one.load().tasks == []
         assert one.load().inbox == [report.input]
         assert one.store.payloads(RUN, ["sha256:r"]) == {"sha256:r": b"[1]"}
-        assert one.store.owned_inboxes("one") == [RUN]
+        assert list(one.store.owned_inboxes("one")) == [RUN]
+
+    def test_a_report_tells_who_decides_the_run_and_where_that_session_is_woken(self, make_store: MakeStore) -> None:
+        one, two = Party(make_store(), "one", wake="there"), Party(make_store(), "two")
+        one.start(tasks=[task_of(RUN, number) for number in (1, 2, 3)])
+        first, second, third = two.claim(3)
+
+        assert two.store.report("two", [report_of(first)]) == [Reported(True, "one", "there")]
+        assert two.store.report("two", [report_of(first)])[0].done is False
+        two.store.bury("one")
+        assert two.store.report("two", [report_of(second)]) == [Reported(True)]
+        two.store.acquire("two", RUN)
+        assert [(answer.done, answer.session) for answer in two.store.report("two", [report_of(third)])] == [
+            (True, "two")
+        ]
 
     def test_a_report_with_another_token_does_nothing_and_says_so(self, make_store: MakeStore) -> None:
         one, two = Party(make_store(), "one"), Party(make_store(), "two")

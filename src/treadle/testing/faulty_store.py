@@ -27,11 +27,11 @@ from treadle.store.base import (
     Health,
     InboxInput,
     Loaded,
-    Offer,
     Postponement,
     Reader,
     Renewal,
     Report,
+    Reported,
     RunHead,
     RunQuery,
     RunRow,
@@ -42,6 +42,7 @@ from treadle.store.base import (
     Swept,
     TaskRow,
 )
+from treadle.store.offers import Offer
 from treadle.store.queues import KeyRow, QueueChange, QueueRow
 
 P = ParamSpec("P")
@@ -199,7 +200,7 @@ class FaultyStore(FaultyReader):
     def leased(self, session: str) -> list[Task]:
         return self._counter.run(self._store.leased, session)
 
-    def report(self, session: str, reports: Sequence[Report]) -> list[bool]:
+    def report(self, session: str, reports: Sequence[Report]) -> list[Reported]:
         return self._counter.run(self._store.report, session, reports)
 
     def postpone(self, session: str, items: Sequence[Postponement], now: float) -> list[bool]:
@@ -214,7 +215,7 @@ class FaultyStore(FaultyReader):
     def inbox(self, key: str) -> list[InboxInput]:
         return self._counter.run(self._store.inbox, key)
 
-    def owned_inboxes(self, session: str) -> list[str]:
+    def owned_inboxes(self, session: str) -> dict[str, list[InboxInput]]:
         return self._counter.run(self._store.owned_inboxes, session)
 
     def acquire(self, session: str, key: str, *, steal: bool = False) -> Acquired | None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 from zlib import crc32
 
-from treadle.core.effects import ProjectionSpec
 from treadle.core.events import decode_events, encode_events
-from treadle.runtime.event_sinks import Cursor, DeliveryError, EventSink
+from treadle.runtime.event_sinks import DeliveryError, EventSink
 from treadle.store.memory_data import MemoryData, StoredRun
-from treadle.store.projection import Recorded
+from treadle.store.positions import Positions
 from treadle.testing.invariants import Fail
 from treadle.testing.sim_faults import Faults
 
@@ -32,7 +31,7 @@ class Mail:
         # By run: the events in the order in which they came first, as (version, place in the row).
         self.got: dict[str, dict[tuple[int, int], None]] = {}
 
-    def sinks(self, faults: Faults) -> Mapping[EventSink, Cursor]:
+    def sinks(self, faults: Faults) -> Mapping[EventSink, Positions]:
         """The sink of a node's life."""
         return {_Receiver(self, faults): _Cursor(self)} if self.on else {}
 
@@ -83,14 +82,14 @@ class _Cursor:
     def __init__(self, mail: Mail) -> None:
         self._mail = mail
 
-    def define(self, spec: ProjectionSpec) -> None:
+    def ready(self) -> None:
         """It is there."""
 
     def position(self, name: str, run: str) -> int:
         """How far the receiver has got in a run."""
         return self._mail.positions.get(run, 0)
 
-    def apply(self, spec: ProjectionSpec, run: str, after: int, version: int, records: Sequence[Recorded]) -> bool:
+    def move(self, name: str, run: str, after: int, version: int) -> bool:
         """Move it."""
         if self._mail.positions.get(run, 0) != after:
             return False

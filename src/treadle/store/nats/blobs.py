@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from treadle.errors import StoreCorruptError
 from treadle.store.blobs import WholeBlobs, digest_of
-from treadle.store.nats.link import Loop
+from treadle.store.nats.loop import Loop
 from treadle.store.nats.reader import Rooms
 
 

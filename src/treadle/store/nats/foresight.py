@@ -13,12 +13,13 @@ from contextlib import contextmanager
 import msgspec
 
 from treadle.core.commands import Task
-from treadle.store.base import Append, Offer
+from treadle.store.base import Append
 from treadle.store.memory import MemoryData
 from treadle.store.memory_data import StoredRun
 from treadle.store.memory_lines import Entry
 from treadle.store.memory_queues import Key, Queue, Waiting
 from treadle.store.nats.wire import Takes
+from treadle.store.offers import Offer
 from treadle.store.queues import MOST_AHEAD_SECONDS, Bucket, refill
 
 Counts = dict[tuple[str, str], int]

@@ -1,6 +1,6 @@
-"""The connection to NATS: an event loop in a thread of its own, and requests with many in flight.
+"""The connection to NATS: requests with many in flight.
 
-The store's callers are threads, and each waits for its call. All that is asked of the server goes through one
+All that is asked of the server goes through one
 connection; answers come by one subscription, by the last token of their subject. The connection mends itself: what got
 no answer is asked again by those who know that this changes nothing (`Link.publish` by its message id).
 """
@@ -11,8 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import os
-import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -67,42 +66,6 @@ class RefusedError(Exception):
         self.code = code
         self.description = description
         super().__init__(description)
-
-
-class Loop:
-    """An event loop in a thread, for callers in other threads."""
-
-    def __init__(self, name: str) -> None:
-        self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self.thread.start()
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self.loop)
-        self.loop.run_forever()
-
-    def call(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do the work on the loop and wait for it."""
-        if self.loop.is_closed() or not self.thread.is_alive():
-            work.close()
-            raise StoreUnavailableError("the store is closed")
-        try:
-            return asyncio.run_coroutine_threadsafe(work, self.loop).result()
-        except RefusedError as error:
-            raise StoreError(f"the NATS server refuses: {error.description} ({error.code})") from error
-
-    def soon(self, function: Callable[..., object], *arguments: object) -> None:
-        """Call the function on the loop; never waits, never raises."""
-        with contextlib.suppress(RuntimeError):
-            self.loop.call_soon_threadsafe(function, *arguments)
-
-    def close(self) -> None:
-        """End the thread."""
-        if self.loop.is_closed():
-            return
-        self.soon(self.loop.stop)
-        self.thread.join()
-        self.loop.close()
 
 
 class Link:

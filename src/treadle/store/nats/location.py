@@ -76,6 +76,10 @@ class Location(NamedTuple):
         """What the subjects of the payloads of one run begin with."""
         return f"{self.prefix}.values.run.{token(key)}"
 
+    def position(self, key: str, name: str) -> str:
+        """The subject of how far a follower has got in a run's journal."""
+        return f"{self.payloads(key)}.at-{hashed(name)}"
+
     def plan(self, digest: str) -> str:
         """The subject of a plan."""
         return f"{self.prefix}.values.plan.{hashed(digest)}"

@@ -15,13 +15,14 @@ from typing import Any, cast
 from treadle.core.commands import Task
 from treadle.core.tables import FAILED
 from treadle.errors import InternalError, LeaseLostError
-from treadle.store.base import Acquired, Answer, Append, Loaded, Offer, Postponement, SessionRow
+from treadle.store.base import Acquired, Answer, Append, Loaded, Postponement, SessionRow
 from treadle.store.memory import MemoryData, MemoryStore
 from treadle.store.memory_data import StoredRun
 from treadle.store.memory_names import holder_of
 from treadle.store.nats import wire
 from treadle.store.nats.foresight import aside, claimable, full_queue, handed_over, look_afresh, takes_of
 from treadle.store.nats.wire import Takes
+from treadle.store.offers import Offer
 
 
 class Room:
@@ -44,6 +45,10 @@ class Room:
     def free(self) -> int:
         """How many are left."""
         return sum(self._left.values())
+
+    def room(self, action: str) -> int:
+        """How many are left of an action."""
+        return sum(count for (name, _), count in self._left.items() if name == action)
 
     def actions(self) -> Sequence[str]:
         """All that the session executes."""

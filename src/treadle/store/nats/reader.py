@@ -23,8 +23,9 @@ from treadle.store.base import (
 )
 from treadle.store.nats.health import examine
 from treadle.store.nats.journal import Journal, TextRow
-from treadle.store.nats.link import Link, Loop
+from treadle.store.nats.link import Link
 from treadle.store.nats.log import Log
+from treadle.store.nats.loop import Loop
 from treadle.store.nats.values import Values
 from treadle.store.queues import KeyRow, QueueRow
 

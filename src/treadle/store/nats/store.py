@@ -21,23 +21,26 @@ from treadle.store.base import (
     Answer,
     Append,
     InboxInput,
-    Offer,
     Postponement,
     Reader,
     Renewal,
     Report,
+    Reported,
     SessionRow,
     Swept,
 )
 from treadle.store.nats import streams, wire
 from treadle.store.nats.blobs import NatsBlobs
 from treadle.store.nats.foresight import clock_was_set_back
-from treadle.store.nats.link import Link, Loop
+from treadle.store.nats.link import Link
 from treadle.store.nats.location import Location, parse_url
+from treadle.store.nats.loop import Loop, LoopBell
+from treadle.store.nats.positions import NatsPositions
 from treadle.store.nats.reader import NatsReader, Rooms
 from treadle.store.nats.wakeups import NatsWakeups
 from treadle.store.nats.waves import Wave, split
 from treadle.store.nats.wire import Takes
+from treadle.store.offers import Offer
 from treadle.store.queues import QueueChange
 
 T = TypeVar("T")
@@ -94,9 +97,17 @@ class NatsStore(NatsReader):
         """Reads for another thread: they share the connection and the state."""
         return NatsReader(self._loop, self._rooms)
 
+    def bell(self) -> LoopBell:
+        """What the committer's thread sleeps in, so that its calls need no other thread."""
+        return self._loop.bell()
+
     def blobs(self) -> NatsBlobs:
         """Large payloads, on the same server."""
         return NatsBlobs(self._loop, self._rooms)
+
+    def positions(self) -> NatsPositions:
+        """How far followers have got in the journals, in the stream of values."""
+        return NatsPositions(self._loop, self._rooms)
 
     def wakeups(self, name: str) -> NatsWakeups:
         """Wake-ups for one session, by the same connection; to be opened after the store."""
@@ -314,20 +325,20 @@ class NatsStore(NatsReader):
         self._rooms.log.machine.living(session)
         return live
 
-    def report(self, session: str, reports: Sequence[Report]) -> list[bool]:
+    def report(self, session: str, reports: Sequence[Report]) -> list[Reported]:
         """End leased tasks whose token is live."""
 
-        async def work() -> list[bool]:
+        async def work() -> list[Reported]:
             live = await self._live(session, [(report.input.key, report.number, report.lease) for report in reports])
             if not any(live):
-                return live
+                return [Reported(False) for _ in live]
             chosen = [report for report, alive in zip(reports, live, strict=True) if alive]
             if values := [v for report in chosen for v in self._payloads(report.input.key, report.payloads)]:
                 await self._rooms.values.put(values)
             op = wire.ReportOp(session=session, reports=[_without_payloads(report) for report in chosen])
             results = iter(await self._write(op))
             self.made_room = self._rooms.log.machine.may_have_room(None)
-            return [alive and next(results) for alive in live]
+            return [next(results) if alive else Reported(False) for alive in live]
 
         return self._loop.call(work())
 
@@ -369,10 +380,10 @@ class NatsStore(NatsReader):
 
         return self._loop.call(work())
 
-    def owned_inboxes(self, session: str) -> list[str]:
-        """Keys of runs owned by the session whose inbox waits."""
+    def owned_inboxes(self, session: str) -> dict[str, list[InboxInput]]:
+        """What waits in the inboxes of runs that the session owns, by run, oldest first."""
 
-        async def work() -> list[str]:
+        async def work() -> dict[str, list[InboxInput]]:
             await self._rooms.log.follow()
             return self._rooms.log.machine.store.owned_inboxes(session)
 

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
-from treadle.store.nats.link import Link, Loop
+from treadle.store.nats.link import Link
+from treadle.store.nats.loop import Loop
 
 
 class NatsWakeups:

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from treadle.core.commands import Task
-from treadle.store.base import Append, Offer
+from treadle.store.base import Append
 from treadle.store.nats.machine import Machine
 from treadle.store.nats.wire import Takes
+from treadle.store.offers import Offer
 
 
 def split(machine: Machine, appends: list[Append]) -> tuple[list[Append], list[Append]]:

@@ -18,8 +18,9 @@ import msgspec
 from treadle.core.inputs import Revoked, encode_input
 from treadle.core.tables import RUNNING
 from treadle.errors import StoreUnavailableError
-from treadle.store.base import Answer, Append, Offer, Report
+from treadle.store.base import Answer, Append, Report
 from treadle.store.ledger import Gate
+from treadle.store.offers import Offer
 from treadle.store.postgres import names
 from treadle.store.postgres.append_functions import END_TASK, STEER
 from treadle.store.postgres.arrays import big, bigs, chunks, ints, small, storable, texts, truth

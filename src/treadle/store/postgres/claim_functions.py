@@ -44,14 +44,17 @@ GATES = Function(
 
 # The first due tasks of some actions and targets, leaving out some pairs of queue and action. Those of queues without
 # limits are over all queues by priority, then age; they are locked until the transaction ends, so that no other session
-# looks at them, and those that another session has locked are passed over. Of each queue with limits (where the client
+# looks at them, and those that another session has locked are passed over. Of an action come no more than the session
+# has room for (`action_rooms`), and no more than its share of `most`. Of each queue with limits (where the client
 # knows of any: `rooms` has the most that may be leased, by queue; `key_rooms` the most of a key) come as many more. The
 # answer is a JSON object:
+# - later: when the next task falls due, or a key may start again;
+# - share: the most tasks of an action that are among those of queues without limits;
 # - settles: whether keys are to be settled first; then there is nothing else but facts;
 # - tasks: run, number, queue's number (0: no limits), queue, action, target, key, priority, turn, age;
 # - facts: see `facts_1`; seen, locked and touched: see `gates_1`.
 CANDIDATES = Function(
-    "candidates_2",
+    "candidates_3",
     """
     me bigint
     link integer
@@ -59,6 +62,7 @@ CANDIDATES = Function(
     at double precision
     most integer
     executable text[]
+    action_rooms integer[]
     targets text[]
     but_queue text[]
     but_action text[]
@@ -88,7 +92,7 @@ CANDIDATES = Function(
         UPDATE @tasks t SET state = 0 WHERE t.run = head.run AND t.number = head.number;
     END LOOP;
     WHILE NOT settles LOOP
-        heads := '{{}}'; held := 0;
+        heads := '{{}}'; held := 0; names := '{{}}';
         in_queue := '';
         LOOP
             SELECT t.queue INTO in_queue FROM @tasks t
@@ -110,10 +114,16 @@ CANDIDATES = Function(
                 SELECT t.action INTO name FROM @tasks t
                 WHERE t.state = 0 AND t.queue = in_queue AND t.action > name ORDER BY t.action LIMIT 1;
                 EXIT WHEN NOT FOUND;
-                CONTINUE WHEN name <> ALL (executable)
+                place := array_position(executable, name);
+                CONTINUE WHEN place IS NULL OR (of_gate = 0 AND action_rooms[place] <= 0)
                     OR EXISTS (
                         SELECT 1 FROM unnest(but_queue, but_action) AS b (q, a) WHERE b.q = in_queue AND b.a = name
                     );
+                IF of_gate = 0 THEN
+                    -- Some more, as those of other sessions may be locked, or their runs held.
+                    room := least(most, action_rooms[place]) + 32;
+                    IF name <> ALL (names) THEN names := names || name; END IF;
+                END IF;
                 FOREACH at_target IN ARRAY targets LOOP
                     heads := heads || ARRAY(
                         SELECT ROW (t.run, t.number, of_gate, t.queue, t.action, t.target, t.key, t.priority, t.turn,
@@ -122,7 +132,8 @@ CANDIDATES = Function(
                         CROSS JOIN LATERAL (SELECT r.hold FROM @runs r WHERE r.n = t.run OFFSET 0) r
                         WHERE t.state = 0 AND t.queue = in_queue AND t.action = name AND t.target = at_target
                             AND t.not_before <= at
-                        ORDER BY t.priority DESC, t.turn, t.age LIMIT greatest(room, 64)
+                        ORDER BY t.priority DESC, t.turn, t.age
+                        LIMIT CASE of_gate WHEN 0 THEN room ELSE greatest(room, 64) END
                     );
                 END LOOP;
             END LOOP;
@@ -160,28 +171,37 @@ CANDIDATES = Function(
         END LOOP;
         EXIT WHEN held = 0;
     END LOOP;
+    share := greatest(most / greatest(cardinality(names), 1), 1);
     SELECT json_agg(json_build_array(c.run, c.number, c.gate, c.queue, c.action, c.target, c.key, c.priority, c.turn,
         c.age)) INTO got
     FROM (
-        (SELECT t.run, t.number, t.gate, t.queue, t.action, t.target, t.key, t.priority, t.turn, t.age
-        FROM (
-            SELECT * FROM unnest(heads) o WHERE o.hold = 0 AND o.gate = 0 ORDER BY o.priority DESC, o.age
-        ) h
+        SELECT f.run, f.number, f.gate, f.queue, f.action, f.target, f.key, f.priority, f.turn, f.age
+        FROM unnest(names) AS n (name)
         CROSS JOIN LATERAL (
-            SELECT * FROM @tasks w WHERE w.run = h.run AND w.number = h.number AND w.state::integer = 0
-            FOR UPDATE SKIP LOCKED
-        ) t LIMIT most)
+            SELECT t.* FROM (
+                SELECT * FROM unnest(heads) o WHERE o.hold = 0 AND o.gate = 0 AND o.action = n.name
+                ORDER BY o.priority DESC, o.age
+            ) h
+            CROSS JOIN LATERAL (
+                SELECT * FROM @tasks w WHERE w.run = h.run AND w.number = h.number AND w.state::integer = 0
+                FOR UPDATE SKIP LOCKED
+            ) t LIMIT least(share, action_rooms[array_position(executable, n.name)])
+        ) f
         UNION ALL
         SELECT h.run, h.number, h.gate, h.queue, h.action, h.target, h.key, h.priority, h.turn, h.age
         FROM unnest(heads) h WHERE h.hold = 0 AND h.gate <> 0
     ) c;
+    SELECT t.not_before INTO later FROM @tasks t WHERE t.state = 1 AND t.not_before > at
+    ORDER BY t.not_before LIMIT 1;
     IF gate_n IS NULL THEN
-        RETURN json_build_object('tasks', coalesce(got, '[]'))::text;
+        RETURN json_build_object('tasks', coalesce(got, '[]'), 'later', later, 'share', share)::text;
     END IF;
+    SELECT b.opens_at INTO opening FROM @buckets b WHERE b.opens_at > at ORDER BY b.opens_at LIMIT 1;
     SELECT key_gate || array_agg(c.gate), key_name || array_agg(c.key) INTO key_gate, key_name FROM (
         SELECT DISTINCT h.gate, h.key FROM unnest(heads) h WHERE h.gate = ANY (keyed) AND h.key <> ''
     ) c;
-    RETURN json_build_object('tasks', coalesce(got, '[]'), 'settles', settles, 'seen', told -> 0, 'locked', told -> 1,
+    RETURN json_build_object('tasks', coalesce(got, '[]'), 'later', least(later, opening), 'share', share,
+        'settles', settles, 'seen', told -> 0, 'locked', told -> 1,
         'touched', told -> 2,
         'facts', @facts_1(ARRAY(SELECT x::text::bigint FROM json_array_elements(told -> 0) x), key_gate, key_name)
     )::text;
@@ -189,7 +209,8 @@ CANDIDATES = Function(
     declare=(
         "told json; locked bigint[]; key_gate bigint[]; key_name text[]; settles boolean := false;"
         " heads @candidate[] := '{}'; head record; held integer; in_queue text; name text; at_target text;"
-        " of_gate bigint; place integer; room integer; key_room integer; got json;"
+        " of_gate bigint; place integer; room integer; key_room integer; got json; names text[] := '{}'; share integer;"
+        " later double precision; opening double precision;"
     ),
 )
 

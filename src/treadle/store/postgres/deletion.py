@@ -50,6 +50,10 @@ def _delete(link: Link, key: str) -> tuple[Literal["deleted", "missing", "open"]
     for table in ("labels", "journal", "steps", "payloads", "inbox", "heads"):
         link.run(f"DELETE FROM @{table} WHERE run = ANY (%s)", (numbers,))
     link.run(
+        "DELETE FROM @treadle_positions WHERE run = ANY (SELECT key FROM @runs WHERE n = ANY (%s))",
+        (numbers,),
+    )
+    link.run(
         "WITH gone AS (DELETE FROM @runs WHERE n = ANY (%s) RETURNING n, key, id)"
         " INSERT INTO @tombstones (n, key, id) SELECT n, key, id FROM gone",
         (numbers,),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from treadle.store.base import Postponement, Report
+from treadle.store.base import Postponement, Report, Reported
 from treadle.store.postgres.arrays import big, bigs, chunks, floats, ints, real, small, texts, truths
 from treadle.store.postgres.connection import Statement
 from treadle.store.postgres.functions import Function
@@ -16,12 +16,13 @@ from treadle.store.postgres.task_functions import POSTPONE, REPORT
 from treadle.store.postgres.tokens import OwnSession
 
 _encode = msgspec.json.Encoder().encode
+_decode_reported = msgspec.json.Decoder(list[Reported]).decode
 
 # Makes the statement, given what the transaction has locked, if it had to.
 Ask = Callable[[Facts | None], Statement]
 
 
-def report(limits: Limits, own: OwnSession, reports: Sequence[Report]) -> list[bool]:
+def report(limits: Limits, own: OwnSession, reports: Sequence[Report]) -> list[Reported]:
     """End leased tasks whose token is live."""
     payloads = [(place, *payload) for place, one in enumerate(reports, 1) for payload in one.payloads]
     tokens = [(one.input.key, one.number, one.lease) for one in reports]
@@ -45,7 +46,7 @@ def report(limits: Limits, own: OwnSession, reports: Sequence[Report]) -> list[b
     def decide(facts: Facts, task: StoredTask) -> None:
         facts.end(task.gate, task.key, task.state)
 
-    return _end(limits, own, tokens, ask, decide, None)
+    return _decode_reported(_end(limits, own, tokens, ask, decide, None) or b"[]")
 
 
 def postpone(limits: Limits, own: OwnSession, items: Sequence[Postponement], now: float) -> list[bool]:
@@ -84,7 +85,7 @@ def postpone(limits: Limits, own: OwnSession, items: Sequence[Postponement], now
             if task.key and gate.limits.by_key:
                 lined.add((task.run, task.number))
 
-    return _end(limits, own, tokens, ask, decide, now)
+    return truths(_end(limits, own, tokens, ask, decide, now) or b"", len(tokens))
 
 
 def _end(
@@ -94,8 +95,8 @@ def _end(
     ask: Ask,
     decide: Callable[[Facts, StoredTask], None],
     at: float | None,
-) -> list[bool]:
-    """Ask once, or, if a task is of a queue with limits, under the lock of that queue."""
+) -> bytes | None:
+    """The answer: ask once, or, if a task is of a queue with limits, under the lock of that queue."""
     places = [(run, number) for run, number, _ in tokens]
 
     def locked() -> list[bytes | None]:
@@ -118,7 +119,7 @@ def _end(
         except GatedError:
             answers = limits.again(locked)
     limits.forget(places)
-    return truths(answers[0] or b"", len(tokens))
+    return answers[0]
 
 
 def _statement(

@@ -36,7 +36,7 @@ CREATE TABLE IF NOT EXISTS @treadle_positions (
     projection text COLLATE "C" NOT NULL,
     run text COLLATE "C" NOT NULL,
     version integer NOT NULL,
-    PRIMARY KEY (projection, run)
+    PRIMARY KEY (run, projection)
 );
 """
 MIGRATION = (TABLES,)

@@ -9,8 +9,9 @@ import msgspec
 
 from treadle.core.commands import Task
 from treadle.core.events import encode_events
-from treadle.store.base import Answer, Append, Offer, StepRow
+from treadle.store.base import Answer, Append, StepRow
 from treadle.store.ledger import Gate
+from treadle.store.offers import Offer
 from treadle.store.postgres.append_functions import COMMIT
 from treadle.store.postgres.arrays import (
     big,

@@ -13,8 +13,8 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from treadle.errors import StoreUnavailableError
-from treadle.store.base import Offer
 from treadle.store.ledger import Gate, Ledger, Place, in_force
+from treadle.store.offers import Offer
 from treadle.store.postgres.arrays import big, bigs, floats, ints, real, small, texts
 from treadle.store.postgres.connection import Link, RaisedError, Statement, TakenBackError
 from treadle.store.postgres.functions import GATED, LOST, REDEFINED

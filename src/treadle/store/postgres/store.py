@@ -17,7 +17,7 @@ import msgspec
 from treadle.core.commands import Task
 from treadle.core.inputs import Look, Lost, encode_input
 from treadle.core.tables import LIVE
-from treadle.errors import LeaseLostError, StoreError
+from treadle.errors import LeaseLostError, StoreError, StoreUnavailableError
 from treadle.store.base import (
     WAITS_CHANGES,
     WAITS_TASKS,
@@ -25,14 +25,15 @@ from treadle.store.base import (
     Answer,
     Append,
     InboxInput,
-    Offer,
     Postponement,
     Renewal,
     Report,
+    Reported,
     SessionRow,
     Swept,
 )
 from treadle.store.joined import JoinedInput, JoinedStart
+from treadle.store.offers import Offer
 from treadle.store.postgres.append_functions import POST
 from treadle.store.postgres.appends import Appends
 from treadle.store.postgres.arrays import big, bigs, chunks, ints, small, storable, texts, truth, truths
@@ -49,7 +50,7 @@ from treadle.store.postgres.location import Location, parse_url
 from treadle.store.postgres.projections import PostgresProjections
 from treadle.store.postgres.reader import TASK_COLUMNS, PostgresReader
 from treadle.store.postgres.schema import prepare
-from treadle.store.postgres.task_functions import ACQUIRE, ELECT, PROGRESS, RELEASE, RENEW
+from treadle.store.postgres.task_functions import ACQUIRE, ELECT, INBOXES, PROGRESS, RELEASE, RENEW
 from treadle.store.postgres.tokens import OwnSession
 from treadle.store.postgres.waiting import Claim, look
 from treadle.store.postgres.wakeups import NotifyWakeups
@@ -59,6 +60,7 @@ from treadle.store.rows import task_of
 
 T = TypeVar("T")
 
+_decode_inboxes = msgspec.json.Decoder(list[tuple[str, str, bytes]]).decode
 _decode_interrupts = msgspec.json.Decoder(list[tuple[str, int, int]]).decode
 
 
@@ -82,6 +84,8 @@ class PostgresStore(PostgresReader):
         self._appends = Appends(self._limits)
         # When queues were served last, for claims where they take turns.
         self._served: dict[str, int] = {}
+        # The last claim took all that there were slots for: more is likely to wait, so that is not asked first.
+        self._expects = False
         self._link.on_connect = self._fence
 
     @classmethod
@@ -111,6 +115,10 @@ class PostgresStore(PostgresReader):
     def projections(self) -> PostgresProjections:
         """A handle for projections in this store, for any thread, with a connection of its own."""
         return PostgresProjections(self.location, hosted=True, opened=self.opened)
+
+    def positions(self) -> PostgresProjections:
+        """How far followers have got in the journals, in a table of the store; with a connection of its own."""
+        return self.projections()
 
     def close(self) -> None:
         """End the connection; bury its sessions first."""
@@ -347,11 +355,14 @@ class PostgresStore(PostgresReader):
 
     def claim(self, session: str, offer: Offer, now: float) -> tuple[list[Task], float | None]:
         """Lease due tasks, over all queues by priority, then age."""
-        due, later = self._as(session, lambda own: look(self._limits, own, now))
-        if not due:
-            self._appends.forget_waiting()
-            return [], later
+        later: float | None = None
+        if not self._expects:
+            due, later = self._as(session, lambda own: look(self._limits, own, now))
+            if not due:
+                self._appends.forget_waiting()
+                return [], later
         claimed, due_at = self._as(session, lambda own: self._claim(own, offer, now))
+        self._expects = bool(claimed) and offer.full()
         if claimed:
             self._appends.forget_waiting()
         return claimed, min((time for time in (due_at, later) if time is not None), default=None)
@@ -373,7 +384,7 @@ class PostgresStore(PostgresReader):
             self._as(session, lambda own: look(self._limits, own, 0.0))
         return [task_of(record) for record in found]
 
-    def report(self, session: str, reports: Sequence[Report]) -> list[bool]:
+    def report(self, session: str, reports: Sequence[Report]) -> list[Reported]:
         """End leased tasks whose token is live."""
         return self._as(session, lambda own: report(self._limits, own, reports))
 
@@ -405,14 +416,20 @@ class PostgresStore(PostgresReader):
         (answer,) = self._link.call((POST.text(self._schema), values, POST.types))
         return truths(answer or b"", len(inputs))
 
-    def owned_inboxes(self, session: str) -> list[str]:
-        """Keys of runs owned by the session whose inbox waits."""
-        found = self._all(
-            "SELECT r.key FROM (SELECT DISTINCT run FROM @inbox) i JOIN @runs r ON r.n = i.run"
-            " JOIN @sessions s ON s.n = r.owner AND NOT s.ended WHERE s.id = %s ORDER BY r.n",
-            (session,),
-        )
-        return [key for (key,) in found]
+    def owned_inboxes(self, session: str) -> dict[str, list[InboxInput]]:
+        """What waits in the inboxes of runs that the session owns, by run, oldest first."""
+        statement = (INBOXES.text(self._schema), [session.encode()], INBOXES.types)
+        try:
+            (answer,) = self._link.call(statement)
+        except StoreUnavailableError:
+            if self._link.is_open:
+                raise
+            # The connection had died before; that is noticed only by using it.
+            (answer,) = self._link.call(statement)
+        inboxes: dict[str, list[InboxInput]] = {}
+        for key, id, body in _decode_inboxes(answer or b"[]"):
+            inboxes.setdefault(key, []).append(InboxInput(id, key, body))
+        return inboxes
 
     def acquire(self, session: str, key: str, *, steal: bool = False) -> Acquired | None:
         """Own the run if nobody alive does, or with `steal`."""

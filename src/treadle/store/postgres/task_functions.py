@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from treadle.store.postgres.functions import ALIVE_OR_ANSWER, ALIVE_WITH_QUEUES, RAISE_GATED, Function
 
-# Leased tasks that ended; for each whether its token was live. `payload_of` is the place of the report, from 1.
+# Leased tasks that ended; for each whether its token was live, the living session that decides the run, and its
+# address, as a JSON array. `payload_of` is the place of the report, from 1.
 REPORT = Function(
-    "report_2",
+    "report_3",
     """
     me bigint
     link integer
@@ -21,15 +22,19 @@ REPORT = Function(
     digests text[]
     payloads bytea[]
     """,
-    "boolean[]",
+    "text",
     f"""
     {ALIVE_WITH_QUEUES}
     FOR place IN 1 .. cardinality(keys) LOOP
-        DELETE FROM @tasks t WHERE t.run = (SELECT r.n FROM @runs r WHERE r.key = keys[place])
+        SELECT r.n, r.owner INTO got, holder FROM @runs r WHERE r.key = keys[place];
+        DELETE FROM @tasks t WHERE t.run = got
             AND t.number = numbers[place] AND t.lease = leases[place] AND t.session = me AND t.state = 3
-        RETURNING t.run, t.gate INTO got, of_gate;
-        answers[place] := FOUND;
-        IF FOUND THEN
+        RETURNING t.gate INTO of_gate;
+        live := FOUND;
+        answers[place] := coalesce((
+            SELECT json_build_array(live, s.id, s.wake) FROM @sessions s WHERE s.n = holder AND NOT s.ended
+        ), json_build_array(live));
+        IF live THEN
             IF of_gate <> 0 AND of_gate <> ALL (coalesce(locked, '{{}}')) THEN {RAISE_GATED} END IF;
             INSERT INTO @inbox (run, id, body) VALUES (got, ids[place], bodies[place]) ON CONFLICT DO NOTHING;
             INSERT INTO @payloads (run, digest, body)
@@ -37,9 +42,9 @@ REPORT = Function(
             WHERE u.of = place ON CONFLICT DO NOTHING;
         END IF;
     END LOOP;
-    RETURN answers;
+    RETURN array_to_json(answers)::text;
     """,
-    declare="got bigint; of_gate bigint; answers boolean[] := '{}';",
+    declare="got bigint; holder bigint; of_gate bigint; live boolean; answers json[] := '{}';",
 )
 
 # Leased tasks that wait again, as the youngest of their queue; for each whether it does.
@@ -142,6 +147,27 @@ LOOK = Function(
     RETURN CASE WHEN due THEN 'due ' ELSE 'none ' END || coalesce(later::text, '-') || ' ' || definitions;
     """,
     declare="due boolean; later double precision; opening double precision; definitions integer;",
+)
+
+# What waits in the inboxes of runs that a session owns: a JSON array of [key, id, body in base64], oldest first.
+INBOXES = Function(
+    "inboxes_1",
+    """
+    of_session text
+    """,
+    "text",
+    """
+    RETURN (
+        SELECT json_agg(
+            json_build_array(r.key, i.id, translate(encode(i.body, 'base64'), E'\\n', '')) ORDER BY r.n, i.seq
+        )
+        FROM @inbox i
+        CROSS JOIN LATERAL (SELECT o.n, o.key, o.owner FROM @runs o WHERE o.n = i.run OFFSET 0) r
+        CROSS JOIN LATERAL (
+            SELECT 1 FROM @sessions o WHERE o.n = r.owner AND o.id = of_session AND NOT o.ended OFFSET 0
+        ) s
+    )::text;
+    """,
 )
 
 # Own a run if nobody alive does, or in any case; [owner's number, owner's id], or nothing if there is no such run.

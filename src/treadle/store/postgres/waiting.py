@@ -16,8 +16,8 @@ import msgspec
 
 from treadle.core.commands import Task
 from treadle.errors import StoreUnavailableError
-from treadle.store.base import Offer
 from treadle.store.ledger import Gate
+from treadle.store.offers import Offer
 from treadle.store.postgres.arrays import big, bigs, ints, real, small, texts
 from treadle.store.postgres.claim_functions import CANDIDATES, LEASE
 from treadle.store.postgres.connection import RaisedError, Statement
@@ -28,7 +28,7 @@ from treadle.store.rows import task_of
 
 # Tasks of one transaction: more would keep them locked for long while they are sent.
 BATCH = 500
-# How many tasks of a line `candidates_2` looks at, at least.
+# How many tasks of a line of a queue with limits `candidates_3` looks at, at least.
 _LOOK_AHEAD = 64
 # What a queue without a limit of its own may lease at a time.
 _ANY = 2**31 - 1
@@ -50,9 +50,11 @@ class _Candidate(NamedTuple):
 
 
 class _Found(msgspec.Struct):
-    """The answer of `candidates_2`."""
+    """The answer of `candidates_3`."""
 
     tasks: list[_Candidate]
+    later: float | None = None
+    share: int = 0
     settles: bool = False
     seen: list[int] = []
     locked: list[int] = []
@@ -88,6 +90,8 @@ class Claim:
         self.now = now
         self.due: float | None = None
         self.left_room = False
+        # How many tasks of an action were asked for last.
+        self.rooms: dict[str, int] = {}
         self._refused: dict[tuple[str, str], None] = {}
 
     def take(self, served: dict[str, int]) -> list[Task]:
@@ -135,7 +139,8 @@ class Claim:
             facts.settled(settled or b"", self.now)
             self._note(facts.opens_at)
             found = _decode_found(answer or b"")
-        return _Batch(self, most, found.tasks, self._facts(found) if found.facts is not None else None)
+        self._note(found.later)
+        return _Batch(self, most, found, self._facts(found) if found.facts is not None else None)
 
     def _note(self, time: float | None) -> None:
         """Something may start at that time."""
@@ -152,13 +157,15 @@ class Claim:
     def _candidates(self, most: int) -> Statement:
         definitions = self.limits.definitions
         gates = list(definitions.gates.values())
+        self.rooms = {action: min(self.offer.room(action), most) for action in self.offer.actions()}
         values = {
             "me": big(self.own.n),
             "link": small(self.own.link),
             "definitions": small(definitions.version),
             "at": real(self.now),
             "most": small(most),
-            "executable": texts(list(self.offer.actions())),
+            "executable": texts(list(self.rooms)),
+            "action_rooms": ints(list(self.rooms.values())),
             "targets": texts(["", *self.offer.targets()]),
             "but_queue": texts([queue for queue, _ in self._refused]),
             "but_action": texts([action for _, action in self._refused]),
@@ -202,7 +209,7 @@ class Claim:
 class _Batch:
     """The candidates of one transaction, and what is chosen of them."""
 
-    def __init__(self, claim: Claim, most: int, tasks: Sequence[_Candidate], facts: Facts | None) -> None:
+    def __init__(self, claim: Claim, most: int, found: _Found, facts: Facts | None) -> None:
         self.claim = claim
         self.facts = facts
         self.leased: list[Task] = []
@@ -213,11 +220,15 @@ class _Batch:
         self._most = most
         self._gates = claim.limits.definitions.numbers
         self._queues: dict[str, list[_Candidate]] = {}
-        for task in tasks:
+        # Tasks of queues without limits, by action, as many of each as may be sent.
+        self._left: dict[str, int] = {}
+        for task in found.tasks:
             self._queues.setdefault(task.queue, []).append(task)
-        free = sum(1 for task in tasks if not task.gate)
-        # Of these there may be more than were sent.
-        self._cut = {name for name, own in self._queues.items() if _is_cut(own, free, most)}
+            if not task.gate:
+                self._left[task.action] = self._left.get(task.action, 0) + 1
+        # Of these actions, and queues with limits, there may be more than were sent.
+        self._cut_actions = {name for name, sent in self._left.items() if sent >= min(found.share, claim.rooms[name])}
+        self._cut = {name for name, own in self._queues.items() if own[0].gate and len(own) >= min(most, _LOOK_AHEAD)}
         for own in self._queues.values():
             own.sort(key=_order, reverse=True)
 
@@ -237,6 +248,9 @@ class _Batch:
                     self.facts.lease(self._gates[task.gate], task.key, self.claim.now, task.priority, task.turn)
                 if by_turns:
                     served[name] = max(served.values(), default=0) + 1
+                if self._is_cut(task):
+                    self.is_last = False
+                    break
             else:
                 # The answer depends on action and queue alone.
                 self.refused[name, task.action] = None
@@ -250,6 +264,14 @@ class _Batch:
         if len(chosen) == self._most or self.refused or (self.facts is not None and self.facts.touched):
             self.is_last = False
         return chosen
+
+    def _is_cut(self, task: _Candidate) -> bool:
+        """Whether the next task of an action, which was not sent, may come before those of others."""
+        if task.gate:
+            return False
+        self._left[task.action] -= 1
+        cut = self._left[task.action] == 0 and task.action in self._cut_actions
+        return cut and self.claim.offer.room(task.action) > 0
 
     def _go_on(self, name: str) -> bool:
         """Whether another task of a queue may be taken; notes when one may, if it is the rate that forbids it."""
@@ -273,10 +295,6 @@ class _Batch:
         """What queues go by."""
         first = self._queues[name][-1]
         return -first.priority, served.get(name, 0) if by_turns else 0, first.age, name
-
-
-def _is_cut(own: Sequence[_Candidate], free: int, most: int) -> bool:
-    return len(own) >= min(most, _LOOK_AHEAD) if own[0].gate else free >= most
 
 
 def _order(task: _Candidate) -> tuple[int, float, int]:

@@ -18,8 +18,9 @@ import msgspec
 
 from treadle.core.tables import RUNNING
 from treadle.errors import InternalError
-from treadle.store.base import Answer, Append, Offer, Report
+from treadle.store.base import Answer, Append, Report
 from treadle.store.ledger import Gate
+from treadle.store.offers import Offer
 from treadle.store.projection import Opened
 from treadle.store.sqlite.connection import Database
 from treadle.store.sqlite.group import AppendedRun, Group, Values

@@ -24,14 +24,15 @@ from treadle.store.base import (
     Answer,
     Append,
     InboxInput,
-    Offer,
     Postponement,
     Renewal,
     Report,
+    Reported,
     SessionRow,
     Swept,
 )
 from treadle.store.joined import JoinedInput, JoinedStart
+from treadle.store.offers import Offer
 from treadle.store.projection import Opened, fitting
 from treadle.store.queues import QueueChange
 from treadle.store.rows import task_of
@@ -53,6 +54,9 @@ _DURABILITY: dict[Sync, str] = {
     "full": "SQLite WAL, synchronous=FULL: on disk before it is answered",
     "normal": "SQLite WAL, synchronous=NORMAL: survives any crash of processes; a power cut may take the last commits",
 }
+
+# The living session that decides a run, and its address.
+_DECIDER = "SELECT s.id, s.wake FROM runs r JOIN sessions s ON s.n = r.owner AND s.ended = 0 WHERE r.n = ?"
 
 
 class SqliteStore(SqliteReader):
@@ -438,9 +442,9 @@ class SqliteStore(SqliteReader):
         )
         return [task_of(record) for record in found]
 
-    def report(self, session: str, reports: Sequence[Report]) -> list[bool]:
+    def report(self, session: str, reports: Sequence[Report]) -> list[Reported]:
         """End leased tasks whose token is live."""
-        answers: list[bool] = []
+        answers: list[Reported] = []
         with self._writing() as con:
             own = self._living(con, session)
             for report in reports:
@@ -454,7 +458,7 @@ class SqliteStore(SqliteReader):
                     con.execute(INSERT_INPUT, (n, report.input.id, report.input.body))
                     if report.payloads:
                         con.executemany(INSERT_PAYLOAD, [(n, digest, body) for digest, body in report.payloads])
-                answers.append(live)
+                answers.append(Reported(live, *next(iter(con.execute(_DECIDER, (n,))), ())))
             room = self._appends.limits.write(None)
         self._room = self._room or room
         return answers
@@ -495,14 +499,17 @@ class SqliteStore(SqliteReader):
             con.executemany(INSERT_INPUT, rows)
         return answers
 
-    def owned_inboxes(self, session: str) -> list[str]:
-        """Keys of runs owned by the session whose inbox waits."""
+    def owned_inboxes(self, session: str) -> dict[str, list[InboxInput]]:
+        """What waits in the inboxes of runs that the session owns, by run, oldest first."""
         found = self._all(
-            "SELECT r.key FROM (SELECT DISTINCT run FROM inbox) i JOIN runs r ON r.n = i.run"
-            " JOIN sessions s ON s.n = r.owner AND s.ended = 0 WHERE s.id = ? ORDER BY r.n",
+            "SELECT r.key, i.id, i.body FROM inbox i JOIN runs r ON r.n = i.run"
+            " JOIN sessions s ON s.n = r.owner AND s.ended = 0 WHERE s.id = ? ORDER BY r.n, i.seq",
             (session,),
         )
-        return [key for (key,) in found]
+        inboxes: dict[str, list[InboxInput]] = {}
+        for key, id, body in found:
+            inboxes.setdefault(key, []).append(InboxInput(id, key, body))
+        return inboxes
 
     def acquire(self, session: str, key: str, *, steal: bool = False) -> Acquired | None:
         """Own the run if nobody alive does, or with `steal`."""

@@ -17,8 +17,9 @@ from typing import Any
 import msgspec
 
 from treadle.core.commands import Task
-from treadle.store.base import Offer, Postponement
+from treadle.store.base import Postponement
 from treadle.store.ledger import Gate
+from treadle.store.offers import Offer
 from treadle.store.rows import task_of
 from treadle.store.sqlite.connection import Database, Record
 from treadle.store.sqlite.limits import Limits
@@ -271,14 +272,17 @@ class _Queue:
 
     def _read(self, line: tuple[str, str], count: int = 0) -> None:
         # No more than the free slots can be taken from any line. One by one where each changes who is first.
-        count = count or (1 if self.keyed else self._most())
+        count = count or (1 if self.keyed else self._most(line[0]))
         self.lines[line] = deque(self._candidates(line, count))
         self._push(line)
 
-    def _most(self) -> int:
+    def _most(self, action: str) -> int:
         """How many tasks may be taken of a line; one more than there is room for, to know whether the rate ends it."""
-        free = self.claim.offer.free()
-        return free if self.gate is None else min(free, self.claim.limits.room(self.gate, self.claim.now) + 1)
+        offer = self.claim.offer
+        if self.gate is None:
+            return min(offer.free(), offer.room(action))
+        # Whether something waits is to be known also where there is no slot for it.
+        return min(max(1, offer.room(action)), offer.free(), self.claim.limits.room(self.gate, self.claim.now) + 1)
 
     def _push(self, line: tuple[str, str]) -> None:
         if self.lines[line]:

@@ -1,0 +1,53 @@
+"""Watching: whether other sessions wake this one for changes of runs.
+
+The store is told at once when somebody begins to wait here for what others decide, and only after a while that nobody
+does: who is woken looks and waits again, and that would be two writes for each wake-up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from treadle.store.base import WAITS_CHANGES, WAITS_TASKS
+
+if TYPE_CHECKING:
+    from treadle.runtime.node import Node
+
+# How long nobody has waited before the store is told.
+IDLE_SECONDS = 1.0
+
+
+class Watch:
+    """What other sessions wake a node's session for."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._idle: asyncio.TimerHandle | None = None
+
+    def waits(self, *, watching: bool = False) -> int:
+        """What its session waits for."""
+        node = self._node
+        changes = WAITS_CHANGES if watching or node.feeds is not None else 0
+        return (WAITS_TASKS if node.settings.worker else 0) | changes
+
+    def changed(self, watching: bool) -> None:
+        """The first one waits for a change, or none does any more."""
+        self.stop()
+        if watching:
+            self._tell(self.waits(watching=True))
+        else:
+            self._idle = self._node.loop.call_later(IDLE_SECONDS, self._tell, self.waits())
+
+    def _tell(self, waits: int) -> None:
+        node = self._node
+        committer = node.committer
+        if waits != committer.waits and node.environment.wakeups.address:
+            committer.waits = waits
+            committer.submit(lambda store: store.renew(node.session, waits), node.renewed)
+
+    def stop(self) -> None:
+        """Tell nothing later: the session ends, or somebody waits again."""
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None

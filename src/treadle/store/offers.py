@@ -1,0 +1,45 @@
+"""Offers: what a session has room for, as the store asks it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+
+class Offer(Protocol):
+    """The free slots of the session that commits or claims. Asked on the committer's thread."""
+
+    def take(self, action: str, queue: str) -> bool:
+        """Whether this session can execute `action` now; True uses up one slot."""
+        ...
+
+    def free(self) -> int:
+        """How many slots are free."""
+        ...
+
+    def room(self, action: str) -> int:
+        """How many more tasks of an action `take` takes now, at most."""
+        ...
+
+    def actions(self) -> Sequence[str]:
+        """The names that the session can execute."""
+        ...
+
+    def targets(self) -> Sequence[str]:
+        """The targets whose tasks it takes, besides those that have none."""
+        ...
+
+    def full(self) -> bool:
+        """Whether some kind of action has no free slot."""
+        ...
+
+    def mark(self) -> object:
+        """The present count, for `reset`."""
+        ...
+
+    def reset(self, mark: object) -> None:
+        """Give back what was taken since `mark`: the transaction it was for is rolled back.
+
+        The committer does it too, when `commit` or `claim` raises.
+        """
+        ...
