@@ -306,7 +306,8 @@ MIGRATIONS: tuple[_Texts, ...] = (_MIGRATION_1, _MIGRATION_2, _MIGRATION_3, _MIG
 VERSION = len(MIGRATIONS)
 # Programs that know this version or a later one work with a store of this version, while others are upgraded. A
 # migration that only adds (tables, columns with defaults, functions of new names) leaves it as it is, any other sets
-# it to its own number. So does the first projection in a store, since programs before version 6 give nothing to it.
+# it to its own number. So does the first projection in a store, since programs before version 6 give nothing to it. A
+# store that is made by this version has its functions only, and serves no older programs.
 SERVES = 5
 
 # Those that this version calls. A function that calls others is behind them.
@@ -474,7 +475,8 @@ def _migrate(link: Link, schema: str, missing: int) -> None:
         link.script(function.definition)
     for name, body in VIEWS.items():
         link.script(f"DROP VIEW IF EXISTS @{name}; CREATE VIEW @{name} AS {body.strip()}")
-    link.run("UPDATE @meta SET version = %s, serves = greatest(serves, %s)", (VERSION, SERVES))
+    serves = VERSION if missing == VERSION else SERVES
+    link.run("UPDATE @meta SET version = %s, serves = greatest(serves, %s)", (VERSION, serves))
 
 
 def behind(link: Link, *, create: bool) -> int:
