@@ -173,6 +173,24 @@ async def test_records_of_successes_are_applied_once(places: tuple[str, str]) ->
         ]
 
 
+@pytest.mark.parametrize("given", ["at first", "later"])
+async def test_one_that_is_followed_into_the_stores_own_database_gets_its_records_once_too(
+    host: str, given: str
+) -> None:
+    if given == "later":
+        async with connect(host) as app:
+            await (await app.start(alone(emit, 2))).result()
+    async with connect(host, projections=[pages(host)]) as app:
+        await (await app.start(alone(emit, 2 if given == "at first" else 1))).result()
+        found = await rows(app)
+        assert [row["seen"] for row in found] == ([1, 1] if given == "at first" else [2, 1])
+        await app.projection("pages").rebuild()
+        assert await rows(app) == found
+    with pytest.raises(ProjectionError, match=r"'pages' is there already|cannot live in"):
+        async with connect(host, projections=[pages()]):
+            pass
+
+
 async def test_the_outcome_tells_the_records(places: tuple[str, str]) -> None:
     store, url = places
     async with connect(store, projections=[pages(url)]) as app:
