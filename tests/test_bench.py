@@ -49,6 +49,8 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
         ("limits", 5, "sqlite"),
         ("artifact", 2, "memory://"),
         ("records", 20, "sqlite"),
+        ("delayed", 20, "memory://"),
+        ("delayed", 20, "sqlite"),
         ("unwind", 20, "memory://"),
         ("unwind-fan", 20, "sqlite"),
         pytest.param("chain", 20, "nats", marks=pytest.mark.nats),

@@ -124,6 +124,20 @@ def test_a_closed_window_takes_no_trigger() -> None:
     assert driver.refused(inp.Trigger(name="t1", args=["=1", "=2"])).code == "window_closed"
 
 
+def test_a_window_that_is_run_again_takes_no_trigger() -> None:
+    driver = opened(size=2, timeout=9.0)
+    sent(driver, "t1", '="second"')
+    driver.succeed("run")
+    driver.give(inp.Rewind("window", keep=True))
+
+    assert driver.status("window") == "dispatched"
+    assert driver.refused(inp.Trigger(name="t2", args=['="third"'])).code == "window_closed"
+    driver.succeed("window")
+    assert driver.last.names == ()
+    assert driver.args("run") == {"items": ["first", "second"]}
+    driver.check()
+
+
 def test_a_cancelled_window_gives_its_name_back() -> None:
     driver = opened()
 

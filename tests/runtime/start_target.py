@@ -11,7 +11,7 @@ from typing import Any
 import apsw
 import psycopg
 
-from treadle import App, Batch, connect, context, step, workflow
+from treadle import App, Batch, Debounce, connect, context, step, workflow
 
 
 def note(what: str) -> None:
@@ -57,13 +57,24 @@ def insert(rows: list[str]) -> list[str]:
     return load.bind(rows)
 
 
-async def trigger(app: App, life: str, count: int) -> None:
+@workflow(name="start:publish", triggers=Debounce("100ms", timeout="400ms"))
+def publish(name: str) -> str:
+    """One run for triggers that come close, with the last of them."""
+    return work.bind(name)
+
+
+async def trigger(app: App, life: str, count: int, workflow: Any = insert) -> None:
     """Send triggers, each of them twice, and acknowledge them."""
     for number in range(3 * count):
         name = f"{life}-{number}"
-        await app.trigger(insert, name, id=name)
+        await app.trigger(workflow, name, id=name)
         note(f"ack {name}")
-        await app.trigger(insert, name, id=name)
+        await app.trigger(workflow, name, id=name)
+
+
+async def trigger_latest(app: App, life: str, count: int) -> None:
+    """Send triggers of which the last one counts."""
+    await trigger(app, life, count, publish)
 
 
 async def join(app: App, life: str, count: int) -> None:
@@ -93,7 +104,7 @@ def shipped(name: str) -> str:
     return work.options(signals=["go"]).bind(name)
 
 
-MODES = {"singleton": queue_up, "batch": trigger, "join": join}
+MODES = {"singleton": queue_up, "batch": trigger, "latest": trigger_latest, "join": join}
 
 
 async def main() -> None:

@@ -10,6 +10,8 @@ import apsw
 import pytest
 
 from treadle import (
+    Boundary,
+    Hooks,
     Queue,
     QueueFullError,
     Registry,
@@ -179,6 +181,28 @@ async def test_what_cannot_be_joined_is_refused(caller: Caller, tmp_path: Path) 
     async with connect("memory://", registry=registry) as app:
         with pytest.raises(UsageError, match="SQLite and PostgreSQL have"):
             await app.start(fulfil, "a", transaction=object())
+
+
+async def test_hooks_are_told_of_a_run_that_was_started_in_a_transaction_when_it_is_committed(caller: Caller) -> None:
+    told: list[str] = []
+
+    class Telling(Hooks):
+        def run_started(self, run: Boundary) -> None:
+            told.append(f"started {run.run_id}")
+
+        def run_ended(self, run: Boundary) -> None:
+            told.append(f"ended {run.run_id}")
+
+    async with connect(caller.url, registry=registry, hooks=[Telling()]) as app:
+        await caller.run("BEGIN")
+        await app.start(fulfil, "one", id="gone", transaction=caller.con)
+        await caller.run("ROLLBACK")
+        await caller.run("BEGIN")
+        run = await app.start(fulfil, "one", id="there", transaction=caller.con)
+        await caller.run("COMMIT")
+        assert await run.result() == "one"
+
+    assert told == ["started there", "ended there"]
 
 
 @workflow(registry=registry, name="join:held")

@@ -19,6 +19,7 @@ from tests.runtime.test_kills import KILLS, lines, start_program, wait_for_lines
 from tests.stores_kit import empty_store, kinds
 
 from treadle import connect
+from treadle.core.events import RunStarted, TriggerReceived
 
 PROGRAM = Path(__file__).with_name("start_target.py")
 
@@ -84,6 +85,29 @@ def test_triggers_of_killed_processes_are_in_one_run_each(url: str, tmp_path: Pa
             runs = [row for row in rows if row.workflow == "start:insert"]
             assert len(runs) == sum(1 for row in rows if row.workflow == "start:insert~window")
             found = [name for row in runs for name in await app.run(row.id, list[str]).result()]
+            assert len(found) == len(set(found))
+            assert {line.split()[1] for line in told if line.startswith("ack ")} <= set(found)
+
+    asyncio.run(check())
+
+
+def test_a_window_of_killed_processes_gives_the_last_of_its_triggers(url: str, tmp_path: Path) -> None:
+    told = kill_again_and_again(url, "latest", tmp_path / "log")
+
+    async def check() -> None:
+        async with connect(url, worker=False) as app:
+            rows = await app.runs(limit=1000)
+            assert {row.status for row in rows} == {"succeeded"}
+            windows = [row for row in rows if row.workflow == "start:publish~window"]
+            assert len(windows) == sum(1 for row in rows if row.workflow == "start:publish")
+            found: list[str] = []
+            for row in windows:
+                run = app.run(row.id, str)
+                events = [event async for _, _, event in run.events()]
+                first = next(event.trigger for event in events if isinstance(event, RunStarted))
+                names = [first, *(event.name for event in events if isinstance(event, TriggerReceived))]
+                assert await run.result() == names[-1]
+                found += names
             assert len(found) == len(set(found))
             assert {line.split()[1] for line in told if line.startswith("ack ")} <= set(found)
 

@@ -24,7 +24,7 @@ from treadle.testing.sim_limits import LIMITED, PLACED, Restrictions
 from treadle.testing.sim_shape import Shape
 from treadle.testing.sim_workload import Workload
 from treadle.testing.sim_world import World
-from treadle.testing.simulation import Report, play, run_seed
+from treadle.testing.simulation import Report, play, run_seed, simulate
 
 # A world that is found broken stops in the middle of what its nodes do.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -209,3 +209,8 @@ def test_a_step_that_is_sent_to_another_workers_place_is_found(monkeypatch: pyte
     monkeypatch.setattr(dispatching, "target_of", elsewhere)
 
     assert first_broken() == PLACED
+
+
+def test_the_bucket_of_a_key_may_be_full_again_by_the_time_of_a_journal_that_is_ahead() -> None:
+    # A clock is set back; then two appends of one call have times that lie far apart.
+    simulate(seeds=[105])

@@ -102,8 +102,8 @@ def plain_many(runs: int, length: int) -> float:
     return asyncio.run(main())
 
 
-def raw_commits(folder: Path, steps: int, group: int, sync: str) -> float:
-    """Seconds to commit the rows of `steps` steps in groups, by apsw at the same durability."""
+def raw_commits(folder: Path, steps: int, group: int, sync: str) -> list[float]:
+    """Seconds of each commit of the rows of `steps` steps in groups, by apsw at the same durability."""
     with tempfile.TemporaryDirectory(dir=folder) as place:
         # apsw's stubs leave some types open.
         connection: Any = apsw.Connection(str(Path(place) / "raw.db"))
@@ -117,8 +117,9 @@ def raw_commits(folder: Path, steps: int, group: int, sync: str) -> float:
             connection.executemany("insert into runs values(?, 0, 'running')", [(n,) for n in range(group)])
             cursor = connection.cursor()
             rounds = max(1, steps // group)
-            began = time.perf_counter()
+            taken: list[float] = []
             for version in range(1, rounds + 1):
+                began = time.perf_counter()
                 cursor.execute("begin immediate")
                 plain = [(run, version) for run in range(group)]
                 cursor.executemany(_STATEMENTS[0], plain)
@@ -127,7 +128,8 @@ def raw_commits(folder: Path, steps: int, group: int, sync: str) -> float:
                 cursor.executemany(_STATEMENTS[3], [(run, version, CALL) for run in range(group)])
                 cursor.executemany(_STATEMENTS[4], plain)
                 cursor.execute("commit")
-            return (time.perf_counter() - began) * steps / (rounds * group)
+                taken.append(time.perf_counter() - began)
+            return taken
 
 
 def plain_copy(source: Path, target: Path) -> float:

@@ -16,6 +16,7 @@ import msgspec
 
 from treadle.bench import ceilings, graphs
 from treadle.bench.artifact import artifact
+from treadle.bench.delayed import delayed
 from treadle.bench.grow import grow
 from treadle.bench.limits import limits
 from treadle.bench.records import records
@@ -39,6 +40,7 @@ DEFAULT_SIZES = {
     "artifact": 1024,
     "records": 10_000,
     "limits": 500,
+    "delayed": 10_000,
     "unwind": 10_000,
     "unwind-fan": 10_000,
     "workers": 1000,
@@ -90,7 +92,9 @@ def run_bench(workload: str, size: int | None, store: str) -> Line:
         return _line(workload, amount, store, *asyncio.run(unwind(store, amount, shape)))
     if workload == "phases" and not store.startswith("memory"):
         raise UsageError("phases are measured in process, without a store; leave --store away")
-    measure = {"chain": _chain, "fan": _fan, "many": _many, "phases": _phases, "gather": _gather}[workload]
+    measure = {"chain": _chain, "fan": _fan, "many": _many, "phases": _phases, "gather": _gather, "delayed": delayed}[
+        workload
+    ]
     seconds, steps, delays, notes = asyncio.run(measure(store, amount))
     ceiling, what = _ceiling(workload, amount, steps, store)
     return _line(workload, amount, store, seconds, steps, delays, ceiling, f"{notes}; ceiling: {what}")
@@ -214,6 +218,7 @@ def _ceiling(workload: str, size: int, steps: int, store: str) -> tuple[float, s
             "gather": lambda: ceilings.plain_fan(size),
             "phases": lambda: ceilings.plain_phases(size),
             "many": lambda: ceilings.plain_many(size, 5),
+            "delayed": lambda: ceilings.plain_many(size, 1),
         }
         return steps / statistics.median(plain[workload]() for _ in range(3)), "plain asyncio"
     group = 1 if workload == "chain" else RAW_GROUP
@@ -230,5 +235,7 @@ def _ceiling(workload: str, size: int, steps: int, store: str) -> tuple[float, s
     folder = Path(store.partition("?")[0].removeprefix("sqlite:///")).absolute().parent
     if not folder.is_dir():
         folder = Path(tempfile.gettempdir())
-    seconds = statistics.median(ceilings.raw_commits(folder, amount, group, sync) for _ in range(3))
-    return amount / seconds, f"raw commits of the same rows, {group} a commit, sync={sync}"
+    rounds = [ceilings.raw_commits(folder, amount, group, sync) for _ in range(3)]
+    rate = statistics.median(len(taken) * group / sum(taken) for taken in rounds)
+    middle = statistics.median(one for taken in rounds for one in taken) * 1000
+    return rate, f"raw commits of the same rows, {group} a commit ({middle:.3f} ms at the median), sync={sync}"

@@ -138,14 +138,7 @@ def steps_reopened(run: RunState, event: ev.StepsReopened) -> None:
     waiting = {step: allowed_status(step, "steps_reopened") for step in again}
     if busy := [step.node.address for step in waiting if run.is_live(step)]:
         raise InternalError(f"run {run.run_id!r}: {busy[0]!r} was reopened while it is being executed")
-    run.status = status
-    run.cancelling = ""
-    run.unwind = run.cancelled = run.unwound = False
-    # Who has it run again wants it to.
-    run.deadline = 0.0
-    run.root.unwound = ""
-    run.result = ev.NULL
-    run.missing = ()
+    _go_on(run, status)
     reopened: dict[int, NodeState] = {}
     unsettle(run, run.root, reopened)
     for gone in removed:
@@ -158,6 +151,21 @@ def steps_reopened(run: RunState, event: ev.StepsReopened) -> None:
     for step, after in waiting.items():
         reset(run, step, after, reopened, rewind=event.rewind)
     recount_all(run, reopened)
+
+
+def _go_on(run: RunState, status: str) -> None:
+    """The run has no outcome any more, and nothing that was to end it."""
+    run.status = status
+    run.cancelling = ""
+    run.unwind = run.cancelled = run.unwound = False
+    # Who has it run again wants it to.
+    run.deadline = 0.0
+    run.root.unwound = ""
+    run.result = ev.NULL
+    run.missing = ()
+    if run.window is not None:
+        # Nothing of such a run is settled before its timer.
+        run.window.closed = True
 
 
 def _number(state: NodeState) -> int:

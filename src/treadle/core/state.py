@@ -40,6 +40,8 @@ class WindowState(msgspec.Struct):
 
     window: Window
     names: dict[str, None]
+    # Its timer was over once. Reopened it is a timer, and no window: the name is somebody else's.
+    closed: bool = False
 
 
 class ScopeState(msgspec.Struct, eq=False):

@@ -5,6 +5,8 @@ the run. While the timer has no outcome, the trigger is taken: it becomes the ru
 (debounce); or it is one more of them, and the timer is over when there are enough (batch). So what counts is one order,
 that of the journal: a trigger is in this window, or refused, and then a new window is opened for it.
 
+A window that was closed stays so: when an operator has its timer run again, that takes nothing.
+
 While its window is open the run holds the window's name in the store; and for good the names of the triggers that were
 named, by which one that is sent twice is known.
 """
@@ -41,9 +43,9 @@ def window_names(window: str, trigger: str) -> tuple[tuple[str, str], ...]:
 def _timer(run: RunState) -> StepState | None:
     """The timer of the run's window, while that takes triggers."""
     step = run.step_at(TIMER)
-    if run.window is None or step is None or step.status != DISPATCHED or run.cancelling:
+    if run.window is None or run.window.closed or run.cancelling:
         return None
-    return step
+    return step if step is not None and step.status == DISPATCHED else None
 
 
 def is_open(run: RunState) -> bool:

@@ -18,6 +18,7 @@ from treadle.core.state import RunState, ScopeState, StepState
 from treadle.core.tables import CANCELLED, FAILED, SKIPPED, SUCCEEDED
 from treadle.runtime.hooks import Boundary
 from treadle.store.base import Append, RunHead
+from treadle.store.joined import JOINED
 
 # Shared by the boundaries without; never changed.
 _NO_ARGS: dict[str, Arg] = {}
@@ -214,8 +215,14 @@ def _table() -> dict[type[Event], Callable[[_Reading, Any], None]]:
         if event.attempt > 0:
             reading.goes_on.add(event.at)
 
+    def accepted(reading: _Reading, event: ev.InputAccepted) -> None:
+        # The run was written in a transaction of somebody else's, who tells nobody.
+        if event.cause == JOINED:
+            reading.started()
+
     return {
         ev.RunStarted: lambda r, _: r.started(),
+        ev.InputAccepted: accepted,
         ev.RunSettled: _Reading.settled,
         ev.StepsAdded: _Reading.added,
         ev.RowOpened: _Reading.row,

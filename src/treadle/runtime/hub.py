@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from itertools import islice
+from typing import Final
 
 from treadle.core.events import RunSettled
 
 Changed = asyncio.Future[RunSettled | None]
+# So many runs of this process are looked at together: what keeps the event loop busy for some milliseconds.
+LOOKS: Final = 100
 
 
 class Hub:
@@ -58,6 +62,12 @@ class Hub:
         """Any run may have changed, `but` those of which others tell."""
         for by_key in (self._waiters, self._ends):
             for key in [key for key in by_key if not but(key)]:
+                self._wake(by_key.pop(key), None)
+
+    def look(self) -> None:
+        """Let those who have waited longest look again, a few at a time: each look is a read."""
+        for by_key in (self._waiters, self._ends):
+            for key in list(islice(by_key, LOOKS)):
                 self._wake(by_key.pop(key), None)
 
     def _wake(self, waiters: dict[Changed, None], event: RunSettled | None) -> None:

@@ -21,7 +21,7 @@ from treadle.runtime.folding import started_of, state_of
 from treadle.runtime.run import Run
 from treadle.runtime.starting import Start, is_same, made
 from treadle.store.base import InboxInput
-from treadle.store.joined import JoinedStart, JoinsTransactions
+from treadle.store.joined import JOINED, JoinedStart, JoinsTransactions
 
 if TYPE_CHECKING:
     from treadle.runtime.node import Node
@@ -76,7 +76,7 @@ async def _joined(node: Node, planned: Planned, start: Start, verb: str) -> Join
         payloads=rows,
         names=[(head.singleton, verb)] if head.singleton else [],
         queues=list(dict.fromkeys(task.queue for task in tasks if task.not_before <= now)),
-        look=InboxInput("joined", head.key, encode_input(Look())),
+        look=InboxInput(JOINED, head.key, encode_input(Look())),
         wake=node.environment.wakeups.address,
     )
 

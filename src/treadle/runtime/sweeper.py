@@ -78,7 +78,7 @@ class Sweeper:
                 if self.clock.monotonic() - looked >= LOOK_SECONDS:
                     looked = self.clock.monotonic()
                     # Who waits for this session to decide a run must hear if another session has taken it.
-                    self.engine.hub.all_changed()
+                    self.engine.hub.look()
             except LeaseLostError:
                 return
             except StoreError as error:

@@ -209,8 +209,10 @@ class DirectoryWriter:
     def _send(self) -> None:
         """Let the disk begin with what was written; a hint, which changes nothing but the time."""
         if self._size - self._sent >= _PORTION and _FADVISE is not None:
-            # Linux starts the write-back of pages that it is told are not needed; those that are not clean stay.
-            _FADVISE(self._file.fileno(), self._sent, self._size - self._sent, _DONTNEED)
+            # Linux starts the write-back of pages that it is told are not needed; those that are not clean stay. Some
+            # file systems take no advice.
+            with contextlib.suppress(OSError):
+                _FADVISE(self._file.fileno(), self._sent, self._size - self._sent, _DONTNEED)
             self._sent = self._size
 
     def _end_hasher(self) -> None:

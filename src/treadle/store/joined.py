@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
 import msgspec
 
 from treadle.store.base import InboxInput, RunHead
+
+# The id of the input in the run's inbox, by which its journal tells who has decided it first.
+JOINED: Final = "joined"
 
 
 class JoinedStart(msgspec.Struct, frozen=True, kw_only=True):

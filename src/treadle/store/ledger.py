@@ -161,8 +161,6 @@ class Ledger:
         bucket = self.buckets.get(place)
         if bucket is None:
             bucket = self.read_bucket(place)
-        elif bucket.at == now:
-            return bucket
         if now is not None:
             bucket = refill(bucket, rate, burst, now)
         elif bucket is None:

@@ -404,12 +404,17 @@ class Waiting:
     def full_queue(self, append: Append) -> str:
         """The queue in which the due tasks of a run that is to be made have no place to wait, if there is one."""
         for task in append.tasks:
-            queue = self.limited.get(task.queue)
-            if queue is not None and queue.limits.length and task.not_before <= append.time:
-                self.promote(append.time)
-                if self._length(queue, queue.limits.length) >= queue.limits.length:
-                    return queue.name
+            if task.not_before <= append.time and self.is_full(task.queue, append.time):
+                return task.queue
         return ""
+
+    def is_full(self, name: str, now: float) -> bool:
+        """Whether as many due tasks wait in a queue as may."""
+        queue = self.limited.get(name)
+        if queue is None or not queue.limits.length:
+            return False
+        self.promote(now)
+        return self._length(queue, queue.limits.length) >= queue.limits.length
 
     def _length(self, queue: Queue, most: int) -> int:
         """How many due tasks wait in a queue; exact where it is not below `most`."""

@@ -95,11 +95,13 @@ def refill(bucket: Bucket | None, rate: float, burst: int, now: float) -> Bucket
     """The bucket at a time. Time that runs backwards adds nothing, and takes nothing."""
     if bucket is None:
         return Bucket(float(burst), now)
-    at = bucket.at
-    if at - now > MOST_AHEAD_SECONDS:
+    passed = now - bucket.at
+    if passed > 0.0:
+        allowance = bucket.allowance + passed * rate
+        return Bucket(allowance if allowance < burst else float(burst), now)
+    if passed < -MOST_AHEAD_SECONDS:
         return Bucket(float(burst), now)
-    allowance = min(float(burst), bucket.allowance + max(0.0, now - at) * rate)
-    return Bucket(allowance, max(at, now))
+    return bucket if bucket.allowance <= burst else Bucket(float(burst), bucket.at)
 
 
 def allows(bucket: Bucket, rate: float) -> bool:

@@ -9,7 +9,7 @@ The names below are what a failure is reported under.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from treadle.authoring.context import StepContext
@@ -17,8 +17,10 @@ from treadle.core import events as ev
 from treadle.core.addresses import child, encode_id
 from treadle.core.commands import Task
 from treadle.core.events import AnyEvent, decode_events
+from treadle.core.opened import compensation_address
 from treadle.core.tables import LIVE
 from treadle.errors import StoreError
+from treadle.store.base import Answer, Append
 from treadle.store.memory_data import MemoryData, StoredRun, problems_of
 from treadle.testing.sim_codec import report_of
 from treadle.testing.sim_limits import LIMITED, PLACED, LimitWatch, misplaced
@@ -53,12 +55,15 @@ HOOKS: Final = "a committed boundary is told once, by the process that committed
 CALLS: Final = "a step that calls a run has the outcome of that run"
 TURNS: Final = "of the runs of a singleton one at a time starts anything"
 WINDOWS: Final = "a trigger counts once, in the window that was open, and a window gives what it has collected"
+RECORDS: Final = "a projection has each record of each success once, in the order of its journal"
+DEADLINES: Final = "no attempt begins after the deadline of its run, but what takes a row back"
+JOINED: Final = "a run that joins a transaction is there with what else was written in it, or not at all"
 TRACE: Final = "equal seeds give equal traces"
 
 NAMES: Final = (
     VERSIONS, STORE, TOKENS, DURABLE, ONCE, CURRENT, OUTCOMES, SIGNALS, ERRORS, SLOTS, OWNERS, PROGRESS, CLOSED,
     LEFTOVERS, DELETED, FOLD, LIMITED, PLACED, RESULTS, EFFECTS, BLOCKS, INSIDE, ROWS, ANSWERS, CALLERS, ORDER, UNDONE,
-    HOOKS, CALLS, TURNS, WINDOWS, TRACE,
+    HOOKS, CALLS, TURNS, WINDOWS, RECORDS, DEADLINES, JOINED, TRACE,
 )  # fmt: skip
 
 _STORE_ERRORS: Final[tuple[type[StoreError], ...]] = (StoreError, *StoreError.__subclasses__())
@@ -112,6 +117,12 @@ class Journal:
         self.stuck: dict[str, None] = {}
         # What was dispatched beside attempts: address and number.
         self.asked: set[tuple[str, int]] = set()
+        # Until something is reopened.
+        self.deadline = run.head.deadline
+        # The phases that compensate rows, by address.
+        self.compensations: set[str] = set()
+        # The names whose turn the run waits for.
+        self.awaits: dict[str, None] = {}
         self.is_open = True
         self.deleted = False
 
@@ -137,6 +148,9 @@ class Watch:
         self.calls = 0
         # Told of each event with the life that has committed it, where that is known, and its run.
         self.on_written: Callable[[Life | None, str, AnyEvent], None] = lambda _life, _key, _event: None
+        # Asked before a commit of records, and told of it.
+        self.on_unfit: Callable[[Append, StoredRun | None], Answer | None] = lambda _append, _run: None
+        self.on_given: Callable[[Append, StoredRun], None] = lambda _append, _run: None
 
     # -- the store's calls ---------------------------------------------------------------------------------------
 
@@ -147,6 +161,14 @@ class Watch:
     def crashed_sessions(self) -> list[str]:
         """What `dead_sessions` tells."""
         return [session for session in self.known_dead if session in self.data.sessions]
+
+    def unfit(self, append: Append) -> Answer | None:
+        """What a projection in the store refuses."""
+        return self.on_unfit(append, self.data.runs.get(append.key))
+
+    def given(self, append: Append) -> None:
+        """What a projection in the store gets."""
+        self.on_given(append, self.data.runs[append.key])
 
     def deleting(self, key: str) -> None:
         """A run is about to be deleted: read the rest of its journal."""
@@ -235,6 +257,7 @@ class Watch:
                 journal.calls.discard(event.at)
                 self._settle(journal, event.at, where)
             case ev.StepsReopened():
+                journal.deadline = 0.0
                 self._open(journal, [*event.at, *event.removed])
                 for at in [*event.at, *event.removed] if event.rewind else ():
                     journal.reports.pop(at, None)
@@ -267,7 +290,21 @@ class Watch:
                     self.fail(OUTCOMES, f"{where}: the run has an outcome")
                 journal.is_open = False
             case _:
-                pass
+                self._waits(journal, event, where)
+
+    def _waits(self, journal: Journal, event: AnyEvent, where: str) -> None:
+        """What tells for whose turn a run waits, and which of its scopes take rows back."""
+        if isinstance(event, ev.CancelRequested):
+            journal.awaits.clear()
+        elif isinstance(event, ev.CompensationOpened):
+            journal.compensations.add(compensation_address(event.at, event.phase, event.entry))
+        elif isinstance(event, ev.NameTaken) and event.waits:
+            journal.awaits[event.name] = None
+        elif isinstance(event, ev.TurnCame):
+            journal.awaits.pop(event.name, None)
+            # It may have left the line in the same transaction.
+            if event.name in journal.run.names and self.data.lines[event.name][0] != journal.run.key:
+                self.fail(TURNS, f"{where}: it is the turn of {self.data.lines[event.name]}")
 
     def _dispatched(self, journal: Journal, event: ev.StepDispatched | ev.TriggerReceived, where: str) -> None:
         if isinstance(event, ev.TriggerReceived):
@@ -282,8 +319,14 @@ class Watch:
         journal.calls.discard(event.at)
         journal.attempts[event.at] = event.attempt
         for name in journal.run.names:
+            # Who has one of an id may have come behind others that began after it.
             if name.startswith("singleton:") and self.data.lines[name][0] != journal.run.key:
                 self.fail(TURNS, f"{where}: it is the turn of {self.data.lines[name]}")
+        if journal.awaits:
+            self.fail(TURNS, f"{where}: it waits for {list(journal.awaits)}")
+        deadline = journal.deadline
+        if 0 < deadline <= max(journal.time, event.not_before) and not _is_in(event.at, journal.compensations):
+            self.fail(DEADLINES, f"{where}: at {journal.time} for {event.not_before}, and the deadline is {deadline}")
         journal.open[event.at] = event.attempt
         if isinstance(event, ev.StepDispatched):
             journal.generations[event.at] = event.generation
@@ -389,6 +432,10 @@ class Watch:
         missing = [id_ for id_ in ids if encode_id(id_) not in {at.rpartition("/")[2] for at in journal.added}]
         if missing:
             self.fail(DURABLE, f"{step.run_id} {step.step} was told that {missing} are added; they are not stored")
+
+
+def _is_in(at: str, scopes: Iterable[str]) -> bool:
+    return any(at.startswith(f"{scope}/") for scope in scopes)
 
 
 def leftovers(data: MemoryData) -> list[str]:

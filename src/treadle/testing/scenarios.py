@@ -13,12 +13,15 @@ The steps are those of `sim_workload` and `sim_blocks`, since the invariants kno
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
 from treadle.authoring.builder import Planned
+from treadle.authoring.conflicts import OnConflict
 from treadle.core.decide import Limits
 from treadle.testing.sim_faults import Profile
+from treadle.testing.sim_joins import Join
 from treadle.testing.sim_shape import Shape
 from treadle.testing.sim_steps import registry
 from treadle.testing.sim_windows import Send
@@ -66,8 +69,17 @@ class Scenario(msgspec.Struct):
     # How long faults may strike, and how long a store call takes at most.
     seconds: float = 12.0
     pace: float = 0.005
+    # When and where each is started again, and what its starts do about a run in their way.
+    again: Sequence[tuple[float, int]] = ()
+    conflict: OnConflict = "queue"
+    # After how many seconds no attempt begins any more; None: whenever.
+    deadline: float | None = None
     # Triggers; like runs, they need nodes that are up.
     sends: Sequence[Send] = ()
+    # Starts that join transactions.
+    joins: Sequence[Join] = ()
+    # Where the projection of records is: `hosted` by the store, or `beside` it; "" for none.
+    records: str = ""
 
     def play(self, strikes: Mapping[str, str] | None = None) -> Report:
         """Let it happen; `strikes` names faults by place, such as `{"commit#3": "crash_after"}`."""
@@ -84,7 +96,8 @@ class Scenario(msgspec.Struct):
             workers=[index < self.workers for index in range(self.nodes)],
         )
         workload = Workload([self._run(index, planned) for index, planned in enumerate(self.plans)], self._acts())
-        return play(lambda: World(_SEED, profile, shape, workload, registry, (), None, strikes or {}, sends=self.sends))
+        more: Any = {"sends": self.sends, "records": self.records, "joins": self.joins}
+        return play(lambda: World(_SEED, profile, shape, workload, registry, (), None, strikes or {}, **more))
 
     def _run(self, index: int, planned: Planned) -> RunSpec:
         return RunSpec(
@@ -94,10 +107,12 @@ class Scenario(msgspec.Struct):
             node=self.starts_at,
             planned=planned,
             breakpoints=[],
-            again=[],
+            again=list(self.again),
             awaits=True,
             step="",
             delay=0.0,
+            deadline=self.deadline,
+            conflict=self.conflict,
         )
 
     def _acts(self) -> list[Act]:

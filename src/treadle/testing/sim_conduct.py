@@ -15,7 +15,7 @@ from treadle.authoring.openings import case, choose, gather, holds
 from treadle.authoring.options import Retry
 from treadle.core.effects import Artifact, Effects
 from treadle.core.events import encode_events
-from treadle.errors import MissingKeyError, Retryable, StoreError, StoreUnavailableError
+from treadle.errors import MissingKeyError, Retryable, StoreError, StoreUnavailableError, UsageError
 from treadle.runtime.collecting import sweep
 from treadle.runtime.node import Node
 from treadle.store.blobs import MemoryBlobs, digest_of
@@ -23,6 +23,8 @@ from treadle.store.memory_data import StoredRun
 from treadle.testing.sim_codec import decoded, encoded_digest, with_values
 
 Conduct = dict[str, Any]
+# The name of the projection, and of the collection that it takes.
+PROJECTION: Final = "things"
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 # A handle of a value that lies in a row of the run, or in a blob.
 _STORED: Final = re.compile(r'"(?:![a-z]+)?(@[0-9a-f]{32}|#sha256:[0-9a-f]{64})"')
@@ -77,13 +79,22 @@ def records_of(conduct: Conduct) -> list[list[Any]]:
     """The records that a step gives, in whichever attempt."""
     count = int(60 * fraction("records", conduct["name"])) - 40
     size = 4000 if fraction("long", conduct["name"]) < 0.2 else 5
-    return [["things", f"{conduct['name']} {number}", {"pad": "x" * size}] for number in range(count)]
+    return [[PROJECTION, f"{conduct['name']} {number}", {"pad": "x" * size}] for number in range(count)]
+
+
+def written_by(name: str, attempt: int) -> list[str] | None:
+    """What a step writes with its success, if its projection is in the store; None is nothing."""
+    return [name, str(attempt)] if fraction("writes", name) < 0.2 else None
 
 
 def give_records(conduct: Conduct, step: StepContext) -> None:
-    """Give them."""
+    """Give them, and write what is written with the success."""
     for collection, key, data in records_of(conduct):
         step.record(collection, key, data)
+    if (values := written_by(conduct["name"], step.attempt)) is not None:
+        # In most worlds there is no projection, or it is not in the store.
+        with contextlib.suppress(UsageError):
+            step.projection(PROJECTION).write("write", *values)
 
 
 async def make_artifacts(conduct: Conduct, step: StepContext) -> None:

@@ -14,6 +14,7 @@ from treadle.core.events import AnyEvent
 from treadle.core.tables import SUCCEEDED
 from treadle.runtime.hooks import Boundary, Hooks
 from treadle.runtime.middleware import Next, StepCall
+from treadle.store import joined
 from treadle.testing.invariants import DURABLE, HOOKS, Fail, Journal
 from treadle.testing.sim_loop import LIFE, Life
 
@@ -49,7 +50,8 @@ class Ledger:
 
     def _mark(self, key: str, event: AnyEvent) -> Mark | None:
         match event:
-            case ev.RunStarted():
+            case ev.RunStarted() | ev.InputAccepted(cause=joined.JOINED):
+                # In a transaction it is written by nobody's node; whoever decides the run first tells of it.
                 return key, "run_started", "", ""
             case ev.RunSettled():
                 return key, "run_ended", "", event.outcome

@@ -158,8 +158,9 @@ class LimitWatch:
         self.fail = fail
         # What a session's node offers now; the world knows its nodes.
         self.offers: Callable[[str], Sequence[str]] = lambda _session: ()
-        # The clock that is most ahead: a full bucket is forgotten by any of them.
-        self.latest: Callable[[], float] = lambda: 0.0
+        # The clocks that are most behind and most ahead; a full bucket is forgotten by any of them, or by a journal's
+        # time, which stays ahead when its clock is set back.
+        self.clocks: Callable[[], tuple[float, float]] = lambda: (0.0, 0.0)
         # How many tasks each queue has had leased.
         self.leased: Counter[str] = Counter()
         # By queue and key: its version, and the bucket's time after each start.
@@ -197,8 +198,13 @@ class LimitWatch:
 
     def _rated(self, queue: Queue, key: str, count: int, bucket: Any, rate: float, burst: int) -> None:
         """In any stretch of the bucket's time there are no more starts than a full bucket and its refill give."""
+        behind, ahead = self.clocks()
+        ahead = max([ahead, *(run.updated_at for run in self.data.runs.values())])
         if bucket is None:
-            self.fail(LIMITED, f"queue {queue.name} has a rate, and a start of {key!r} left no bucket")
+            if not key or ahead - behind < 1 / rate:
+                self.fail(LIMITED, f"queue {queue.name} has a rate, and a start of {key!r} left no bucket")
+            # It was full again by the time of another append of this very call.
+            self._starts.pop((queue.name, key), None)
             return
         version, starts = self._starts.get((queue.name, key), (-1, []))
         if version != queue.version or (starts and bucket.at < starts[-1]):
@@ -207,7 +213,7 @@ class LimitWatch:
         # One call may start several at different times, of which the bucket has the last.
         starts += [*(starts[-1:] * (count - 1)), bucket.at]
         self._starts[queue.name, key] = queue.version, starts
-        until = max(bucket.at, self.latest() if key else 0.0)
+        until = max(bucket.at, ahead if key else 0.0)
         for index, since in enumerate(starts):
             most = burst + rate * (until - since) + _TOLERANCE
             if len(starts) - index > most:

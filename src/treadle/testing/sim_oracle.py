@@ -71,6 +71,8 @@ class Oracle:
         self.outcomes: list[tuple[str, Any]] = []
         # Address -> all results that the step ever had.
         self.results: dict[str, list[Any]] = {}
+        # Successes of steps that give records, with the names of their conducts.
+        self.made: list[tuple[ev.StepSucceeded, str]] = []
         self.blocks = Blocks(self.resolve, self.value, self.assembled, fail)
 
     def judge(self) -> None:
@@ -126,6 +128,7 @@ class Oracle:
                 text = f"{state.run_id} {event.at}: {_cut(found)} for {_cut(arguments)}"
                 self.fail(RESULTS, text)
             if arguments is not None and "conduct" in arguments and step.spec.action in EFFECTIVE:
+                self.made.append((event, arguments["conduct"]["name"]))
                 fault = effects_fault(arguments["conduct"], event.effects, event.at, self.value)
                 if fault:
                     self.fail(EFFECTS, f"{state.run_id} {event.at}: {fault}")
@@ -359,8 +362,8 @@ class Told:
 _OUTCOME_OF = {"RunFailedError": "failed", "RunCancelledError": "cancelled", "StepSkippedError": "succeeded"}
 
 
-def judge(journals: Mapping[str, Journal], blobs: Shelf, told: Iterable[Told], fail: Fail) -> None:
-    """Judge all journals, and compare what clients were told with them."""
+def judge(journals: Mapping[str, Journal], blobs: Shelf, told: Iterable[Told], fail: Fail) -> Mapping[str, Oracle]:
+    """Judge all journals, and compare what clients were told with them; gives the oracle of each run."""
     oracles: dict[str, Oracle] = {}
     for key, journal in journals.items():
         oracle = oracles[key] = Oracle(journal, blobs, fail)
@@ -369,6 +372,7 @@ def judge(journals: Mapping[str, Journal], blobs: Shelf, told: Iterable[Told], f
         _check_calls(oracle, oracles, fail)
     for one in told:
         _compare(one, oracles[one.key], fail)
+    return oracles
 
 
 def _check_calls(oracle: Oracle, oracles: Mapping[str, Oracle], fail: Fail) -> None:

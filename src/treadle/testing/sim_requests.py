@@ -7,15 +7,16 @@ from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from typing import Any
 
-from treadle.errors import InternalError, RunNotActiveError, TreadleError
+from treadle.authoring.conflicts import OnConflict
+from treadle.errors import InternalError, RunExistsError, RunNotActiveError, TreadleError
 from treadle.runtime.client import App
 from treadle.store.queues import QueueChange
-from treadle.testing.invariants import CALLERS, DURABLE, FOLD, Fail, Journal, Watch
+from treadle.testing.invariants import ANSWERS, CALLERS, DURABLE, FOLD, Fail, Journal, Watch
 from treadle.testing.sim_clients import Desk
 from treadle.testing.sim_limits import Restrictions
 from treadle.testing.sim_loop import Life, SimLoop, place_of
 from treadle.testing.sim_oracle import Told
-from treadle.testing.sim_shape import Host, singleton_of, where
+from treadle.testing.sim_shape import Host, conflict_of, singleton_of, where
 from treadle.testing.sim_workload import AT_CHILDREN, LABELS, SIGNALS, Act, RunSpec, Workload
 
 
@@ -39,6 +40,8 @@ class Requests:
         self._fail = fail
         self.told: list[Told] = []
         self.desk = Desk(watch, self.told, fail)
+        # The keys of runs that were told to starts which attach to none.
+        self._made: set[str] = set()
         self._clients: list[tuple[str, Life, asyncio.Task[Any]]] = []
 
     def waiting(self) -> list[str]:
@@ -77,21 +80,41 @@ class Requests:
 
         async def work(app: App) -> None:
             spec.planned.singleton = singleton_of(spec.at)
-            run = await app.start(
-                self._restrictions.planned(spec.planned, spec.name),
-                id=spec.id,
-                breakpoints=spec.breakpoints,
-                on_conflict="replace" if replace else "queue" if spec.planned.singleton else "reuse",
-                delay=spec.delay,
-                deadline=spec.at % 20 + 2 if int(spec.at * 1000) % 8 == 0 else None,
-            )
+            how: OnConflict = "replace" if replace else spec.conflict or conflict_of(spec.at, host.index)
+            try:
+                run = await app.start(
+                    self._restrictions.planned(spec.planned, spec.name),
+                    id=spec.id,
+                    breakpoints=spec.breakpoints,
+                    on_conflict=how,
+                    delay=spec.delay,
+                    deadline=spec.deadline,
+                )
+            except RunExistsError as error:
+                self._refused(spec, how, error.run_id)
+                raise
             key = await run.key()
             if key not in self._watch.journals:
                 self._fail(DURABLE, f"start of {spec.id} returned {key}, which is not stored")
+            elif how in ("reject", "replace") or (how == "queue" and not spec.planned.singleton):
+                if key in self._made:
+                    self._fail(ANSWERS, f"start of {spec.id} by {how} returned {key}, which another start has made")
+                self._made.add(key)
             if awaits:
                 await self.desk.await_result(run, key)
 
         self.client(host, f"start {spec.name}", work)
+
+    def _refused(self, spec: RunSpec, how: OnConflict, in_the_way: str) -> None:
+        """A start was told that another run is in its way."""
+        heads = [journal.run.head for journal in self._watch.journals.values() if journal.run.head.id == in_the_way]
+        name = spec.planned.singleton
+        if not any(head.id == spec.id or (name and head.singleton == name) for head in heads):
+            self._fail(
+                ANSWERS, f"start of {spec.id} by {how} was refused for {in_the_way!r}, which was never in its way"
+            )
+        if how in ("replace", "queue") and in_the_way != spec.id:
+            self._fail(ANSWERS, f"start of {spec.id} by {how} was refused for {in_the_way!r}")
 
     def operate(self, host: Host, act: Act) -> None:
         """Do what an operator does."""

@@ -8,10 +8,12 @@ import random
 
 import msgspec
 
+from treadle.authoring.conflicts import OnConflict
 from treadle.core.decide import Limits
 from treadle.runtime.client import App
 from treadle.runtime.node import Node
 from treadle.testing.invariants import FOLD, Fail
+from treadle.testing.sim_conduct import fraction
 from treadle.testing.sim_faults import Profile
 from treadle.testing.sim_loop import Life
 from treadle.testing.sim_ports import SimClock
@@ -88,3 +90,13 @@ def where(error: BaseException) -> str:
 def singleton_of(at: float) -> str:
     """The name that the run holds which is started at a time; one for all workflows, "" for most."""
     return "singleton:s" if int(at * 1000) % 3 == 0 else ""
+
+
+def conflict_of(at: float, host: int) -> OnConflict:
+    """What a start at a time, from a machine, does about a run in its way."""
+    luck = fraction("conflict", at, host)
+    if luck < 0.15:
+        return "reject"
+    if singleton_of(at):
+        return "reuse" if luck < 0.3 else "queue"
+    return "queue" if luck < 0.3 else "reuse"

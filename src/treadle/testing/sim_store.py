@@ -32,10 +32,12 @@ from treadle.store.base import (
     Swept,
     TaskRow,
 )
+from treadle.store.joined import JoinedInput, JoinedStart
 from treadle.store.memory import MemoryStore
 from treadle.store.offers import Offer
 from treadle.store.queues import KeyRow, QueueChange, QueueRow
 from treadle.testing.sim_faults import Faults
+from treadle.testing.sim_joins import Transaction
 from treadle.testing.sim_loop import Life
 
 T = TypeVar("T")
@@ -58,6 +60,14 @@ class Watcher(Protocol):
 
     def crashed_sessions(self) -> list[str]:
         """Sessions whose process is known to be gone."""
+        ...
+
+    def unfit(self, append: Append) -> Answer | None:
+        """The answer to an append with records that a projection in the store refuses; None if it takes them."""
+        ...
+
+    def given(self, append: Append) -> None:
+        """An append with records is committed: a projection in the store gets them in the same transaction."""
         ...
 
     def deleting(self, key: str) -> None:
@@ -189,15 +199,29 @@ class SimStore(SimReader):
         refused = len(appends) // 2 if fault == "conflict" else -1
 
         def commit() -> list[Answer]:
-            taken = [append for index, append in enumerate(appends) if index != refused]
+            refusals = {refused: Answer("conflict")} if refused >= 0 else {}
+            for index, append in enumerate(appends):
+                if append.given and (unfit := self._watcher.unfit(append)) is not None:
+                    refusals.setdefault(index, unfit)
+            taken = [append for index, append in enumerate(appends) if index not in refusals]
             answers = self._store.commit(session, taken, offer)
-            if refused >= 0:
-                answers.insert(refused, Answer("conflict"))
+            for append, answer in zip(taken, answers, strict=True):
+                if append.given and answer.status == "committed":
+                    self._watcher.given(append)
+            for index in sorted(refusals):
+                answers.insert(index, refusals[index])
             self._watcher.leased(session, [task for answer in answers for task in answer.leased])
             self._watcher.wrote(self._life, "commit", [append.key for append in taken])
             return answers
 
         return self._faults.call(self._life, "commit", commit, fault=fault)
+
+    def join(self, transaction: Transaction, start: JoinedStart) -> str:
+        # Nothing is shared before the end of the transaction, so nobody has to be told.
+        return self._read("join", lambda: transaction.join(start))
+
+    def join_input(self, transaction: Transaction, given: JoinedInput) -> str:
+        return self._read("join_input", lambda: transaction.tell(given))
 
     def claim(self, session: str, offer: Offer, now: float) -> tuple[list[Task], float | None]:
         def claim() -> tuple[list[Task], float | None]:

@@ -213,8 +213,6 @@ class _Model:
                 self._closed(event)
             case ev.StepFailed(at=at) | ev.StepCancelled(at=at) if at == TIMER:
                 self._is_open = False
-            case ev.StepsReopened(at=steps) if TIMER in steps:
-                self._is_open = True
             case ev.StepSucceeded(at=at) if at == WORK:
                 found, expected = self._value(event.result), self._expected()
                 if found != expected:

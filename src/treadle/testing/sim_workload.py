@@ -9,6 +9,7 @@ import msgspec
 
 from treadle.authoring.bound import Bound, or_default, scope, signal_value
 from treadle.authoring.builder import PlanBuilder, Planned
+from treadle.authoring.conflicts import OnConflict
 from treadle.authoring.options import CallOptions, Poll, Retry
 from treadle.authoring.sleep import sleep
 from treadle.errors import DefinitionError
@@ -38,6 +39,10 @@ class RunSpec(msgspec.Struct):
     step: str
     # How much later its first steps start.
     delay: float
+    # After how many seconds no attempt begins any more; None: whenever.
+    deadline: float | None = None
+    # What its starts do about a run in their way; None: by their time and machine.
+    conflict: OnConflict | None = None
 
 
 class Planner:
@@ -320,6 +325,7 @@ def make_workload(
                 awaits=rng.random() < 0.7,
                 step=rng.choice(planner.addresses) if planner.addresses else "",
                 delay=rng.choice((0.0, 0.0, 0.0, 0.0, 2.0, 20.0)),
+                deadline=at % 20 + 2 if int(at * 1000) % 8 == 0 else None,
             )
         )
     acts: list[Act] = []

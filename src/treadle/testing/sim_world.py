@@ -42,6 +42,7 @@ from treadle.testing.sim_conduct import Shelf, collected
 from treadle.testing.sim_events import Mail
 from treadle.testing.sim_faults import Faults, Profile
 from treadle.testing.sim_hooks import Ledger, SimHooks, passing
+from treadle.testing.sim_joins import Join, Joins
 from treadle.testing.sim_limits import Restrictions
 from treadle.testing.sim_loop import LIFE, Life, NodeCrashed, SimLoop, place_of
 from treadle.testing.sim_neglect import Neglect
@@ -56,6 +57,7 @@ from treadle.testing.sim_ports import (
     SimThreads,
     SimWakeups,
 )
+from treadle.testing.sim_records import Tables
 from treadle.testing.sim_requests import Requests
 from treadle.testing.sim_shape import Critical, Host, Shape
 from treadle.testing.sim_steps import OBSERVER
@@ -87,6 +89,8 @@ class World:
         chosen: Mapping[str, str] | None = None,
         restrictions: Restrictions | None = None,
         sends: Sequence[Send] | None = None,
+        records: str | None = None,
+        joins: Sequence[Join] | None = None,
     ) -> None:
         self.seed = seed
         self.shape = shape
@@ -123,6 +127,10 @@ class World:
         ]
         self.neglect = Neglect(self.hosts, self.data, self.watch, self.loop.time)
         self.restrictions = restrictions or Restrictions(seed, shape.seconds, shape.nodes)
+        self.tables = Tables(seed, shape.seconds, self.fail, "" if records is None and program is not None else records)
+        self.watch.on_unfit, self.watch.on_given = self.tables.unfit, self.tables.take
+        joins = () if joins is None and program is not None else joins
+        self.joins = Joins(seed, shape.seconds, shape.nodes, self.watch, self.fail, joins)
         self.windows = Windows(
             seed,
             shape.seconds,
@@ -135,7 +143,7 @@ class World:
         )
         self.requests = Requests(self.loop, self.watch, workload, self.restrictions, self.drop, self.fail)
         self.watch.limits.offers = self._offers
-        self.watch.limits.latest = lambda: max(host.clock.now() for host in self.hosts)
+        self.watch.limits.clocks = self._clocks
 
     # -- findings ------------------------------------------------------------------------------------------------
 
@@ -218,6 +226,7 @@ class World:
             ),
             in_reader=SimReaderThread(loop, faults, life).run,
             sinks=self.mail.sinks(faults),
+            projections=self.tables.live(faults, life),
         )
         self.nodes[index] = node
         try:
@@ -232,6 +241,11 @@ class World:
 
     def _targets(self, index: int) -> Callable[[], list[str]]:
         return lambda: self.restrictions.targets(index, -1.0 if self.faults.calm else self.loop.time())
+
+    def _clocks(self) -> tuple[float, float]:
+        """The clocks that are most behind and most ahead."""
+        times = [host.clock.now() for host in self.hosts]
+        return min(times), max(times)
 
     def _offers(self, session: str) -> Sequence[str]:
         """What a session's node takes."""
@@ -352,17 +366,26 @@ class World:
                 self._plan(spec.name, at, self._start_at, node, spec, False)
         for act in (*self.workload.acts, *self.windows.acts):
             self._plan(act.name, act.at, self._act, act)
-        for send in self.windows.sends:
-            for at, node in ((send.at, send.node), *send.again):
-                self._plan(send.name, at, self._send, self.hosts[node], send)
         for change in self.restrictions.changes:
             host = self.hosts[change.node]
             self._plan(change.name, change.at, self.requests.limit, host, change.name, change.change)
+        self._plan_asides()
         self.loop.create_task(self._keep(), context=self.root)
         if self.program is not None:
             self.loop.create_task(self._run_program(self.program), context=self.root)
 
-    def _plan(self, name: str, at: float, what: Callable[..., None], *args: object) -> None:
+    def _plan_asides(self) -> None:
+        """What some worlds have besides: triggers, transactions, tables that are made anew."""
+        for send in self.windows.sends:
+            for at, node in ((send.at, send.node), *send.again):
+                self._plan(send.name, at, self._send, self.hosts[node], send)
+        for join in self.joins.joins:
+            self._plan(join.name, join.at, self._join, self.hosts[join.node], join)
+        for number, at in enumerate(self.tables.rebuilt_at):
+            host = self.hosts[number % len(self.hosts)]
+            self._plan(f"rebuild{number}", at, self.requests.client, host, "rebuild", self.tables.rebuild)
+
+    def _plan(self, name: str, at: float, what: Callable[..., object], *args: object) -> None:
         """Have something happen at a time, unless it is left out."""
         if name not in self.drop:
             self.loop.call_later(at, what, *args)
@@ -387,6 +410,10 @@ class World:
 
     def _send(self, host: Host, send: Send) -> None:
         self.requests.client(host, f"send {send.name}", self.windows.sending(send))
+
+    def _join(self, host: Host, join: Join) -> None:
+        work = self.joins.joining(join, self.faults, LIFE.get, lambda address: self.network.send("join", address))
+        self.requests.client(host, f"join {join.name}", work)
 
     async def _keep(self) -> None:
         """Watch over the trouble, then over the calm."""
@@ -432,15 +459,24 @@ class World:
                 and spec.id not in self.requests.desk.deleted
             ):
                 self.requests.start(host, spec)
-        missing = [send for send in self.windows.missing() if send.name not in self.drop]
-        for send in missing if int(self.loop.time()) % 5 == 0 else ():
-            self._send(host, send)
+        asked = self._ask_again(host)
         for change in self.restrictions.lifted(self.data):
             self.requests.limit(host, "lift", change)
         for key, run in self.data.runs.items():
             if self.program is None and run.status in LIVE and int(self.loop.time()) % 5 == 0:
                 self.requests.lift(host, run.head.id, self.watch.journals[key])
-        return self.programmed and not missing and not leftovers(self.data) and not self.requests.waiting()
+        return asked and self.programmed and not leftovers(self.data) and not self.requests.waiting()
+
+    def _ask_again(self, host: Host) -> bool:
+        """Send triggers again, and begin transactions, of which nobody has heard; True if there are none."""
+        sends = [send for send in self.windows.missing() if send.name not in self.drop]
+        joins = [join for join in self.joins.missing() if join.name not in self.drop]
+        if int(self.loop.time()) % 5 == 0:
+            for send in sends:
+                self._send(host, send)
+            for join in joins:
+                self._join(host, join)
+        return not sends and not joins
 
     def _say_open(self) -> None:
         lines = leftovers(self.data)
@@ -459,6 +495,7 @@ class World:
             await asyncio.sleep(5.0)
         await self._collect_all()
         await self.mail.judge(self.data, self.loop.time)
+        await self.tables.settle(self.data, self.loop.time)
         # The last answers are still on their way, and hooks are told after them.
         await asyncio.sleep(5.0)
         for host in self.hosts:
@@ -520,7 +557,9 @@ class World:
         if self.data.sessions:
             self.fail(STORE, f"all nodes are closed, and sessions {list(self.data.sessions)} live")
         self.windows.judge()
-        judge(self.watch.journals, self.blobs, self.requests.told, self.fail)
+        self.joins.judge()
+        oracles = judge(self.watch.journals, self.blobs, self.requests.told, self.fail)
+        self.tables.judge(oracles, self.data)
 
     def digest(self) -> str:
         """The hash of the trace: of every call, fault, event and execution, with its time."""

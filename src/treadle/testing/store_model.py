@@ -26,7 +26,7 @@ from treadle.core.inputs import AnyInput, Look, Lost, Turn
 from treadle.errors import LeaseLostError
 from treadle.store.base import Append, Loaded, Postponement, SessionRow, Store
 from treadle.store.queues import MOST_AHEAD_SECONDS, QueueChange, QueueLimits
-from treadle.testing.contract_kit import NOW, Slots, append_of, key_of, report_of, signal_of, start_of
+from treadle.testing.contract_kit import NOW, Slots, append_of, head_of, key_of, report_of, signal_of, start_of
 from treadle.testing.store_model_answers import ACTIONS, LIVE, NAMES, QUEUES, RUNS, STEPS, TARGETS, ModelAnswers
 from treadle.testing.store_model_data import ModelRun, ModelTask
 from treadle.testing.store_model_limits import LIMITS, ModelLimits
@@ -105,7 +105,13 @@ class StoreModel(ModelAnswers, RuleBasedStateMachine):
                 for number, model in list(run.tasks.items()):
                     if model.session == name:
                         task = run.tasks.pop(number).task
-                        lost = Lost(number=number, generation=task.generation, attempt=task.attempt, session=name)
+                        lost = Lost(
+                            number=number,
+                            generation=task.generation,
+                            attempt=task.attempt,
+                            session=name,
+                            progress=model.progress,
+                        )
                         expected.setdefault(run.key, []).append(lost)
             for key in owned:
                 run = self.runs[key]
@@ -150,7 +156,19 @@ class StoreModel(ModelAnswers, RuleBasedStateMachine):
         if self.keys > 1 and data.draw(_chance, "old key"):
             key = data.draw(st.sampled_from([*self.runs, *self.tombstones]))
         id = f"id-{data.draw(st.integers(0, RUNS), 'id')}"
-        self.commit(data, [start_of(key, id=id, **self.draw_fields(data, key, id))], offer)
+        fields = self.draw_fields(data, key, id)
+        name = ""
+        called, asked = data.draw(_chance, "called"), data.draw(_chance, "asked for")
+        if called and self.runs:
+            parent = data.draw(st.sampled_from([*self.runs]), "parent")
+            fields["head"] = head_of(key, id=id, parent=f"{parent}/step", detached=data.draw(_chance, "detached"))
+            fields["plan"] = b"{}"
+        if asked and self.given:
+            # As a worker does whose step calls a run.
+            name, task = data.draw(st.sampled_from(self.given[-12:]), "task")
+            lease = task.lease + data.draw(_chance, "wrong")
+            fields["report"] = report_of(task, lease=lease, payloads=[(f"d{task.number}", b"%d" % task.number)])
+        self.commit(data, [start_of(key, id=id, **fields)], offer, name if name in self.alive else "")
 
     @precondition(lambda self: self.runs)
     @rule(data=st.data(), offer=_offers)
@@ -239,7 +257,27 @@ class StoreModel(ModelAnswers, RuleBasedStateMachine):
             if answers == [True] and run is not None and model is not None:
                 self.ages += 1
                 again = msgspec.structs.replace(model.task, lease=0, not_before=item.not_before, call=call)
-                run.tasks[task.number] = ModelTask(again, self.ages)
+                run.tasks[task.number] = ModelTask(again, self.ages, progress=model.progress)
+
+    @precondition(lambda self: self.given)
+    @rule(data=st.data(), wrong=_chance)
+    def progress(self, data: st.DataObject, wrong: bool) -> None:
+        """A worker tells how far a task is, perhaps too late; then it asks what it holds."""
+        name, task = data.draw(st.sampled_from(self.given[-12:]))
+        if name not in self.alive:
+            return
+        text = f"={self.now}"
+        lease = task.lease + 1 if wrong else task.lease
+        run = self.runs.get(task.run)
+        model = run.tasks.get(task.number) if run else None
+
+        self.alive[name].progress(name, [(task.run, task.number, lease, text)])
+        held = self.alive[name].leased(name)
+
+        if model is not None and model.session == name and model.lease == lease:
+            model.progress = text
+        own = [model.lease for run in self.runs.values() for model in run.tasks.values() if model.session == name]
+        assert sorted(task.lease for task in held) == sorted(own)
 
     @precondition(lambda self: self.runs)
     @rule(data=st.data(), again=_chance)
@@ -297,22 +335,31 @@ class StoreModel(ModelAnswers, RuleBasedStateMachine):
         """Someone deletes a run; it must be closed."""
         key = data.draw(st.sampled_from([*self.runs, *self.tombstones]))
         run = self.runs.get(key)
-        turns: dict[str, list[AnyInput]] = {}
-        expected = "missing" if run is None else "open" if run.tasks or run.status in LIVE else "deleted"
+        below = self.awaited(key)
+        closed = all(not one.tasks and one.status not in LIVE for one in map(self.runs.__getitem__, below))
+        expected = "missing" if run is None else "deleted" if closed else "open"
 
         assert data.draw(st.sampled_from(self.handles)).delete(key) == expected
 
         if expected == "deleted":
-            del self.runs[key]
-            self.tombstones.append(key)
+            turns: dict[str, list[AnyInput]] = {}
+            for one in below:
+                del self.runs[one]
+                self.tombstones.append(one)
             for name, line in self.lines.items():
-                was_first = line[:1] == [key]
-                if key in line:
-                    line.remove(key)
-                if was_first and line:
+                first = line[:1]
+                line[:] = [one for one in line if one not in below]
+                if line and line[:1] != first:
                     turns.setdefault(line[0], []).append(Turn(name=name))
-            for first, inputs in turns.items():
-                self.adopt(self.runs[first], inputs)
+            for one, inputs in turns.items():
+                self.adopt(self.runs[one], inputs)
+
+    def awaited(self, key: str) -> list[str]:
+        """A run and all below it that are waited for, if it is there."""
+        below = [key] if key in self.runs else []
+        for one in below:
+            below += [run.key for run in self.runs.values() if run.awaited_by == one]
+        return below
 
     @rule(data=st.data())
     def renew(self, data: st.DataObject) -> None:
@@ -428,12 +475,14 @@ class StoreModel(ModelAnswers, RuleBasedStateMachine):
         assert loaded.rows == run.rows
         assert loaded.inbox == run.inbox
         tasks = {
-            row.task.number: (row.session, row.interrupt, msgspec.structs.astuple(row.task)) for row in loaded.tasks
+            row.task.number: (row.session, row.interrupt, row.progress, msgspec.structs.astuple(row.task))
+            for row in loaded.tasks
         }
         assert tasks == {
             number: (
                 model.session,
                 model.interrupt,
+                model.progress,
                 msgspec.structs.astuple(msgspec.structs.replace(model.task, lease=model.lease)),
             )
             for number, model in run.tasks.items()

@@ -13,7 +13,7 @@ from treadle.core.commands import Task
 from treadle.core.events import encode_events
 from treadle.core.inputs import AnyInput, Cancel, Revoked, Turn, decode_input
 from treadle.store.base import Answer, Append, InboxInput, Store
-from treadle.testing.contract_kit import Slots, step_of, task_of
+from treadle.testing.contract_kit import Slots, key_of, signal_of, step_of, task_of
 from treadle.testing.store_model_data import ModelRun, ModelTask
 from treadle.testing.store_model_limits import ModelLimits
 
@@ -45,6 +45,8 @@ class ModelAnswers:
     limits: ModelLimits
     # Inputs that the store makes in a commit, by the runs' keys.
     made: dict[str, list[AnyInput]]
+    # Those that were posted in it, by run and id.
+    posted: set[tuple[str, str]]
     sound: bool
     now: float
     ages: int
@@ -103,15 +105,21 @@ class ModelAnswers:
             "was": data.draw(st.sampled_from([run.status if run else "running", "running", "unwinding"]), "was"),
             "unwound": data.draw(st.sampled_from([None, None, None, "", "fully", "partly"]), "unwound"),
             "undos": [(f"step-{n}", data.draw(st.sampled_from(["undone", "failed"]))) for n in data.draw(numbers)],
+            "posts": [self.draw_post(data) for _ in range(data.draw(st.sampled_from([0, 0, 0, 1, 2]), "posts"))],
             "names": data.draw(st.lists(st.tuples(st.sampled_from(NAMES), st.sampled_from(VERBS)), max_size=2), "names")
             if data.draw(_chance, "named")
             else [],
         }
 
-    def commit(self, data: st.DataObject, appends: Sequence[Append], offer: Slots) -> None:
-        """Commit in the store and in the model; the answers must be the model's."""
+    def draw_post(self, data: st.DataObject) -> InboxInput:
+        """An input for some run, which may be gone, under an id that may be there."""
+        key = data.draw(st.sampled_from([*self.runs, *self.tombstones, key_of(9999)]), "post to")
+        return signal_of(key, f"p{data.draw(st.integers(0, 20), 'post')}", f"posted-{self.now}")
+
+    def commit(self, data: st.DataObject, appends: Sequence[Append], offer: Slots, name: str = "") -> None:
+        """Commit in the store and in the model, by a session if one is named; the answers must be the model's."""
         first = self.runs.get(appends[0].key)
-        name = self.draw_session(data)
+        name = name or self.draw_session(data)
         if first is not None and first.owner and data.draw(_often, "by its owner"):
             name = first.owner
         # Stores may set a task's lease in place.
@@ -123,9 +131,12 @@ class ModelAnswers:
             answers = self.alive[name].commit(name, appends, offer)
 
             assert len(answers) == len(appends)
-            self.made = {}
+            self.made, self.posted = {}, set()
             for append, own_tasks, answer in zip(appends, tasks, answers, strict=True):
                 expected = self.status_of(name, append)
+                # Which of two hindrances is told is the store's choice.
+                if answer.status == "fenced" and not self.may_report(name, append):
+                    expected = "fenced"
                 assert answer.status == expected, (append, answer, expected)
                 assert answer.holder == (self.holder_of(append) if expected == "held" else "")
                 if expected == "committed":
@@ -152,7 +163,18 @@ class ModelAnswers:
                 return "exists" if taken else "full"
         elif not run or run.version != append.expect or run.owner != name:
             return "conflict"
+        if not self.may_report(name, append):
+            return "fenced"
         return "held" if self.holder_of(append) else "committed"
+
+    def may_report(self, name: str, append: Append) -> bool:
+        """Whether the task that an append ends is live and wanted, in the hands of this session."""
+        if append.report is None:
+            return True
+        run = self.runs.get(append.report.input.key)
+        model = run.tasks.get(append.report.number) if run else None
+        live = model is not None and model.session == name and model.lease == append.report.lease
+        return live and model is not None and not model.interrupt and not model.last
 
     def holder_of(self, append: Append) -> str:
         """The run that keeps an append from taking a name."""
@@ -180,7 +202,8 @@ class ModelAnswers:
     def apply(self, name: str, append: Append) -> None:
         """Change the model by all of an append but its tasks."""
         if append.head is not None:
-            self.runs[append.key] = ModelRun(key=append.key, id=append.head.id, owner=name)
+            parent = "" if append.head.detached else append.head.parent.partition("/")[0]
+            self.runs[append.key] = ModelRun(key=append.key, id=append.head.id, owner=name, awaited_by=parent)
         run = self.runs[append.key]
         run.version += 1
         run.status = append.status
@@ -192,6 +215,22 @@ class ModelAnswers:
             run.tasks.pop(number, None)
         run.end_steps(append)
         self.steer(run, append)
+        self.tell(append)
+
+    def tell(self, append: Append) -> None:
+        """What an append does to other runs."""
+        posts = list(append.posts)
+        if append.report is not None:
+            caller = self.runs[append.report.input.key]
+            del caller.tasks[append.report.number]
+            caller.payloads.update(append.report.payloads)
+            posts.append(append.report.input)
+        for value in posts:
+            target = self.runs.get(value.key)
+            there = {(value.key, other.id) for other in target.inbox} | self.posted if target is not None else set()
+            if target is not None and (value.key, value.id) not in there:
+                self.posted.add((value.key, value.id))
+                self.made.setdefault(value.key, []).append(decode_input(value.body))
 
     def steer(self, run: ModelRun, append: Append) -> None:
         """Interrupt and take back tasks."""

@@ -18,6 +18,7 @@ class ModelTask(msgspec.Struct):
     interrupt: bool = False
     # It must not wait again.
     last: bool = False
+    progress: str = ""
 
     def order(self) -> tuple[int, int]:
         """What claims go by."""
@@ -32,6 +33,8 @@ class ModelRun(msgspec.Struct):
     version: int = 0
     status: str = "running"
     unwound: str = ""
+    # The run that has called it, if that waits for it.
+    awaited_by: str = ""
     hold: int = 0
     owner: str = ""
     rows: list[tuple[int, int, float, str]] = []

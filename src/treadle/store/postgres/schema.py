@@ -330,6 +330,7 @@ FUNCTIONS = (
     task_functions.PROGRESS,
     task_functions.RENEW,
     task_functions.LOOK,
+    task_functions.INBOXES,
     task_functions.ACQUIRE,
     task_functions.RELEASE,
     task_functions.ELECT,

@@ -17,7 +17,7 @@ import msgspec
 from treadle.core.commands import Task
 from treadle.core.inputs import Look, Lost, encode_input
 from treadle.core.tables import LIVE
-from treadle.errors import LeaseLostError, StoreError
+from treadle.errors import LeaseLostError, StoreError, StoreUnavailableError
 from treadle.store.base import (
     WAITS_CHANGES,
     WAITS_TASKS,
@@ -50,7 +50,7 @@ from treadle.store.postgres.location import Location, parse_url
 from treadle.store.postgres.projections import PostgresProjections
 from treadle.store.postgres.reader import TASK_COLUMNS, PostgresReader
 from treadle.store.postgres.schema import prepare
-from treadle.store.postgres.task_functions import ACQUIRE, ELECT, PROGRESS, RELEASE, RENEW
+from treadle.store.postgres.task_functions import ACQUIRE, ELECT, INBOXES, PROGRESS, RELEASE, RENEW
 from treadle.store.postgres.tokens import OwnSession
 from treadle.store.postgres.waiting import Claim, look
 from treadle.store.postgres.wakeups import NotifyWakeups
@@ -60,6 +60,7 @@ from treadle.store.rows import task_of
 
 T = TypeVar("T")
 
+_decode_inboxes = msgspec.json.Decoder(list[tuple[str, str, bytes]]).decode
 _decode_interrupts = msgspec.json.Decoder(list[tuple[str, int, int]]).decode
 
 
@@ -417,13 +418,16 @@ class PostgresStore(PostgresReader):
 
     def owned_inboxes(self, session: str) -> dict[str, list[InboxInput]]:
         """What waits in the inboxes of runs that the session owns, by run, oldest first."""
-        found = self._all(
-            "SELECT r.key, i.id, i.body FROM @inbox i JOIN @runs r ON r.n = i.run"
-            " JOIN @sessions s ON s.n = r.owner AND NOT s.ended WHERE s.id = %s ORDER BY r.n, i.seq",
-            (session,),
-        )
+        statement = (INBOXES.text(self._schema), [session.encode()], INBOXES.types)
+        try:
+            (answer,) = self._link.call(statement)
+        except StoreUnavailableError:
+            if self._link.is_open:
+                raise
+            # The connection had died before; that is noticed only by using it.
+            (answer,) = self._link.call(statement)
         inboxes: dict[str, list[InboxInput]] = {}
-        for key, id, body in found:
+        for key, id, body in _decode_inboxes(answer or b"[]"):
             inboxes.setdefault(key, []).append(InboxInput(id, key, body))
         return inboxes
 

@@ -149,6 +149,27 @@ LOOK = Function(
     declare="due boolean; later double precision; opening double precision; definitions integer;",
 )
 
+# What waits in the inboxes of runs that a session owns: a JSON array of [key, id, body in base64], oldest first.
+INBOXES = Function(
+    "inboxes_1",
+    """
+    of_session text
+    """,
+    "text",
+    """
+    RETURN (
+        SELECT json_agg(
+            json_build_array(r.key, i.id, translate(encode(i.body, 'base64'), E'\\n', '')) ORDER BY r.n, i.seq
+        )
+        FROM @inbox i
+        CROSS JOIN LATERAL (SELECT o.n, o.key, o.owner FROM @runs o WHERE o.n = i.run OFFSET 0) r
+        CROSS JOIN LATERAL (
+            SELECT 1 FROM @sessions o WHERE o.n = r.owner AND o.id = of_session AND NOT o.ended OFFSET 0
+        ) s
+    )::text;
+    """,
+)
+
 # Own a run if nobody alive does, or in any case; [owner's number, owner's id], or nothing if there is no such run.
 ACQUIRE = Function(
     "acquire_1",

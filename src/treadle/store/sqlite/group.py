@@ -177,14 +177,27 @@ class Group:
             self._end_leased(ended)
         if steps:
             con.executemany(_INSERT_STEP, sorted(steps.values()))
-        if any(append.undos for append in appends):
+        self._write_rarer_facts(appends)
+
+    def _write_rarer_facts(self, appends: Sequence[Append]) -> None:
+        payloads: list[Values] = []
+        consumed: list[Values] = []
+        undos = False
+        for append in appends:
+            if append.payloads:
+                n = self.runs[append.key].n
+                payloads += [(n, *payload) for payload in append.payloads]
+            if append.consumed:
+                n = self.runs[append.key].n
+                consumed += [(n, id) for id in append.consumed]
+            if append.undos:
+                undos = True
+        if undos:
             self._write_undos(appends)
-        payloads = [(runs[append.key].n, *payload) for append in appends for payload in append.payloads]
         if payloads:
-            con.executemany(INSERT_PAYLOAD, payloads)
-        consumed = [(runs[append.key].n, id) for append in appends for id in append.consumed]
+            self.con.executemany(INSERT_PAYLOAD, payloads)
         if consumed:
-            con.executemany(_DELETE_INPUT, consumed)
+            self.con.executemany(_DELETE_INPUT, consumed)
 
     def _write_undos(self, appends: Sequence[Append]) -> None:
         """Enter what is said of undos into the step rows, which are written."""
@@ -296,10 +309,12 @@ class Group:
         if len(tasks) > 1:
             tasks = sorted(tasks, key=_by_priority)
         offer = None if run.hold_was else self.offer
+        rows, gates = self.tasks, self.limits.gates
         for task in tasks:
-            if (n, task.number) in self.tasks:
-                self._drop((n, task.number))
-            gate = self.limits.gates.get(task.queue) if self.limits.gates else None
+            place = (n, task.number)
+            if place in rows:
+                self._drop(place)
+            gate = gates.get(task.queue) if gates else None
             turn = 0.0
             if gate is not None and gate.limits.fair:
                 turn = self.limits.turn_of(gate, task.key, task.priority)
@@ -315,7 +330,7 @@ class Group:
                 state = self.limits.state_of(task, due)
                 age = self._next_age()
                 answer.queued += 1
-            self.tasks[n, task.number] = (
+            rows[place] = (
                 n,
                 task.number,
                 state,
@@ -338,7 +353,7 @@ class Group:
             )
             if self.interrupts:
                 # An interrupt of the attempt before is none of this one's.
-                self.interrupts.pop((n, task.number), None)
+                self.interrupts.pop(place, None)
 
     def _takes(self, task: Task, gate: Gate | None, offer: Offer, now: float) -> bool:
         """Whether a due task is leased at once; if it is not, others may have to wait behind it."""
