@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.authoring.plans_kit import fetch, inc, links
 
 from treadle.authoring.bound import ref
-from treadle.authoring.builder import Additions, Planned
-from treadle.authoring.codec import decode
-from treadle.authoring.decorators import step, workflow
-from treadle.authoring.registry import Registry
-from treadle.core.graph import Graph
+from treadle.authoring.builder import Additions
 from treadle.core.plan import (
-    Const,
-    ListOf,
-    MapOf,
     Placement,
     Ref,
-    Slot,
     Step,
-    decode_plan,
-    encode_plan,
 )
 from treadle.errors import (
     DefinitionError,
@@ -33,61 +22,8 @@ from treadle.errors import (
     DuplicateStepError,
 )
 
-
-@dataclass
-class Page:
-    url: str
-    links: list[str]
-
-    @property
-    def size(self) -> int:
-        return len(self.links)
-
-
-@step
-def fetch(url: str) -> Page:
-    return Page(url, [])
-
-
-@step
-def links(page: Page) -> list[str]:
-    return page.links
-
-
-@step
-def inc(x: int) -> int:
-    return x + 1
-
-
-@step
-def total(numbers: list[int], names: dict[str, int] | None = None) -> int:
-    return sum(numbers)
-
-
 # What a caller without a type checker may do.
 loose: Any = SimpleNamespace(inc=inc)
-
-
-def plan(function: Callable[[], object]) -> Planned:
-    """The plan of a workflow function; whatever is planned is also a graph that the kernel takes."""
-    planned = workflow(name="w", registry=Registry())(function).plan()
-    Graph(planned.plan)
-    assert decode_plan(encode_plan(planned.plan)) == planned.plan
-    return planned
-
-
-def blocks(planned: Planned) -> dict[str, Step]:
-    return {block.id: block for block in planned.plan.blocks if isinstance(block, Step)}
-
-
-def read(slot: Slot, constants: list[str]) -> Any:
-    """What a slot without Refs stands for."""
-    if isinstance(slot, Const):
-        return decode(constants[slot.index])
-    if isinstance(slot, ListOf):
-        return [read(item, constants) for item in slot.items]
-    assert isinstance(slot, MapOf)
-    return {key: read(item, constants) for key, item in slot.items.items()}
 
 
 def test_added_steps_bring_what_they_refer_to() -> None:

@@ -5,81 +5,19 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.authoring.plans_kit import fetch, inc
 
 from treadle.authoring.bound import Bound, or_default, ref
-from treadle.authoring.builder import Planned
-from treadle.authoring.codec import decode
-from treadle.authoring.decorators import step, workflow
-from treadle.authoring.registry import Registry
-from treadle.core.graph import Graph
-from treadle.core.plan import (
-    Const,
-    ListOf,
-    MapOf,
-    Slot,
-    Step,
-    decode_plan,
-    encode_plan,
-)
 from treadle.errors import (
     DefinitionError,
 )
 
-
-@dataclass
-class Page:
-    url: str
-    links: list[str]
-
-    @property
-    def size(self) -> int:
-        return len(self.links)
-
-
-@step
-def fetch(url: str) -> Page:
-    return Page(url, [])
-
-
-@step
-def links(page: Page) -> list[str]:
-    return page.links
-
-
-@step
-def inc(x: int) -> int:
-    return x + 1
-
-
 # What a caller without a type checker may do.
 loose: Any = SimpleNamespace(iadd=operator.iadd)
-
-
-def plan(function: Callable[[], object]) -> Planned:
-    """The plan of a workflow function; whatever is planned is also a graph that the kernel takes."""
-    planned = workflow(name="w", registry=Registry())(function).plan()
-    Graph(planned.plan)
-    assert decode_plan(encode_plan(planned.plan)) == planned.plan
-    return planned
-
-
-def blocks(planned: Planned) -> dict[str, Step]:
-    return {block.id: block for block in planned.plan.blocks if isinstance(block, Step)}
-
-
-def read(slot: Slot, constants: list[str]) -> Any:
-    """What a slot without Refs stands for."""
-    if isinstance(slot, Const):
-        return decode(constants[slot.index])
-    if isinstance(slot, ListOf):
-        return [read(item, constants) for item in slot.items]
-    assert isinstance(slot, MapOf)
-    return {key: read(item, constants) for key, item in slot.items.items()}
 
 
 @pytest.mark.parametrize(

@@ -3,40 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import msgspec
+from tests.authoring.plans_kit import anything, blocks, every, fetch, inc, links, plan, read, total
 
 from treadle.authoring.bound import or_default, signal_value
-from treadle.authoring.builder import Planned
 from treadle.authoring.codec import decode
 from treadle.authoring.decorators import step, workflow
 from treadle.authoring.registry import Registry
-from treadle.core.analysis import check_plan
-from treadle.core.graph import Graph
 from treadle.core.plan import (
     Const,
     ListOf,
     MapOf,
     Ref,
     SignalValue,
-    Slot,
-    Step,
-    decode_plan,
     encode_plan,
 )
-
-
-@dataclass
-class Page:
-    url: str
-    links: list[str]
-
-    @property
-    def size(self) -> int:
-        return len(self.links)
 
 
 class Renamed(msgspec.Struct, rename="camel"):
@@ -49,36 +33,6 @@ class Pair(NamedTuple):
 
 
 @step
-def fetch(url: str) -> Page:
-    return Page(url, [])
-
-
-@step
-def links(page: Page) -> list[str]:
-    return page.links
-
-
-@step
-def inc(x: int) -> int:
-    return x + 1
-
-
-@step
-def anything(x: Any = None, y: Any = None) -> Any:
-    return [x, y]
-
-
-@step
-def total(numbers: list[int], names: dict[str, int] | None = None) -> int:
-    return sum(numbers)
-
-
-@step
-def every(a: int, /, b: int, *rest: int, c: int = 3, **more: int) -> int:
-    return a + b
-
-
-@step
 def renamed() -> Renamed:
     return Renamed(1)
 
@@ -86,29 +40,6 @@ def renamed() -> Renamed:
 @step
 def pair() -> Pair:
     return Pair(1, "x")
-
-
-def plan(function: Callable[[], object]) -> Planned:
-    """The plan of a workflow function; whatever is planned is also a graph that the kernel takes."""
-    planned = workflow(name="w", registry=Registry())(function).plan()
-    Graph(planned.plan)
-    assert check_plan(planned.plan) == []
-    assert decode_plan(encode_plan(planned.plan)) == planned.plan
-    return planned
-
-
-def blocks(planned: Planned) -> dict[str, Step]:
-    return {block.id: block for block in planned.plan.blocks if isinstance(block, Step)}
-
-
-def read(slot: Slot, constants: list[str]) -> Any:
-    """What a slot without Refs stands for."""
-    if isinstance(slot, Const):
-        return decode(constants[slot.index])
-    if isinstance(slot, ListOf):
-        return [read(item, constants) for item in slot.items]
-    assert isinstance(slot, MapOf)
-    return {key: read(item, constants) for key, item in slot.items.items()}
 
 
 def test_literals_are_constants_and_bounds_are_refs() -> None:

@@ -20,6 +20,8 @@ from treadle.core.plan import (
     Holds,
     Index,
     Item,
+    ListOf,
+    MapOf,
     Phase,
     Phases,
     Predicate,
@@ -274,4 +276,35 @@ def test_a_cancel_at_any_point_ends_the_run_and_a_retry_finishes_it(hard: bool, 
     if not driver.give(inp.Retry()).refusals:
         driver.finish(lambda task: driver.outcome(task, True))
         assert driver.status() == "succeeded"
+    driver.check()
+
+
+@pytest.mark.parametrize("second", ["predicate", "expression", "ref", "part", "list"])
+def test_all_questions_of_one_choice_are_about_the_same_values(second: str) -> None:
+    value = Ref("a", default=0)
+    conditions: dict[str, Condition] = {
+        "predicate": Predicate("q", {"x": value}),
+        "expression": Holds("x == 'late'", {"x": value}),
+        "ref": Ref("a", default=1),
+        "part": Predicate("q", {"x": Ref("b", path=("part",), default=0)}),
+        "list": Predicate("q", {"x": ListOf([value, MapOf({"y": value})])}),
+    }
+    first = branch("one", Predicate("p", {"x": value, "z": Ref("b", default=0)}))
+    other = choose(first, branch("two", conditions[second]), branch("else"))
+    driver = Driver(step("a", optional=True), step("b"), other, constants=["instead", False])
+    driver.succeed("b", result={"part": "of b"})
+    driver.fail("a")
+    assert driver.args("c/~when") == {"x": "instead", "z": {"part": "of b"}}
+
+    # Nothing of the choose is taken back by this: it has gone on with the default.
+    driver.give(inp.Retry("a"))
+    driver.succeed("a", result="late" if second == "expression" else True)
+    driver.succeed("c/~when", result=False)
+
+    if second in ("expression", "ref"):
+        assert chosen(driver) == ["else"]
+    else:
+        asked = {"predicate": "instead", "part": "of b", "list": ["instead", {"y": "instead"}]}
+        assert driver.args("c/~when#2") == {"x": asked[second]}
+    driver.finish()
     driver.check()

@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
+
+import msgspec
 
 from treadle.authoring.bound import kind_of
 from treadle.authoring.cells import Cell, Compensation, Patch, Row
@@ -63,17 +65,14 @@ def _takes_one(function: Callable[..., Any]) -> bool:
     return any(known.kind in (known.POSITIONAL_ONLY, known.POSITIONAL_OR_KEYWORD) for known in parameters)
 
 
-class _Live:
+class _Live(msgspec.Struct, eq=False):
     """An attempt of an async cell or rule."""
 
-    __slots__ = ("args", "function", "handle", "settled", "task")
-
-    def __init__(self, task: Task, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
-        self.task = task
-        self.function = function
-        self.args = args
-        self.handle: asyncio.Task[None] | None = None
-        self.settled = False
+    task: Task
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    handle: asyncio.Task[None] | None = None
+    settled: bool = False
 
 
 class Execution:
@@ -164,20 +163,26 @@ class Execution:
         if self._task is not None and not self._task.cancelling():
             try:
                 decision = self._decide()
-                if not decision.interrupts and all(map(self._is_async, decision.tasks)):
-                    self._perform(decision)
-                    if self.run.status == RUNNING:
-                        return
-                else:
+                if decision.interrupts or not self._await_all(decision.tasks):
                     self._decided = decision
+                elif self.run.status == RUNNING:
+                    return
             except Exception as error:  # noqa: BLE001 - a fault of the kernel: the block's own task raises it
                 self._fault = error
         self._wake()
 
-    def _is_async(self, task: Task) -> bool:
-        """Whether a task is an async cell or rule that begins at once."""
-        found = self.table.functions.get(task.action)
-        return found is not None and found[2] and task.not_before <= 0 and task.call.purpose not in _OF_UNDO
+    def _await_all(self, tasks: Sequence[Task]) -> bool:
+        """Begin these tasks if they all are async cells or rules that begin at once; whether they are."""
+        functions = self.table.functions
+        found = [functions.get(task.action) for task in tasks]
+        begun: list[tuple[Task, Callable[..., Any], bool]] = []
+        for task, called in zip(tasks, found, strict=True):
+            if called is None or not called[2] or task.not_before > 0 or task.call.purpose in _OF_UNDO:
+                return False
+            begun.append((task, called[0], called[1]))
+        for task, function, takes in begun:
+            self._await(task, function, self._given_to(task, takes))
+        return True
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -227,23 +232,28 @@ class Execution:
         if action == TEST:
             self._test(task)
             return
-        step = self.run.states[task.number]
-        assert isinstance(step, StepState)
-        args: tuple[Any, ...] = ()
         if task.call.purpose in _OF_UNDO:
+            step = self.run.states[task.number]
+            assert isinstance(step, StepState)
             call = self.table.undos[action]
             given = {name: value_of(arg) for name, arg in task.call.args.items()}
             self._call(task, call, (self._told(step), given), call.is_async)
             return
         function, takes, is_async = self.table.functions[action]
-        row = step.node.scope
-        if takes:
-            args = (self._told(step) if row is not None and isinstance(row.spec, Phase) else self._row(),)
+        self._call(task, function, self._given_to(task, takes), is_async)
+
+    def _given_to(self, task: Task, takes: bool) -> tuple[Any, ...]:
+        """The arguments of a cell or rule that begins; one that is detached gets its ticket."""
+        step = self.run.states[task.number]
+        assert isinstance(step, StepState)
         if step.around is self.progress.detached:
             ticket = Ticket(step.spec.id, self.progress.step, self._loop.create_future())
             self._tickets[task.number] = ticket
             self.tickets.append(ticket)
-        self._call(task, function, args, is_async)
+        if not takes:
+            return ()
+        row = step.node.scope
+        return (self._told(step) if row is not None and isinstance(row.spec, Phase) else self._row(),)
 
     def _call(self, task: Task, function: Callable[..., Any], args: tuple[Any, ...], is_async: bool) -> None:
         if is_async:
@@ -367,6 +377,19 @@ class Execution:
     def _end(self, task: Task, value: Any, error: BaseException | None = None) -> None:
         number = task.number
         self._live.pop(number, None)
+        if error is None and not self._tickets and kind_of(value) is not Patch and task.call.purpose == "step":
+            # The plain case of what follows.
+            outcome = Outcome(number=number, generation=task.generation, attempt=task.attempt, result=held(value))
+        else:
+            outcome = self._ending(task, value, error)
+        self._ended.append((outcome, ""))
+        if not self._turns.busy:
+            # Else `_go_on` follows.
+            self._wake()
+
+    def _ending(self, task: Task, value: Any, error: BaseException | None) -> Outcome:
+        """The outcome of an attempt."""
+        number = task.number
         patch: Mapping[str, Any] = {}
         of_undo = task.call.purpose in _OF_UNDO
         if kind_of(value) is Patch and not of_undo:
@@ -386,10 +409,7 @@ class Execution:
             outcome = self._failed(task, error)
         if ticket is not None:
             ticket.settle(value, error)
-        self._ended.append((outcome, ""))
-        if not self._turns.busy:
-            # Else `_go_on` follows.
-            self._wake()
+        return outcome
 
     def _failed(self, task: Task, error: BaseException) -> Outcome:
         if isinstance(error, asyncio.CancelledError):

@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import TypeVar
+
+from msgspec.structs import replace
 
 from treadle.core.events import Arg, Failure
 from treadle.core.expressions import Expression, holds, lookup_in, parse
 from treadle.core.graph import Node
-from treadle.core.plan import Condition, Holds, Predicate
+from treadle.core.plan import Condition, Given, Holds, Predicate, Slot
 from treadle.core.resolve import UnresolvedError, is_inline, resolve, truth_of, value_of
 from treadle.core.state import RunState, StepState
 from treadle.errors import ExpressionError
 
+_Slot = TypeVar("_Slot", bound=Slot)
 
-def truth(run: RunState, node: Node, condition: Condition) -> bool | Failure | None:
+
+def fixed(run: RunState, node: Node, condition: Condition | None) -> Condition | Given | None:
+    """A condition over the values that it reads now, whatever becomes of them; what has none stays as it is."""
+    if isinstance(condition, (Predicate, Holds)):
+        return replace(condition, slots={name: _fixed(run, node, slot) for name, slot in condition.slots.items()})
+    return None if condition is None else _fixed(run, node, condition)
+
+
+def _fixed(run: RunState, node: Node, slot: _Slot) -> _Slot | Given:
+    try:
+        return Given(resolve(run, node, slot))
+    except UnresolvedError:
+        return slot
+
+
+def truth(run: RunState, node: Node, condition: Condition | Given) -> bool | Failure | None:
     """Whether a condition holds; a Failure if that makes no sense, None if a worker has to be asked."""
     if isinstance(condition, Predicate):
         return None

@@ -6,6 +6,7 @@ from treadle.core import events as ev
 from treadle.core.conditions import answer_of, truth
 from treadle.core.decision import Decision, Limits
 from treadle.core.events import Failure
+from treadle.core.opened import condition_at
 from treadle.core.plan import Choose, Gather
 from treadle.core.progress import ChooseProgress, GatherProgress
 from treadle.core.resolve import UnresolvedError, known_items, resolve
@@ -83,7 +84,8 @@ def proceed_choose(run: RunState, decision: Decision, scope: ScopeState) -> bool
         if asking is not None and index == first:
             found: bool | Failure | None = answer_of(asking)
         else:
-            found = True if branch.when is None else truth(run, scope.node, branch.when)
+            condition = condition_at(scope, index)
+            found = True if condition is None else truth(run, scope.node, condition)
         if found is None:
             decision.record(run, ev.ScopeAsked(at=at, what="when", number=progress.asked + 1, index=index))
             return False

@@ -104,8 +104,10 @@ class Node(msgspec.Struct, gc=False, eq=False):
 
 def node_of(number: int, address: str, scope: Node, spec: Spec | None) -> Node:
     """A new node; without a block it is the scope of what a step adds."""
-    node = Node(number, address, scope, spec)
-    if spec is not None:
+    if spec is None:
+        return Node(number, address, scope, None)
+    node = Node(number, address, scope, spec, False, spec.optional)
+    if type(spec) is Step:
         node.define(spec)
     return node
 

@@ -9,6 +9,7 @@ from typing import TypeVar
 from treadle.core import events as ev
 from treadle.core.addresses import child, encode_id
 from treadle.core.blocks import AnyBody
+from treadle.core.conditions import fixed
 from treadle.core.counts import allowed_scope_status, release, retire, retire_question, scope_at
 from treadle.core.events import Arg
 from treadle.core.graph import Names, Node, link, link_output, place
@@ -403,6 +404,9 @@ def scope_asked(run: RunState, event: ev.ScopeAsked) -> None:
     if progress is None or scope.gated or pending_question(run, scope) is not None:
         raise InternalError(f"scope {event.at!r} may ask nothing now: scope_asked is not allowed")
     retire_question(run, scope)
+    if isinstance(progress, ChooseProgress) and progress.conditions is None:
+        assert isinstance(scope.node.spec, Choose)
+        progress.conditions = [fixed(run, scope.node, branch.when) for branch in scope.node.spec.branches]
     segment = f"~{event.what}" if event.number == 1 else f"~{event.what}#{event.number}"
     node = run.new(child(base_of(scope), segment), scope.node, question(scope, event))
     node.constants, node.refs = scope.node.constants, scope.node.refs
@@ -434,12 +438,13 @@ def question(scope: ScopeState, event: ev.ScopeAsked) -> Step:
     return Step(id=name, action=action, slots=slots)
 
 
-def condition_at(scope: ScopeState, index: int) -> Condition | None:
+def condition_at(scope: ScopeState, index: int) -> Condition | Given | None:
     """The condition of a block's n-th branch, or of the n-th rule that may follow its present row."""
     spec = scope.node.spec
-    if isinstance(spec, Choose):
-        return spec.branches[index].when
     progress = scope.block
+    if isinstance(spec, Choose):
+        assert isinstance(progress, ChooseProgress)
+        return spec.branches[index].when if progress.conditions is None else progress.conditions[index]
     assert isinstance(spec, Phases)
     assert isinstance(progress, PhasesProgress)
     assert progress.row is not None
@@ -448,7 +453,7 @@ def condition_at(scope: ScopeState, index: int) -> Condition | None:
     return spec.policies[phase.policy][index].when
 
 
-def asking(condition: Condition) -> tuple[str, dict[str, Slot]]:
+def asking(condition: Condition | Given) -> tuple[str, dict[str, Slot]]:
     """The action that evaluates a condition, and its slots."""
     if isinstance(condition, Predicate):
         return condition.name, condition.slots

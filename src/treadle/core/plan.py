@@ -15,6 +15,8 @@ from typing import ClassVar, Final, Literal
 
 import msgspec
 
+from treadle.core.values import Arg
+
 
 class Const(msgspec.Struct, frozen=True, gc=False, tag="const", tag_field="slot"):
     """The n-th constant of the fragment that declares the slot."""
@@ -100,9 +102,9 @@ UNLIMITED: Final = "treadle:unlimited"
 
 
 class Given(msgspec.Struct, frozen=True, gc=False, tag="given", tag_field="slot"):
-    """A value that the kernel itself gives, as a handle."""
+    """A value that the kernel itself gives. It is in no plan."""
 
-    value: str
+    value: Arg
 
 
 class Triggers(msgspec.Struct, frozen=True, gc=False, tag="triggers", tag_field="slot"):

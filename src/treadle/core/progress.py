@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from treadle.core.addresses import encode_id
 from treadle.core.blocks import has_policies
 from treadle.core.events import NULL, Arg, ArgList, DecisionMade, Handle, Items
-from treadle.core.plan import Choose, Gather, Opening, Phase, Phases
+from treadle.core.plan import Choose, Condition, Gather, Given, Opening, Phase, Phases
 
 if TYPE_CHECKING:
     from treadle.core.moulds import Mould
@@ -179,12 +179,14 @@ class GatherProgress:
 class ChooseProgress:
     """The branch of a choose."""
 
-    __slots__ = ("asked", "branch", "closed", "entry", "question", "scope", "tried")
+    __slots__ = ("asked", "branch", "closed", "conditions", "entry", "question", "scope", "tried")
 
     def __init__(self, entry: int) -> None:
         # The branch that was chosen ("": none of them); None while that is open.
         self.branch: str | None = None
         self.scope: ScopeState | None = None
+        # Of each branch, over the values that were there at the first question: all are about the same.
+        self.conditions: list[Condition | Given | None] | None = None
         # How many branches were found not to hold.
         self.tried = 0
         self.question = -1

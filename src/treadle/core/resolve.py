@@ -330,7 +330,7 @@ def lane_of(spec: Spec | None) -> str:
 
 def handle_of(value: object) -> Handle:
     """The handle of a small value that the kernel itself makes."""
-    return "=" + msgspec.json.encode(value).decode()
+    return f"={value}" if type(value) is int else "=" + msgspec.json.encode(value).decode()
 
 
 def is_inline(arg: Arg) -> bool:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from treadle.errors import RunNotPausedError, TreadleError
+from treadle.runtime.client import App
 from treadle.runtime.run import Run
 from treadle.testing.invariants import ANSWERS, DELETED, Fail, Watch
 from treadle.testing.sim_codec import inline_text
 from treadle.testing.sim_oracle import Told
 from treadle.testing.sim_workload import LABELS, SIGNALS, Act
+
+# How old a closed run is when it may be deleted for its age, in seconds.
+_AGE: Final = 10
 
 
 class Desk:
@@ -93,6 +97,19 @@ class Desk:
         self.deleted.add(id_)
         if key in self._watch.data.runs:
             self._fail(DELETED, f"{id_} was deleted and is there")
+
+    async def sweep_old(self, app: App) -> None:
+        """Have runs deleted that were closed some seconds ago."""
+        removal = await app.gc(older_than=_AGE, keep=1)
+        for row in removal.deleted:
+            self.deleted.add(row.id)
+            journal = self._watch.journals[row.key]
+            if row.key in self._watch.data.runs:
+                self._fail(DELETED, f"{row.id} was deleted and is there")
+            _, ahead = self._watch.limits.clocks()
+            is_called = bool(row.parent) and not journal.run.head.detached
+            if journal.is_open or is_called or row.updated_at > ahead - _AGE:
+                self._fail(DELETED, f"{row.id} was deleted for its age: {row}, at {ahead}")
 
     async def await_result(self, run: Run[Any], key: str) -> None:
         """Wait for a run's result, and note it."""

@@ -184,7 +184,9 @@ class Joins:
     def judge(self) -> None:
         """A row and its run are both there, or neither is."""
         for join in self.joins:
-            has_run, has_row = join.id in self._data.ids, join.id in self.rows
+            # It may have been deleted since.
+            has_run = any(journal.run.head.id == join.id for journal in self._watch.journals.values())
+            has_row = join.id in self.rows
             if has_run != has_row:
                 self._fail(JOINED, f"{join.id}: its row is there: {has_row}, its run is: {has_run}")
             if join.rolls_back and (has_row or self._is_told(join)):

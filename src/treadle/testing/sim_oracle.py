@@ -273,8 +273,8 @@ class Oracle:
                 return self._variable(state, node, constants, slot)
             case PhaseInfo(fact=fact):
                 return self.blocks.told(state, node, fact)
-            case Given(value=handle):
-                return self.value(handle)
+            case Given(value=arg):
+                return self.assembled(arg)
             case _:
                 raise AssertionError(slot)
 

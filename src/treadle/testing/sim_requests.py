@@ -118,6 +118,9 @@ class Requests:
 
     def operate(self, host: Host, act: Act) -> None:
         """Do what an operator does."""
+        if act.what == "gc":
+            self.client(host, act.name, self.desk.sweep_old)
+            return
         spec = self._workload.runs[act.run]
         if spec.name in self._drop:
             return

@@ -72,7 +72,6 @@ class Blocks:
         self._first: dict[str, int] = {}
         # Choose's address -> truths of its conditions when they were looked at; question's address -> what it asks.
         self._truths: dict[str, dict[int, Any]] = {}
-        self._asked: dict[str, tuple[str, int]] = {}
         # Scope's address -> its value.
         self.values: dict[str, Any] = {}
 
@@ -87,9 +86,7 @@ class Blocks:
                 if at not in self._items:
                     self._items[at] = self._listed(run, scope.node, scope.node.spec)
             case ev.ScopeAsked(at=at, what="when"):
-                self._looked_at(run, at, event.index)
-                number = f"#{event.number}" if event.number > 1 else ""
-                self._asked[f"{_base(run, at)}/~when{number}"] = (at, event.index)
+                self._looked_at(run, at)
             case ev.BranchChosen():
                 self._chosen(run, event)
             case ev.RowOpened():
@@ -100,8 +97,6 @@ class Blocks:
                 self._decided(run, event)
             case ev.StepDispatched(at=at) | ev.EvaluationAsked(at=at):
                 self._started(run, at)
-                if at in self._asked:
-                    self._answered(run, *self._asked[at])
             case _:
                 pass
 
@@ -203,7 +198,7 @@ class Blocks:
         scope = _scope(run, event.at)
         spec = scope.node.spec
         assert isinstance(spec, Choose)
-        self._looked_at(run, event.at, len(spec.branches))
+        self._looked_at(run, event.at)
         expected: Any = ""
         for index, branch in enumerate(spec.branches):
             found = self._truths[event.at][index]
@@ -215,22 +210,19 @@ class Blocks:
         if expected != event.branch:
             self._say(run, event.at, f"branch {event.branch!r} was chosen, not {expected!r}")
 
-    def _looked_at(self, run: RunState, at: str, count: int) -> None:
-        """Note the truths of a choose's first conditions that it has not looked at before.
+    def _looked_at(self, run: RunState, at: str) -> None:
+        """Note which conditions of a choose hold with the values that there are now, if it has not looked before.
 
-        What it has found stays so, although a step that had failed then, so that a default was read, is retried.
+        What it has seen stays so, although a step that had failed then, so that a default was read, is retried.
         """
-        for index in range(count):
-            if index not in self._truths.get(at, {}):
-                self._answered(run, at, index)
-
-    def _answered(self, run: RunState, at: str, index: int) -> None:
-        """Note whether a condition of a choose holds with the values that there are now."""
         scope = _scope(run, at)
         spec = scope.node.spec
         assert isinstance(spec, Choose)
-        when = spec.branches[index].when
-        self._truths.setdefault(at, {})[index] = True if when is None else self._holds(run, scope.node, when)
+        if at not in self._truths:
+            self._truths[at] = {
+                index: True if branch.when is None else self._holds(run, scope.node, branch.when)
+                for index, branch in enumerate(spec.branches)
+            }
 
     def _holds(self, run: RunState, node: Node, condition: Condition) -> Any:
         """Whether a condition holds."""

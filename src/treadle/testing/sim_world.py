@@ -293,7 +293,7 @@ class World:
         if self.faults.calm and act.name.startswith("at"):
             return
         host = self.hosts[act.node]
-        if act.name.startswith("op"):
+        if act.name.startswith(("op", "gc")):
             self.requests.operate(host, act)
         elif not act.name.startswith("window"):
             self._blow(host, act)
@@ -364,7 +364,7 @@ class World:
             self._plan(spec.name, spec.at, self._start_at, spec.node, spec, spec.awaits)
             for at, node in spec.again:
                 self._plan(spec.name, at, self._start_at, node, spec, False)
-        for act in (*self.workload.acts, *self.windows.acts):
+        for act in (*self.workload.acts, *self.windows.acts, *self._deletions()):
             self._plan(act.name, act.at, self._act, act)
         for change in self.restrictions.changes:
             host = self.hosts[change.node]
@@ -373,6 +373,14 @@ class World:
         self.loop.create_task(self._keep(), context=self.root)
         if self.program is not None:
             self.loop.create_task(self._run_program(self.program), context=self.root)
+
+    def _deletions(self) -> list[Act]:
+        """When operators have old runs deleted, in some worlds."""
+        rng = random.Random(f"deletions of {self.seed}")
+        if self.program is not None or self.faults.chosen is not None or rng.random() > 0.15:
+            return []
+        times = [self.shape.seconds * rng.random() for _ in range(3)]
+        return [Act(f"gc{n}", at, "gc", rng.randrange(self.shape.nodes), 0, 0.0) for n, at in enumerate(times)]
 
     def _plan_asides(self) -> None:
         """What some worlds have besides: triggers, transactions, tables that are made anew."""
