@@ -49,8 +49,8 @@ class Steps(Protocol):
         ...
 
 
-class Attempt(msgspec.Struct, eq=False, gc=False):
-    """One live attempt. Its task holds it only until that ends, so the garbage collector need not know it."""
+class Attempt(msgspec.Struct, eq=False):
+    """One live attempt."""
 
     task: Task
     kind: int

@@ -1,7 +1,7 @@
 """Appends in flight: who is called with the store's answer, and where that goes.
 
 There is one for every decision, so they are structs outside the garbage collector: they refer to their run, and
-nothing that lives longer than the commit refers to them.
+nothing that they refer to refers to them.
 """
 
 from __future__ import annotations

@@ -284,6 +284,8 @@ def deliver(done: list[Work]) -> None:
     """Tell those who wait what came of it, on the event loop."""
     for work in done:
         work.then(work.value, work.error)
+        # An error knows the frames that it has passed, and one of those knows all of the group.
+        work.error = None
 
 
 class _Ended:

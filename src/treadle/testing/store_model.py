@@ -158,7 +158,7 @@ class StoreModel(ModelAnswers, RuleBasedStateMachine):
         id = f"id-{data.draw(st.integers(0, RUNS), 'id')}"
         fields = self.draw_fields(data, key, id)
         name = ""
-        called, asked = data.draw(_chance, "called"), data.draw(_chance, "asked for")
+        called, asked = data.draw(st.booleans(), "called"), data.draw(_chance, "asked for")
         if called and self.runs:
             parent = data.draw(st.sampled_from([*self.runs]), "parent")
             fields["head"] = head_of(key, id=id, parent=f"{parent}/step", detached=data.draw(_chance, "detached"))
@@ -333,7 +333,9 @@ class StoreModel(ModelAnswers, RuleBasedStateMachine):
     @rule(data=st.data())
     def delete(self, data: st.DataObject) -> None:
         """Someone deletes a run; it must be closed."""
-        key = data.draw(st.sampled_from([*self.runs, *self.tombstones]))
+        closed_ones = [run.key for run in self.runs.values() if not run.tasks and run.status not in LIVE]
+        likely = data.draw(st.booleans(), "closed")
+        key = data.draw(st.sampled_from(closed_ones if closed_ones and likely else [*self.runs, *self.tombstones]))
         run = self.runs.get(key)
         below = self.awaited(key)
         closed = all(not one.tasks and one.status not in LIVE for one in map(self.runs.__getitem__, below))

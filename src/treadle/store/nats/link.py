@@ -68,6 +68,20 @@ class RefusedError(Exception):
         super().__init__(description)
 
 
+class _Wait:
+    """What a request waits for."""
+
+    __slots__ = ("future",)
+
+    def __init__(self) -> None:
+        self.future: asyncio.Future[bool] | None = None
+
+    def end(self, broken: bool) -> None:
+        """Let it go on, if it waits."""
+        if self.future is not None and not self.future.done():
+            self.future.set_result(broken)
+
+
 class Link:
     """One connection. All methods are for its loop's thread."""
 
@@ -82,8 +96,8 @@ class Link:
         self._answers: dict[str, Callable[[Message], None]] = {}
         self._numbers = itertools.count()
         self._inbox = ""
-        # Done when the connection was made anew: what is not answered by then was lost with the old one.
-        self._mended: asyncio.Future[None] | None = None
+        # Ended when the connection was made anew: what is not answered by then was lost with the old one.
+        self._waits: dict[_Wait, None] = {}
         self._opening = asyncio.Lock()
         self._wanted: list[tuple[str, Callable[[], None]]] = []
         # The first half of all message ids of this connection: none is ever made twice.
@@ -148,17 +162,21 @@ class Link:
         del self.errors[:-8]
 
     async def _on_reconnected(self) -> None:
-        mended, self._mended = self._mended, asyncio.get_running_loop().create_future()
-        if mended is not None:
-            mended.set_result(None)
+        for wait in self._waits:
+            wait.end(True)
 
-    async def _wait(self, done: asyncio.Future[Any]) -> bool:
+    async def _wait(self, wait: _Wait) -> bool:
         """Wait until all answers are there, or for a while; True if the connection broke meanwhile."""
-        if self._mended is None:
-            self._mended = asyncio.get_running_loop().create_future()
-        mended = self._mended
-        await asyncio.wait([done, mended], timeout=ANSWER_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        return mended.done()
+        loop = asyncio.get_running_loop()
+        # One future and one timer: this is part of each commit, and `asyncio.wait` costs several times as much.
+        wait.future = loop.create_future()
+        timer = loop.call_later(ANSWER_SECONDS, wait.end, False)
+        self._waits[wait] = None
+        try:
+            return await wait.future
+        finally:
+            timer.cancel()
+            del self._waits[wait]
 
     async def close(self) -> None:
         """Disconnect."""
@@ -222,10 +240,9 @@ class Link:
             StoreFullError: there is no room for one of them. Others may have been stored.
             StoreUnavailableError: the answer to one of them did not come; nothing is known of it.
         """
-        loop = asyncio.get_running_loop()
         numbers = [0] * len(messages)
         left: dict[int, None] = dict.fromkeys(range(len(messages)))
-        done: asyncio.Future[None] = loop.create_future()
+        wait = _Wait()
         failure: list[StoreError] = []
         tokens: list[str] = []
 
@@ -242,15 +259,15 @@ class Link:
                 numbers[place] = ack.seq
                 if stored is not None:
                     stored(place, ack.seq)
-            if not left and not done.done():
-                done.set_result(None)
+            if not left:
+                wait.end(False)
 
         try:
             for place in range(len(messages)):
                 token = str(next(self._numbers))
                 tokens.append(token)
                 self._answers[token] = partial(answered, place)
-            await self._until(done, left, tokens, messages, after)
+            await self._until(wait, left, tokens, messages, after)
         finally:
             for token in tokens:
                 del self._answers[token]
@@ -260,7 +277,7 @@ class Link:
 
     async def _until(
         self,
-        done: asyncio.Future[None],
+        wait: _Wait,
         left: dict[int, None],
         tokens: list[str],
         messages: Sequence[tuple[str, bytes, str]],
@@ -272,7 +289,8 @@ class Link:
             for place in list(left):
                 subject, data, identity = messages[place]
                 await self._send(tokens[place], subject, data, {"Nats-Msg-Id": identity} | fence)
-            await self._wait(done)
+            if left:
+                await self._wait(wait)
             if left and asyncio.get_running_loop().time() > give_up:
                 raise StoreUnavailableError(
                     f"{self.location.shown} did not confirm {len(left)} messages in {PATIENCE_SECONDS:.0f} s;"
@@ -325,31 +343,30 @@ class Link:
                 )
 
     async def _gather_once(self, subject: str, data: bytes, is_last: Callable[[Message], bool]) -> list[Message] | None:
-        loop = asyncio.get_running_loop()
         token = str(next(self._numbers))
         found: list[Message] = []
-        done: asyncio.Future[bool] = loop.create_future()
+        # Whether somebody has answered, once that is known.
+        ended: list[bool] = []
+        wait = _Wait()
 
         def answered(message: Message) -> None:
             found.append(message)
-            if done.done():
-                return
-            if message.headers.get("Status") == "503":
-                done.set_result(False)
-            elif is_last(message):
-                done.set_result(True)
+            nobody = message.headers.get("Status") == "503"
+            if nobody or is_last(message):
+                ended.append(not nobody)
+                wait.end(False)
 
         self._answers[token] = answered
         try:
             await self._send(token, subject, data, None)
             seen, broken = -1, False
-            while not done.done() and len(found) > seen and not broken:
+            while not ended and len(found) > seen and not broken:
                 # As long as answers come, the last one is waited for.
                 seen = len(found)
-                broken = await self._wait(done)
-            if not done.done():
+                broken = await self._wait(wait)
+            if not ended:
                 return None
-            if not done.result():
+            if not ended[0]:
                 await asyncio.sleep(0.1)
                 return None
             return found
