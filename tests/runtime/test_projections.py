@@ -34,7 +34,7 @@ from treadle import (
 from treadle.runtime.client import App
 from treadle.runtime.projections import Live
 from treadle.store.base import Store
-from treadle.store.postgres import PostgresProjections, PostgresStore
+from treadle.store.postgres import PostgresProjections, PostgresStore, parse_url
 from treadle.store.projection import ProjectionDatabase
 from treadle.store.sqlite import SqliteProjections, SqliteStore
 
