@@ -84,7 +84,11 @@ def empty_schema() -> Generator[str, None, None]:
 
 
 def _drop_projections(con: psycopg.Connection[Any], schema: str) -> None:
-    names = con.execute(f"DELETE FROM {schema}.treadle_projections RETURNING name".encode()).fetchall()
+    names = [
+        name
+        for table in ("treadle_projections", "treadle_followed")
+        for name in con.execute(f"DELETE FROM {schema}.{table} RETURNING name".encode()).fetchall()
+    ]
     for (name,) in names:
         con.execute(f"DROP FUNCTION {schema}.treadle_apply_{name}".encode())
         found = con.execute(

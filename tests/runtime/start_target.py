@@ -91,7 +91,8 @@ async def join(app: App, life: str, count: int) -> None:
         name = f"{life}-{number}"
         con.execute("BEGIN IMMEDIATE" if url.startswith("sqlite") else "BEGIN")
         con.execute(f"INSERT INTO orders VALUES ('{name}')")
-        await app.start(shipped, name, id=name, transaction=con)
+        run = await app.start(shipped, name, id=name, transaction=con)
+        await run.signal("go", transaction=con)
         note(f"open {name}")
         con.execute("ROLLBACK" if number % 3 == 2 else "COMMIT")
     con.close()
@@ -99,8 +100,8 @@ async def join(app: App, life: str, count: int) -> None:
 
 @workflow(name="start:shipped")
 def shipped(name: str) -> str:
-    """A run that is started in a transaction."""
-    return work.bind(name)
+    """A run that is started in a transaction, and told to go in the same."""
+    return work.options(signals=["go"]).bind(name)
 
 
 MODES = {"singleton": queue_up, "batch": trigger, "latest": trigger_latest, "join": join}

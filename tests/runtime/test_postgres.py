@@ -15,12 +15,15 @@ import pytest
 from tests.postgres_kit import empty_schema, query, shared_server, start_server, url_of
 from tests.postgres_proxy import CuttingProxy
 from tests.runtime.kill_target import plan
-from tests.runtime.test_anomalies import drive
+from tests.runtime.test_anomalies import drive, insistently
+from tests.runtime.test_anomalies import registry as anomalies
 from tests.runtime.test_kills import LANES, check, lines, start, wait_for_lines
 
-from treadle import connect
+from treadle import PlanBuilder, Projection, connect, context, step
 from treadle.errors import StoreError
-from treadle.store.postgres import PostgresStore
+from treadle.runtime.client import App
+from treadle.runtime.projections import Live
+from treadle.store.postgres import PostgresProjections, PostgresStore, parse_url
 from treadle.store.queues import NO_LIMITS, QueueChange, QueueLimits
 
 pytestmark = [pytest.mark.postgres, pytest.mark.usefixtures("postgres_server"), pytest.mark.soak]
@@ -90,6 +93,59 @@ def test_any_connection_may_be_cut_before_or_after_a_statement(
         nth += STRIDE
 
     assert nth > 50
+
+
+@step(name="cut:give", registry=anomalies)
+async def give(name: str) -> None:
+    context().record("page", name, {})
+    context().projection("pages").write("INSERT INTO pages_log (url) VALUES (?)", name)
+
+
+@limits
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+def test_records_and_writes_are_applied_once_wherever_a_connection_is_cut(
+    proxy: CuttingProxy, before: bool, limits: QueueLimits
+) -> None:
+    pages = Projection(
+        "pages",
+        migrations=["CREATE TABLE pages (url TEXT PRIMARY KEY, seen INTEGER); CREATE TABLE pages_log (url TEXT)"],
+    )
+    pages.collection("page", "INSERT INTO pages VALUES (:key, 1) ON CONFLICT (url) DO UPDATE SET seen = pages.seen + 1")
+    databases: list[PostgresProjections] = []
+
+    def make() -> PostgresStore:
+        store = limited(opened(url), limits)
+        proxy.cut_at(nth, before=before)
+        return store
+
+    def projections() -> dict[str, Live]:
+        # By a connection of its own, which is not cut.
+        database = PostgresProjections(parse_url(url_of(shared_server(), schema)), hosted=True)
+        database.define(pages.spec)
+        databases.append(database)
+        return {"pages": Live(pages, database, hosted=True)}
+
+    async def act(app: App) -> None:
+        builder = PlanBuilder("given", registry=anomalies)
+        builder.step("b", give.options(after=builder.step("a", give, "a")), "b")
+        planned = builder.build()
+        await insistently(lambda: app.start(planned, id="run"))
+        await insistently(app.run("run").wait)
+
+    async def check(app: App) -> None:
+        found = databases[-1].query("SELECT url, seen FROM pages ORDER BY url")
+        assert found == [{"url": "a", "seen": 1}, {"url": "b", "seen": 1}]
+        assert len(databases[-1].query("SELECT url FROM pages_log")) == 2
+
+    nth, fired = 1, True
+    while fired:
+        with empty_schema() as schema:
+            url = url_of(shared_server(), schema, host="127.0.0.1", port=str(proxy.port), sslmode="disable")
+            drive(make, 10**9, before=True, act=act, check=check, projections=projections)
+        fired = proxy.fired
+        nth += 1 if STRIDE == 1 else 2
+
+    assert nth > 15
 
 
 def test_a_store_is_opened_whatever_is_cut(proxy: CuttingProxy) -> None:

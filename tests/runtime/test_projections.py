@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -13,9 +11,7 @@ from typing import Any
 
 import apsw
 import pytest
-from tests.runtime.projection_target import counts
 from tests.runtime.test_anomalies import drive, insistently, registry
-from tests.runtime.test_kills import lines, start_program, wait_for_lines
 
 from treadle import (
     DefinitionError,
@@ -42,7 +38,6 @@ from treadle.store.postgres import PostgresProjections, PostgresStore, parse_url
 from treadle.store.projection import ProjectionDatabase
 from treadle.store.sqlite import SqliteProjections, SqliteStore
 
-TARGET = Path(__file__).with_name("projection_target.py")
 TABLE = "CREATE TABLE pages (url TEXT PRIMARY KEY, status INTEGER NOT NULL, seen INTEGER NOT NULL DEFAULT 1)"
 # In words that SQLite and PostgreSQL share.
 APPLY = (
@@ -62,21 +57,21 @@ def pages(url: str = "") -> Projection:
     return made
 
 
-_POSTGRES = pytest.mark.postgres
+POSTGRES = pytest.mark.postgres
 # The store, and the database of the projection if that is another one.
-_HOSTED = ["sqlite", pytest.param("postgres", marks=_POSTGRES)]
+HOSTED = ["sqlite", pytest.param("postgres", marks=POSTGRES)]
 _FOLLOWED = [
     "sqlite+sqlite",
     "memory",
-    pytest.param("sqlite+postgres", marks=_POSTGRES),
-    pytest.param("memory+postgres", marks=_POSTGRES),
-    pytest.param("postgres+sqlite", marks=_POSTGRES),
-    pytest.param("postgres+postgres", marks=_POSTGRES),
-    pytest.param("nats+postgres", marks=[_POSTGRES, pytest.mark.nats]),
+    pytest.param("sqlite+postgres", marks=POSTGRES),
+    pytest.param("memory+postgres", marks=POSTGRES),
+    pytest.param("postgres+sqlite", marks=POSTGRES),
+    pytest.param("postgres+postgres", marks=POSTGRES),
+    pytest.param("nats+postgres", marks=[POSTGRES, pytest.mark.nats]),
 ]
 
 
-def _url(request: pytest.FixtureRequest, stack: ExitStack, kind: str, path: Path) -> str:
+def url_for(request: pytest.FixtureRequest, stack: ExitStack, kind: str, path: Path) -> str:
     if kind == "postgres":
         request.getfixturevalue("postgres_server")
         from tests.postgres_kit import empty_schema, new_schema, shared_server, url_of
@@ -87,20 +82,20 @@ def _url(request: pytest.FixtureRequest, stack: ExitStack, kind: str, path: Path
     return "memory://" if kind == "memory" else f"sqlite:///{path}?sync=normal"
 
 
-@pytest.fixture(params=[*_HOSTED, *_FOLLOWED])
+@pytest.fixture(params=[*HOSTED, *_FOLLOWED])
 def places(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, str]]:
     """The store's URL, and the projection's."""
     store, _, own = request.param.partition("+")
     with ExitStack() as stack:
-        url = _url(request, stack, store, tmp_path / "app.db")
-        yield url, _url(request, stack, own, tmp_path / "pages.db") if own else ""
+        url = url_for(request, stack, store, tmp_path / "app.db")
+        yield url, url_for(request, stack, own, tmp_path / "pages.db") if own else ""
 
 
-@pytest.fixture(params=_HOSTED)
+@pytest.fixture(params=HOSTED)
 def host(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The URL of a store that projections can live in."""
     with ExitStack() as stack:
-        yield _url(request, stack, request.param, tmp_path / "app.db")
+        yield url_for(request, stack, request.param, tmp_path / "app.db")
 
 
 def raw(store: str, sql: str) -> list[tuple[Any, ...]]:
@@ -171,6 +166,24 @@ async def test_records_of_successes_are_applied_once(places: tuple[str, str]) ->
             {"url": "/1", "status": 201, "seen": 1},
             {"url": "/flaky", "status": 3, "seen": 1},
         ]
+
+
+@pytest.mark.parametrize("given", ["at first", "later"])
+async def test_one_that_is_followed_into_the_stores_own_database_gets_its_records_once_too(
+    host: str, given: str
+) -> None:
+    if given == "later":
+        async with connect(host) as app:
+            await (await app.start(alone(emit, 2))).result()
+    async with connect(host, projections=[pages(host)]) as app:
+        await (await app.start(alone(emit, 2 if given == "at first" else 1))).result()
+        found = await rows(app)
+        assert [row["seen"] for row in found] == ([1, 1] if given == "at first" else [2, 1])
+        await app.projection("pages").rebuild()
+        assert await rows(app) == found
+    with pytest.raises(ProjectionError, match=r"'pages' is there already|cannot live in"):
+        async with connect(host, projections=[pages()]):
+            pass
 
 
 async def test_the_outcome_tells_the_records(places: tuple[str, str]) -> None:
@@ -468,7 +481,7 @@ async def count(name: str) -> None:
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
-@pytest.mark.parametrize("kind", [*_HOSTED, "sqlite+sqlite", pytest.param("sqlite+postgres", marks=_POSTGRES)])
+@pytest.mark.parametrize("kind", [*HOSTED, "sqlite+sqlite", pytest.param("sqlite+postgres", marks=POSTGRES)])
 def test_records_are_applied_once_whichever_store_call_fails(
     request: pytest.FixtureRequest, tmp_path: Path, before: bool, kind: str
 ) -> None:
@@ -479,13 +492,13 @@ def test_records_are_applied_once_whichever_store_call_fails(
 
     def make() -> Store:
         stack.close()
-        url = _url(request, stack, host, tmp_path / "app.db").replace("app.db", f"{nth}.db")
+        url = url_for(request, stack, host, tmp_path / "app.db").replace("app.db", f"{nth}.db")
         stores.append((PostgresStore if host == "postgres" else SqliteStore).from_url(url))
         return stores[-1]
 
     def projections() -> dict[str, Live]:
         if own == "postgres":
-            location = parse_url(_url(request, stack, own, tmp_path / "pages.db"))
+            location = parse_url(url_for(request, stack, own, tmp_path / "pages.db"))
             database: ProjectionDatabase = PostgresProjections(location, hosted=False)
         else:
             database = SqliteProjections(":memory:", hosted=False) if own else stores[-1].projections()
@@ -550,39 +563,3 @@ async def test_outcomes_that_another_session_reports_bring_their_records(host: s
 
     assert len(found) == 2001
     assert {row["seen"] for row in found} == {1}
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize("kind", [*_HOSTED, "sqlite+sqlite", pytest.param("sqlite+postgres", marks=_POSTGRES)])
-def test_records_are_applied_once_by_processes_that_are_killed(
-    request: pytest.FixtureRequest, tmp_path: Path, kind: str
-) -> None:
-    """Three workers share one run of 80 steps; one after the other is killed with -9."""
-    store, _, own = kind.partition("+")
-    dice, log = random.Random(kind), tmp_path / "log"
-    with ExitStack() as stack:
-        url = _url(request, stack, store, tmp_path / "app.db")
-        place = _url(request, stack, own, tmp_path / "pages.db") if own else ""
-
-        def life() -> subprocess.Popen[str]:
-            return start_program(log, TARGET, url, place)
-
-        lives = [life() for _ in range(3)]
-        for _ in range(4):
-            if not wait_for_lines(log, lines(log) + dice.randint(3, 12), lives):
-                break
-            victim = lives.pop(dice.randrange(3))
-            victim.kill()
-            victim.communicate()
-            lives.append(life())
-        answers = [one.communicate(timeout=120) for one in lives]
-        assert [one.returncode for one in lives] == [0] * 3, [err for _, err in answers]
-
-        async def told() -> list[dict[str, Any]]:
-            async with connect(url, projections=[counts(place)], worker=False) as app:
-                projection = app.projection("counts")
-                await projection.caught_up()
-                return await projection.query("SELECT count(*) AS steps, sum(seen) AS seen FROM counts")
-
-        ((found),) = asyncio.run(told())
-    assert (int(found["steps"]), int(found["seen"])) == (80, 80)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.postgres_kit import empty_schema, query, shared_server, url_of
+from tests.postgres_kit import empty_schema, new_schema, query, shared_server, url_of
 
 from treadle import (
     PlanBuilder,
@@ -213,6 +213,21 @@ def test_the_example_runs_on_it_as_on_a_file(store: str, tmp_path: Path) -> None
 
     assert told[0] == told[1]
     assert "broken" in told[0]
+
+
+async def test_a_store_is_made_where_followed_projections_are_and_does_not_know_them(tmp_path: Path) -> None:
+    with new_schema() as name:
+        url = url_of(shared_server(), name)
+        made = Projection("things", migrations=["CREATE TABLE things (key text PRIMARY KEY, data jsonb)"], url=url)
+        made.collection("thing", APPLY)
+        async with connect(f"sqlite:///{tmp_path}/other.db", projections=[made]) as app:
+            await (await app.start(giving(("a", 1)))).result()
+            await app.projection("things").caught_up()
+        async with connect(url) as app:
+            await (await app.start(giving(("b", 1)))).result()
+            assert (await app.check()).problems == []
+
+        assert see(url, "SELECT key FROM @.things") == [("a",)]
 
 
 async def test_a_name_that_the_server_would_cut_is_refused(store: str) -> None:

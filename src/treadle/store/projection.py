@@ -28,6 +28,10 @@ from treadle.store.offers import Offer
 # Decodes a list of records whose handle says that it is encoded; what the handle holds itself comes as its text.
 Opened = Callable[[str, bytes | str], bytes]
 
+# The tables in which projections are known: those that outcomes are given to, and those that a follower serves. Both
+# may be in one database: what is followed into a store gets nothing of its outcomes.
+REGISTERS = {True: "treadle_projections", False: "treadle_followed"}
+
 decode_records = msgspec.json.Decoder(list[tuple[str, str, msgspec.Raw]]).decode
 
 
@@ -323,6 +327,7 @@ def fitting(
 
 
 __all__ = [
+    "REGISTERS",
     "HostsProjections",
     "Known",
     "Opened",

@@ -31,6 +31,8 @@ CREATE TABLE IF NOT EXISTS @treadle_projections (
     migrations text NOT NULL,
     statements text NOT NULL
 );
+-- The same of those that a follower serves.
+CREATE TABLE IF NOT EXISTS @treadle_followed (LIKE @treadle_projections INCLUDING ALL);
 -- How far followers, and event sinks, have got in the journals of runs.
 CREATE TABLE IF NOT EXISTS @treadle_positions (
     projection text COLLATE "C" NOT NULL,

@@ -32,6 +32,7 @@ from treadle.store.postgres.giving import (
 from treadle.store.postgres.location import Location
 from treadle.store.postgres.sql_text import count_places, first_word, named, numbered, quote_of
 from treadle.store.projection import (
+    REGISTERS,
     Known,
     Opened,
     Projections,
@@ -86,6 +87,7 @@ class PostgresProjections(Projections):
     def __init__(self, location: Location, *, hosted: bool, opened: Opened | None = None) -> None:
         self.shown = location.shown
         self.hosted = hosted
+        self._register = REGISTERS[hosted]
         self._opened = opened
         self._lock = threading.RLock()
         self._checked: set[tuple[str, str]] = set()
@@ -109,7 +111,7 @@ class PostgresProjections(Projections):
                 raise StoreUnavailableError(f"{self.shown}: rivals have taken it back; try again") from error
 
     def _is_ready(self) -> bool:
-        found = self._link.all("SELECT to_regclass(%s) IS NOT NULL", (f"{self._link.schema}treadle_projections",))
+        found = self._link.all("SELECT to_regclass(%s) IS NOT NULL", (f"{self._link.schema}{self._register}",))
         return bool(found[0][0])
 
     def _make_schema(self) -> None:
@@ -123,12 +125,12 @@ class PostgresProjections(Projections):
         with self._lock:
             if not self._is_ready():
                 return None
-            sql = "SELECT migrations, statements FROM @treadle_projections WHERE name = %s"
+            sql = f"SELECT migrations, statements FROM @{self._register} WHERE name = %s"
             found = self._link.all(sql, (name,))
         return Known(json.loads(found[0][0]), json.loads(found[0][1])) if found else None
 
     def _names(self) -> list[str]:
-        return [name for (name,) in self._link.all("SELECT name FROM @treadle_projections")]
+        return [name for (name,) in self._link.all(f"SELECT name FROM @{self._register}")]
 
     def _tables(self) -> set[str]:
         return {name for (name,) in self._link.all(_RELATIONS, (self._schema,))}
@@ -169,7 +171,7 @@ class PostgresProjections(Projections):
         except GuestError as error:
             raise ProjectionError(f"the statements of {spec.name!r} cannot be used: {error.message}") from error
         self._link.run(
-            "INSERT INTO @treadle_projections (name, migrations, statements) VALUES (%s, %s, %s)"
+            f"INSERT INTO @{self._register} (name, migrations, statements) VALUES (%s, %s, %s)"
             " ON CONFLICT (name) DO UPDATE SET migrations = excluded.migrations, statements = excluded.statements",
             (spec.name, json.dumps(known.migrations), json.dumps(known.statements)),
         )
@@ -183,7 +185,7 @@ class PostgresProjections(Projections):
                 if belongs(name, own):
                     self._drop(name, f"DROP {kind} IF EXISTS {written} CASCADE")
         self._drop(name, f"DROP FUNCTION IF EXISTS {apply_name(name, link.schema)}")
-        link.run("DELETE FROM @treadle_projections WHERE name = %s", (name,))
+        link.run(f"DELETE FROM @{self._register} WHERE name = %s", (name,))
         link.run("DELETE FROM @treadle_positions WHERE projection = %s", (name,))
 
     def _drop(self, name: str, sql: str) -> None:

@@ -483,9 +483,10 @@ def behind(link: Link, *, create: bool) -> int:
     """How many migrations the store lacks. It is not changed; raises as `prepare`."""
     where, schema = link.location.shown, link.location.schema
     ((made, others),) = link.all(
-        "SELECT to_regclass(%s) IS NOT NULL, EXISTS (SELECT 1 FROM pg_class c JOIN pg_namespace s"
-        " ON s.oid = c.relnamespace WHERE s.nspname = %s)",
-        (f"{link.schema}meta", schema),
+        # A store may be made where followed projections are.
+        "SELECT to_regclass(%s) IS NOT NULL, to_regclass(%s) IS NULL AND EXISTS (SELECT 1 FROM pg_class c"
+        " JOIN pg_namespace s ON s.oid = c.relnamespace WHERE s.nspname = %s)",
+        (f"{link.schema}meta", f"{link.schema}treadle_followed", schema),
     )
     if made:
         version: int = link.all("SELECT version FROM @meta")[0][0]

@@ -14,6 +14,7 @@ import apsw.ext
 from treadle.errors import ProjectionError, StoreError
 from treadle.store.base import Append
 from treadle.store.projection import (
+    REGISTERS,
     Known,
     Opened,
     Projections,
@@ -29,7 +30,7 @@ from treadle.store.projection import (
 from treadle.store.sqlite.connection import Database, connect, map_exceptions, use_wal
 
 _SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS treadle_projections (
+CREATE TABLE IF NOT EXISTS {register} (
     name TEXT PRIMARY KEY,
     -- Hashes of the migrations that were applied, and the statement of each collection, both as JSON.
     migrations TEXT NOT NULL,
@@ -42,7 +43,7 @@ CREATE TABLE IF NOT EXISTS treadle_positions (
     PRIMARY KEY (projection, run)
 ) WITHOUT ROWID;
 """
-_DEFINED: Final = "SELECT 1 FROM sqlite_schema WHERE name = 'treadle_projections'"
+_DEFINED: Final = "SELECT 1 FROM sqlite_schema WHERE name = ?"
 _JOURNAL: Final = (
     "SELECT r.n, r.id, j.time, j.events FROM journal j JOIN runs r ON r.n = j.run"
     " WHERE j.events LIKE '%\"records\":%' ORDER BY j.rowid"
@@ -54,7 +55,7 @@ _CHECKED: Final = 1000
 def statements_of(con: Database) -> dict[str, list[tuple[str, str]]]:
     """Collection -> (projection, statement) of each projection that takes it."""
     found: dict[str, list[tuple[str, str]]] = {}
-    if con.execute(_DEFINED).fetchall():
+    if con.execute(_DEFINED, (REGISTERS[True],)).fetchall():
         for name, text in con.execute("SELECT name, statements FROM treadle_projections ORDER BY name").fetchall():
             for collection, sql in json.loads(text).items():
                 found.setdefault(collection, []).append((name, sql))
@@ -150,6 +151,7 @@ class SqliteProjections(Projections):
         self.path = self.shown = path
         self._opened = opened
         self.hosted = hosted
+        self._register = REGISTERS[hosted]
         self._lock = threading.RLock()
         self._checked: set[tuple[str, str]] = set()
         with map_exceptions(path):
@@ -175,19 +177,19 @@ class SqliteProjections(Projections):
     @contextmanager
     def _changing(self) -> Generator[None, None, None]:
         with self._writing() as con:
-            con.execute(_SCHEMA).fetchall()
+            con.execute(_SCHEMA.format(register=self._register)).fetchall()
             yield
 
     def _known(self, name: str) -> Known | None:
         with self._lock, map_exceptions(self.path):
-            if not self._con.execute(_DEFINED).fetchall():
+            if not self._con.execute(_DEFINED, (self._register,)).fetchall():
                 return None
-            sql = "SELECT migrations, statements FROM treadle_projections WHERE name = ?"
+            sql = f"SELECT migrations, statements FROM {self._register} WHERE name = ?"
             found = self._con.execute(sql, (name,)).fetchall()
         return Known(json.loads(found[0][0]), json.loads(found[0][1])) if found else None
 
     def _names(self) -> list[str]:
-        return [name for (name,) in self._con.execute("SELECT name FROM treadle_projections").fetchall()]
+        return [name for (name,) in self._con.execute(f"SELECT name FROM {self._register}").fetchall()]
 
     def _tables(self) -> set[str]:
         sql = "SELECT name FROM sqlite_schema WHERE name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
@@ -208,7 +210,7 @@ class SqliteProjections(Projections):
         for collection, sql in spec.statements.items():
             self._compile(con, spec.name, sql, f"the statement of {spec.name!r} for {collection!r}")
         con.execute(
-            "INSERT OR REPLACE INTO treadle_projections (name, migrations, statements) VALUES (?, ?, ?)",
+            f"INSERT OR REPLACE INTO {self._register} (name, migrations, statements) VALUES (?, ?, ?)",
             (spec.name, json.dumps(known.migrations), json.dumps(known.statements)),
         ).fetchall()
 
@@ -217,7 +219,7 @@ class SqliteProjections(Projections):
         for kind, table in con.execute("SELECT type, name FROM sqlite_schema").fetchall():
             if kind in ("table", "view") and belongs(name, table):
                 con.execute(f'DROP {kind} IF EXISTS "{table}"').fetchall()
-        con.execute("DELETE FROM treadle_projections WHERE name = ?", (name,))
+        con.execute(f"DELETE FROM {self._register} WHERE name = ?", (name,))
         con.execute("DELETE FROM treadle_positions WHERE projection = ?", (name,))
 
     def _replay(self, spec: ProjectionSpec) -> None:
