@@ -202,8 +202,7 @@ def test_every_decision_note_is_short_and_has_its_four_parts() -> None:
         assert [line for line in lines if line.startswith("## ")] == list(parts), where(note)
 
 
-def test_decisions_are_numbered_and_no_number_stands_twice() -> None:
-    numbers = [path.name[:4] for path in sorted((ROOT / "docs" / "decisions").glob("*.md"))]
+def test_decisions_are_numbered_from_one_without_gaps() -> None:
+    notes = sorted((ROOT / "docs" / "decisions").glob("*.md"))
 
-    assert all(number.isdigit() for number in numbers)
-    assert sorted(set(numbers)) == numbers
+    assert [path.name[:4] for path in notes] == [f"{number:04d}" for number in range(1, len(notes) + 1)]
