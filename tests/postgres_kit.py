@@ -99,7 +99,7 @@ def _drop_projections(con: psycopg.Connection[Any], schema: str) -> None:
         for (table,) in found:
             con.execute(f"DROP TABLE IF EXISTS {schema}.{table} CASCADE".encode())
     if names:
-        con.execute(f"UPDATE {schema}.meta SET serves = 5".encode())
+        con.execute(f"UPDATE {schema}.meta SET serves = version".encode())
 
 
 def query(server: PostgresServer, sql: str, *values: Any) -> list[tuple[Any, ...]]:
