@@ -11,7 +11,7 @@ name everything that ever moved, decides exactly like the live one.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from heapq import heappush
 from types import MappingProxyType
 from typing import ClassVar, cast
@@ -76,7 +76,7 @@ class ScopeState(msgspec.Struct, eq=False):
     # What failed it, where that is no block in it.
     failure: Failure | None = None
     # Numbers of mandatory children that failed or were skipped by a failure, in that order. See `mark_bad`.
-    bad: Collection[int] = ()
+    bad: dict[int, None] | tuple[()] = ()
     # How many mandatory children were cancelled.
     cancelled: int = 0
     # Its content waits until what the group needs has come.

@@ -227,8 +227,10 @@ class ModelAnswers:
             posts.append(append.report.input)
         for value in posts:
             target = self.runs.get(value.key)
-            there = {(value.key, other.id) for other in target.inbox} | self.posted if target is not None else set()
-            if target is not None and (value.key, value.id) not in there:
+            if target is None:
+                continue
+            there = {(value.key, other.id) for other in target.inbox} | self.posted
+            if (value.key, value.id) not in there:
                 self.posted.add((value.key, value.id))
                 self.made.setdefault(value.key, []).append(decode_input(value.body))
 
