@@ -64,6 +64,20 @@ def gathered(*blocks: Block, count: int, output: str) -> Driver:
     return Driver(step("a"), gather, constants=[list(range(count))])
 
 
+def test_blocks_of_a_body_know_each_other_in_every_iteration_though_the_first_is_no_step() -> None:
+    inner = Gather(id="in", items=Const(0), body=Body(blocks=[step("w")], output=Ref(step="w")))
+    last = Gather(id="last", items=Const(0), body=Body(blocks=[step("v", "in")], output=Ref(step="v")), after=("in",))
+    driver = gathered(inner, last, count=4, output="last")
+
+    driver.succeed("a")
+    driver.finish()
+
+    assert driver.run.status == "succeeded"
+    assert [list(driver.run.children[driver.scope(f"g[{index}]").node.number]) for index in range(4)] == [
+        ["in", "last"]
+    ] * 4
+
+
 def test_iterations_are_what_the_first_one_is() -> None:
     inner = Group(id="in", blocks=[step("y", "x"), step("z", "y", optional=True)], after=("x",), output=Ref(step="z"))
     nested = Gather(id="deep", items=Ref(step="x"), body=Body(blocks=[step("w")], output=Ref(step="w")))

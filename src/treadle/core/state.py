@@ -440,7 +440,7 @@ class RunState:
         if found is None and type(scope.spec) is Body and scope.number + 1 < len(self.states):
             # The step of an iteration that was cast is entered nowhere: it has the next number.
             node = self.states[scope.number + 1].node
-            if node.scope is scope:
+            if node.is_step and node.scope is scope:
                 return {encode_id(node.step.id): node}
         return found if found is not None else _NOTHING_INSIDE
 
