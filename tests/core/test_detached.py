@@ -11,8 +11,10 @@ from tests.core.test_phases import cell, give, place_of, row, rows
 from treadle.core import inputs as inp
 from treadle.core.decide import Limits
 from treadle.core.plan import (
+    Block,
     Const,
     Group,
+    Phase,
     Phases,
     RetryPolicy,
 )
@@ -169,3 +171,17 @@ def test_a_cancel_reaches_detached_cells(hard: bool) -> None:
     }
     assert driver.status("f/a/bg") == "cancelled"
     driver.check()
+
+
+def test_a_cell_brought_back_into_a_scope_that_stops_is_looked_at_though_it_waits() -> None:
+    cells: list[Block] = [step("c0", after_any=("s0",)), step("c1")]
+    block = Phases(id="f", phases=[Phase(id="p", blocks=cells, detached=("c0", "c1"))], on_finish="wait")
+    driver = Driver(step("s0"), block)
+    waits = driver.step("f/p/c0")
+    waits.around.stopping = "met"
+
+    driver.run.recount(waits)
+
+    # A run that is loaded looks at it in any case, and has to decide what the live one decides.
+    assert waits.waiting == 1
+    assert waits.node.number in driver.run.frontier

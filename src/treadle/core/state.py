@@ -498,7 +498,8 @@ class RunState:
                 doomed = max(doomed, state.around.doomed)
         state.waiting = waiting
         state.doomed = doomed
-        if waiting == 0 or doomed == BY_FAILURE:
+        # What was brought back into a scope that stops is cancelled, whatever it waits for.
+        if waiting == 0 or doomed == BY_FAILURE or state.around.stopping:
             heappush(self.frontier, state.node.number)
 
 
