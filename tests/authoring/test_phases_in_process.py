@@ -265,7 +265,9 @@ async def test_a_detached_cell_that_fails_or_patches_harms_only_its_ticket() -> 
 @pytest.mark.parametrize(("on_finish", "ended"), [("wait", "value"), ("cancel", "error"), ("leave", "pending")])
 async def test_what_becomes_of_detached_cells_at_the_end(on_finish: Any, ended: str) -> None:
     async def late() -> str:
-        await asyncio.sleep(0.02)
+        # More turns of the loop than the rest of the block takes.
+        for _ in range(200):
+            await asyncio.sleep(0)
         return "done"
 
     result = await Phases(Phase("a", {"x": lambda: 1}, detached={"log": late}), on_finish=on_finish).run()

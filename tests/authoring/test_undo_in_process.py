@@ -159,7 +159,7 @@ async def test_an_unsafe_undo_is_skipped_and_undos_of_one_resource_follow_each_o
     async def alone(result: str) -> None:
         assert busy == []
         busy.append(result)
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(0)
         busy.remove(result)
 
     lanes = {
@@ -176,14 +176,21 @@ async def test_an_unsafe_undo_is_skipped_and_undos_of_one_resource_follow_each_o
 async def test_a_detached_cell_is_cancelled_before_its_block_is_undone() -> None:
     log: list[str] = []
 
+    began = asyncio.Event()
+
     async def slow() -> None:
+        began.set()
         try:
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         finally:
             log.append("stopped")
 
+    async def later() -> None:
+        await began.wait()
+        raise RuntimeError("the last phase fails")
+
     detached = {"bg": Undoable(slow, undo=lambda: log.append("undo bg"))}
-    phases = Phases(Phase("one", {"main": lambda: None}, detached=detached), Phase("two", {"main": _later}))
+    phases = Phases(Phase("one", {"main": lambda: None}, detached=detached), Phase("two", {"main": later}))
 
     partial = await partial_of(phases)
 
@@ -192,17 +199,12 @@ async def test_a_detached_cell_is_cancelled_before_its_block_is_undone() -> None
     assert "was cancelled" in str(ticket.error)
 
 
-async def _later() -> None:
-    await asyncio.sleep(0.001)
-    raise RuntimeError("the last phase fails")
-
-
 async def test_a_block_that_is_cancelled_while_it_undoes_shows_how_far_it_is() -> None:
     reached = asyncio.Event()
 
     async def endless() -> None:
         reached.set()
-        await asyncio.sleep(60)
+        await asyncio.Event().wait()
 
     phases = Phases(
         Phase("one", {"a": Undoable(lambda: 1, undo=lambda: None)}),

@@ -72,19 +72,21 @@ async def test_a_hard_cancel_kills_the_process_and_frees_its_slot(tmp_path: Path
             os.kill(victim, 0)
 
 
+async def signal_until_gone(pid: int) -> None:
+    async with asyncio.timeout(20):
+        while True:
+            os.kill(pid, 0)
+            await asyncio.sleep(0.01)
+
+
 async def test_closing_the_application_ends_what_still_runs(tmp_path: Path) -> None:
     path = tmp_path / "pid"
     async with connect("memory://", registry=steps.registry) as app:
         await app.start(only(steps.sleeps, str(path)))
         while not path.exists() or not path.read_text():
             await asyncio.sleep(0.01)
-    async with asyncio.timeout(20):
-        while True:
-            try:
-                os.kill(int(path.read_text()), 0)
-            except ProcessLookupError:
-                break
-            await asyncio.sleep(0.01)
+    with pytest.raises(ProcessLookupError):
+        await signal_until_gone(int(path.read_text()))
 
 
 async def test_a_process_that_exits_fails_the_attempt_and_its_report_is_kept() -> None:

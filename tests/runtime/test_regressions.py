@@ -198,6 +198,8 @@ async def test_a_run_whose_giving_back_failed_is_decided_by_the_session_that_the
 
         await until(lambda: not data.runs[key].inbox)
         gate["a"].set()
+        assert await run.result(timeout=10) == "a"
+        assert executed == ["a"]
 
 
 async def test_what_is_asked_of_a_session_that_has_ended_is_refused_and_waits_for_nothing() -> None:
@@ -335,6 +337,8 @@ async def test_the_elected_sweeper_that_dies_is_found_dead_by_the_others() -> No
         app._node.sweeper.lease_seconds = 0.05
 
         await until(lambda: "ghost" not in data.sessions)
+        await until(lambda: data.elected[sweeper.ROLE].id == app._node.session)
+        assert list(data.sessions) == [app._node.session]
 
 
 async def test_an_input_whose_wake_up_was_lost_is_found_at_the_next_round() -> None:
@@ -349,6 +353,7 @@ async def test_an_input_whose_wake_up_was_lost_is_found_at_the_next_round() -> N
 
         await until(lambda: not data.runs[key].inbox)
         gate["a"].set()
+        assert (await run.wait(10)).status == "cancelled"
 
 
 async def test_a_task_whose_wake_up_was_lost_is_found_at_the_next_round() -> None:

@@ -160,11 +160,10 @@ class Limits(Ledger):
             self.dropped(gate, key)
 
     def came(self, rows: Iterable[Place]) -> None:
-        """Rows were written, of tasks of these queues and keys."""
-        if self.keyed:
-            for place in rows:
-                if place[1] and place[0]:
-                    self._touched.setdefault(place, 0)
+        """Rows were written, of tasks of these queues and keys; there is a queue whose keys have limits."""
+        for place in rows:
+            if place[1] and place[0]:
+                self._touched.setdefault(place, 0)
 
     def read_count(self, n: int) -> int:
         """See `Ledger`."""
