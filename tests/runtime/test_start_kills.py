@@ -18,8 +18,9 @@ import pytest
 from tests.runtime.test_kills import KILLS, lines, start_program, wait_for_lines
 from tests.stores_kit import empty_store, kinds
 
-from treadle import connect
+from treadle import App, connect
 from treadle.core.events import RunStarted, TriggerReceived
+from treadle.store.base import RunRow
 
 PROGRAM = Path(__file__).with_name("start_target.py")
 
@@ -32,6 +33,18 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("KILL_LEASE", "1")
     with empty_store(request, tmp_path) as url:
         yield url
+
+
+async def succeeded(app: App) -> list[RunRow]:
+    """All runs, of which none ended otherwise."""
+    rows = await app.runs(limit=1000)
+    assert {row.status for row in rows} == {"succeeded"}
+    return rows
+
+
+def acknowledged(told: list[str]) -> set[str]:
+    """The names that the store has taken, as the killed processes told."""
+    return {line.split()[1] for line in told if line.startswith("ack ")}
 
 
 def kill_again_and_again(url: str, mode: str, log: Path) -> list[str]:
@@ -61,9 +74,8 @@ def test_singletons_of_killed_processes_run_once_each_and_one_at_a_time(url: str
 
     async def check() -> None:
         async with connect(url, worker=False) as app:
-            rows = await app.runs(limit=1000)
-            assert {row.status for row in rows} == {"succeeded"}
-            assert {line.split()[1] for line in told if line.startswith("ack ")} <= {row.id for row in rows}
+            rows = await succeeded(app)
+            assert acknowledged(told) <= {row.id for row in rows}
             spans: list[tuple[float, float]] = []
             for row in rows:
                 events = [(time, event) async for _, time, event in app.run(row.id).events()]
@@ -80,13 +92,12 @@ def test_triggers_of_killed_processes_are_in_one_run_each(url: str, tmp_path: Pa
 
     async def check() -> None:
         async with connect(url, worker=False) as app:
-            rows = await app.runs(limit=1000)
-            assert {row.status for row in rows} == {"succeeded"}
+            rows = await succeeded(app)
             runs = [row for row in rows if row.workflow == "start:insert"]
             assert len(runs) == sum(1 for row in rows if row.workflow == "start:insert~window")
             found = [name for row in runs for name in await app.run(row.id, list[str]).result()]
             assert len(found) == len(set(found))
-            assert {line.split()[1] for line in told if line.startswith("ack ")} <= set(found)
+            assert acknowledged(told) <= set(found)
 
     asyncio.run(check())
 
@@ -96,8 +107,7 @@ def test_a_window_of_killed_processes_gives_the_last_of_its_triggers(url: str, t
 
     async def check() -> None:
         async with connect(url, worker=False) as app:
-            rows = await app.runs(limit=1000)
-            assert {row.status for row in rows} == {"succeeded"}
+            rows = await succeeded(app)
             windows = [row for row in rows if row.workflow == "start:publish~window"]
             assert len(windows) == sum(1 for row in rows if row.workflow == "start:publish")
             found: list[str] = []
@@ -109,7 +119,7 @@ def test_a_window_of_killed_processes_gives_the_last_of_its_triggers(url: str, t
                 assert await run.result() == names[-1]
                 found += names
             assert len(found) == len(set(found))
-            assert {line.split()[1] for line in told if line.startswith("ack ")} <= set(found)
+            assert acknowledged(told) <= set(found)
 
     asyncio.run(check())
 
@@ -129,8 +139,7 @@ def test_a_row_and_the_run_that_was_started_with_it_are_both_there_or_neither(ur
 
     async def check() -> None:
         async with connect(url, worker=False) as app:
-            rows = await app.runs(limit=1000)
-            assert {row.status for row in rows} == {"succeeded"}
+            rows = await succeeded(app)
             assert {row.id for row in rows} == {id for (id,) in con.execute(f"SELECT id FROM {table}").fetchall()}
             assert (await app.check()).problems == []
 

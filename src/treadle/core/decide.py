@@ -62,8 +62,9 @@ def start(
     advance(run, decision, limits)
     if run.names:
         leave_when_closed(run, decision)
-    # A deadline may have closed it before it was open.
-    leave_when_open(run, decision)
+    if run.window is not None:
+        # A deadline may have closed it before it was open.
+        leave_when_open(run, decision)
     return decision
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
@@ -37,7 +38,7 @@ class DeliveryError(Exception):
         self.wait = wait
 
 
-class EventSink:
+class EventSink(ABC):
     """What gets events, and which: `kinds` of the journal (with `*`), of `workflows`, of runs with these `labels`.
 
     The `name` is that of its cursor: how far it has got is kept under it, in `cursor` (a sqlite:/// or postgresql://
@@ -76,11 +77,11 @@ class EventSink:
         """Whether it wants events of a run."""
         return (not self.workflows or head.workflow in self.workflows) and self.labels.items() <= head.labels.items()
 
+    @abstractmethod
     async def deliver(self, event: Mapping[str, Any], now: float) -> None:
         """Deliver an event; whatever this raises, it is delivered again later."""
-        raise NotImplementedError
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most sinks hold nothing
         """Let go of what it holds."""
 
 
