@@ -39,6 +39,7 @@ from treadle.testing.invariants import (
 )
 from treadle.testing.sim_codec import codec_of
 from treadle.testing.sim_conduct import Shelf, collected
+from treadle.testing.sim_cycles import Drives
 from treadle.testing.sim_events import Mail
 from treadle.testing.sim_faults import Faults, Profile
 from treadle.testing.sim_hooks import Ledger, SimHooks, passing
@@ -91,6 +92,7 @@ class World:
         sends: Sequence[Send] | None = None,
         records: str | None = None,
         joins: Sequence[Join] | None = None,
+        driven: Sequence[int] | None = None,
     ) -> None:
         self.seed = seed
         self.shape = shape
@@ -125,6 +127,7 @@ class World:
             Host(index, SimClock(self.loop, shape.skews[index], 1.0 + 0.02 * (self.rng.random() - 0.5)))
             for index in range(shape.nodes)
         ]
+        self.drives = Drives(seed, shape.nodes, self.watch, self.say, self.fail, driven)
         self.neglect = Neglect(self.hosts, self.data, self.watch, self.loop.time)
         self.restrictions = restrictions or Restrictions(seed, shape.seconds, shape.nodes)
         self.tables = Tables(seed, shape.seconds, self.fail, "" if records is None and program is not None else records)
@@ -163,6 +166,7 @@ class World:
     def _written(self, life: Life | None, key: str, event: AnyEvent) -> None:
         self.ledger.wrote(life, key, event)
         self.windows.wrote(life, key, event)
+        self.drives.wrote(event)
 
     def _deadlocked(self) -> None:
         waits = "\n".join(f"  {place_of(task)}" for task in self.loop.pending())
@@ -215,6 +219,7 @@ class World:
                 slots=shape.slots[index],
                 threads=shape.threads[index],
                 worker=shape.workers[index],
+                cycles=index in self.drives.hosts,
                 worker_id=f"n{index}",
                 lease_seconds=shape.lease,
                 limits=shape.limits,
@@ -238,6 +243,8 @@ class World:
             return
         host.node = node
         host.app = App(node, _nothing)
+        if node.cycles is not None:
+            self.drives.begin(host)
 
     def _targets(self, index: int) -> Callable[[], list[str]]:
         return lambda: self.restrictions.targets(index, -1.0 if self.faults.calm else self.loop.time())
@@ -282,6 +289,7 @@ class World:
         assert node is not None
         assert life is not None
         host.app = host.node = None
+        self.drives.end(life)
         await node.drain(grace)
         await node.close()
         life.dead = True
@@ -497,6 +505,7 @@ class World:
 
     async def _end(self) -> None:
         """All is closed: slots are free, and every node ends in order."""
+        await self.drives.finish()
         for _ in range(100):
             if not any(self._busy(host) for host in self.hosts) and not self._unburied():
                 break
@@ -550,8 +559,7 @@ class World:
             return ""
         if node.worker.active:
             return f"n{host.index} still executes {list(node.worker.active)}"
-        size = node.slots.size
-        free = node.slots.free()
+        free, size = self.drives.room(node), node.slots.size
         if free != size and node.settings.worker:
             return f"n{host.index} executes nothing and has {free} of {size} slots free"
         return ""
@@ -566,6 +574,7 @@ class World:
             self.fail(STORE, f"all nodes are closed, and sessions {list(self.data.sessions)} live")
         self.windows.judge()
         self.joins.judge()
+        self.drives.judge(self.watch.sessions)
         oracles = judge(self.watch.journals, self.blobs, self.requests.told, self.fail)
         self.tables.judge(oracles, self.data)
 
