@@ -45,6 +45,18 @@ _WORDS: dict[type[AnyEvent], str] = {
 }
 
 
+# What an attempt is live until.
+_ENDS = (ev.StepSucceeded, ev.AttemptFailed, ev.StepFailed, ev.AttemptLost, ev.AttemptEnded)
+
+
+class _Journal:
+    """How far a journal is read, and the attempts that are live there, by step."""
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.live: dict[str, int] = {}
+
+
 class Cycle(msgspec.Struct, frozen=True, kw_only=True):
     """What one cycle did. `processed` attempts ended in it, each in one of the four ways."""
 
@@ -78,8 +90,8 @@ class Cycles:
         self._running = asyncio.Lock()
         self._outcomes: dict[_Ended, str] = {}
         self._decided: dict[_Ended, str] = {}
-        # How far the journals of runs are read that others decide.
-        self._read: dict[str, int] = {}
+        # Of the runs of the last cycle that others decide.
+        self._journals: dict[str, _Journal] = {}
         self._runs = 0
         # Set by a wake-up, or when a task falls due, between two cycles.
         self.stirred = asyncio.Event()
@@ -104,7 +116,7 @@ class Cycles:
         if word is None:
             return
         if isinstance(event, ev.StepCancelled):
-            # It names no attempt: of the step's, one at most has ended in this cycle without an outcome.
+            # Of the step's attempts one at most has ended in this cycle without an outcome.
             for ended in self._outcomes:
                 if ended[:2] == (key, event.at) and ended not in self._decided:
                     self._decided[ended] = word
@@ -152,7 +164,7 @@ class Cycles:
                 due_at=due_at,
             )
             self._outcomes, self._decided, self._runs = {}, {}, 0
-            self._read = {key: version for key, version in self._read.items() if key in keys}
+            self._journals = {key: journal for key, journal in self._journals.items() if key in keys}
             return cycle
 
     async def _quiet(self) -> float | None:
@@ -185,15 +197,15 @@ class Cycles:
     async def _learn(self, key: str) -> None:
         """Read what others, who decide a run, make of the attempts that ended here; of each it says something."""
         node = self._node
+        journal = self._journals.setdefault(key, _Journal())
         while any(ended[0] == key and ended not in self._decided for ended in self._outcomes):
             changed = node.hub.wait(key)
             try:
-                after = self._read.get(key, 0)
-                rows = await patiently(partial(node.read, partial(node.reader.rows, key, after)))
+                rows = await patiently(partial(node.read, partial(node.reader.rows, key, journal.version)))
                 for version, _commit, _time, text in rows:
-                    self._read[key] = version
+                    journal.version = version
                     for event in decode_events(text):
-                        self._note(key, event)
+                        self._read(journal, key, event)
                 if not rows:
                     if await patiently(partial(node.read, partial(node.reader.run, key))) is None:
                         # It was deleted.
@@ -201,6 +213,19 @@ class Cycles:
                     await asyncio.wait([changed], timeout=0.5)
             finally:
                 node.hub.drop(key, changed)
+
+    def _read(self, journal: _Journal, key: str, event: AnyEvent) -> None:
+        live = journal.live
+        if isinstance(event, ev.StepCancelled):
+            # It names no attempt: it is about the one that was live then, if any.
+            if (attempt := live.get(event.at)) is not None:
+                self._decided.setdefault((key, event.at, attempt), "cancelled")
+            return
+        if isinstance(event, ev.StepDispatched | ev.TriggerReceived):
+            live[event.at] = event.attempt
+        elif isinstance(event, _ENDS):
+            live.pop(event.at, None)
+        self._note(key, event)
 
     # -- many cycles -------------------------------------------------------------------------------------------------
 

@@ -70,8 +70,8 @@ class Drives:
         self._fail = fail
         self._drives: dict[Life, Drive] = {}
         self._over = False
-        # By session: what the journals say of its attempts.
-        self._written: dict[str, Counter[str]] = {}
+        # By run: the sessions of attempts, and what the journals say of them.
+        self._written: dict[str, Counter[tuple[str, str]]] = {}
 
     # -- what happens --------------------------------------------------------------------------------------------------
 
@@ -97,15 +97,15 @@ class Drives:
             for task in waiting:
                 self._fail(CLOSED, f"a cycle does not end: {place_of(task)}")
 
-    def wrote(self, event: AnyEvent) -> None:
-        """An event came into a journal."""
+    def wrote(self, key: str, event: AnyEvent) -> None:
+        """An event came into the journal of a run."""
         name = _COUNTERS.get(type(event))
         if not self.hosts or name is None:
             return
         told: Any = event
         # What a child gave, or a step that never began, is no attempt's end.
         if told.token and told.attempt > 0:
-            self._written.setdefault(told.session, Counter())[name] += 1
+            self._written.setdefault(key, Counter())[told.session, name] += 1
 
     async def _drive(self, drive: Drive, app: App) -> None:
         rng = random.Random(f"{self._seed} {drive.life.name} drives")
@@ -150,17 +150,19 @@ class Drives:
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
-    def judge(self, sessions: dict[str, Life]) -> None:
-        """Compare what was counted with what was written."""
+    def judge(self) -> None:
+        """Compare what was counted with what was written.
+
+        Of a run that was deleted meanwhile a cycle can only say what its attempts have said of themselves.
+        """
+        deleted = {key for key, journal in self._watch.journals.items() if journal.deleted}
         for life, drive in self._drives.items():
             written = Counter[str]()
-            for session, own in sessions.items():
-                if own is life:
-                    written += self._written.get(session, Counter())
-            counted = {name: getattr(drive.total, name) for name in _COUNTERS.values()}
-            for name, count in counted.items():
-                if count > written[name] or (count < written[name] and not life.dead):
-                    self._fail(
-                        COUNTED, f"the cycles of {life.name} have counted {counted}, the journals say {dict(written)}"
-                    )
-                    return
+            for key, counts in self._written.items():
+                for (session, name), count in counts.items():
+                    if key not in deleted and self._watch.sessions.get(session) is life:
+                        written[name] += count
+            counted = Counter({name: getattr(drive.total, name) for name in _COUNTERS.values()})
+            # A process that has died has told nobody of its last cycle.
+            if (not life.dead and written - counted) or (not deleted and counted - written):
+                self._fail(COUNTED, f"the cycles of {life.name} have counted {counted}, the journals say {written}")

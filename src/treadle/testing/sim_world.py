@@ -55,9 +55,9 @@ from treadle.testing.sim_ports import (
     SimIds,
     SimNetwork,
     SimReaderThread,
-    SimThreads,
     SimWakeups,
 )
+from treadle.testing.sim_processes import Apart
 from treadle.testing.sim_records import Tables
 from treadle.testing.sim_requests import Requests
 from treadle.testing.sim_shape import Critical, Host, Shape
@@ -93,6 +93,7 @@ class World:
         records: str | None = None,
         joins: Sequence[Join] | None = None,
         driven: Sequence[int] | None = None,
+        apart: bool | None = None,
     ) -> None:
         self.seed = seed
         self.shape = shape
@@ -134,17 +135,13 @@ class World:
         self.watch.on_unfit, self.watch.on_given = self.tables.unfit, self.tables.take
         joins = () if joins is None and program is not None else joins
         self.joins = Joins(seed, shape.seconds, shape.nodes, self.watch, self.fail, joins)
+        sends = () if sends is None and program is not None else sends
+        punctual = chosen is not None
         self.windows = Windows(
-            seed,
-            shape.seconds,
-            shape.nodes,
-            self.watch,
-            self.blobs,
-            self.fail,
-            () if sends is None and program is not None else sends,
-            punctual=chosen is not None,
+            seed, shape.seconds, shape.nodes, self.watch, self.blobs, self.fail, sends, punctual=punctual
         )
-        self.requests = Requests(self.loop, self.watch, workload, self.restrictions, self.drop, self.fail)
+        self.apart = Apart(seed, self.registry, apart)
+        self.requests = Requests(self.loop, self.watch, workload, self.restrictions, self.apart, self.drop, self.fail)
         self.watch.limits.offers = self._offers
         self.watch.limits.clocks = self._clocks
 
@@ -166,7 +163,7 @@ class World:
     def _written(self, life: Life | None, key: str, event: AnyEvent) -> None:
         self.ledger.wrote(life, key, event)
         self.windows.wrote(life, key, event)
-        self.drives.wrote(event)
+        self.drives.wrote(key, event)
 
     def _deadlocked(self) -> None:
         waits = "\n".join(f"  {place_of(task)}" for task in self.loop.pending())
@@ -199,7 +196,8 @@ class World:
         environment = Environment(
             clock=host.clock,
             ids=SimIds(host.clock, rng),
-            threads=SimThreads(loop, rng, shape.threads[index]),
+            threads=self.apart.threads(loop, rng, shape.threads[index]),
+            spawn=self.apart.spawner(loop, faults, life, host.clock),
             wakeups=SimWakeups(self.network, life.name),
             store=store,
         )
@@ -363,6 +361,7 @@ class World:
     def dissolve(self) -> None:
         """Let go of the loop and of all that was kept."""
         self.dissolved = True
+        self.apart.dissolve()
         self.loop.dissolve()
 
     def _begin(self) -> None:
@@ -574,7 +573,7 @@ class World:
             self.fail(STORE, f"all nodes are closed, and sessions {list(self.data.sessions)} live")
         self.windows.judge()
         self.joins.judge()
-        self.drives.judge(self.watch.sessions)
+        self.drives.judge()
         oracles = judge(self.watch.journals, self.blobs, self.requests.told, self.fail)
         self.tables.judge(oracles, self.data)
 
