@@ -75,6 +75,8 @@ _MAX_TYPES = 4096
 _DECIMAL_BITS = 1024
 
 _AS_IS: frozenset[type] = frozenset({str, bool, types.NoneType})
+# Types of which a tree holds the values themselves.
+_EXACT = (str, bool, int, float)
 _TEXT: frozenset[type] = frozenset({str})
 _dump: Callable[[object], bytes] = msgspec.json.Encoder().encode
 _load: Callable[[str | bytes], Any] = msgspec.json.Decoder().decode
@@ -470,11 +472,16 @@ def encode(value: Any, declared: object = Any) -> str:
 
 
 def plain(text: str | bytes) -> object:
-    """Return the JSON tree of a text as it stands, tags not interpreted; for `part` and `convert`."""
+    """Return the JSON tree of a text as it stands, tags not interpreted; for `part`, `convert` and `text_of`."""
     try:
         return _load(text)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise DecodeError(f"not JSON that can be read: {error}") from None
+
+
+def text_of(tree: object) -> str:
+    """Return the JSON text of a plain tree."""
+    return _dump(tree).decode()
 
 
 def part(tree: Any, key: str | int) -> object:
@@ -482,14 +489,14 @@ def part(tree: Any, key: str | int) -> object:
 
     Raises KeyError or IndexError where there is none, TypeError where the tree has no parts.
     """
+    if type(tree) is list and type(key) is int:
+        return tree[key]
     if isinstance(tree, dict):
         if TAG in tree and len(tree) == 1:
             kind, body = tree[TAG]
             if kind != "dict":
                 raise TypeError(f"a value of kind {kind} has no parts")
             return {freeze(lift(name)): item for name, item in body}[key]
-        return tree[key]
-    if isinstance(tree, list) and isinstance(key, int):
         return tree[key]
     raise TypeError(f"{type_name(type(tree))} has no part {key!r}")
 
@@ -537,8 +544,12 @@ def _fast_decode(fast: Callable[[str | bytes], Any], typed: Callable[[object], A
 def _typed(declared: object) -> Callable[[object], Any]:
     """The long way: lift the tags, then convert."""
     apply = converter(declared)
+    # What has this type already is what it is to be.
+    exact = declared if declared in _EXACT else None
 
     def typed(tree: object) -> Any:
+        if type(tree) is exact:
+            return tree
         try:
             return apply(lift(tree))
         except Mismatch as mismatch:

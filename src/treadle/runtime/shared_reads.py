@@ -28,13 +28,25 @@ class SharedReads:
         # Values that were read and not kept, since they are large: each attempt reads such a one for itself.
         self._unkept: dict[tuple[str, Handle], None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        # The value that was found in memory last: most attempts that follow need a part of the same. Where it is gone
+        # again, each reads for itself.
+        self._at_hand: Handle = ""
 
     def wait(self, attempt: Attempt) -> bool:
         """Let an attempt that has not begun wait for the stored value that it needs a part of; False if it need not."""
+        at_hand = self._at_hand
+        for arg in attempt.task.call.args.values():
+            if type(arg) is Pick and arg.value is not at_hand:
+                return self._look(attempt)
+        return False
+
+    def _look(self, attempt: Attempt) -> bool:
         task = attempt.task
         key, cached = task.run, self._payloads.cached
         for arg in task.call.args.values():
-            if type(arg) is Pick and cached(key, arg.value) is None:
+            if type(arg) is not Pick:
+                continue
+            if cached(key, arg.value) is None:
                 place = (key, arg.value)
                 waiting = self._waiting.get(place)
                 if waiting is not None:
@@ -46,6 +58,8 @@ class SharedReads:
                     self._tasks.add(reading)
                     reading.add_done_callback(self._tasks.discard)
                     return True
+            else:
+                self._at_hand = arg.value
         return False
 
     def clear(self) -> None:
