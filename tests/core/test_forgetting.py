@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from treadle.core import inputs as inp
 from treadle.core.decision import Limits
 from treadle.core.forgetting import FORGOTTEN, needs_all
 from treadle.core.plan import Block, Body, Child, Const, Gather, Group, Item, Ref, Slot
+from treadle.core.state import IterationState, ScopeState
 
 LIMITS = Limits(dispatched=10)
 
@@ -44,6 +46,22 @@ def test_a_gather_of_many_items_holds_those_that_are_under_way() -> None:
     assert sorted(driver.lean.index) == []
     assert driver.lean.children == {}
     assert not driver.lean.inside(driver.scope("g").node)
+
+
+def test_a_run_that_is_dropped_amid_its_iterations_leaves_nothing_behind() -> None:
+    def scopes() -> int:
+        gc.collect()
+        return sum(type(known) is ScopeState for known in gc.get_objects())
+
+    before = scopes()
+    driver = run_of(Group(id="u", blocks=[step("x", slots={"item": Item()}), step("y", "x")]), items=range(500))
+    for task in list(driver.tasks.values())[:5]:
+        driver.give(driver.outcome(task, 1))
+    assert isinstance(driver.scope("g[0]"), IterationState)
+    assert scopes() > before
+
+    del driver
+    assert scopes() == before
 
 
 def test_content_of_any_depth_is_forgotten_with_its_iteration() -> None:
