@@ -75,8 +75,6 @@ _MAX_TYPES = 4096
 _DECIMAL_BITS = 1024
 
 _AS_IS: frozenset[type] = frozenset({str, bool, types.NoneType})
-# Types of which a tree holds the values themselves.
-_EXACT = (str, bool, int, float)
 _TEXT: frozenset[type] = frozenset({str})
 _dump: Callable[[object], bytes] = msgspec.json.Encoder().encode
 _load: Callable[[str | bytes], Any] = msgspec.json.Decoder().decode
@@ -472,16 +470,11 @@ def encode(value: Any, declared: object = Any) -> str:
 
 
 def plain(text: str | bytes) -> object:
-    """Return the JSON tree of a text as it stands, tags not interpreted; for `part`, `convert` and `text_of`."""
+    """Return the JSON tree of a text as it stands, tags not interpreted; for `part` and `convert`."""
     try:
         return _load(text)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise DecodeError(f"not JSON that can be read: {error}") from None
-
-
-def text_of(tree: object) -> str:
-    """Return the JSON text of a plain tree."""
-    return _dump(tree).decode()
 
 
 def part(tree: Any, key: str | int) -> object:
@@ -544,8 +537,8 @@ def _fast_decode(fast: Callable[[str | bytes], Any], typed: Callable[[object], A
 def _typed(declared: object) -> Callable[[object], Any]:
     """The long way: lift the tags, then convert."""
     apply = converter(declared)
-    # What has this type already is what it is to be.
-    exact = declared if declared in _EXACT else None
+    # Of these a tree holds the values themselves.
+    exact: Any = next((kind for kind in (str, bool, int, float) if declared is kind), None)
 
     def typed(tree: object) -> Any:
         if type(tree) is exact:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
+
+import msgspec
 
 from treadle.authoring import codec
 from treadle.authoring.secrets import refuse_secrets
@@ -24,6 +26,7 @@ from treadle.runtime.step_context import RunningStep
 from treadle.runtime.streams import CHUNK_BYTES, CHUNK_ITEMS, pieces_of
 
 T = TypeVar("T")
+_dump: Callable[[object], bytes] = msgspec.json.Encoder().encode
 # Seconds between tries while the store does not answer.
 RETRY_SECONDS = 0.2
 # How long a task whose value is encoded with a key that is not here waits for other workers: long enough that one
@@ -182,7 +185,9 @@ async def _opened(payloads: Payloads, task: Task, parameter: Parameter, context:
 
 def _plain_list(parameter: Parameter, tree: object) -> object:
     """The plain tree of a list; of what can be taken for one, such as a set, too."""
-    return tree if type(tree) is list else codec.plain(codec.encode(parameter.adapter.convert(tree)))
+    if type(tree) is list:
+        return cast("list[object]", tree)
+    return codec.plain(codec.encode(parameter.adapter.convert(tree)))
 
 
 async def _ask_for_keys(payloads: Payloads, task: Task, pieces: Arg) -> None:
@@ -258,10 +263,10 @@ async def place_items(payloads: Payloads, context: RunningStep, rows: list[Row])
     if items is None:
         return None
     count = len(items)
-    size = max(1, min(CHUNK_ITEMS, CHUNK_BYTES * count // len(codec.text_of(items))))
+    size = max(1, min(CHUNK_ITEMS, CHUNK_BYTES * count // len(_dump(items))))
     chunks: list[Handle] = []
     for start in range(0, count, size):
-        text = codec.text_of(items[start : start + size])
+        text = _dump(items[start : start + size]).decode()
         chunks.append(await patiently(partial(payloads.place, text, rows)))
     return Items(count, size, tuple(chunks))
 
