@@ -51,12 +51,13 @@ def test_a_gather_of_many_items_holds_those_that_are_under_way() -> None:
 def test_a_run_that_is_dropped_amid_its_iterations_leaves_nothing_behind() -> None:
     def left() -> int:
         gc.collect()
-        return sum(type(known) is ScopeState and "amid" in known.node.address for known in gc.get_objects())
+        return sum(type(known) is ScopeState and known.node.address == "amid" for known in gc.get_objects())
 
-    driver = run_of(Group(id="amid", blocks=[step("x", slots={"item": Item()}), step("y", "x")]), items=range(500))
+    body = Body(blocks=[Group(id="u", blocks=[step("x", slots={"item": Item()}), step("y", "x")])])
+    driver = Driver(Gather(id="amid", items=Const(0), body=body), constants=[list(range(500))], limits=LIMITS)
     for task in list(driver.tasks.values())[:5]:
         driver.give(driver.outcome(task, 1))
-    assert isinstance(driver.scope("g[0]"), IterationState)
+    assert isinstance(driver.scope("amid[0]"), IterationState)
     assert left()
 
     del driver
