@@ -26,12 +26,14 @@ from tests.store.nats_log_kit import (
     snapshot_of,
 )
 
+from treadle.core.commands import Task
 from treadle.errors import LeaseLostError, SchemaVersionError
-from treadle.store.base import SessionRow
+from treadle.store.base import Report, SessionRow
 from treadle.store.nats import NatsStore, wire
 from treadle.store.nats.machine import Machine
 from treadle.store.nats.snapshots import decode_snapshot, encode_snapshot
-from treadle.testing.contract_kit import RUN, Party, append_of
+from treadle.store.queues import QueueChange, QueueLimits
+from treadle.testing.contract_kit import NOW, OTHER, RUN, Party, append_of, head_of, key_of, report_of, task_of
 
 
 @pytest.mark.parametrize("path", logs(), ids=lambda path: path.name)
@@ -118,6 +120,46 @@ def test_who_has_looked_comes_to_the_same_as_who_has_not(seed: int) -> None:
         assert encode_snapshot(1, other) == encode_snapshot(1, scribe.machine), scribe.count
         for _ in range(2):
             look(other, dice, scribe.now + dice.choice((-3.0, 0.0, 0.0, 4.0)))
+
+
+def test_who_has_moved_a_task_into_its_line_forgets_keys_where_others_do() -> None:
+    rated = QueueLimits(key_rate=0.3, key_burst=2)
+    takes = wire.Takes([("act", "default", 1)])
+    report = report_of(task_of(OTHER, 1, lease=1), lease=1)
+    later = [task_of(RUN, 3, not_before=NOW + 100.0)]
+
+    def start(key: str, time: float, tasks: list[Task], report: Report | None = None) -> wire.AppendOp:
+        return wire.AppendOp(
+            session="s",
+            key=key,
+            expect=0,
+            commit_id=1,
+            time=time,
+            events="[]",
+            status="running",
+            head=head_of(key),
+            plan="p",
+            tasks=tasks,
+            takes=takes,
+            report=report,
+        )
+
+    ops: list[wire.Operation] = [
+        wire.OpenOp(row=SessionRow("s", "w", "", 0, 0, ["act"])),
+        wire.QueuesOp(now=NOW, changes=[QueueChange(name="default", defined=rated)]),
+        start(OTHER, NOW, [task_of(OTHER, 1)]),
+        start(RUN, NOW + 1.0, later),
+        start(key_of(3), NOW + 2.0, [task_of(key_of(3), 1, key="a")], report),
+    ]
+    here, there = Machine(), Machine()
+
+    for number, op in enumerate(ops, 1):
+        here.apply(op, number)
+        there.due(NOW + 200.0)
+        there.apply(wire.decode(wire.encode(op)), number)
+
+    assert list(here.data.waiting.limited["default"].keys) == ["a"]
+    assert encode_snapshot(1, here) == encode_snapshot(1, there)
 
 
 @pytest.mark.parametrize("seed", range(8))
