@@ -537,8 +537,12 @@ def _fast_decode(fast: Callable[[str | bytes], Any], typed: Callable[[object], A
 def _typed(declared: object) -> Callable[[object], Any]:
     """The long way: lift the tags, then convert."""
     apply = converter(declared)
+    # Of these a tree holds the values themselves.
+    exact: Any = next((kind for kind in (str, bool, int, float) if declared is kind), None)
 
     def typed(tree: object) -> Any:
+        if type(tree) is exact:
+            return tree
         try:
             return apply(lift(tree))
         except Mismatch as mismatch:

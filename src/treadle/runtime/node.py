@@ -22,6 +22,7 @@ from treadle.core.events import decode_events
 from treadle.core.plan import Fragment, Plan, RetryPolicy
 from treadle.errors import (
     LeaseLostError,
+    SchemaVersionError,
     StoreError,
     TreadleError,
 )
@@ -230,8 +231,7 @@ class Node:
             name=self.name,
             registry=self.registry,
             slots=self.slots,
-            clock=environment.clock,
-            threads=environment.threads,
+            environment=environment,
             payloads=self.payloads,
             errors=ErrorText(settings.error_bytes),
             finish=self._told_of_ends(),
@@ -510,12 +510,12 @@ class Node:
         committer, clock = self.committer, self.environment.clock
         self._claiming = True
         self._hungry = False
-        try:
-            found = await committer.call(lambda store: committer.claim(store, clock.now()))
-        except StoreError as error:
-            self._claimed(None, error)
-            raise
-        self._claimed(found, None)
+        asked = committer.call(lambda store: committer.claim(store, clock.now()))
+        # Also if whoever asked has given up: what is claimed is this session's to execute.
+        asked.add_done_callback(
+            lambda done: self._claimed(None if (error := done.exception()) else done.result(), error)
+        )
+        found = await asyncio.shield(asked)
         return found[1]
 
     def _due_at(self, at: float) -> None:
@@ -568,7 +568,8 @@ class Node:
 
     def renewed(self, renewal: Renewal | None, error: BaseException | None) -> None:
         """The store has counted the session's beat up, or could not."""
-        if isinstance(error, LeaseLostError):
+        # A store that has risen above this version has no session of it.
+        if isinstance(error, LeaseLostError | SchemaVersionError):
             self._lease_lost()
         elif renewal is not None:
             for key, number, lease in renewal.interrupts:
