@@ -320,7 +320,9 @@ BLOCKS: list[Block] = [
     Gather(id="g", items=SignalValue("never"), body=BODY),
     Choose(id="g", branches=[Branch(id="b", when=Holds("true"), blocks=BODY.blocks)]),
     Choose(id="g", branches=[Branch(id="b", when=Holds("v", {"v": SignalValue("never")}), blocks=BODY.blocks)]),
-    Phases(id="g", phases=[Phase(id="one", blocks=[step("x", signals=["never"])]), Phase(id="two", blocks=[step("x")])]),
+    Phases(
+        id="g", phases=[Phase(id="one", blocks=[step("x", signals=["never"])]), Phase(id="two", blocks=[step("x")])]
+    ),
 ]
 
 
@@ -393,9 +395,7 @@ def test_a_run_that_is_paused_fails_and_its_undos_wait_for_the_resume() -> None:
 def test_a_run_that_waits_for_its_turn_fails_and_leaves_the_line() -> None:
     driver = late(step("a"), begin=False)
     for run in (driver.run, driver.lean):
-        decision = start(
-            run, now=driver.now, limits=driver.limits, started=ev.RunStarted(singleton="n"), enters="line"
-        )
+        decision = start(run, now=driver.now, limits=driver.limits, started=ev.RunStarted(singleton="n"), enters="line")
         if run is driver.run:
             driver.commit(decision)
 

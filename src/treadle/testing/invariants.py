@@ -119,6 +119,8 @@ class Journal:
         self.asked: set[tuple[str, int]] = set()
         # Until something is reopened.
         self.deadline = run.head.deadline
+        # Something is to come of it.
+        self.has_deadline = self.deadline > 0
         # The phases that compensate rows, by address.
         self.compensations: set[str] = set()
         # The names whose turn the run waits for.
@@ -257,7 +259,7 @@ class Watch:
                 journal.calls.discard(event.at)
                 self._settle(journal, event.at, where)
             case ev.StepsReopened():
-                journal.deadline = 0.0
+                journal.deadline, journal.has_deadline = 0.0, False
                 self._open(journal, [*event.at, *event.removed])
                 for at in [*event.at, *event.removed] if event.rewind else ():
                     journal.reports.pop(at, None)
@@ -294,8 +296,9 @@ class Watch:
 
     def _waits(self, journal: Journal, event: AnyEvent, where: str) -> None:
         """What tells for whose turn a run waits, and which of its scopes take rows back."""
-        if isinstance(event, ev.CancelRequested):
+        if isinstance(event, ev.CancelRequested | ev.DeadlinePassed):
             journal.awaits.clear()
+            journal.has_deadline = False
         elif isinstance(event, ev.CompensationOpened):
             journal.compensations.add(compensation_address(event.at, event.phase, event.entry))
         elif isinstance(event, ev.NameTaken) and event.waits:
