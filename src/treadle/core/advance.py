@@ -44,7 +44,6 @@ from treadle.core.tables import (
     OPEN,
     OUTCOMES,
     READY,
-    RUNNING,
     SKIPPED,
     SUCCEEDED,
     WAITING,
@@ -66,7 +65,7 @@ def advance(run: RunState, decision: Decision, limits: Limits) -> None:
     bound = len(events) + limits.events
     if run.cancelling:
         _cancel_waiting(run, decision, bound)
-    elif run.deadline < 0 and run.status == RUNNING:
+    elif run.deadline:
         end_waiting(run, decision, bound)
     while True:
         before = len(events)

@@ -28,8 +28,8 @@ def is_awaited(run: RunState) -> bool:
 
 
 def pass_deadline(run: RunState, decision: Decision) -> None:
-    """Journal that the deadline, whose time has come, has passed."""
-    if is_awaited(run):
+    """Journal that the deadline has passed, if its time has come."""
+    if run.now >= run.deadline and is_awaited(run):
         decision.record(run, ev.DeadlinePassed())
 
 
@@ -41,7 +41,9 @@ def is_late(run: RunState, step: StepState) -> bool:
 def fail_late(run: RunState, decision: Decision, step: StepState, cause: str = "") -> bool:
     """Fail a step that would wait, if the deadline has passed; whether it has."""
     if run.is_late(step.around):
-        decision.settle(run, step, ev.StepFailed(at=step.node.address, attempt=0, failure=LATE, cause=cause))
+        # The attempt that was taken back, if it has one.
+        attempt = max(step.tasked, 0)
+        decision.settle(run, step, ev.StepFailed(at=step.node.address, attempt=attempt, failure=LATE, cause=cause))
         return True
     return False
 
@@ -54,8 +56,8 @@ def late_block(run: RunState, scope: ScopeState) -> Failure | None:
 
 
 def end_waiting(run: RunState, decision: Decision, bound: int) -> None:
-    """Fail all that waits, once the deadline has passed, or put it where it is looked at. Goes on where it stopped."""
-    while run.cancel_at < len(run.states):
+    """Fail all that waits, if the deadline has passed, or put it where it is looked at. Goes on where it stopped."""
+    while run.deadline < 0 and run.status == RUNNING and run.cancel_at < len(run.states):
         if len(decision.events) >= bound:
             decision.more = True
             return

@@ -78,7 +78,7 @@ def decide(run: RunState, inputs: Sequence[tuple[inp.AnyInput, str]], *, now: fl
     events = decision.events
     was_closed = bool(run.names) and is_closed(run)
     was_open = run.window is not None and is_open(run)
-    if run.deadline > 0 and run.now >= run.deadline:
+    if run.deadline:
         pass_deadline(run, decision)
     for position, (value, cause) in enumerate(inputs):
         begin = len(events)

@@ -197,7 +197,8 @@ class Engine:
         if is_awaited(state):
             self.alarms.set(state.key, state.deadline)
         for item in loaded.inbox:
-            owned.add(Pending(decode_input(item.body), item.id, [], None))
+            if not self.alarms.is_mark(state, item):
+                owned.add(Pending(decode_input(item.body), item.id, [], None))
         owned.pending = [*owned.pending, *pending]
         self._decide(owned, force=True)
 
@@ -406,7 +407,10 @@ class Engine:
 
     def _append(self, owned: Owned, decision: Decision, items: Sequence[Pending]) -> Append:
         self._commit_id += 1
-        return append_of(owned, decision, items, self._commit_id)
+        append = append_of(owned, decision, items, self._commit_id)
+        if owned.head.deadline:
+            self.alarms.unmark(owned.state, append)
+        return append
 
     def not_committed(self, flight: Flight, answer: Answer, error: BaseException | None) -> None:
         """An append had no effect."""

@@ -373,7 +373,9 @@ class Watch:
             self.fail(CURRENT, f"{where}: no such attempt is open")
         # A window that is full is over without its timer's report.
         is_full = isinstance(event, ev.StepSucceeded) and not event.token and journal.run.head.window is not None
-        if not is_full and not isinstance(event, ev.AttemptLost):
+        # One that nobody had claimed until the deadline was taken back.
+        is_late = isinstance(event, ev.StepFailed) and not event.token and event.failure.code == "deadline"
+        if not is_full and not is_late and not isinstance(event, ev.AttemptLost):
             session, key, _number, attempt = self.tokens.get(event.token, ("", "", 0, 0))
             if (session, key, attempt) != (event.session, journal.run.key, event.attempt):
                 self.fail(CURRENT, f"{where}: the token is of {session} {key} attempt {attempt}")
