@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 MARK: Final = "deadline"
 # The wall clock may be a little behind when the loop's says that it is time; it is asked again then.
 _PAUSE_SECONDS: Final = 0.001
+_AGAIN_SECONDS: Final = 1.0
 # So many alarms of runs that are gone are kept besides one for each run.
 _SPARE: Final = 64
 
@@ -63,7 +64,10 @@ class Alarms:
         """Look at the runs whose time has come by the wall clock, which may have been set."""
         now = self._engine.clock.now()
         while self._heap and self._heap[0][0] <= now:
-            self._engine.look_at(heappop(self._heap)[1])
+            key = heappop(self._heap)[1]
+            if self._engine.look_at(key):
+                # It waits for an append that is in flight, or the clock has been set back since.
+                heappush(self._heap, (now + _AGAIN_SECONDS, key))
         self._arm()
 
     def _arm(self) -> None:

@@ -314,11 +314,13 @@ class Engine:
         if owned.in_flight is None:
             self._decide(owned)
 
-    def look_at(self, key: str) -> None:
-        """Let the deadline of a run pass, if this engine decides it and it still has one."""
+    def look_at(self, key: str) -> bool:
+        """Let the deadline of a run pass, if this engine decides it and it still has one; whether it has one then."""
         owned = self.runs.get(key)
-        if owned is not None and not owned.closing and is_awaited(owned.state):
-            self._give(owned, Pending(inp.Look(), "", [], None))
+        if owned is None or owned.closing or not is_awaited(owned.state):
+            return False
+        self._give(owned, Pending(inp.Look(), "", [], None))
+        return is_awaited(owned.state)
 
     def go_on(self, owned: Owned) -> None:
         """What was in flight is answered: read what came meanwhile, decide what waits."""
