@@ -241,6 +241,7 @@ async def test_a_run_that_waits_has_its_deadline_in_the_copy(tmp_path: Path) -> 
     async with target(worker="cycles") as new:
         await new.run("ends").signal("go")
         await new.run("lifted").cancel()
+        await new.run("lifted").wait()
         await new.run("lifted").retry()
         await new.work(until_idle=True)
         clock.advance(60)
