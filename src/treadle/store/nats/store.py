@@ -137,8 +137,12 @@ class NatsStore(NatsReader):
     # -- sessions --------------------------------------------------------------------------------------
 
     def open_session(self, session: SessionRow) -> None:
-        """Enter a session."""
-        self._loop.call(self._write(wire.OpenOp(row=msgspec.structs.replace(session))))
+        """Enter a session.
+
+        Raises:
+            SchemaVersionError: the log has risen above what this version can apply.
+        """
+        self._loop.call(self._write(wire.OpenOp(row=msgspec.structs.replace(session), level=wire.LEVEL)))
 
     def renew(self, session: str, waits: int | None = None) -> Renewal:
         """Count the beat up; interrupts are told again until their attempt has ended."""
@@ -421,12 +425,15 @@ class NatsStore(NatsReader):
         self._loop.call(work())
 
     def sweep(self, session: str, now: float) -> Swept:
-        """Find runs that nobody decides although they have inputs, and clear the log when it is time."""
+        """Find runs that nobody decides although they have inputs; let the log rise, and clear it when it is time."""
 
         async def work() -> Swept:
             await self._rooms.log.follow()
             machine = self._rooms.log.machine
             machine.living(session)
+            if (level := machine.common_level()) > machine.level:
+                await self._write(wire.LevelOp(session=session, level=level))
+                machine = self._rooms.log.machine
             stranded = [run.key for run in machine.data.inboxes.values() if run.owner is None]
             swept = Swept(stranded, machine.due(now))
             await self._rooms.log.clear_up()

@@ -3,6 +3,9 @@
 An operation holds all that its effect depends on, time included, so that every replica that applies it comes to the
 same state and to the same answer. An append's events are its journal text; with its step rows they are read back from
 the log and are kept by no replica. Payloads and plans lie outside the log, and are written before what names them.
+
+What operations mean never changes under a level (`LEVEL`). An operation, a field or a rule of the machine that older
+processes do not know begins with a level of its own: it is written, and followed, only where the log has risen to it.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from treadle.store.base import InboxInput, Report, RunHead, SessionRow, StepRow
 from treadle.store.queues import QueueChange
 
 SCHEMA = 1
+# Up to which level of operations and of the machine's rules this version can apply a log. A log begins with level 1.
+LEVEL = 1
 
 
 class Takes(msgspec.Struct, frozen=True, array_like=True):
@@ -36,9 +41,16 @@ class Operation(msgspec.Struct, tag_field="op", omit_defaults=True, kw_only=True
 
 
 class OpenOp(Operation, tag="open"):
-    """A session begins."""
+    """A session begins, whose process can apply a log up to a level."""
 
     row: SessionRow
+    level: int = 1
+
+
+class LevelOp(Operation, tag="level"):
+    """From here on the log has this level, if all living sessions can apply it."""
+
+    level: int
 
 
 class RenewOp(Operation, tag="renew"):
@@ -169,6 +181,7 @@ class ClearOp(Operation, tag="clear"):
 
 AnyOperation = (
     OpenOp
+    | LevelOp
     | RenewOp
     | BuryOp
     | ElectOp
