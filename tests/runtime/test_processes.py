@@ -56,6 +56,12 @@ async def test_a_process_that_is_busy_for_ever_is_killed_at_the_timeout() -> Non
     assert failure.code == "timeout"
 
 
+async def test_a_process_that_reports_nothing_more_is_killed() -> None:
+    failure, _ = await failed(only(steps.endless.options(timeout=None, progress_timeout="300ms")))
+
+    assert failure.message == "the attempt reported no progress for 0.3 s"
+
+
 async def test_a_hard_cancel_kills_the_process_and_frees_its_slot(tmp_path: Path) -> None:
     path = tmp_path / "pid"
     async with connect("memory://", registry=steps.registry, threads=1) as app:
