@@ -272,8 +272,8 @@ def test_a_failed_undo_is_retried_skipped_or_parked(project: Project) -> None:
     project.run("files", "--input", "fails=true", "--on-failure", "unwind", code=1)
     assert "undo failed (error: locked)" in project.treadle("show", "r1").stdout
     assert "failed, partly unwound" in project.treadle("runs").stdout
-    for line in (["undo", "r1", "--dry-run"], ["undo", "r1"]):
-        assert "the undo failed of one, two: what was done there stands" in project.treadle(*line).stderr
+    for option in ("--dry-run", "--yes"):
+        assert "the undo failed of one, two: what was done there stands" in project.treadle("undo", "r1", option).stderr
     (project.folder / "locked").unlink()
 
     project.treadle("undo", "r1", "--park", "one")
