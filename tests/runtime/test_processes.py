@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -48,6 +49,16 @@ async def test_values_go_in_and_out_typed_and_processes_are_used_again() -> None
     assert os.getpid() not in pids
     with pytest.raises(ProcessLookupError):
         os.kill(pids[0], 0)
+
+
+async def test_a_process_that_was_killed_while_it_was_idle_costs_no_attempt() -> None:
+    async with connect("memory://", registry=steps.registry) as app:
+        first = await (await app.start(only(steps.pid))).result(60)
+        os.kill(first, signal.SIGKILL)
+
+        run = await app.start(only(steps.pid))
+        assert await run.result(60) != first
+        assert [step.attempt for step in (await run.inspect()).steps] == [1]
 
 
 async def test_a_process_that_is_busy_for_ever_is_killed_at_the_timeout() -> None:

@@ -31,7 +31,7 @@ from treadle.core.events import Failure, Handle, Pick
 from treadle.core.inputs import Outcome
 from treadle.core.plan import Fragment
 from treadle.errors import DefinitionError, MissingKeyError, StoreError, TreadleError
-from treadle.ports import Clock, Threads
+from treadle.ports import Environment
 from treadle.runtime.artifacts import ArtifactRoom
 from treadle.runtime.attempts import Attempt, Finish, Postpone, Steps
 from treadle.runtime.callee import Callee, Callees
@@ -76,8 +76,7 @@ class Worker:
         name: str,
         registry: Registry,
         slots: Slots,
-        clock: Clock,
-        threads: Threads,
+        environment: Environment,
         payloads: Payloads,
         errors: ErrorText,
         finish: Finish,
@@ -91,8 +90,8 @@ class Worker:
         self.name = name
         self.registry = registry
         self.slots = slots
-        self.clock = clock
-        self.threads = threads
+        clock = self.clock = environment.clock
+        self.threads = environment.threads
         self.payloads = payloads
         self.errors = errors
         self.steps = steps
@@ -106,6 +105,7 @@ class Worker:
         self._on_free = on_free
         self._loop = asyncio.get_running_loop()
         self._now: Callable[[], float] = clock.now
+        self._spawn = environment.spawn
         self._processes: Processes | None = None
         self._process_lock = threading.Lock()
         self._callees = Callees(registry, middleware, hides=payloads.hides)
@@ -173,7 +173,7 @@ class Worker:
             if self._processes is None:
                 from treadle.runtime.processes import Processes
 
-                self._processes = Processes()
+                self._processes = Processes(self._spawn)
             return self._processes
 
     def close(self) -> None:

@@ -78,6 +78,10 @@ class Scenario(msgspec.Struct):
     sends: Sequence[Send] = ()
     # Starts that join transactions.
     joins: Sequence[Join] = ()
+    # Which machines work only in the cycles that a loop of their own asks for.
+    driven: Sequence[int] = ()
+    # Whether steps (`sim:toil`, `sim:work`) may be executed in processes of their own.
+    apart: bool = False
     # Where the projection of records is: `hosted` by the store, or `beside` it; "" for none.
     records: str = ""
 
@@ -96,7 +100,7 @@ class Scenario(msgspec.Struct):
             workers=[index < self.workers for index in range(self.nodes)],
         )
         workload = Workload([self._run(index, planned) for index, planned in enumerate(self.plans)], self._acts())
-        more: Any = {"sends": self.sends, "records": self.records, "joins": self.joins}
+        more: Any = {name: getattr(self, name) for name in ("sends", "records", "joins", "driven", "apart")}
         return play(lambda: World(_SEED, profile, shape, workload, registry, (), None, strikes or {}, **more))
 
     def _run(self, index: int, planned: Planned) -> RunSpec:
