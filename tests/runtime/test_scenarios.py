@@ -4,9 +4,9 @@ S-001, S-007, S-008, S-022, X-17 (counters), X-23: `test_cycles`; X-15 and S-012
 `test_step_context`; X-17 (a process that dies every time): `test_processes`; S-023 and X-06: `test_kills` and the
 simulation, whose steps run for many times the lease; fencing of zombies by any store (X-07): the store contract.
 S-005, S-010: `test_artifacts`; S-006: `test_projections`; S-030: `test_upgrades`; S-032 to S-034: `contract_limits`;
-S-038: `test_queues`; S-039: `test_inspection`; X-02 and X-03: the simulation (crashes and conflicts at each commit); X-09:
-`tests/core/test_reopening`; X-10: `tests/authoring/test_drafts`; X-13: `tests/core/test_placement`; X-18 and X-25:
-`test_limits_soak` and `tests/simulation/test_simulated_limits`.
+S-038: `test_queues`; S-039: `test_inspection`; X-02 and X-03: the simulation (crashes and conflicts at each commit);
+X-09: `tests/core/test_reopening`; X-10: `tests/authoring/test_drafts`; X-13: `tests/core/test_placement`; X-18 and
+X-25: `test_limits_soak` and `tests/simulation/test_simulated_limits`.
 """
 
 from __future__ import annotations
