@@ -203,7 +203,9 @@ def _step_reasons(scene: _Scene, step: StepState) -> Iterator[Reason]:
         text = f"a rewind took it back; it is there again if {adder} adds it again"
         yield Reason(step=at, code="removed", kind="fence", message=text, on=[adder])
         return
-    if run.hold:
+    task = scene.tasks.get(step.node.number)
+    if run.hold and not (task is not None and task.session):
+        # What is executed now was started before the pause, and goes on.
         text = "the run is paused; resume it"
         yield Reason(step=at, code="pause", kind="fence", message=text, at=scene.told.paused_at)
     if run.awaits:
