@@ -30,7 +30,7 @@ HINTS: Final[dict[str, str]] = {
     "run_not_paused": "`treadle show RUN` tells its status",
     "step_busy": "`treadle pause RUN`, wait for its attempts, then try again",
     "store_not_found": "`treadle run` and `treadle worker` make a store; or check --store and TREADLE_STORE",
-    "store_unavailable": "another process may hold it; try again",
+    "store_unavailable": "its server may be away, or others hold the file, for a moment: run the command again",
     "store_corrupt": "`treadle doctor` examines it; restore a copy",
     "schema_version": "upgrade treadle",
     "store_full": "free some space and run the command again; nothing that was committed is lost",
