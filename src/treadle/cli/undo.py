@@ -96,7 +96,8 @@ async def _list(desk: Desk, run: Run[Any], to: str) -> None:
 async def _tell_what_stands(run: Run[Any]) -> None:
     """Say on stderr which undos were tried in vain: those are not on the stack, and what their steps did stands."""
     snapshot = await run.inspect()
-    failed = [state.address for state in [*snapshot.steps, *snapshot.scopes] if state.undo == "failed"]
+    failed = [step.address for step in snapshot.steps if step.undo == "failed"]
+    failed += [scope.address for scope in snapshot.scopes if scope.undo == "failed"]
     if failed:
         named = ", ".join(map(clean, failed[:NAMED])) + (" and others" if len(failed) > NAMED else "")
         click.echo(f"the undo failed of {named}: what was done there stands, and --retry tries again", err=True)
