@@ -95,7 +95,8 @@ def _from_cache(payloads: Payloads, callee: Callee, task: Task, name: str, arg: 
         return False
     try:
         for key in arg.path:
-            value = value[key] if type(value) is list and type(key) is int else codec.part(value, key)
+            held: Any = value
+            value = held[key] if type(value) is list and type(key) is int else codec.part(held, key)
         values[name] = adapter.convert(value)
     except (DecodeError, LookupError, TypeError):
         return False
