@@ -82,6 +82,8 @@ class Scenario(msgspec.Struct):
     driven: Sequence[int] = ()
     # Whether steps (`sim:toil`, `sim:work`) may be executed in processes of their own.
     apart: bool = False
+    # When backups are made; each is worked on with in a world of its own.
+    backups: Sequence[float] = ()
     # Where the projection of records is: `hosted` by the store, or `beside` it; "" for none.
     records: str = ""
 
@@ -100,7 +102,7 @@ class Scenario(msgspec.Struct):
             workers=[index < self.workers for index in range(self.nodes)],
         )
         workload = Workload([self._run(index, planned) for index, planned in enumerate(self.plans)], self._acts())
-        more: Any = {name: getattr(self, name) for name in ("sends", "records", "joins", "driven", "apart")}
+        more: Any = {name: getattr(self, name) for name in ("sends", "records", "joins", "driven", "apart", "backups")}
         return play(lambda: World(_SEED, profile, shape, workload, registry, (), None, strikes or {}, **more))
 
     def _run(self, index: int, planned: Planned) -> RunSpec:
