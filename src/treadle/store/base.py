@@ -238,8 +238,9 @@ class Answer(msgspec.Struct, gc=False):
     leased: list[Task] = []
     # Tasks of this append that wait in the store (for wake-ups and `not_before` timers).
     queued: int = 0
-    # The queue that is full.
+    # The queue that is full, and what its limits say of such starts.
     queue: str = ""
+    on_full: str = ""
     # The key of the run that holds the name of a "held" append; keys of runs to which this one's names brought inputs.
     holder: str = ""
     told: Sequence[str] = ()

@@ -240,7 +240,7 @@ class MemoryStore(MemoryReader):
         if append.expect != 0:
             return Answer("conflict")
         if data.waiting.limited and (full := data.waiting.full_queue(append)):
-            return Answer("full", queue=full)
+            return Answer("full", queue=full.name, on_full=full.limits.on_full)
         if append.names and (holder := holder_of(data, append)):
             return Answer("held", holder=holder)
         run = data.runs[append.key] = StoredRun(head, append.plan or b"")

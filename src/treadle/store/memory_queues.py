@@ -401,12 +401,12 @@ class Waiting:
         if not key.running and not key.closed:
             del queue.keys[name]
 
-    def full_queue(self, append: Append) -> str:
+    def full_queue(self, append: Append) -> Queue | None:
         """The queue in which the due tasks of a run that is to be made have no place to wait, if there is one."""
         for task in append.tasks:
             if task.not_before <= append.time and self.is_full(task.queue, append.time):
-                return task.queue
-        return ""
+                return self.limited[task.queue]
+        return None
 
     def is_full(self, name: str, now: float) -> bool:
         """Whether as many due tasks wait in a queue as may."""

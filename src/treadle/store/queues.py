@@ -33,6 +33,8 @@ class QueueLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     weights: dict[str, float] = {}
     # So many tasks may wait; while they do, no run is made whose first tasks would wait there too.
     length: int = 0
+    # What becomes of such a run: "reject" (it is refused) or "wait" (whoever starts it waits for a place).
+    on_full: str = "reject"
 
     @property
     def by_key(self) -> bool:

@@ -264,7 +264,9 @@ class DefinitionsContract:
 
     def test_what_was_defined_is_listed_with_what_goes_on(self, make_store: MakeStore) -> None:
         one, other = Party(make_store(), "one"), make_store()
-        limits = QueueLimits(concurrency=2, rate=0.5, burst=4, key_rate=1.5, fair=True, weights={"a": 2.0}, length=7)
+        limits = QueueLimits(
+            concurrency=2, rate=0.5, burst=4, key_rate=1.5, fair=True, weights={"a": 2.0}, length=7, on_full="wait"
+        )
         one.store.set_queues([QueueChange(name="q", defined=limits)], NOW)
         one.start(tasks=[task_of(RUN, number, queue="q") for number in range(5)], time=NOW + 1)
         one.append(tasks=[task_of(RUN, 9, queue="q", not_before=NOW + 60), task_of(RUN, 8)])
@@ -388,6 +390,20 @@ class DefinitionsContract:
         one.append(ended=[1, 2, 3])
         one.claim(9)
         assert one.commit(start_of(key_of(3), tasks=[task_of(key_of(3), 1)]))[0].status == "committed"
+
+    def test_who_finds_a_queue_full_is_told_what_its_limits_say_of_that(self, make_store: MakeStore) -> None:
+        one = Party(make_store(), "one")
+        limited(one, length=1, on_full="wait")
+        limited(one, name="other", length=1)
+        one.start(tasks=[task_of(RUN, 1), task_of(RUN, 2, queue="other")])
+
+        waits, rejects = one.commit(
+            start_of(OTHER, tasks=[task_of(OTHER, 1)]),
+            start_of(key_of(3), tasks=[task_of(key_of(3), 1, queue="other")]),
+        )
+
+        assert (waits.status, waits.queue, waits.on_full) == ("full", "default", "wait")
+        assert (rejects.status, rejects.queue, rejects.on_full) == ("full", "other", "reject")
 
     def test_runs_of_one_call_fill_the_queue_for_those_behind(self, make_store: MakeStore) -> None:
         one = Party(make_store(), "one")

@@ -220,9 +220,9 @@ def _is_first(waiting: Waiting, task: Task, now: float, offer: Offer, queued: di
     return not waiting.is_behind(task, now, offer)
 
 
-def full_queue(data: MemoryData, append: Append) -> str:
+def full_queue(data: MemoryData, append: Append) -> Queue | None:
     """The queue that has no place for the first tasks of a run, if there is one."""
     if not data.waiting.limited:
-        return ""
+        return None
     with aside(data.waiting, append.time):
         return data.waiting.full_queue(append)

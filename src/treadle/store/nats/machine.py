@@ -176,8 +176,8 @@ class Machine:
             return Answer(cast(Any, status))
         if append.head is None:
             return None
-        if queue := full_queue(self.data, append):
-            return Answer("full", queue=queue)
+        if full := full_queue(self.data, append):
+            return Answer("full", queue=full.name, on_full=full.limits.on_full)
         if holder := holder_of(self.data, append):
             return Answer("held", holder=holder)
         return None

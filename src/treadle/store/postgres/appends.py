@@ -148,7 +148,8 @@ class Appends:
         if said == _FULL:
             # Of an append that something else forbids, that is what is told.
             verdicts, _ = self._examine(own, appends)
-            return [verdict or Answer("full", queue=detail) for verdict in verdicts]
+            on_full = self.limits.gates[detail].limits.on_full
+            return [verdict or Answer("full", queue=detail, on_full=on_full) for verdict in verdicts]
         if said == HELD:
             verdicts, _ = self._examine(own, appends)
             return [verdict or Answer("held", holder=detail) for verdict in verdicts]

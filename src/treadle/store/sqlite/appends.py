@@ -182,7 +182,7 @@ class Appends:
         if append.expect != 0:
             return Answer("conflict")
         if (full := self._full_queue(append)) is not None:
-            return Answer("full", queue=full.name)
+            return Answer("full", queue=full.name, on_full=full.limits.on_full)
         if append.names and (holder := holder_of(self.con, append)):
             return Answer("held", holder=holder)
         return None
