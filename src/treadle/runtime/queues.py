@@ -13,7 +13,7 @@ from treadle.errors import DefinitionError
 from treadle.store.queues import QueueChange, QueueLimits
 
 # What a start does that would begin in a queue which is as long as it may be.
-OnFull = Literal["reject", "wait"]
+OnFull = Literal["reject", "wait", "drop_oldest"]
 _PERIODS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -32,7 +32,7 @@ class Queue:
         fair: keys take turns, so that one with many steps keeps no other waiting; a mapping gives keys their weights.
         length: so many steps may wait; while they do, no run is made that would begin in this queue.
         on_full: what becomes of such a start: "reject" (also without it) raises `QueueFullError`, "wait" waits for a
-            place.
+            place, "drop_oldest" cancels the oldest runs that only wait in this queue and of which nothing has begun.
     """
 
     name: str

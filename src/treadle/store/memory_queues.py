@@ -18,7 +18,6 @@ from typing import Protocol
 import msgspec
 
 from treadle.core.commands import Task
-from treadle.store.base import Append
 from treadle.store.memory_lines import Entry, Item, Line
 from treadle.store.offers import Offer
 from treadle.store.queues import (
@@ -401,13 +400,6 @@ class Waiting:
         if not key.running and not key.closed:
             del queue.keys[name]
 
-    def full_queue(self, append: Append) -> Queue | None:
-        """The queue in which the due tasks of a run that is to be made have no place to wait, if there is one."""
-        for task in append.tasks:
-            if task.not_before <= append.time and self.is_full(task.queue, append.time):
-                return self.limited[task.queue]
-        return None
-
     def is_full(self, name: str, now: float) -> bool:
         """Whether as many due tasks wait in a queue as may."""
         queue = self.limited.get(name)
@@ -418,17 +410,21 @@ class Waiting:
 
     def _length(self, queue: Queue, most: int) -> int:
         """How many due tasks wait in a queue; exact where it is not below `most`."""
-        lines = queue.lines.values()
         held = self._held(queue.name)
-        if sum(line.size() for line in lines) + held < most:
+        if sum(line.size() for line in queue.lines.values()) + len(held) < most:
             return 0
-        return held + sum(not item[3].gone for line in lines for item in line.items())
+        return len(self.waiting_in(queue))
 
-    def _held(self, name: str) -> int:
-        """How many tasks of a queue are parked."""
+    def waiting_in(self, queue: Queue) -> list[Entry]:
+        """The due tasks that wait in a queue."""
+        items = (item for line in queue.lines.values() for item in line.items())
+        return self._held(queue.name) + [item[3] for item in items if not item[3].gone]
+
+    def _held(self, name: str) -> list[Entry]:
+        """The tasks of a queue that are parked."""
         self.parked = {key: None for key in self.parked if key in self.runs and self.runs[key].parked}
-        parked = [entry for key in self.parked for entry in self.runs[key].parked]
-        return sum(not entry.gone and entry.task.queue == name for entry in parked)
+        parked = (entry for key in self.parked for entry in self.runs[key].parked)
+        return [entry for entry in parked if not entry.gone and entry.task.queue == name]
 
     def left_room(self, now: float | None) -> bool:
         """Whether a queue was opened since this was asked last, and a task that may start waits in it.

@@ -102,7 +102,7 @@ def _limits(rng: random.Random, name: str) -> QueueLimits:
         weights={"a": 3.0} if rng.random() < 0.3 else {},
         # Children begin in the default queue, and are made until it takes them.
         length=0 if name == "default" else rng.choice((0, 0, 2, 6)),
-        on_full=rng.choice(("reject", "wait")),
+        on_full=rng.choice(("reject", "wait", "drop_oldest")),
     )
 
 

@@ -35,7 +35,7 @@ class TaskState(msgspec.Struct, array_like=True):
 
 
 class RunState(msgspec.Struct, array_like=True):
-    """As `memory_data.StoredRun`; `steps` are its failures."""
+    """As `memory_data.StoredRun`; `steps` are its failures. Of a run in an older snapshot some step may have settled."""
 
     head: RunHead
     plan: str
@@ -47,6 +47,7 @@ class RunState(msgspec.Struct, array_like=True):
     inbox: list[InboxInput]
     tasks: list[TaskState]
     steps: list[StepRow]
+    has_settled: bool = True
 
 
 class SessionState(msgspec.Struct, array_like=True):
@@ -199,6 +200,7 @@ def _run_state(run: StoredRun) -> RunState:
         inbox=list(run.inbox.values()),
         tasks=tasks,
         steps=list(run.steps.values()),
+        has_settled=run.has_settled,
     )
 
 
@@ -248,4 +250,5 @@ def _stored(state: RunState) -> StoredRun:
     for row in state.steps:
         run.steps[row.number] = row
         run.by_address[row.address] = row
+    run.has_settled = state.has_settled
     return run
