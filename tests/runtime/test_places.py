@@ -46,7 +46,7 @@ async def full_still(app: App) -> None:
 
 async def waiting(app: App, *starts: asyncio.Task[Run[list[int]]]) -> None:
     """Until these starts stand in the line."""
-    while len(app._node.places._lines.get("docks", ())) < len(starts):  # noqa: SLF001 - nothing else tells
+    while len(app._node.places._lines.get("docks", ())) < len(starts):
         await asyncio.sleep(0)
     assert not any(start.done() for start in starts)
 

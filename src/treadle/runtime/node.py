@@ -191,8 +191,7 @@ class Node:
         self.slots = Slots((settings.slots, settings.threads), actions, self._kind_of)
         if self.cycles is not None:
             self.slots.close()
-        self.watch.stop()
-        waits = self.watch.waits()
+        waits = self.watch.begin()
         self._enter(waits, actions if settings.worker else [])
         offer = self.slots if settings.worker else None
         self.committer = Committer(self.store, self.session, offer, environment.wakeups, self._driver())

@@ -48,7 +48,9 @@ class Places:
                 # Cleared before the store is asked: what is told meanwhile counts.
                 free.clear()
                 if self._node.closing:
-                    raise LeaseLostError(f"closed while a start waited for a place in queue {queue!r}; nothing was made")
+                    raise LeaseLostError(
+                        f"closed while a start waited for a place in queue {queue!r}; nothing was made"
+                    )
                 if until and self._node.environment.clock.now() >= until:
                     return None
                 if next(iter(line)) is free:

@@ -27,6 +27,11 @@ class Watch:
         # Whether somebody waits for changes of runs, and for a place in a queue.
         self._runs = self._places = False
 
+    def begin(self) -> int:
+        """A new session is entered: what it waits for."""
+        self.stop()
+        return self.waits()
+
     def waits(self) -> int:
         """What its session waits for."""
         node = self._node

@@ -62,8 +62,13 @@ Promises
    paused; and of a `claim` whether a queue with limits has room for a task that waits and was not taken. It is said
    once: True is for all calls since it was asked last. True may be said too often, and never too rarely. Whoever is
    told claims, or wakes those who wait for tasks.
-12. A run with a due task for a queue in which `length` due tasks wait already is not made (**full**). Tasks of runs
-   that were made are never refused.
+12. A run with a due task for a queue in which `length` due tasks wait already is not made (**full**, with the policy
+   of the queue), unless that is `drop_oldest` and runs that only wait there make place: as many of the oldest, by
+   their keys, as leave fewer than `length`, or none and the run is not made. Each gets a hard `core.inputs.Cancel`,
+   with the id `dropped:KEY` of the new run, and what waits of it is taken back as by `revoke`, before the new tasks
+   come. A run only waits if it is running, no run has called it, it has no tasks but first attempts that wait in
+   this queue, none of its steps is settled, and its inbox holds nothing but looks. Whether a settlement counts that
+   an append has taken back since is the store's choice. Tasks of runs that were made are never refused.
 13. A run may be in the **line** of a name; the first run in it holds the name. `Append.names` changes that, in its
    order: `take` enters the line only if nobody else is in it, and else nothing of the append does (**held**); `line`
    goes to its end; `replace` does so too and puts a hard `core.inputs.Cancel` into the inboxes of the others in it;
@@ -241,7 +246,8 @@ class Answer(msgspec.Struct, gc=False):
     # The queue that is full, and what its limits say of such starts.
     queue: str = ""
     on_full: str = ""
-    # The key of the run that holds the name of a "held" append; keys of runs to which this one's names brought inputs.
+    # The key of the run that holds the name of a "held" append; keys of the runs to which this one brought inputs: those
+    # that have made place for it, then those that are in its names' lines.
     holder: str = ""
     told: Sequence[str] = ()
     # Of "unfit": the lease whose outcome a projection does not take, and why. Nothing of the append took effect.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from treadle.core.inputs import Cancel, encode_input
 from treadle.core.tables import RUNNING
 from treadle.store.base import Append, InboxInput
-from treadle.store.queues import DROP_OLDEST, to_drop
+from treadle.store.queues import DROP_OLDEST, DROPPED, to_drop
 
 if TYPE_CHECKING:
     from treadle.store.memory_data import MemoryData, StoredRun
@@ -57,5 +57,5 @@ def _is_fresh(entry: Entry, queue: str) -> bool:
 
 def drop(data: MemoryData, run: StoredRun, by: str) -> None:
     """Cancel a run hard, and take back what waits of it."""
-    data.put_input(run, InboxInput(f"dropped:{by}", run.key, encode_input(Cancel(hard=True))))
+    data.put_input(run, InboxInput(f"{DROPPED}{by}", run.key, encode_input(Cancel(hard=True))))
     data.revoke(run, None, f"revoked:{by}")

@@ -371,6 +371,8 @@ class Waiting:
         queue.opened = queue.opened or bool(self.timed) or (not was_open and queue.is_open())
         key = queue.keys.get(task.key)
         if key is not None and task.key:
+            # A task that nobody has met since it fell due may wait for it without the key being closed.
+            queue.opened = queue.opened or key.running == queue.limits.key_concurrency
             key.running -= 1
             if key.closed:
                 self._open(queue, task.key)

@@ -17,6 +17,8 @@ MOST_AHEAD_SECONDS = 60.0
 _TOLERANCE_SECONDS = 1e-6
 # The policy of a full queue by which the oldest runs make place for new ones.
 DROP_OLDEST = "drop_oldest"
+# What begins the id of the input that cancels such a run; behind it is the key of the new one.
+DROPPED = "dropped:"
 # A claim for each of many thousand starts a second would cost more than it gives.
 _LEAST_WAIT_SECONDS = 0.001
 

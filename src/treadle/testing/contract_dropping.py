@@ -42,7 +42,7 @@ class DroppingContract:
             Cancel(hard=True),
             Revoked(numbers=[1]),
         ]
-        assert [value.id for value in one.store.inbox(key_of(1))][0] == f"dropped:{key_of(3)}"
+        assert one.store.inbox(key_of(1))[0].id == f"dropped:{key_of(3)}"
         assert one.waiting() == [(key_of(2), 1), (key_of(3), 1)]
         assert one.load(key_of(1)).tasks == []
 

@@ -208,6 +208,8 @@ class SimStore(SimReader):
             for append, answer in zip(taken, answers, strict=True):
                 if append.given and answer.status == "committed":
                     self._watcher.given(append)
+                if append.head is not None and answer.told:
+                    self._watcher.limits.made(append, answer)
             for index in sorted(refusals):
                 answers.insert(index, refusals[index])
             self._watcher.leased(session, [task for answer in answers for task in answer.leased])

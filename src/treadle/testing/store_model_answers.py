@@ -159,9 +159,18 @@ class ModelAnswers:
         """As `ModelLimits.crowded_out`; where the store has a choice, as it chose."""
         if append.head is None:
             return []
+        if self.limits.is_vague(append):
+            found = [key for key in answer.told if self.is_dropped(key, append.key)]
+            queues = [task.queue for task in append.tasks]
+            assert all(any(self.runs[key].only_waits(queue, ever_settled=False) for queue in queues) for key in found)
+            return answer.queue if answer.status == "full" else found
         one, other = (self.limits.crowded_out(append, self.made, ever_settled=ever) for ever in (True, False))
         chosen = answer.status == "full" if isinstance(one, str) else list(answer.told)[: len(one)] == one
         return one if chosen else other
+
+    def is_dropped(self, key: str, by: str) -> bool:
+        """Whether the store says that a run has made place for another."""
+        return any(value.id == f"dropped:{by}" for value in self.handles[0].inbox(key))
 
     def drop(self, keys: Sequence[str]) -> None:
         """Cancel runs that make place, and take back what waits of them."""

@@ -49,8 +49,9 @@ class ModelLimits:
     def __init__(self, runs: Mapping[str, ModelRun]) -> None:
         self.runs = runs
         self.queues: dict[str, ModelQueue] = {}
-        # Clocks may have gone back since.
+        # Clocks may have gone back since; of what was leased, and of all.
         self.latest = 0.0
+        self.furthest = 0.0
 
     def of(self, name: str) -> QueueLimits:
         """What limits a queue."""
@@ -158,10 +159,15 @@ class ModelLimits:
                 times.append(next_start(refill(bucket, rate, burst, now), rate, now))
         return max(times)
 
+    def is_vague(self, append: Append) -> bool:
+        """Whether tasks wait that were due before the clock was set back: a store may count them, until it looks."""
+        models = (model for run in self.runs.values() for model in run.tasks.values() if not model.session)
+        return any(append.time < model.task.not_before <= self.furthest for model in models)
+
     def crowded_out(self, append: Append, told: Collection[str], *, ever_settled: bool) -> str | list[str]:
         """The queue in which a new run finds no place to wait, or the keys of the runs that make place for it.
 
-        `told` are runs that have got inputs in this commit. Whether a step that was settled once and is not now counts is
+        `told` are runs that have got inputs in this commit. Whether a step counts that was settled once and is not now is
         the store's choice.
         """
         found: list[str] = []

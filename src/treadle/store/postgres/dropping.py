@@ -18,7 +18,7 @@ from treadle.store.ledger import Gate
 from treadle.store.postgres.arrays import big, small
 from treadle.store.postgres.connection import Statement
 from treadle.store.postgres.functions import Function
-from treadle.store.queues import DROP_OLDEST
+from treadle.store.queues import DROP_OLDEST, DROPPED
 
 # Drop as many of the oldest runs as leave less than `most` due tasks in a queue: their keys and those of their tasks, as
 # JSON; or nothing, if there are not enough of them.
@@ -118,7 +118,7 @@ def _statement(schema: str, by: str, gate: Gate) -> Statement:
     values = {
         "of_gate": big(gate.n),
         "most": small(gate.limits.length),
-        "input_id": f"dropped:{by}".encode(),
+        "input_id": f"{DROPPED}{by}".encode(),
         "cancel": encode_input(Cancel(hard=True)),
         "revoked_id": f"revoked:{by}".encode(),
         "revoked": encode_input(Revoked(numbers=[_NUMBER])).replace(str(_NUMBER).encode(), b"*"),

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from treadle.core.inputs import Cancel, Revoked, encode_input
 from treadle.core.tables import RUNNING
 from treadle.store.ledger import Gate
-from treadle.store.queues import to_drop
+from treadle.store.queues import DROPPED, to_drop
 from treadle.store.sqlite.connection import Database
 
 _DUE = "FROM tasks INDEXED BY tasks_gated WHERE gate = ?1 AND gate != 0 AND state IN (-1, 0, 2)"
@@ -49,7 +49,7 @@ def drop(con: Database, runs: Sequence[Dropped], by: str) -> None:
     """Cancel runs hard, and take back what waits of them."""
     cancel = encode_input(Cancel(hard=True))
     for run in runs:
-        con.execute(_INSERT_INPUT, (run.n, f"dropped:{by}", cancel))
+        con.execute(_INSERT_INPUT, (run.n, f"{DROPPED}{by}", cancel))
         numbers = [number for (number,) in con.execute("SELECT number FROM tasks WHERE run = ?", (run.n,)).fetchall()]
         con.execute("DELETE FROM tasks WHERE run = ?", (run.n,))
         con.execute(_INSERT_INPUT, (run.n, f"revoked:{by}", encode_input(Revoked(numbers=sorted(numbers)))))
