@@ -1,8 +1,8 @@
 """Starts that wait for a place in a full queue (`on_full="wait"`).
 
-Nothing of such a start is stored: it is a coroutine of its caller, and gone with it. Those of one process stand in a line
-for each queue; the first of it tries again whenever there may be a place: tasks were claimed here or taken back, or
-another session woke this one. A wake-up that was lost costs no more than the pause between two sweeps.
+Nothing of such a start is stored: it is a coroutine of its caller, and gone with it. Those of one process stand in a
+line for each queue; the first of it tries again whenever there may be a place: tasks were claimed here or taken back,
+or another session woke this one. A wake-up that was lost costs no more than the pause between two sweeps.
 """
 
 from __future__ import annotations

@@ -246,8 +246,8 @@ class Answer(msgspec.Struct, gc=False):
     # The queue that is full, and what its limits say of such starts.
     queue: str = ""
     on_full: str = ""
-    # The key of the run that holds the name of a "held" append; keys of the runs to which this one brought inputs: those
-    # that have made place for it, then those that are in its names' lines.
+    # The key of the run that holds the name of a "held" append; keys of the runs to which this one brought inputs:
+    # those that have made place for it, then those that are in its names' lines.
     holder: str = ""
     told: Sequence[str] = ()
     # Of "unfit": the lease whose outcome a projection does not take, and why. Nothing of the append took effect.

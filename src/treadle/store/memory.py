@@ -216,10 +216,9 @@ class MemoryStore(MemoryReader):
         for row in append.steps:
             run.steps[row.number] = row
             run.by_address[row.address] = row
+            run.has_settled = True
         if append.undos or append.unwound is not None:
             self._undo(run, append)
-        if append.steps:
-            run.has_settled = True
         if append.names or told:
             return self._name(own, run, append, offer, told)
         return self._dispatch(own, run, append, offer) if append.tasks else Answer("committed")

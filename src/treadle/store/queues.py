@@ -39,8 +39,8 @@ class QueueLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     weights: dict[str, float] = {}
     # So many tasks may wait; while they do, no run is made whose first tasks would wait there too.
     length: int = 0
-    # What becomes of such a run: "reject" (it is refused), "wait" (whoever starts it waits for a place) or "drop_oldest"
-    # (the oldest runs of which nothing has begun are cancelled for it).
+    # What becomes of such a run: "reject" (it is refused), "wait" (whoever starts it waits for a place) or
+    # "drop_oldest" (the oldest runs of which nothing has begun are cancelled for it).
     on_full: str = "reject"
 
     @property
@@ -141,8 +141,8 @@ def length_of_turn(limits: QueueLimits, key: str) -> float:
 def to_drop(only_wait: Sequence[tuple[str, int]], length: int, most: int) -> list[str] | None:
     """The runs that make place for another one in a queue; None if there are not enough of them.
 
-    `only_wait` are the keys of the runs of which nothing has begun, the oldest first, with their tasks among the `length`
-    that wait there.
+    `only_wait` are the keys of the runs of which nothing has begun, the oldest first, with their tasks among the
+    `length` that wait there.
     """
     found: list[str] = []
     for key, count in only_wait:

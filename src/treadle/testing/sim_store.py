@@ -66,6 +66,10 @@ class Watcher(Protocol):
         """The answer to an append with records that a projection in the store refuses; None if it takes them."""
         ...
 
+    def made(self, append: Append, answer: Answer) -> None:
+        """An append that makes a run brought inputs to others."""
+        ...
+
     def given(self, append: Append) -> None:
         """An append with records is committed: a projection in the store gets them in the same transaction."""
         ...
@@ -209,7 +213,7 @@ class SimStore(SimReader):
                 if append.given and answer.status == "committed":
                     self._watcher.given(append)
                 if append.head is not None and answer.told:
-                    self._watcher.limits.made(append, answer)
+                    self._watcher.made(append, answer)
             for index in sorted(refusals):
                 answers.insert(index, refusals[index])
             self._watcher.leased(session, [task for answer in answers for task in answer.leased])

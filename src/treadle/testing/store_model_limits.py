@@ -167,8 +167,8 @@ class ModelLimits:
     def crowded_out(self, append: Append, told: Collection[str], *, ever_settled: bool) -> str | list[str]:
         """The queue in which a new run finds no place to wait, or the keys of the runs that make place for it.
 
-        `told` are runs that have got inputs in this commit. Whether a step counts that was settled once and is not now is
-        the store's choice.
+        `told` are runs that have got inputs in this commit. Whether a step counts that was settled once, and is not
+        now, is the store's choice.
         """
         found: list[str] = []
         for name in dict.fromkeys(task.queue for task in append.tasks if task.not_before <= append.time):

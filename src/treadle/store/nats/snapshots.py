@@ -35,7 +35,7 @@ class TaskState(msgspec.Struct, array_like=True):
 
 
 class RunState(msgspec.Struct, array_like=True):
-    """As `memory_data.StoredRun`; `steps` are its failures. Of a run in an older snapshot some step may have settled."""
+    """As `memory_data.StoredRun`; `steps` are its failures. In an older snapshot any run may have settled steps."""
 
     head: RunHead
     plan: str

@@ -20,8 +20,8 @@ from treadle.store.postgres.connection import Statement
 from treadle.store.postgres.functions import Function
 from treadle.store.queues import DROP_OLDEST, DROPPED
 
-# Drop as many of the oldest runs as leave less than `most` due tasks in a queue: their keys and those of their tasks, as
-# JSON; or nothing, if there are not enough of them.
+# Drop as many of the oldest runs as leave less than `most` due tasks in a queue: their keys and those of their tasks,
+# as JSON; or nothing, if there are not enough of them.
 DROP_OLDEST_RUNS = Function(
     "drop_oldest_1",
     """
