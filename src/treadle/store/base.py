@@ -90,7 +90,7 @@ from treadle.core.events import AnyEvent
 from treadle.core.tables import NONE, RUNNING
 from treadle.core.values import Window
 from treadle.store.offers import Offer
-from treadle.store.queues import KeyRow, QueueChange, QueueRow
+from treadle.store.queues import Bucket, KeyRow, QueueChange, QueueRow
 
 FORMAT = 1
 # Payloads up to this many bytes of JSON ride in the event; up to the second they are rows; larger ones are blobs.
@@ -441,6 +441,10 @@ class Reader(Protocol):
 
     def queue_keys(self, queue: str, *, key: str | None = None, limit: int = 100) -> list[KeyRow]:
         """Keys of a queue's tasks, those with the most waiting first (may be slow), or the one that is asked for."""
+        ...
+
+    def buckets(self, queue: str) -> dict[str, Bucket]:
+        """What is stored of what its rates allow: by key, and of the queue itself ("")."""
         ...
 
     def line(self, name: str) -> list[str]:

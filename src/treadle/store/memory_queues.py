@@ -127,6 +127,11 @@ class Queue:
         if not limits.fair:
             self.turns, self.shares = {}, {}
 
+    def buckets(self) -> dict[str, Bucket]:
+        """What its rates allow: by key, and of the queue itself ("")."""
+        found = {"": self.bucket, **{name: key.bucket for name, key in self.keys.items()}}
+        return {name: msgspec.structs.replace(bucket) for name, bucket in found.items() if bucket is not None}
+
     def is_open(self) -> bool:
         """Whether it is not paused and has room for another leased task, whatever its rate says."""
         most = self.limits.concurrency
@@ -454,11 +459,28 @@ class Waiting:
         for change in changes:
             queue = self.queue(change.name)
             changed = queue.change(change)
-            answers.append(changed)
+            kept = change.kept(queue.limits)
+            refilled = kept is not None and kept != queue.buckets()
+            answers.append(changed or refilled)
             if changed:
                 self.limited[queue.name] = queue
                 self._begin_anew(queue, [entry for entry in entries if entry.task.queue == queue.name], now)
+            if kept is not None and refilled:
+                self._put_buckets(queue, kept)
         return answers
+
+    def _put_buckets(self, queue: Queue, buckets: dict[str, Bucket]) -> None:
+        """Let the rates of a queue allow this, and nothing else."""
+        queue.opened = True
+        queue.bucket = buckets.get("")
+        for name, key in list(queue.keys.items()):
+            key.bucket = None
+            self._open(queue, name)
+            if not key.running:
+                del queue.keys[name]
+        for name, bucket in buckets.items():
+            if name:
+                self.keep_bucket(queue, name, bucket)
 
     def _begin_anew(self, queue: Queue, leased: list[Entry], now: float) -> None:
         """Line up by the limits that hold now, and count by them."""

@@ -52,6 +52,13 @@ class QueueLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 NO_LIMITS = QueueLimits()
 
 
+class Bucket(msgspec.Struct):
+    """How many tasks may start (`allowance`), as of a time. Where none is stored, it is full."""
+
+    allowance: float
+    at: float
+
+
 class QueueChange(msgspec.Struct, frozen=True, kw_only=True):
     """What is to change of a queue's row; the rest stays. `override=None` lets the program's limits hold again."""
 
@@ -59,13 +66,19 @@ class QueueChange(msgspec.Struct, frozen=True, kw_only=True):
     defined: QueueLimits | UnsetType = UNSET
     override: QueueLimits | UnsetType | None = UNSET
     paused: bool | UnsetType = UNSET
+    # What its rates allow from now on, in place of all that is stored of that: by key, and of the queue itself ("").
+    # Those that have no rate by then are left out.
+    buckets: dict[str, Bucket] | UnsetType = UNSET
 
-
-class Bucket(msgspec.Struct):
-    """How many tasks may start (`allowance`), as of a time. Where none is stored, it is full."""
-
-    allowance: float
-    at: float
+    def kept(self, limits: QueueLimits) -> dict[str, Bucket] | None:
+        """The buckets that are to be stored under these limits; None if they stay as they are."""
+        if self.buckets is UNSET:
+            return None
+        return {
+            key: msgspec.structs.replace(bucket)
+            for key, bucket in sorted(self.buckets.items())
+            if (limits.key_rate if key else limits.rate)
+        }
 
 
 class QueueRow(msgspec.Struct, kw_only=True):

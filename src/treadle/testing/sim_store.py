@@ -35,7 +35,7 @@ from treadle.store.base import (
 from treadle.store.joined import JoinedInput, JoinedStart
 from treadle.store.memory import MemoryStore
 from treadle.store.offers import Offer
-from treadle.store.queues import KeyRow, QueueChange, QueueRow
+from treadle.store.queues import Bucket, KeyRow, QueueChange, QueueRow
 from treadle.testing.sim_faults import Faults
 from treadle.testing.sim_joins import Transaction
 from treadle.testing.sim_loop import Life
@@ -131,6 +131,9 @@ class SimReader:
 
     def queue_keys(self, queue: str, *, key: str | None = None, limit: int = 100) -> list[KeyRow]:
         return self._read("queue_keys", lambda: self._store.queue_keys(queue, key=key, limit=limit))
+
+    def buckets(self, queue: str) -> dict[str, Bucket]:
+        return self._read("buckets", lambda: self._store.buckets(queue))
 
     def line(self, name: str) -> list[str]:
         return self._read("line", lambda: self._store.line(name))
