@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from treadle.core import inputs as inp
 from treadle.core.decision import Limits
 from treadle.core.forgetting import FORGOTTEN, needs_all
 from treadle.core.plan import Block, Body, Child, Const, Gather, Group, Item, Ref, Slot
+from treadle.core.state import IterationState, ScopeState
 
 LIMITS = Limits(dispatched=10)
 
@@ -42,8 +44,24 @@ def test_a_gather_of_many_items_holds_those_that_are_under_way() -> None:
     assert most <= 3 + 2 * LIMITS.dispatched
     assert held(driver) == 3
     assert sorted(driver.lean.index) == []
-    assert set(driver.lean.children) == {driver.scope("g").node.number}
-    assert driver.lean.children[driver.scope("g").node.number] == {}
+    assert driver.lean.children == {}
+    assert not driver.lean.inside(driver.scope("g").node)
+
+
+def test_a_run_that_is_dropped_amid_its_iterations_leaves_nothing_behind() -> None:
+    def left() -> int:
+        gc.collect()
+        return sum(type(known) is ScopeState and known.node.address == "amid" for known in gc.get_objects())
+
+    body = Body(blocks=[Group(id="u", blocks=[step("x", slots={"item": Item()}), step("y", "x")])])
+    driver = Driver(Gather(id="amid", items=Const(0), body=body), constants=[list(range(500))], limits=LIMITS)
+    for task in list(driver.tasks.values())[:5]:
+        driver.give(driver.outcome(task, 1))
+    assert isinstance(driver.scope("amid[0]"), IterationState)
+    assert left()
+
+    del driver
+    assert not left()
 
 
 def test_content_of_any_depth_is_forgotten_with_its_iteration() -> None:

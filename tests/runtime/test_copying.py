@@ -332,9 +332,9 @@ async def test_what_rates_have_used_up_goes_along(make: Callable[[str], Store], 
         "b": Bucket(0.0, clock.now() + 20),
         "full": Bucket(3.0, clock.now() - 30),
     }
-    source.set_queues([QueueChange(name="rated", defined=limits, buckets=used)], clock.now())
 
     async with await on(source, clock=clock) as one, await on(target, clock=clock) as other:
+        source.set_queues([QueueChange(name="rated", defined=limits, buckets=used)], clock.now())
         assert (await one.copy_to(other)).differing == {}
         assert {**target.buckets("rated"), "full": used["full"]} == used
         clock.advance(30)

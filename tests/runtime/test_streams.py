@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, cast
 
@@ -189,6 +191,39 @@ async def test_a_gather_over_what_is_no_list_says_so(store: str) -> None:
 
         with pytest.raises(RunFailedError, match="list"):
             await run.result()
+
+
+# An array is what every reader without a declared type gets of a tuple.
+KINDS: list[Any] = [date(2026, 1, 2), {"a": [b"x", None]}, [1, 2.5], "y" * 2000, 2**70, Decimal("1.0"), "\ud800"]
+
+
+@step(registry=registry)
+async def kinds() -> Any:
+    return KINDS
+
+
+@step(registry=registry)
+async def some_of_a_kind() -> Any:
+    return {f"{number:04}" for number in range(MANY)}
+
+
+@step(registry=registry)
+async def shown(value: Any) -> str:
+    return repr(value)
+
+
+@workflow(registry=registry)
+def of_all_kinds() -> list[list[str]]:
+    # Both are more than what rides in events, so that a worker finds the items.
+    return [gather(kinds.bind(), shown, id="listed"), gather(some_of_a_kind.bind(), shown, id="set")]
+
+
+async def test_items_of_a_gather_are_what_the_list_held_whatever_it_was(store: str) -> None:
+    async with connect(store, registry=registry) as app, asyncio.timeout(60):
+        listed, of_set = await (await app.start(of_all_kinds)).result()
+
+        assert listed == [repr(kind) for kind in KINDS]
+        assert sorted(of_set) == [repr(f"{number:04}") for number in range(MANY)]
 
 
 async def test_a_chunk_is_read_when_it_is_needed(store: str) -> None:

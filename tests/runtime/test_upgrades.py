@@ -8,26 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import apsw
 import pytest
 from tests.postgres_kit import query, shared_server, url_of
+from tests.runtime.upgrade_kit import OLDER, life, make_newer
 from tests.runtime.upgrade_target import LENGTH
 
-import treadle
 from treadle import connect
 from treadle.errors import SchemaVersionError
 
-TARGET = Path(__file__).with_name("upgrade_target.py")
-PACKAGE = Path(treadle.__file__).parent
 SECONDS = 60.0
 EDITS = (
     ("store/base.py", r"\nFORMAT = 1\n", "\nFORMAT = 2\n"),
@@ -49,14 +43,7 @@ EDITS = (
 @pytest.fixture(scope="module")
 def newer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the newer version is imported from."""
-    root = tmp_path_factory.mktemp("newer")
-    shutil.copytree(PACKAGE, root / "treadle", ignore=shutil.ignore_patterns("__pycache__"))
-    for name, pattern, text in EDITS:
-        path = root / "treadle" / name
-        edited, count = re.subn(pattern, text, path.read_text(encoding="utf-8"))
-        assert count == 1, name
-        path.write_text(edited, encoding="utf-8")
-    return root
+    return make_newer(tmp_path_factory.mktemp("newer"), EDITS)
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
@@ -80,28 +67,10 @@ def told(url: str, sql: str) -> list[tuple[Any, ...]]:
     return query(shared_server(), sql.replace("FROM ", f"FROM {schema}."))
 
 
-@contextmanager
-def life(root: Path, url: str, gate: Path, role: str, *ids: str) -> Iterator[subprocess.Popen[str]]:
-    """A process of the version in a folder, from when it has started its runs until it is killed."""
-    process = subprocess.Popen(
-        [sys.executable, str(TARGET), url, role, *ids],
-        env={**os.environ, "PYTHONPATH": str(root), "UPGRADE_GATE": str(gate)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
 async def test_an_older_version_works_beside_a_newer_one_and_leaves_its_runs_alone(
     newer: Path, url: str, tmp_path: Path
 ) -> None:
-    older, gate = PACKAGE.parent, tmp_path / "gate"
+    older, gate = OLDER, tmp_path / "gate"
     ids = {"a0", "a1", "a2", "b0", "b1"}
 
     with ExitStack() as lives:

@@ -14,7 +14,7 @@ from treadle.authoring.builder import Planned
 from treadle.core import advance, gathers, opened, phases
 from treadle.core.events import Arg
 from treadle.core.progress import GatherProgress
-from treadle.core.state import RunState, ScopeState
+from treadle.core.state import IterationState, RunState, ScopeState
 from treadle.core.tables import SUCCEEDED
 from treadle.testing import invariants
 from treadle.testing.scenarios import Scenario
@@ -46,7 +46,7 @@ def test_without_a_planted_bug_nothing_is_found(plan: Callable[[], Planned]) -> 
 def test_values_of_a_gather_in_the_order_of_their_ends_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     succeeded = opened.iterations_succeeded
 
-    def hasty(run: RunState, block: ScopeState, done: dict[ScopeState, Arg]) -> None:
+    def hasty(run: RunState, block: ScopeState, done: dict[IterationState, Arg]) -> None:
         assert isinstance(block.block, GatherProgress)
         before = list(block.block.results)
         succeeded(run, block, done)

@@ -482,14 +482,14 @@ def part(tree: Any, key: str | int) -> object:
 
     Raises KeyError or IndexError where there is none, TypeError where the tree has no parts.
     """
+    if type(tree) is list and type(key) is int:
+        return tree[key]
     if isinstance(tree, dict):
         if TAG in tree and len(tree) == 1:
             kind, body = tree[TAG]
             if kind != "dict":
                 raise TypeError(f"a value of kind {kind} has no parts")
             return {freeze(lift(name)): item for name, item in body}[key]
-        return tree[key]
-    if isinstance(tree, list) and isinstance(key, int):
         return tree[key]
     raise TypeError(f"{type_name(type(tree))} has no part {key!r}")
 
@@ -537,8 +537,12 @@ def _fast_decode(fast: Callable[[str | bytes], Any], typed: Callable[[object], A
 def _typed(declared: object) -> Callable[[object], Any]:
     """The long way: lift the tags, then convert."""
     apply = converter(declared)
+    # Of these a tree holds the values themselves.
+    exact: Any = next((kind for kind in (str, bool, int, float) if declared is kind), None)
 
     def typed(tree: object) -> Any:
+        if type(tree) is exact:
+            return tree
         try:
             return apply(lift(tree))
         except Mismatch as mismatch:

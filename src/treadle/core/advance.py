@@ -22,7 +22,7 @@ from treadle.core.gathers import proceed_choose, proceed_gather
 from treadle.core.inputs import Cancel
 from treadle.core.opened import CANCELLING, asking, iterations_succeeded, value_of_success
 from treadle.core.phases import proceed_phases, row_failure
-from treadle.core.plan import Body, Choose, Gather, Phase, Phases
+from treadle.core.plan import Choose, Gather, Phase, Phases
 from treadle.core.progress import GatherProgress, PhasesProgress
 from treadle.core.resolve import UnresolvedError, resolve_args, resolve_output, scope_value
 from treadle.core.retrying import due_at
@@ -30,6 +30,7 @@ from treadle.core.state import (
     BY_CONDITION,
     BY_FAILURE,
     NUMBER_OF_KEY,
+    IterationState,
     RunState,
     ScopeState,
     StepState,
@@ -85,7 +86,7 @@ def _look_around(run: RunState, decision: Decision, limits: Limits, bound: int) 
     frontier, states, events = run.frontier, run.states, decision.events
     # Steps for which there is no room, by number, and iterations that have succeeded; one event tells of all of them.
     held: dict[int, StepState] = {}
-    done: dict[ScopeState, dict[ScopeState, Arg]] = {}
+    done: dict[ScopeState, dict[IterationState, Arg]] = {}
     while frontier and len(events) + len(held) < bound:
         number = heappop(frontier)
         state = states[number]
@@ -94,11 +95,7 @@ def _look_around(run: RunState, decision: Decision, limits: Limits, bound: int) 
             held.pop(number, None)
             if _look(run, decision, state, limits, held):
                 held[number] = state
-        elif (
-            type(state) is ScopeState
-            and type(state.node.spec) is Body
-            and (value := value_of_success(run, state)) is not None
-        ):
+        elif type(state) is IterationState and (value := value_of_success(run, state)) is not None:
             if (found := done.get(state.around)) is None:
                 found = done[state.around] = {}
             found[state] = value

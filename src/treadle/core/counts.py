@@ -217,7 +217,7 @@ def _unsettle_inside(run: RunState, scope: ScopeState) -> None:
     block = scope.around
     progress = block.block
     if isinstance(scope.node.spec, Body) and isinstance(progress, GatherProgress):
-        progress.open[scope.index] = scope
+        progress.running += 1
         progress.results[scope.index] = NULL
     elif isinstance(progress, PhasesProgress) and progress.row is scope:
         progress.attempts = 0

@@ -16,7 +16,7 @@ case, so that the journal tells what became of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from treadle.core import events as ev
@@ -68,7 +68,7 @@ def start(
     return decision
 
 
-def decide(run: RunState, inputs: Sequence[tuple[inp.AnyInput, str]], *, now: float, limits: Limits) -> Decision:
+def decide(run: RunState, inputs: Iterable[tuple[inp.AnyInput, str]], *, now: float, limits: Limits) -> Decision:
     """Decide inputs, each with its inbox id ("" for one that did not come through the inbox)."""
     decision = Decision(was=run.status)
     # Journal time never runs backwards.

@@ -44,7 +44,7 @@ def forget(run: RunState) -> None:
     """Forget the iterations that have closed since the last time."""
     states, index, children = run.states, run.index, run.children
     block: ScopeState | None = None
-    inside: dict[str, Node] = {}
+    scopes: dict[int, int] = {}
     plain = False
     for scope in run.closed:
         number = scope.node.number
@@ -52,7 +52,8 @@ def forget(run: RunState) -> None:
             continue
         if scope.around is not block:
             block = scope.around
-            inside, plain = children[block.node.number], _is_plain(run, block)
+            assert isinstance(block.block, GatherProgress)
+            scopes, plain = block.block.scopes, _is_plain(run, block)
         step = states[number + 1] if plain and number not in children else None
         if type(step) is StepState and step.around is scope and not step.tasked and not step.holding:
             # The plain case of what follows: nothing but the outcome of its step has come of it.
@@ -64,7 +65,7 @@ def forget(run: RunState) -> None:
             if not _collect(run, scope, found):
                 continue
             _drop(run, found)
-        inside.pop(f"[{scope.index}]", None)
+        del scopes[scope.index]
     run.closed = ()
 
 

@@ -35,9 +35,9 @@ def proceed_gather(run: RunState, decision: Decision, scope: ScopeState, limits:
             decision.record(run, ev.ScopeStopped(at=scope.node.address, reason=reason))
         return True
     width = spec.limit or limits.dispatched
-    room = min(width - len(progress.open), progress.count - progress.opened)
+    room = min(width - progress.running, progress.count - progress.opened)
     # Opened in batches, not one by one as each ends.
-    if room > 0 and (room >= min(BATCH, width // 4 or 1) or not progress.open or spec.limit):
+    if room > 0 and (room >= min(BATCH, width // 4 or 1) or not progress.running or spec.limit):
         count = min(room, BATCH)
         event = ev.IterationsOpened(at=scope.node.address, start=progress.opened, count=count)
         decision.record(run, event)

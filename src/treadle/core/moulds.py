@@ -17,7 +17,7 @@ from treadle.core.events import NULL
 from treadle.core.graph import NO_REFS, Node
 from treadle.core.plan import Body, Gather, Ref, Step
 from treadle.core.progress import GatherProgress
-from treadle.core.state import RunState, ScopeState, StepState, new_scope
+from treadle.core.state import IterationState, RunState, ScopeState, StepState, new_scope
 
 
 class Names(NamedTuple):
@@ -137,27 +137,27 @@ def cast_steps(run: RunState, block: ScopeState, mould: Mould, base: str, indexe
     # Nothing in it is named by the step, which waits for nothing; what the value is made of is linked by `scope_value`.
     refs = mould.names[part.names].outer
     states, addresses, frontier, now = run.states, run.index, run.frontier, run.now
-    within, opened = block.node, progress.open
-    constants, inside, number = within.constants, run.children.setdefault(within.number, {}), len(states)
+    within, scopes, number = block.node, progress.scopes, len(states)
+    constants = within.constants
     optional, later = body.optional, spec.optional
     for index in indexes:
-        place = f"[{index}]"
-        at = base + place
+        at = f"{base}[{index}]"
         inner = at + path
         first = number + 1
         above = Node(number, at, within, body, False, optional, (), (), NO_REFS, (), constants)
         node = Node(
             first, inner, above, spec, True, later, (), (), refs, signals, constants, None, spec, undoable, simple
         )
-        scope = opened[index] = ScopeState(above, block, number, index, 1, row)
+        scope = IterationState(above, block, number, index, 1, row)
+        scopes[index] = number
         states += (scope, StepState(node, scope, now, 0))
         addresses[at] = number
         addresses[inner] = first
-        inside[place] = above
         # Its number is the highest of all, so that the heap stays one.
         frontier.append(first)
         number += 2
     progress.results += [NULL] * len(indexes)
+    progress.running += len(indexes)
     block.unsettled += len(indexes)
 
 

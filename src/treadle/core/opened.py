@@ -31,7 +31,16 @@ from treadle.core.plan import (
 )
 from treadle.core.progress import ChooseProgress, GatherProgress, PhasesProgress, Sight
 from treadle.core.resolve import UnresolvedError, handle_of, known_items, lane_of, pending_of, resolve, scope_value
-from treadle.core.state import NodeState, RunState, ScopeState, StepState, new_scope, pending_question, settled
+from treadle.core.state import (
+    IterationState,
+    NodeState,
+    RunState,
+    ScopeState,
+    StepState,
+    new_scope,
+    pending_question,
+    settled,
+)
 from treadle.core.tables import OPEN, SUCCEEDED
 from treadle.core.undo import StepUndo
 from treadle.errors import InternalError
@@ -89,10 +98,11 @@ def branch_address(block: ScopeState, branch: str) -> str:
 
 
 def _open(run: RunState, block: ScopeState, address: str, segment: str, body: AnyBody) -> ScopeState:
-    """Make a body's scope and all that lies in it."""
+    """Make a body's scope; without a segment the block itself knows where it is."""
     node = run.new(address, block.node, body)
     node.constants = block.node.constants
-    run.enter(block.node, segment, node)
+    if segment:
+        run.enter(block.node, segment, node)
     scope = run.states[node.number]
     assert isinstance(scope, ScopeState)
     block.unsettled += 1
@@ -280,10 +290,11 @@ def iterations_opened(run: RunState, event: ev.IterationsOpened) -> None:
         cast_steps(run, block, mould, base, indexes)
         indexes = range(0)
     for index in indexes:
-        scope = _open(run, block, f"{base}[{index}]", f"[{index}]", body)
+        scope = _open(run, block, f"{base}[{index}]", "", body)
         scope.index = index
         progress.results.append(ev.NULL)
-        progress.open[index] = scope
+        progress.scopes[index] = scope.node.number
+        progress.running += 1
         if mould is not None:
             cast(run, scope, mould)
             continue
@@ -300,37 +311,36 @@ def iterations_opened(run: RunState, event: ev.IterationsOpened) -> None:
 def iterations_settled(run: RunState, event: ev.IterationsSettled) -> None:
     """Give iterations that have succeeded their outcome."""
     block, progress = _block(run, event.at, GatherProgress, "iterations_settled")
-    found: dict[ScopeState, Arg] = {}
+    found: dict[IterationState, Arg] = {}
     for index in event.indexes:
-        scope = progress.open.get(index)
-        value = value_of_success(run, scope) if scope is not None else None
-        if scope is None or value is None or event.entry != progress.entry:
+        scope = run.states[progress.scopes.get(index, 0)]
+        value = value_of_success(run, scope) if type(scope) is IterationState else None
+        if type(scope) is not IterationState or value is None or event.entry != progress.entry:
             raise InternalError(f"gather {event.at!r}: not all of {event.indexes} are iterations that may succeed now")
         found[scope] = value
     iterations_succeeded(run, block, found)
 
 
-def iterations_succeeded(run: RunState, block: ScopeState, found: dict[ScopeState, Arg]) -> None:
+def iterations_succeeded(run: RunState, block: ScopeState, found: dict[IterationState, Arg]) -> None:
     """Apply `IterationsSettled` to the iterations that it names, each with its value."""
     progress = block.block
     assert isinstance(progress, GatherProgress)
-    opened, results = progress.open, progress.results
+    results = progress.results
     for scope, value in found.items():
         scope.status, scope.result = SUCCEEDED, value
-        index = scope.index
-        del opened[index]
-        results[index] = value
+        results[scope.index] = value
         if scope.more is not None:
             release(run, scope)
     if progress.first and progress.winner < 0:
         progress.winner = next(iter(found)).index
     if run.forgets:
         run.closed = [*run.closed, *found]
+    progress.running -= len(found)
     block.unsettled -= len(found)
     heappush(run.frontier, block.node.number)
 
 
-def value_of_success(run: RunState, scope: ScopeState) -> Arg | None:
+def value_of_success(run: RunState, scope: IterationState) -> Arg | None:
     """The value of an iteration that is done, and in which nothing speaks against its success; else None."""
     if scope.status != OPEN or scope.unsettled or scope.bad or scope.cancelled or scope.unwinding is not None:
         return None
@@ -358,7 +368,7 @@ def more(found: Sequence[ScopeState], scope: ScopeState) -> Sequence[ScopeState]
 
 def iteration_settled(run: RunState, scope: ScopeState, progress: GatherProgress) -> None:
     """Keep an iteration's value."""
-    progress.open.pop(scope.index, None)
+    progress.running -= 1
     if scope.status == SUCCEEDED:
         if run.forgets:
             run.closed = more(run.closed, scope)

@@ -132,10 +132,11 @@ class GatherProgress:
         "first",
         "items",
         "mould",
-        "open",
         "opened",
         "question",
         "results",
+        "running",
+        "scopes",
         "winner",
     )
 
@@ -146,8 +147,9 @@ class GatherProgress:
         self.items: list[Arg] | Items | None = None
         self.count = 0
         self.opened = 0
-        # Those without an outcome, by their numbers.
-        self.open: dict[int, ScopeState] = {}
+        # How many of those have no outcome; all that are not forgotten: the place of the item -> the scope's number.
+        self.running = 0
+        self.scopes: dict[int, int] = {}
         # What iterations are cast from.
         self.mould: Mould | None = None
         self.results: list[Arg] = []

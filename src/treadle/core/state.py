@@ -47,7 +47,7 @@ class WindowState(msgspec.Struct):
 class ScopeState(msgspec.Struct, eq=False):
     """A group, the root, all that one step adds; a block that opens its content, or one row, iteration or branch.
 
-    Made by `new_scope`, or many at a time by `moulds`. It may lie in a circle, so the garbage collector looks at it.
+    Made by `new_scope`. It may lie in a circle, so the garbage collector looks at it.
     """
 
     node: Node
@@ -104,12 +104,20 @@ class ScopeState(msgspec.Struct, eq=False):
         return row if row is not None and self.node.scope is row.node.scope else None
 
 
+class IterationState(ScopeState, eq=False, gc=False):
+    """One item's body in a gather, of which a run may have a million; the garbage collector need not look at it.
+
+    Made by `new_scope`, or many at a time by `moulds`. No scope or block refers to one: its gather knows its number.
+    """
+
+
 def new_scope(node: Node, around: ScopeState | None) -> ScopeState:
     """A scope that nothing has happened to."""
-    scope = ScopeState(node, cast(ScopeState, around), node.number, waiting=len(node.needs))
+    spec = node.spec
+    kind = IterationState if type(spec) is Body else ScopeState
+    scope = kind(node, cast(ScopeState, around), node.number, waiting=len(node.needs))
     if around is None:
         scope.around = scope
-    spec = node.spec
     if isinstance(spec, (Gather, Choose, Phases)):
         scope.block = new_progress(spec)
         scope.watches = True
@@ -431,18 +439,28 @@ class RunState:
         """Make `node` the child of a scope."""
         inside = self.children.get(scope.number)
         if inside is None:
-            inside = self.children[scope.number] = {**self.inside(scope)}
+            # A gather keeps its iterations itself.
+            inside = self.children[scope.number] = {} if type(scope.spec) is Gather else {**self.inside(scope)}
         inside[segment] = node
 
     def inside(self, scope: Node) -> Mapping[str, Node]:
         """What came into a scope while the run went on, by segment."""
         found = self.children.get(scope.number)
+        if type(scope.spec) is Gather:
+            return {**(found or {}), **self._iterations(scope)}
         if found is None and type(scope.spec) is Body and scope.number + 1 < len(self.states):
             # The step of an iteration that was cast is entered nowhere: it has the next number.
             node = self.states[scope.number + 1].node
             if node.is_step and node.scope is scope:
                 return {encode_id(node.step.id): node}
         return found if found is not None else _NOTHING_INSIDE
+
+    def _iterations(self, gather: Node) -> dict[str, Node]:
+        """The iterations of a gather's present entry that are not forgotten, by segment."""
+        block = self.states[gather.number]
+        assert isinstance(block, ScopeState)
+        assert isinstance(block.block, GatherProgress)
+        return {f"[{index}]": self.states[number].node for index, number in block.block.scopes.items()}
 
     def scope_of(self, step: Node) -> Node:
         """The scope of all that a step adds; made when it is first asked for."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from treadle.core import inputs as inp
 from treadle.core.decide import Decision
@@ -54,9 +54,9 @@ def append_of(owned: Owned, decision: Decision, items: Sequence[Pending], commit
     return append
 
 
-def refused(values: list[tuple[AnyInput, str]], unfit: dict[int, str]) -> list[tuple[AnyInput, str]]:
+def refused(values: Iterable[tuple[AnyInput, str]], unfit: dict[int, str]) -> Iterator[tuple[AnyInput, str]]:
     """Inputs, with the failure of its attempt in the place of each outcome that a projection does not take."""
-    return [(_refused(value, unfit), cause) for value, cause in values]
+    return ((_refused(value, unfit), cause) for value, cause in values)
 
 
 def _refused(value: AnyInput, unfit: dict[int, str]) -> AnyInput:

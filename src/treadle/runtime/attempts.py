@@ -49,13 +49,16 @@ class Steps(Protocol):
         ...
 
 
-class Attempt(msgspec.Struct, eq=False):
-    """One live attempt."""
+class Attempt(msgspec.Struct, eq=False, gc=False):
+    """One live attempt.
+
+    Thousands may wait for their turn, so they are outside the garbage collector: `end` cuts what refers back to them.
+    """
 
     task: Task
     kind: int
     started_at: float
-    # What its code can ask; an async step has it from the start.
+    # What its code can ask, once that begins.
     context: RunningStep | None = None
     # Its outcome went to the engine; nothing that comes later counts.
     settled: bool = False
@@ -66,6 +69,15 @@ class Attempt(msgspec.Struct, eq=False):
     around_thread: bool = False
     # The task of a call has begun: one that is cancelled before that never runs at all.
     calling: bool = False
+
+    def end(self) -> asyncio.Task[None] | None:
+        """Whatever its code still does no longer counts; gives the task that it runs in."""
+        handle, self.handle = self.handle, None
+        self.settled = True
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        return handle
 
     @property
     def cancellable(self) -> bool:

@@ -15,11 +15,11 @@ from treadle.runtime.streams import Stream, Yielded
 
 
 class Listed:
-    """The items of a gather, found by `items`: the worker stores them in chunks."""
+    """The items of a gather, found by `items`, as plain JSON trees: the worker stores them in chunks."""
 
     __slots__ = ("items",)
 
-    def __init__(self, items: list[Any]) -> None:
+    def __init__(self, items: list[object]) -> None:
         self.items = items
 
 
@@ -45,7 +45,7 @@ async def items(items: AsyncIterable[Any]) -> Any:
     assert isinstance(items, Stream)
     if items.stored is not None:
         return Yielded("null", items.stored)
-    return Listed([item async for item in items])
+    return Listed(await items.trees())
 
 
 async def unwind() -> None:

@@ -160,7 +160,7 @@ async def _differing_queues(source: Node, target: Node) -> dict[str, str]:
 
 
 def allow_the_same(one: dict[str, Bucket], other: dict[str, Bucket], limits: QueueLimits, now: float) -> bool:
-    """Whether buckets allow the same at a time. Each store refills them, and forgets those that are full, when it looks."""
+    """Whether buckets allow the same at a time: each store refills them, and forgets full ones, when it looks."""
     for key in one | other:
         rate, burst = (limits.key_rate, limits.key_burst) if key else (limits.rate, limits.burst)
         allowed = [refill(buckets.get(key), rate, burst, now).allowance for buckets in (one, other)]

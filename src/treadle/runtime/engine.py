@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from operator import attrgetter
 
 from treadle.core import inputs as inp
 from treadle.core.commands import Refusal, Task
@@ -41,6 +42,8 @@ _log = logging.getLogger("treadle.engine")
 
 # Seconds between tries while a store does not answer.
 RETRY_SECONDS = 0.2
+# What `decide` gets of one that waits.
+_pair: Callable[[Pending], tuple[AnyInput, str]] = attrgetter("value", "cause")
 
 
 def _ignore(_value: object, _error: BaseException | None) -> None:
@@ -349,7 +352,8 @@ class Engine:
         owned.pending = ()
         owned.more = False
         try:
-            values = [(item.value, item.cause) for item in items]
+            # Pairs that live no longer than they are looked at.
+            values: Iterable[tuple[AnyInput, str]] = map(_pair, items)
             if self._unfit:
                 values = refused(values, self._unfit)
             decision = decide(state, values, now=self.clock.now(), limits=self.limits)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
+
+import msgspec
 
 from treadle.authoring import codec
 from treadle.authoring.secrets import refuse_secrets
@@ -24,6 +26,7 @@ from treadle.runtime.step_context import RunningStep
 from treadle.runtime.streams import CHUNK_BYTES, CHUNK_ITEMS, pieces_of
 
 T = TypeVar("T")
+_dump: Callable[[object], bytes] = msgspec.json.Encoder().encode
 # Seconds between tries while the store does not answer.
 RETRY_SECONDS = 0.2
 # How long a task whose value is encoded with a key that is not here waits for other workers: long enough that one
@@ -169,6 +172,8 @@ async def _opened(payloads: Payloads, task: Task, parameter: Parameter, context:
             found = context.stream(stored.chunks, item.convert, stored)
         elif isinstance(arg, ArgList):
             found = context.stream(pieces_of(arg), item.convert)
+        elif item.declared is Any:
+            found = context.stream([_plain_list(parameter, tree)], item.convert)
         else:
             found = context.stream([parameter.adapter.convert(tree)], _as_it_is)
     except (DecodeError, LookupError) as error:
@@ -176,6 +181,13 @@ async def _opened(payloads: Payloads, task: Task, parameter: Parameter, context:
     if not parameter.iterator:
         return found
     return aiter(found) if parameter.on_loop else iter(found)
+
+
+def _plain_list(parameter: Parameter, tree: object) -> object:
+    """The plain tree of a list; of what can be taken for one, such as a set, too."""
+    if type(tree) is list:
+        return cast("list[object]", tree)
+    return codec.plain(codec.encode(parameter.adapter.convert(tree)))
 
 
 async def _ask_for_keys(payloads: Payloads, task: Task, pieces: Arg) -> None:
@@ -250,14 +262,13 @@ async def place_items(payloads: Payloads, context: RunningStep, rows: list[Row])
         return context.chunks
     if items is None:
         return None
-    texts = [payloads.text(item) for item in items]
-    average = sum(map(len, texts)) // len(texts) + 1 if texts else 1
-    size = max(1, min(CHUNK_ITEMS, CHUNK_BYTES // average))
+    count = len(items)
+    size = max(1, min(CHUNK_ITEMS, CHUNK_BYTES * count // len(_dump(items))))
     chunks: list[Handle] = []
-    for start in range(0, len(texts), size):
-        text = f"[{','.join(texts[start : start + size])}]"
+    for start in range(0, count, size):
+        text = _dump(items[start : start + size]).decode()
         chunks.append(await patiently(partial(payloads.place, text, rows)))
-    return Items(len(texts), size, tuple(chunks))
+    return Items(count, size, tuple(chunks))
 
 
 async def _renew(payloads: Payloads, items: Items) -> None:

@@ -20,7 +20,7 @@ from treadle.core.commands import Call, Task
 from treadle.core.decide import Limits
 from treadle.core.events import decode_events
 from treadle.core.plan import Fragment, Plan, RetryPolicy
-from treadle.errors import LeaseLostError, StoreError, TreadleError
+from treadle.errors import LeaseLostError, SchemaVersionError, StoreError, TreadleError
 from treadle.ports import Elector, Environment, PayloadCodec
 from treadle.runtime.adding import add_now
 from treadle.runtime.attempts import Finish
@@ -569,7 +569,8 @@ class Node:
 
     def renewed(self, renewal: Renewal | None, error: BaseException | None) -> None:
         """The store has counted the session's beat up, or could not."""
-        if isinstance(error, LeaseLostError):
+        # A store that has risen above this version has no session of it.
+        if isinstance(error, LeaseLostError | SchemaVersionError):
             self._lease_lost()
         elif renewal is not None:
             for key, number, lease in renewal.interrupts:

@@ -28,29 +28,48 @@ class SharedReads:
         # Values that were read and not kept, since they are large: each attempt reads such a one for itself.
         self._unkept: dict[tuple[str, Handle], None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        # The value that was asked for last, since most attempts that follow need a part of the same; who waits for it,
+        # None where it was at hand. Where it is gone again, each reads for itself.
+        self._last: Handle = ""
+        self._queue: list[Attempt] | None = None
 
     def wait(self, attempt: Attempt) -> bool:
         """Let an attempt that has not begun wait for the stored value that it needs a part of; False if it need not."""
+        last, queue = self._last, self._queue
+        for arg in attempt.task.call.args.values():
+            if type(arg) is Pick:
+                if arg.value is not last:
+                    return self._look(attempt)
+                if queue is not None:
+                    queue.append(attempt)
+                    return True
+        return False
+
+    def _look(self, attempt: Attempt) -> bool:
         task = attempt.task
         key, cached = task.run, self._payloads.cached
         for arg in task.call.args.values():
-            if type(arg) is Pick and cached(key, arg.value) is None:
+            if type(arg) is not Pick:
+                continue
+            if cached(key, arg.value) is None:
                 place = (key, arg.value)
-                waiting = self._waiting.get(place)
-                if waiting is not None:
-                    waiting.append(attempt)
-                    return True
-                if place not in self._unkept and not bare(arg.value).startswith("="):
-                    self._waiting[place] = [attempt]
+                if place not in self._waiting:
+                    if place in self._unkept or bare(arg.value).startswith("="):
+                        continue
+                    self._waiting[place] = []
                     reading = self._loop.create_task(self._read(place))
                     self._tasks.add(reading)
                     reading.add_done_callback(self._tasks.discard)
-                    return True
+                self._last, self._queue = arg.value, self._waiting[place]
+                self._queue.append(attempt)
+                return True
+            self._last, self._queue = arg.value, None
         return False
 
     def clear(self) -> None:
         """Forget all who wait."""
         self._waiting.clear()
+        self._last = ""
 
     async def _read(self, place: tuple[str, Handle]) -> None:
         key, handle = place
@@ -61,5 +80,6 @@ class SharedReads:
             self._unkept[place] = None
             if len(self._unkept) > CACHED_TREES:
                 del self._unkept[next(iter(self._unkept))]
+        self._last = ""
         for attempt in self._waiting.pop(place, ()):
             self._again(attempt)

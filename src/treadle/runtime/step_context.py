@@ -183,10 +183,10 @@ class RunningStep(msgspec.Struct, eq=False):
     data_text: str = ""
     # What it writes, once it has begun to.
     lines: LineOutput | None = None
-    # What the step adds when it succeeds, the variables that it sets, the items that it found for a gather.
+    # What the step adds when it succeeds, the variables that it sets, the trees of items that it found for a gather.
     fragments: tuple[Fragment, ...] = ()
     patch: dict[str, Any] | None = None
-    items: list[Any] | None = None
+    items: list[object] | None = None
     # Where the items lie, if they are stored already.
     chunks: Items | None = None
     # What it makes beside its value.

@@ -167,11 +167,16 @@ class Stream(Generic[T]):
                 yield value
 
     def _values(self, piece: object, wanted: Sequence[Handle], texts: Sequence[str]) -> Iterator[T]:
-        trees = {handle: codec.plain(text) for handle, text in zip(wanted, texts, strict=True)}
-        items: Any = trees[piece] if isinstance(piece, str) else piece
-        if isinstance(piece, tuple):
-            items = [assemble(arg, trees) for arg in cast("tuple[Arg, ...]", piece)]
-        return map(self._convert, items)
+        return map(self._convert, _trees(piece, wanted, texts))
+
+    async def trees(self) -> list[object]:
+        """All items as plain JSON trees."""
+        found: list[object] = []
+        for piece in self.pieces:
+            wanted = _handles(piece)
+            texts = await asyncio.wrap_future(self._ask(wanted)) if wanted else []
+            found += _trees(piece, wanted, texts)
+        return found
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
@@ -179,6 +184,14 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
+
+
+def _trees(piece: object, wanted: Sequence[Handle], texts: Sequence[str]) -> list[object]:
+    """The items of a piece, of which the texts are at hand."""
+    trees = {handle: codec.plain(text) for handle, text in zip(wanted, texts, strict=True)}
+    if isinstance(piece, tuple):
+        return [assemble(arg, trees) for arg in cast("tuple[Arg, ...]", piece)]
+    return cast("list[object]", trees[piece] if isinstance(piece, str) else piece)
 
 
 def _handles(piece: object) -> list[Handle]:

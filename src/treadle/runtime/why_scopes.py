@@ -159,12 +159,12 @@ def _progress(run: RunState, scope: ScopeState) -> Iterator[Reason]:
     at, progress = scope.node.address, scope.block
     if (asking := pending_question(run, scope)) is not None:
         yield _asked(scope, asking)
-    if isinstance(progress, GatherProgress) and progress.opened < progress.count and progress.open:
+    if isinstance(progress, GatherProgress) and progress.opened < progress.count and progress.running:
         spec = scope.node.spec
         assert isinstance(spec, Gather)
         most = f"its limit is {spec.limit}" if spec.limit else "as many as the run may have tasks"
         text = (
-            f"opened {progress.opened} of {progress.count} items; {len(progress.open)} are under way ({most}), and the "
+            f"opened {progress.opened} of {progress.count} items; {progress.running} are under way ({most}), and the "
             "next follow as they end"
         )
         yield Reason(step=at, code="limit", kind="capacity", message=text)

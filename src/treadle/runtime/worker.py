@@ -137,7 +137,7 @@ class Worker:
                 continue
             call = task.call
             if kind == ASYNC and call.timeout is None and not call.deadline and call.child is None:
-                attempt = active[task.lease] = Attempt(task, kind, now, RunningStep(self, task, now))
+                attempt = active[task.lease] = Attempt(task, kind, now)
                 if Pick not in map(type, call.args.values()) or not self._shared_reads.wait(attempt):
                     self._turns.add(attempt)
             else:
@@ -157,7 +157,6 @@ class Worker:
         if task.call.child is not None:
             attempt.handle = self._loop.create_task(self._run_child(attempt))
         elif attempt.kind == ASYNC:
-            attempt.context = RunningStep(self, task, attempt.started_at)
             if not self._shared_reads.wait(attempt):
                 self._turns.add(attempt)
         else:
@@ -192,11 +191,11 @@ class Worker:
         """The session is lost: end everything and report nothing."""
         self._abandoned = True
         for attempt in list(self.active.values()):
-            attempt.settled = True
             if attempt.context is not None:
                 attempt.context.cancel()
-            if attempt.handle is not None and attempt.cancellable:
-                attempt.handle.cancel()
+            handle = attempt.end()
+            if handle is not None and attempt.cancellable:
+                handle.cancel()
         self.active.clear()
         self._turns.clear()
         self._shared_reads.clear()
@@ -236,8 +235,8 @@ class Worker:
 
     def _run_async(self, attempt: Attempt) -> Coroutine[Any, Any, None] | None:
         """Run an async step until it waits; gives the rest, None if it is over."""
-        task, context = attempt.task, attempt.context
-        assert context is not None
+        task = attempt.task
+        context = attempt.context = RunningStep(self, task, attempt.started_at)
         try:
             callee = self._callees.of(task)
             values = inline(self.payloads, callee, task)
@@ -518,9 +517,7 @@ class Worker:
 
     def _leave(self, attempt: Attempt) -> None:
         """Let go of an attempt: whatever its code still does no longer counts."""
-        attempt.settled = True
-        if attempt.timer is not None:
-            attempt.timer.cancel()
+        attempt.end()
         context = attempt.context
         if context is not None and context.lines is not None:
             # The attempt has its outcome: a line that was begun counts as one.
@@ -584,12 +581,13 @@ class Worker:
             attempt.context.cancel()
         if attempt.kind == THREAD:
             self.stuck += 1
+        handle = attempt.handle
         self._settle(attempt, outcome, [])
-        if attempt.kind == ASYNC and (attempt.handle is None or attempt.is_unborn_call):
+        if attempt.kind == ASYNC and (handle is None or attempt.is_unborn_call):
             # It never begins, so nothing in it frees the slot.
             self._slot_free(attempt)
-        if attempt.handle is not None and attempt.cancellable:
-            attempt.handle.cancel()
+        if handle is not None and attempt.cancellable:
+            handle.cancel()
 
     def _slot_free(self, attempt: Attempt) -> None:
         self.slots.put_back(attempt.kind)

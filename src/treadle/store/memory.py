@@ -360,6 +360,7 @@ class MemoryStore(MemoryReader):
         with data.lock:
             own = self._living(session)
             waiting.promote(now)
+            waiting.fade(now)
             claimed: list[Task] = []
             dues: list[float] = []
             if offer.free() > 0:

@@ -32,7 +32,7 @@ def crowded_out(data: MemoryData, append: Append) -> Queue | list[StoredRun]:
 
 def _to_drop(data: MemoryData, queue: Queue, now: float) -> list[str] | None:
     waits: dict[str, int] = {}
-    for entry in data.waiting.waiting_in(queue):
+    for entry in data.waiting.waiting_in(queue, now):
         waits[entry.task.run] = waits.get(entry.task.run, 0) + 1
     only_wait = [(key, waits[key]) for key in sorted(waits) if _only_waits(data.runs[key], queue.name)]
     return to_drop(only_wait, sum(waits.values()), queue.limits.length)

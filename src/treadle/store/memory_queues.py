@@ -227,6 +227,12 @@ class Waiting:
         while self.opening and self.opening[0][0] <= now:
             _, name, key = heappop(self.opening)
             self._open(self.limited[name], key)
+
+    def fade(self, now: float) -> None:
+        """Forget the buckets of keys that are full by now.
+
+        It is not done in passing, since what is promoted when depends on who has looked.
+        """
         while self.fading and self.fading[0][0] <= now:
             _, name, key = heappop(self.fading)
             self._forget(self.limited[name], key, now)
@@ -413,25 +419,26 @@ class Waiting:
         if queue is None or not queue.limits.length:
             return False
         self.promote(now)
-        return self._length(queue, queue.limits.length) >= queue.limits.length
+        return self._length(queue, queue.limits.length, now) >= queue.limits.length
 
-    def _length(self, queue: Queue, most: int) -> int:
+    def _length(self, queue: Queue, most: int, now: float) -> int:
         """How many due tasks wait in a queue; exact where it is not below `most`."""
         held = self._held(queue.name)
         if sum(line.size() for line in queue.lines.values()) + len(held) < most:
             return 0
-        return len(self.waiting_in(queue))
+        return len(self.waiting_in(queue, now))
 
-    def waiting_in(self, queue: Queue) -> list[Entry]:
+    def waiting_in(self, queue: Queue, now: float) -> list[Entry]:
         """The due tasks that wait in a queue."""
         items = (item for line in queue.lines.values() for item in line.items())
-        return self._held(queue.name) + [item[3] for item in items if not item[3].gone]
+        entries = [*self._held(queue.name), *(item[3] for item in items)]
+        # A clock that was ahead may have moved here what is not due yet.
+        return [entry for entry in entries if not entry.gone and entry.task.not_before <= now]
 
     def _held(self, name: str) -> list[Entry]:
         """The tasks of a queue that are parked."""
         self.parked = {key: None for key in self.parked if key in self.runs and self.runs[key].parked}
-        parked = (entry for key in self.parked for entry in self.runs[key].parked)
-        return [entry for entry in parked if not entry.gone and entry.task.queue == name]
+        return [entry for key in self.parked for entry in self.runs[key].parked if entry.task.queue == name]
 
     def left_room(self, now: float | None) -> bool:
         """Whether a queue was opened since this was asked last, and a task that may start waits in it.
@@ -486,6 +493,10 @@ class Waiting:
         """Line up by the limits that hold now, and count by them."""
         lines, queue.lines = queue.lines, {}
         queue.count(leased)
+        if not queue.limits.fair:
+            for entry in (*(item[2] for item in self.timed), *self._held(queue.name)):
+                if entry.task.queue == queue.name:
+                    entry.turn = 0.0
         for line in lines.values():
             for item in line.items():
                 entry = item[3]

@@ -15,7 +15,8 @@ from msgspec import UNSET, UnsetType
 MOST_AHEAD_SECONDS = 60.0
 # Clocks tell a time of day to a quarter of a microsecond; what is missing for less than this is there.
 _TOLERANCE_SECONDS = 1e-6
-# The policy of a full queue by which the oldest runs make place for new ones.
+# The policies of a full queue by which starts are refused, and by which the oldest runs make place for new ones.
+REJECT = "reject"
 DROP_OLDEST = "drop_oldest"
 # What begins the id of the input that cancels such a run; behind it is the key of the new one.
 DROPPED = "dropped:"
@@ -41,7 +42,7 @@ class QueueLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     length: int = 0
     # What becomes of such a run: "reject" (it is refused), "wait" (whoever starts it waits for a place) or
     # "drop_oldest" (the oldest runs of which nothing has begun are cancelled for it).
-    on_full: str = "reject"
+    on_full: str = REJECT
 
     @property
     def by_key(self) -> bool:

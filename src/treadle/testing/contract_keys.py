@@ -288,3 +288,13 @@ class TurnsContract:
         first = one.claim(9)
 
         assert sorted(task.key for task in first) == ["a", "b", "c"]
+
+    def test_a_queue_that_is_fair_no_more_goes_by_age_for_what_falls_due_later_too(self, make_store: MakeStore) -> None:
+        one = Party(make_store(), "one")
+        limited(one, fair=True)
+        one.start(tasks=[task_of(RUN, number, key="a", not_before=NOW + 5.0) for number in (1, 2, 3)])
+        one.start(OTHER, tasks=[task_of(OTHER, 4, key="b", not_before=NOW + 5.0)])
+
+        limited(one)
+
+        assert numbers(one.claim(9, now=NOW + 6.0)) == [1, 2, 3, 4]

@@ -45,6 +45,7 @@ def look_afresh(waiting: Waiting, now: float | None) -> None:
     waiting.opening.clear()
     if now is not None:
         waiting.promote(now)
+        waiting.fade(now)
 
 
 def clock_was_set_back(waiting: Waiting, now: float) -> bool:

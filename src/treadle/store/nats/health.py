@@ -12,6 +12,7 @@ from treadle.store.nats.journal import Journal
 from treadle.store.nats.link import Link, RefusedError
 from treadle.store.nats.log import Log
 from treadle.store.nats.streams import durability_of, sync_interval
+from treadle.store.nats.wire import LEVEL
 
 # Journals that are read through, the newest ones: reading all of a large store would take too long.
 _JOURNALS = 100
@@ -39,9 +40,13 @@ async def examine(link: Link, log: Log, journal: Journal) -> Health:
         "runs": str(len(machine.data.runs)),
         "open runs": str(sum(run.status in LIVE for run in machine.data.runs.values())),
         "sessions": str(len(machine.data.sessions)),
+        "level": str(machine.level),
+        "level of this Treadle": str(LEVEL),
         "deleted journals to clear": str(len(machine.deleted)),
         "appends without effect": str(sum(map(len, machine.voids.values()))),
     }
+    if older := [own.row.worker for own in machine.data.sessions.values() if machine.levels[own.id] < LEVEL]:
+        facts["level held by"] = ", ".join(older)
     return Health(problems, facts)
 
 

@@ -20,7 +20,7 @@ import msgspec
 from treadle.errors import SchemaVersionError, StoreCorruptError, StoreError, StoreUnavailableError
 from treadle.store.nats import wire
 from treadle.store.nats.link import Link, Message
-from treadle.store.nats.machine import Machine
+from treadle.store.nats.machine import Machine, outgrown
 from treadle.store.nats.snapshots import Snapshot, decode_snapshot, encode_snapshot
 from treadle.store.nats.values import PART_BYTES, Values, is_end
 
@@ -75,6 +75,7 @@ class Log:
         """Store operations, as (subject, operation), in this order; what each has come to, or its error.
 
         Raises:
+            SchemaVersionError: the log has risen above what this version can apply; its sessions have ended.
             StoreError: it is not known of all whether they took effect.
         """
         loop = asyncio.get_running_loop()
@@ -144,6 +145,7 @@ class Log:
         """Apply what is written: up to a message, or all that was there when this was called.
 
         Raises:
+            SchemaVersionError: the log has risen above what this version can apply.
             StoreUnavailableError: no answer came.
         """
         if until is None and self.link.replicas > 1:
@@ -189,6 +191,9 @@ class Log:
             raise _Gap
         own = self._mine.get(message.headers.get(_ID, ""))
         op = own.op if own is not None else await self._operation(message.data)
+        if isinstance(op, wire.LevelOp) and op.level > wire.LEVEL and self.machine.rises(op):
+            # Nothing from here on is applied: this process stays at the message before.
+            raise SchemaVersionError(outgrown(op.level, wire.LEVEL))
         # While a body was read, an acknowledgement may have come.
         if seq == self.applied + 1:
             self._apply(op, seq, own)

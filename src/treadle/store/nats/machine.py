@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from treadle.core.commands import Task
 from treadle.core.tables import FAILED
-from treadle.errors import InternalError, LeaseLostError
+from treadle.errors import InternalError, LeaseLostError, SchemaVersionError
 from treadle.store.base import Acquired, Answer, Append, Loaded, Postponement, SessionRow
 from treadle.store.memory import MemoryData, MemoryStore
 from treadle.store.memory_data import StoredRun
@@ -79,8 +79,16 @@ class Room:
         self._left = cast("dict[tuple[str, str], int]", mark)
 
 
+def outgrown(level: int, known: int) -> str:
+    """Why a process may not apply a log any more, and what to do."""
+    return (
+        f"the store's log has risen to level {level}, and this Treadle applies logs up to level {known}: upgrade this"
+        " program. A log rises when all its processes are newer, and never falls"
+    )
+
+
 class Machine:
-    """Applies operations; each answer is a value, or the LeaseLostError of a session that has ended."""
+    """Applies operations; each answer is a value, or the error of a session that has ended or is too old."""
 
     def __init__(self) -> None:
         self.data = MemoryData()
@@ -91,10 +99,14 @@ class Machine:
         self.deleted: dict[str, int] = {}
         # Up to this message a snapshot covers the log.
         self.cleared = 0
+        # The level that the log has risen to; and up to which level the living sessions can apply it.
+        self.level = 1
+        self.levels: dict[str, int] = {}
         self._apply: dict[type[Any], Callable[[Any, int], Any]] = {
-            wire.OpenOp: lambda op, _: self.store.open_session(op.row),
+            wire.OpenOp: self._open,
+            wire.LevelOp: self._rise,
             wire.RenewOp: lambda op, _: self.store.renew(op.session, op.waits),
-            wire.BuryOp: lambda op, _: self.store.bury(op.dead),
+            wire.BuryOp: self._bury,
             wire.ElectOp: lambda op, _: self.store.elect(op.role, op.session),
             wire.TargetsOp: lambda op, _: self.store.set_targets(op.session, op.targets),
             wire.QueuesOp: self._set_queues,
@@ -131,6 +143,37 @@ class Machine:
         """Raise LeaseLostError for a session that has ended or never was."""
         if session not in self.data.sessions:
             raise LeaseLostError(f"session {session} was declared dead; its runs and tasks went to others")
+
+    # -- sessions and levels ---------------------------------------------------------------------------
+
+    def _open(self, op: wire.OpenOp, _number: int) -> SchemaVersionError | None:
+        if op.level < self.level:
+            return SchemaVersionError(outgrown(self.level, op.level))
+        self.store.open_session(op.row)
+        self.levels[op.row.id] = op.level
+        return None
+
+    def _bury(self, op: wire.BuryOp, _number: int) -> list[str]:
+        self.levels.pop(op.dead, None)
+        return self.store.bury(op.dead)
+
+    def _rise(self, op: wire.LevelOp, _number: int) -> None:
+        self.living(op.session)
+        if not self.rises(op):
+            return
+        if self.level < 2:
+            # Processes of the first level keep no account of that: a run of which nothing was decided has settled none.
+            for run in self.data.runs.values():
+                run.has_settled = run.version > 1
+        self.level = op.level
+
+    def rises(self, op: wire.LevelOp) -> bool:
+        """Whether the log rises by an operation: it never falls, and leaves no living session behind."""
+        return self.level < op.level <= self.common_level()
+
+    def common_level(self) -> int:
+        """The level that all living sessions can apply."""
+        return min(self.levels.values(), default=self.level)
 
     # -- appends ---------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from treadle.errors import SchemaVersionError
 from treadle.store.nats.loop import Loop
 from treadle.store.nats.reader import Rooms
 
@@ -19,6 +20,8 @@ class NatsPositions:
     def position(self, name: str, run: str) -> int:
         """Up to which version of a run's journal the follower has come."""
         found = self._loop.call(self._rooms.values.newest(self._rooms.location.position(run, name)))
+        if found is not None and not found.isdigit():
+            raise SchemaVersionError(f"the position of {name} was written by a newer Treadle: upgrade this one")
         return int(found or b"0")
 
     def move(self, name: str, run: str, after: int, version: int) -> bool:

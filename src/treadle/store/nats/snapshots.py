@@ -2,6 +2,10 @@
 
 A snapshot is a cache: all that is in it follows from the log. What is ordered in the state is ordered here, since what
 follows from the order (which input of a burial comes first) must be the same in every process.
+
+Its format is the level of the log where it was stored: whoever may apply the log from there on can read it, and a
+process that is too old for the log does not begin with it. As with operations, what is new in a snapshot has its
+default below the level that it came with.
 """
 
 from __future__ import annotations
@@ -14,10 +18,10 @@ from treadle.store.base import InboxInput, RunHead, SessionRow, StepRow
 from treadle.store.memory_data import MemoryData, StoredRun, StoredSession
 from treadle.store.memory_lines import Entry
 from treadle.store.memory_queues import Key, Queue
-from treadle.store.nats.machine import Machine
+from treadle.store.nats.machine import Machine, outgrown
+from treadle.store.nats.wire import LEVEL
 from treadle.store.queues import NO_LIMITS, Bucket, QueueLimits
 
-FORMAT = 1
 _NEVER = float("-inf")
 
 
@@ -35,7 +39,7 @@ class TaskState(msgspec.Struct, array_like=True):
 
 
 class RunState(msgspec.Struct, array_like=True):
-    """As `memory_data.StoredRun`; `steps` are its failures. In an older snapshot any run may have settled steps."""
+    """As `memory_data.StoredRun`; `steps` are its failures. On the first level it is not told what has settled."""
 
     head: RunHead
     plan: str
@@ -51,11 +55,12 @@ class RunState(msgspec.Struct, array_like=True):
 
 
 class SessionState(msgspec.Struct, array_like=True):
-    """A session, the keys of its runs, and its leases as run and step number."""
+    """A session, the keys of its runs, its leases as run and step number, and the level that it can apply."""
 
     row: SessionRow
     owned: list[str]
     leases: list[tuple[str, int]]
+    level: int = 1
 
 
 class QueueState(msgspec.Struct):
@@ -113,6 +118,7 @@ class Snapshot(msgspec.Struct):
         data.tombstones = dict.fromkeys(self.tombstones)
         for session in self.sessions:
             own = data.sessions[session.row.id] = StoredSession(session.row)
+            machine.levels[own.id] = session.level
             for key in session.owned:
                 data.own(data.runs[key], own)
             for key, number in session.leases:
@@ -128,6 +134,7 @@ class Snapshot(msgspec.Struct):
         machine.voids = self.voids
         machine.deleted = self.deleted
         machine.cleared = self.cleared
+        machine.level = self.format
         return machine
 
 
@@ -152,13 +159,13 @@ def encode_snapshot(seq: int, machine: Machine) -> bytes:
     data = machine.data
     return _encode(
         Snapshot(
-            format=FORMAT,
+            format=machine.level,
             seq=seq,
             age=data.age,
             token=data.token,
-            runs=[_run_state(run) for run in data.runs.values()],
+            runs=[_run_state(run, machine.level) for run in data.runs.values()],
             tombstones=list(data.tombstones),
-            sessions=[_session_state(own) for own in data.sessions.values()],
+            sessions=[_session_state(own, machine.levels[own.id]) for own in data.sessions.values()],
             elected={role: own.id for role, own in data.elected.items()},
             inboxes=list(data.inboxes),
             voids=machine.voids,
@@ -177,14 +184,15 @@ def decode_snapshot(data: bytes) -> Snapshot:
     """Read a snapshot.
 
     Raises:
-        SchemaVersionError: a newer version has written it.
+        SchemaVersionError: the log has risen above what this version can apply.
     """
-    if _decode_format(data).format > FORMAT:
-        raise SchemaVersionError("the store's snapshot was written by a newer treadle: upgrade this one")
+    level = _decode_format(data).format
+    if level > LEVEL:
+        raise SchemaVersionError(outgrown(level, LEVEL))
     return _decode(data)
 
 
-def _run_state(run: StoredRun) -> RunState:
+def _run_state(run: StoredRun, level: int) -> RunState:
     tasks = [
         TaskState(e.task, e.age, e.since, e.session, e.interrupt, e.progress, e.last, e.turn)
         for e in run.tasks.values()
@@ -200,13 +208,13 @@ def _run_state(run: StoredRun) -> RunState:
         inbox=list(run.inbox.values()),
         tasks=tasks,
         steps=list(run.steps.values()),
-        has_settled=run.has_settled,
+        has_settled=run.has_settled or level == 1,
     )
 
 
-def _session_state(own: StoredSession) -> SessionState:
+def _session_state(own: StoredSession, level: int) -> SessionState:
     leases = [(entry.task.run, entry.task.number) for entry in own.leases.values()]
-    return SessionState(own.row, list(own.owned), leases)
+    return SessionState(own.row, list(own.owned), leases, level)
 
 
 def _queue_state(queue: Queue) -> QueueState:

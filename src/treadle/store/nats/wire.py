@@ -3,6 +3,9 @@
 An operation holds all that its effect depends on, time included, so that every replica that applies it comes to the
 same state and to the same answer. An append's events are its journal text; with its step rows they are read back from
 the log and are kept by no replica. Payloads and plans lie outside the log, and are written before what names them.
+
+What operations mean never changes under a level (`LEVEL`). An operation, a field or a rule of the machine that older
+processes do not know begins with a level of its own: it is written, and followed, only where the log has risen to it.
 """
 
 from __future__ import annotations
@@ -13,9 +16,12 @@ import msgspec
 
 from treadle.core.commands import Call, Task
 from treadle.store.base import InboxInput, Report, RunHead, SessionRow, StepRow
-from treadle.store.queues import QueueChange
+from treadle.store.queues import REJECT, QueueChange, QueueLimits
 
 SCHEMA = 1
+# Up to which level of operations and of the machine's rules this version can apply a log. A log begins with level 1.
+# With level 2 came the policies of full queues, buckets that are set, and whether a run has settled steps.
+LEVEL = 2
 
 
 class Takes(msgspec.Struct, frozen=True, array_like=True):
@@ -36,9 +42,16 @@ class Operation(msgspec.Struct, tag_field="op", omit_defaults=True, kw_only=True
 
 
 class OpenOp(Operation, tag="open"):
-    """A session begins."""
+    """A session begins, whose process can apply a log up to a level."""
 
     row: SessionRow
+    level: int = 1
+
+
+class LevelOp(Operation, tag="level"):
+    """From here on the log has this level, if all living sessions can apply it."""
+
+    level: int
 
 
 class RenewOp(Operation, tag="renew"):
@@ -169,6 +182,7 @@ class ClearOp(Operation, tag="clear"):
 
 AnyOperation = (
     OpenOp
+    | LevelOp
     | RenewOp
     | BuryOp
     | ElectOp
@@ -197,6 +211,16 @@ class JournalRow(msgspec.Struct):
     steps: list[StepRow] = []
     undos: list[tuple[str, str]] = []
     unsettled: list[int] = []
+
+
+def of_level_1(change: QueueChange) -> QueueChange:
+    """A change of a queue without what processes of the first level do not know."""
+    defined, override = change.defined, change.override
+    if isinstance(defined, QueueLimits):
+        defined = msgspec.structs.replace(defined, on_full=REJECT)
+    if isinstance(override, QueueLimits):
+        override = msgspec.structs.replace(override, on_full=REJECT)
+    return msgspec.structs.replace(change, defined=defined, override=override, buckets=msgspec.UNSET)
 
 
 encode = msgspec.msgpack.Encoder().encode

@@ -18,8 +18,8 @@ from treadle.store.base import (
     StepRow,
     TaskRow,
 )
-from treadle.store.postgres.definitions import BUCKETS
 from treadle.store.postgres.connection import Link, Record
+from treadle.store.postgres.definitions import BUCKETS
 from treadle.store.postgres.health import examine
 from treadle.store.postgres.location import Location
 from treadle.store.postgres.names import LINE
