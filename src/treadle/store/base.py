@@ -90,7 +90,7 @@ from treadle.core.events import AnyEvent
 from treadle.core.tables import NONE, RUNNING
 from treadle.core.values import Window
 from treadle.store.offers import Offer
-from treadle.store.queues import Bucket, KeyRow, QueueChange, QueueRow
+from treadle.store.queues import REJECT, Bucket, KeyRow, QueueChange, QueueRow
 
 FORMAT = 1
 # Payloads up to this many bytes of JSON ride in the event; up to the second they are rows; larger ones are blobs.
@@ -245,7 +245,7 @@ class Answer(msgspec.Struct, gc=False):
     queued: int = 0
     # The queue that is full, and what its limits say of such starts.
     queue: str = ""
-    on_full: str = ""
+    on_full: str = REJECT
     # The key of the run that holds the name of a "held" append; keys of the runs to which this one brought inputs:
     # those that have made place for it, then those that are in its names' lines.
     holder: str = ""
