@@ -5,7 +5,7 @@ import asyncio
 from treadle import Permanent, Retryable, connect, context, step, workflow
 
 
-@step(retry=5, annotations={"team": "import"})
+@step(retry=5, progress_timeout="1m", annotations={"team": "import"})
 async def copy_pages(count: int) -> int:
     own = context()
     first = own.last_progress or 0

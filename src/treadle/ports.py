@@ -67,6 +67,30 @@ class Wakeups(Protocol):
         ...
 
 
+class StepProcess(Protocol):
+    """A process that executes steps for a worker. Any thread may send and kill, one at a time receives."""
+
+    def send(self, *message: Any) -> None:
+        """Send a message.
+
+        Raises:
+            OSError: the process is gone.
+        """
+        ...
+
+    def receive(self) -> list[Any] | None:
+        """The next message, waited for; None when the process is gone."""
+        ...
+
+    def kill(self) -> None:
+        """End it at once; also if it has ended."""
+        ...
+
+    def ended(self) -> int:
+        """Wait for its end; its exit code, or the signal's number below zero."""
+        ...
+
+
 class Elector(Protocol):
     """Who does the work that one session does for all. The store's own election is used where none is given."""
 
@@ -111,11 +135,22 @@ class PayloadCodec(Protocol):
 class Environment:
     """All ports of one node."""
 
-    __slots__ = ("clock", "ids", "store", "threads", "wakeups")
+    __slots__ = ("clock", "ids", "spawn", "store", "threads", "wakeups")
 
-    def __init__(self, *, clock: Clock, ids: Ids, threads: Threads, wakeups: Wakeups, store: Any) -> None:
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        ids: Ids,
+        threads: Threads,
+        wakeups: Wakeups,
+        store: Any,
+        spawn: Callable[[Any], StepProcess] | None = None,
+    ) -> None:
         self.clock = clock
         self.ids = ids
         self.threads = threads
         self.wakeups = wakeups
         self.store = store
+        # Starts a process for steps of one isolation (`authoring.isolation`); None: one of the system.
+        self.spawn = spawn

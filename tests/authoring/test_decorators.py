@@ -192,6 +192,7 @@ def test_all_plain_options_reach_the_step() -> None:
         dedup="page-1",
         annotations={"team": "web"},
         lost_limit=5,
+        progress_timeout="2m",
     )
 
     (planned,) = steps_of(planned_by(lambda: used.bind(Page("u"))))
@@ -207,6 +208,7 @@ def test_all_plain_options_reach_the_step() -> None:
         dedup="page-1",
         annotations={"team": "web"},
         lost_limit=5,
+        progress_timeout=120.0,
     )
 
 
@@ -222,6 +224,8 @@ def test_all_plain_options_reach_the_step() -> None:
         ({"retry": Retry(never=[""])}, "empty name"),
         ({"timeout": "soon"}, "timeout 'soon' is no duration"),
         ({"timeout": 0}, "no limit"),
+        ({"progress_timeout": 0}, "leave progress_timeout= out for no limit"),
+        ({"progress_timeout": "soon"}, "progress_timeout 'soon' is no duration"),
         ({"delay": -1}, "delay -1"),
         ({"queue": ""}, "queue=''"),
         ({"priority": 1.5}, "priority=1.5"),

@@ -494,7 +494,16 @@ def test_a_graph_refuses_what_it_cannot_link() -> None:
 def test_what_a_step_is_told_goes_into_its_task() -> None:
     driver = Driver(
         step("t"),
-        step("a", queue="q", priority=3, timeout=2.5, placement=Placement("with", step="t"), action="pkg.fn"),
+        step(
+            "a",
+            queue="q",
+            priority=3,
+            timeout=2.5,
+            progress_timeout=1.5,
+            placement=Placement("with", step="t"),
+            action="pkg.fn",
+        ),
+        step("b", progress_timeout=1.5),
         key="key",
     )
     driver.succeed("t")
@@ -502,3 +511,4 @@ def test_what_a_step_is_told_goes_into_its_task() -> None:
     task = driver.task("a")
     assert (task.run, task.run_id, task.action, task.queue, task.priority) == ("key", "run-1", "pkg.fn", "q", 3)
     assert (task.call.timeout, task.call.purpose, task.call.placement) == (2.5, "step", Placement("with", step="t"))
+    assert [driver.task(name).call.progress_timeout for name in "ab"] == [1.5, 1.5]

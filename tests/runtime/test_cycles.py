@@ -30,6 +30,10 @@ from treadle import (
     step,
     workflow,
 )
+from treadle.errors import LeaseLostError, StoreError, StoreUnavailableError
+from treadle.runtime import cycles
+from treadle.runtime.cycles import Cycles
+from treadle.runtime.engine import Engine
 from treadle.testing import ManualClock
 
 registry = Registry()
@@ -334,6 +338,68 @@ async def test_a_later_retry_is_counted_as_one(url: str) -> None:
         assert (cycle.retried, cycle.due_at) == (1, clock.now() + 5)
         clock.advance(5)
         assert (await app.run_once()).succeeded == 1
+
+
+async def test_a_cycle_that_is_given_up_while_it_claims_leaves_what_it_claimed_to_the_next_one(url: str) -> None:
+    @flow
+    def given_up() -> int:
+        return one.bind(4)
+
+    async with driven(url) as app:
+        run = await app.start(given_up)
+        cycle = asyncio.ensure_future(app.run_once())
+        while not app._node.claiming:
+            await asyncio.sleep(0)
+        cycle.cancel()
+        await asyncio.wait([cycle])
+
+        async with asyncio.timeout(5):
+            assert counts(await app.run_once()) == (1, 1, 0, 0, 1)
+        assert await run.result(5) == 4
+
+
+async def test_a_cycle_leaves_the_loop_alone_while_the_engine_waits_for_the_store(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    is_busy = True
+    looks = 0
+
+    def look(_self: Engine) -> bool:
+        nonlocal looks
+        looks += 1
+        return is_busy
+
+    async with driven("memory://") as app:
+        monkeypatch.setattr(Engine, "busy", property(look))
+        cycle = asyncio.ensure_future(app.run_once())
+        for _ in range(1000):
+            await asyncio.sleep(0)
+        is_busy = False
+        await cycle
+
+    # Not each time that the loop goes round.
+    assert 1 <= looks < 50
+
+
+async def test_work_goes_on_when_the_store_was_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Cycles.run
+    failures: list[StoreError] = [StoreUnavailableError("away"), LeaseLostError("lost")]
+
+    async def unsteady(self: Cycles, limit: int | None) -> Cycle:
+        if failures:
+            raise failures.pop()
+        return await run(self, limit)
+
+    monkeypatch.setattr(cycles, "RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(Cycles, "run", unsteady)
+
+    @flow
+    def away() -> int:
+        return one.bind(1)
+
+    async with driven("memory://") as app:
+        await app.start(away)
+        assert counts(await app.work(until_idle=True)) == (1, 1, 0, 0, 1)
 
 
 # -- serving -------------------------------------------------------------------------------------------------------

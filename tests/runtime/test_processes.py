@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -50,10 +51,26 @@ async def test_values_go_in_and_out_typed_and_processes_are_used_again() -> None
         os.kill(pids[0], 0)
 
 
+async def test_a_process_that_was_killed_while_it_was_idle_costs_no_attempt() -> None:
+    async with connect("memory://", registry=steps.registry) as app:
+        first = await (await app.start(only(steps.pid))).result(60)
+        os.kill(first, signal.SIGKILL)
+
+        run = await app.start(only(steps.pid))
+        assert await run.result(60) != first
+        assert [step.attempt for step in (await run.inspect()).steps] == [1]
+
+
 async def test_a_process_that_is_busy_for_ever_is_killed_at_the_timeout() -> None:
     failure, _ = await failed(only(steps.endless))
 
     assert failure.code == "timeout"
+
+
+async def test_a_process_that_reports_nothing_more_is_killed() -> None:
+    failure, _ = await failed(only(steps.endless.options(timeout=None, progress_timeout="300ms")))
+
+    assert failure.message == "the attempt reported no progress for 0.3 s"
 
 
 async def test_a_hard_cancel_kills_the_process_and_frees_its_slot(tmp_path: Path) -> None:

@@ -67,6 +67,19 @@ def told(url: str, sql: str) -> list[tuple[Any, ...]]:
     return query(shared_server(), sql.replace("FROM ", f"FROM {schema}."))
 
 
+async def test_a_store_that_a_newer_version_has_made_serves_an_older_one(newer: Path, url: str, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    gate.touch()
+
+    with life(newer, url, gate, "client", "b0"), life(OLDER, url, gate, "worker", "a0"):
+        async with connect(url, worker=False) as app, asyncio.timeout(SECONDS):
+            for run_id in ("a0", "b0"):
+                await app.run(run_id).wait()
+            rows = await app.runs()
+
+    assert {row.id: row.status for row in rows} == {"a0": "succeeded", "b0": "succeeded"}
+
+
 async def test_an_older_version_works_beside_a_newer_one_and_leaves_its_runs_alone(
     newer: Path, url: str, tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Literal, TypedDict
 
 from treadle.authoring.durations import Duration, seconds_of
@@ -79,6 +80,8 @@ class StaticOptions(TypedDict, total=False):
     annotations: Mapping[str, str]
     # How many lost attempts (their worker died) fail the step.
     lost_limit: int
+    # An attempt that reports no progress for so long fails with the code `timeout`.
+    progress_timeout: Duration | None
     # Ask again until the value is true; `wait_until` says the same.
     poll: Poll | None
 
@@ -302,12 +305,12 @@ def _truth(value: object) -> bool:
     return value
 
 
-def _timeout(value: Duration | None) -> float | None:
+def _timeout(value: Duration | None, what: str = "timeout") -> float | None:
     if value is None:
         return None
-    seconds = seconds_of(value, "timeout")
+    seconds = seconds_of(value, what)
     if seconds == 0:
-        raise DefinitionError("no attempt ends in no time; leave timeout= out for no limit")
+        raise DefinitionError(f"no attempt ends in no time; leave {what}= out for no limit")
     return seconds
 
 
@@ -369,6 +372,7 @@ _READERS: Final[dict[str, Callable[[Any], Any]]] = {
     "optional": _truth,
     "poll": _poll,
     "priority": _whole,
+    "progress_timeout": partial(_timeout, what="progress_timeout"),
     "queue": _text,
     "retry": _own_policy,
     "signals": _labels,

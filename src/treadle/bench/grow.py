@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import statistics
 import time
 from pathlib import Path
@@ -13,6 +14,8 @@ from treadle.runtime.client import App
 
 ROUNDS = 7
 BATCH = 100
+# Of runs of all sizes: a run of 100,000 steps takes some seconds, with its plan.
+WIDE_ROUNDS = 5
 
 
 async def grow(store: str, size: int) -> tuple[float, int, list[float], float, str]:
@@ -67,13 +70,18 @@ async def _batch(app: App, runs: int) -> None:
 
 
 async def _widths(store: str, sizes: list[int]) -> list[tuple[int, float]]:
-    """Median cost of a step in runs of so many steps; the rounds are interleaved."""
+    """Median cost of a step in runs of so many steps; the rounds are interleaved.
+
+    A full collection of garbage takes longer than a small run. It looks at all that the process holds, so it is made
+    before the clock starts: otherwise it falls into some run, which then pays for what others have left.
+    """
     found: list[list[float]] = [[] for _ in sizes]
     async with connect(_beside(store, "wide")) as app:
-        for _ in range(3):
+        for _ in range(WIDE_ROUNDS):
             for place, width in enumerate(sizes):
                 planned = graphs.fan(width)
-                repeats = max(1, min(5, sizes[-1] // (width * 10)))
+                repeats = max(1, sizes[-1] // (width * 5))
+                gc.collect()
                 began = time.perf_counter()
                 for _ in range(repeats):
                     await (await app.start(planned)).result()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import resource
 import statistics
 import sys
@@ -130,7 +131,17 @@ async def _warm(app: App) -> tuple[int, int]:
     runs = [await app.start(planned) for _ in range(100)]
     await asyncio.gather(*[run.result() for run in runs])
     graphs.starts.clear()
+    _settle()
     return _counters(app)
+
+
+def _settle() -> None:
+    """Let neither the engine nor a ceiling pay for the garbage that was there before, or for looking at all of that.
+
+    One full collection costs a seventh of a small fan, and which side it falls to is chance.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def _counters(app: App) -> tuple[int, int]:
@@ -201,6 +212,7 @@ async def _gather(store: str, size: int) -> Found:
 async def _phases(_store: str, size: int) -> Found:
     await graphs.phases(100).run()
     graphs.starts.clear()
+    _settle()
     block = graphs.phases(size)
     began = time.perf_counter()
     result = await block.run()
@@ -220,6 +232,7 @@ def _ceiling(workload: str, size: int, steps: int, store: str) -> tuple[float, s
             "many": lambda: ceilings.plain_many(size, 5),
             "delayed": lambda: ceilings.plain_many(size, 1),
         }
+        _settle()
         return steps / statistics.median(plain[workload]() for _ in range(3)), "plain asyncio"
     group = 1 if workload == "chain" else RAW_GROUP
     amount = min(steps, 2000) if group == 1 else max(steps, 4 * RAW_GROUP)

@@ -58,6 +58,8 @@ def _rules(block: Block | Phase | Branch) -> list[str]:
         said.append(f"retry={block.retry.attempts or '∞'}")
     if block.timeout is not None:
         said.append(f"timeout={block.timeout:g}s")
+    if block.progress_timeout is not None:
+        said.append(f"progress_timeout={block.progress_timeout:g}s")
     said += _way(block)
     if block.delay:
         said.append(f"delay={block.delay:g}s")

@@ -92,7 +92,8 @@ def _look_around(run: RunState, decision: Decision, limits: Limits, bound: int) 
         state = states[number]
         if type(state) is StepState and state.status == WAITING:
             # What has happened since it was held may keep it from starting.
-            held.pop(number, None)
+            if held:
+                held.pop(number, None)
             if _look(run, decision, state, limits, held):
                 held[number] = state
         elif type(state) is IterationState and (value := value_of_success(run, state)) is not None:

@@ -48,7 +48,7 @@ def is_simple(step: Step) -> bool:
         and step.child is None
         and step.poll is None
         and step.placement is None
-        and not (step.delay or step.key or step.annotations)
+        and not (step.delay or step.key or step.annotations or step.progress_timeout)
     )
 
 

@@ -54,6 +54,8 @@ class Call(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     annotations: dict[str, str] = {}
     # No attempt begins after it, or goes on; 0 is never.
     deadline: float = 0.0
+    # Seconds without a report of progress after which the attempt fails; 0 is without limit.
+    progress_timeout: float = 0.0
     # The trace that the run is a part of, as a W3C `traceparent`; "" for none.
     trace: str = ""
 

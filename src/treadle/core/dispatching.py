@@ -99,6 +99,8 @@ def task_of(run: RunState, step: StepState, args: dict[str, Arg], key: str = "",
         call = replace(call, poll=Polling(spec.poll.interval, run.deadlines.get(node.number, 0.0)))
     if spec.annotations or run.reports:
         call = replace(call, progress=run.reports.get(node.number, ""), annotations=spec.annotations)
+    if spec.progress_timeout is not None:
+        call = replace(call, progress_timeout=spec.progress_timeout)
     if spec.child is not None:
         child, called = child_key(run.key, node.address, step.generation), spec.child
         made = ChildRun(child, run.depth + 1, called.detached, breakpoints=called.breakpoints)

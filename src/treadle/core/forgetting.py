@@ -46,6 +46,7 @@ def forget(run: RunState) -> None:
     block: ScopeState | None = None
     scopes: dict[int, int] = {}
     plain = False
+    count = 0
     for scope in run.closed:
         number = scope.node.number
         if scope.status != SUCCEEDED or states[number] is not scope:
@@ -59,13 +60,14 @@ def forget(run: RunState) -> None:
             # The plain case of what follows: nothing but the outcome of its step has come of it.
             states[number] = states[number + 1] = FORGOTTEN
             del index[scope.node.address], index[step.node.address]
-            run.forgotten += 2
+            count += 2
         else:
             found: list[NodeState] = [scope]
             if not _collect(run, scope, found):
                 continue
             _drop(run, found)
         del scopes[scope.index]
+    run.forgotten += count
     run.closed = ()
 
 

@@ -226,8 +226,9 @@ class Step(msgspec.Struct, frozen=True, gc=False, tag="step", tag_field="block",
     # Its failure, or a skip that a failure caused, does not fail the scope.
     optional: bool = False
     retry: RetryPolicy | None = None
-    # Seconds an attempt may take; None is without limit.
+    # Seconds an attempt may take, and seconds in which it has to report its progress again; None is without limit.
     timeout: float | None = None
+    progress_timeout: float | None = None
     # Seconds from ready to the earliest start.
     delay: float = 0.0
     queue: str = "default"

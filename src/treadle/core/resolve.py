@@ -31,7 +31,7 @@ from treadle.core.plan import (
     Triggers,
 )
 from treadle.core.progress import ChooseProgress, GatherProgress, PhasesProgress
-from treadle.core.state import RunState, ScopeState, settled
+from treadle.core.state import IterationState, RunState, ScopeState, settled
 from treadle.core.tables import SUCCEEDED
 
 
@@ -66,19 +66,17 @@ def resolve_args(run: RunState, node: Node, slots: dict[str, Slot]) -> dict[str,
             and not slot.level
             and not slot.path
             and (scope := node.scope) is not None
-            and type(scope.spec) is Body
+            and type(iteration := run.states[scope.number]) is IterationState
         ):
             # The plain case of `_resolve_item`.
-            args[name] = _item_of(run, scope)
+            args[name] = _item_of(iteration)
         else:
             args[name] = _resolve(run, node, constants, slot)
     return args
 
 
-def _item_of(run: RunState, body: Node) -> Arg:
+def _item_of(iteration: ScopeState) -> Arg:
     """The item of an iteration."""
-    iteration = run.states[body.number]
-    assert isinstance(iteration, ScopeState)
     progress = iteration.around.block
     assert isinstance(progress, GatherProgress)
     items = progress.items
@@ -193,11 +191,11 @@ def _resolve_item(run: RunState, node: Node, slot: Item | Index) -> Arg:
         around = scope.scope
         if isinstance(scope.spec, Body):
             if level == 0:
-                if isinstance(slot, Item):
-                    item = _item_of(run, scope)
-                    return picked(item, slot.path) if slot.path else item
                 iteration = run.states[scope.number]
-                assert isinstance(iteration, ScopeState)
+                assert isinstance(iteration, IterationState)
+                if isinstance(slot, Item):
+                    item = _item_of(iteration)
+                    return picked(item, slot.path) if slot.path else item
                 return handle_of(iteration.index)
             level -= 1
         scope = around

@@ -64,7 +64,10 @@ class Attempt(msgspec.Struct, eq=False, gc=False):
     settled: bool = False
     # The task that it runs in; None while an async one has not begun.
     handle: asyncio.Task[None] | None = None
+    # The alarms for its timeout or its run's deadline, and for its silence; when it reported progress last.
     timer: asyncio.TimerHandle | None = None
+    silence: asyncio.TimerHandle | None = None
+    heard_at: float = 0.0
     # Its coroutine is in a middleware around a thread.
     around_thread: bool = False
     # The task of a call has begun: one that is cancelled before that never runs at all.
@@ -77,6 +80,9 @@ class Attempt(msgspec.Struct, eq=False, gc=False):
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
+        if self.silence is not None:
+            self.silence.cancel()
+            self.silence = None
         return handle
 
     @property

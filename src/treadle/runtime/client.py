@@ -384,7 +384,8 @@ class App(DeadLetters, DataOperations):
         """Cycles whenever there is something to do; what they did together.
 
         They end after `max_cycles`, or with `until_idle` when nothing is due; a duration waits as long for tasks that
-        fall due. Without both they go on until cancelled. For an application opened with `worker="cycles"`.
+        fall due. Without both they go on until cancelled. While the store does not answer they wait. For an application
+        opened with `worker="cycles"`.
         """
         return await self._cycles().work(max_cycles=max_cycles, until_idle=until_idle, limit=limit)
 

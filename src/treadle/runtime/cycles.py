@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,22 +19,42 @@ from treadle.core import events as ev
 from treadle.core.commands import Task
 from treadle.core.events import AnyEvent, decode_events
 from treadle.core.inputs import Outcome
-from treadle.errors import UsageError
-from treadle.runtime.exchange import patiently
+from treadle.errors import LeaseLostError, StoreUnavailableError, UsageError
+from treadle.runtime.exchange import RETRY_SECONDS, patiently
 
 if TYPE_CHECKING:
     from treadle.runtime.node import Node
 
+_log = logging.getLogger("treadle.cycles")
 # The end of one attempt: run, address, number.
 _Ended = tuple[str, str, int]
-# How an attempt ended, by the event that says so.
+# How long a cycle waits at a time for what the engine tries again; short beside the time after which it does.
+_PAUSE_SECONDS = 0.02
+# The session was lost before the attempt's outcome was durable: it is made again, and counts there.
+_VOID = "void"
+# How an attempt ended (with a dispatch: the one before), by the event that says so.
 _WORDS: dict[type[AnyEvent], str] = {
     ev.StepSucceeded: "succeeded",
     ev.AttemptFailed: "retried",
     ev.StepFailed: "failed",
     ev.StepCancelled: "cancelled",
     ev.AttemptEnded: "cancelled",
+    ev.AttemptLost: _VOID,
+    ev.StepDispatched: _VOID,
+    ev.TriggerReceived: _VOID,
 }
+
+
+# What an attempt is live until.
+_ENDS = (ev.StepSucceeded, ev.AttemptFailed, ev.StepFailed, ev.AttemptLost, ev.AttemptEnded)
+
+
+class _Journal:
+    """How far a journal is read, and the attempts that are live there, by step."""
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.live: dict[str, int] = {}
 
 
 class Cycle(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,6 +90,8 @@ class Cycles:
         self._running = asyncio.Lock()
         self._outcomes: dict[_Ended, str] = {}
         self._decided: dict[_Ended, str] = {}
+        # Of the runs of the last cycle that others decide.
+        self._journals: dict[str, _Journal] = {}
         self._runs = 0
         # Set by a wake-up, or when a task falls due, between two cycles.
         self.stirred = asyncio.Event()
@@ -93,12 +116,18 @@ class Cycles:
         if word is None:
             return
         if isinstance(event, ev.StepCancelled):
-            # It names no attempt: of the step's, one at most has ended in this cycle without an outcome.
+            # Of the step's attempts one at most has ended in this cycle without an outcome.
             for ended in self._outcomes:
                 if ended[:2] == (key, event.at) and ended not in self._decided:
                     self._decided[ended] = word
-        elif isinstance(event, ev.StepSucceeded | ev.AttemptFailed | ev.StepFailed | ev.AttemptEnded):
-            self._decided[key, event.at, event.attempt] = word
+        elif isinstance(event, ev.StepSucceeded | ev.AttemptFailed | ev.StepFailed):
+            # One without a token is no attempt's own end.
+            self._decided.setdefault((key, event.at, event.attempt), word if event.token else _VOID)
+        elif isinstance(event, ev.StepDispatched | ev.TriggerReceived):
+            # The attempt before it is over; if nothing has told of its end, it was taken back.
+            self._decided.setdefault((key, event.at, event.attempt - 1), word)
+        elif isinstance(event, ev.AttemptEnded | ev.AttemptLost):
+            self._decided.setdefault((key, event.at, event.attempt), word)
 
     # -- one cycle ---------------------------------------------------------------------------------------------------
 
@@ -119,7 +148,11 @@ class Cycles:
                 due_at = await self._quiet()
             finally:
                 node.slots.close()
-            words = [self._decided.get(ended) or await self._word(*ended) for ended in self._outcomes]
+            keys = dict.fromkeys(ended[0] for ended in self._outcomes)
+            for key in keys:
+                await self._learn(key)
+            found = [self._decided.get(ended, status) for ended, status in self._outcomes.items()]
+            words = [word for word in found if word != _VOID]
             cycle = Cycle(
                 refreshed=refreshed,
                 processed=len(words),
@@ -131,6 +164,7 @@ class Cycles:
                 due_at=due_at,
             )
             self._outcomes, self._decided, self._runs = {}, {}, 0
+            self._journals = {key: journal for key, journal in self._journals.items() if key in keys}
             return cycle
 
     async def _quiet(self) -> float | None:
@@ -141,9 +175,14 @@ class Cycles:
         node = self._node
         while True:
             await node.worker.drained()
+            committer = node.committer
+            done = committer.calls + committer.commits
             # Behind all that was handed over so far; its answers may lead to more.
-            await node.committer.call(lambda _store: None)
+            await committer.call(lambda _store: None)
             if self._is_busy():
+                if not node.worker.active and committer.calls + committer.commits == done + 1:
+                    # What has failed and is tried again in a moment: nothing on its way tells when.
+                    await asyncio.sleep(_PAUSE_SECONDS)
                 continue
             if node.slots.free() <= 0:
                 return node.environment.clock.now()
@@ -155,27 +194,38 @@ class Cycles:
         node = self._node
         return bool(node.worker.active) or node.claiming or node.engine.busy
 
-    async def _word(self, key: str, address: str, attempt: int) -> str:
-        """What another process, which decides the run, has made of an attempt's end."""
-        status = self._outcomes[key, address, attempt]
-        after = 0
-        while status == "failed":
-            changed = self._node.hub.wait(key)
+    async def _learn(self, key: str) -> None:
+        """Read what others, who decide a run, make of the attempts that ended here; of each it says something."""
+        node = self._node
+        journal = self._journals.setdefault(key, _Journal())
+        while any(ended[0] == key and ended not in self._decided for ended in self._outcomes):
+            changed = node.hub.wait(key)
             try:
-                rows = await patiently(partial(self._node.read, partial(self._node.reader.rows, key, after)))
+                rows = await patiently(partial(node.read, partial(node.reader.rows, key, journal.version)))
                 for version, _commit, _time, text in rows:
-                    after = version
+                    journal.version = version
                     for event in decode_events(text):
-                        self._note(key, event)
-                if (word := self._decided.get((key, address, attempt))) is not None:
-                    return word
-                if not rows and await self._node.read(partial(self._node.reader.run, key)) is None:
-                    break
+                        self._read(journal, key, event)
                 if not rows:
+                    if await patiently(partial(node.read, partial(node.reader.run, key))) is None:
+                        # It was deleted.
+                        return
                     await asyncio.wait([changed], timeout=0.5)
             finally:
-                self._node.hub.drop(key, changed)
-        return status
+                node.hub.drop(key, changed)
+
+    def _read(self, journal: _Journal, key: str, event: AnyEvent) -> None:
+        live = journal.live
+        if isinstance(event, ev.StepCancelled):
+            # It names no attempt: it is about the one that was live then, if any.
+            if (attempt := live.get(event.at)) is not None:
+                self._decided.setdefault((key, event.at, attempt), "cancelled")
+            return
+        if isinstance(event, ev.StepDispatched | ev.TriggerReceived):
+            live[event.at] = event.attempt
+        elif isinstance(event, _ENDS):
+            live.pop(event.at, None)
+        self._note(key, event)
 
     # -- many cycles -------------------------------------------------------------------------------------------------
 
@@ -185,7 +235,13 @@ class Cycles:
         clock = self._node.environment.clock
         total, count = Cycle(), 0
         while True:
-            cycle = await self.run(limit)
+            try:
+                cycle = await self.run(limit)
+            except (StoreUnavailableError, LeaseLostError) as error:
+                # As a worker in the background: the store comes back, and a new session begins by itself.
+                _log.warning("a cycle failed, it is tried again: %s", error)
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
             total, count = total + cycle, count + 1
             if max_cycles is not None and count >= max_cycles:
                 return total

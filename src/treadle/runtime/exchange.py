@@ -90,12 +90,12 @@ def _from_handle(payloads: Payloads, callee: Callee, name: str, arg: Handle, val
 def _from_cache(payloads: Payloads, callee: Callee, task: Task, name: str, arg: Pick, values: dict[str, Any]) -> bool:
     """Decode a part of a value that was read a moment ago; False if it was not, or something is wrong with it."""
     adapter = callee.adapters.get(name)
-    value = payloads.cached(task.run, arg.value)
+    value: Any = payloads.cached(task.run, arg.value)
     if value is None or adapter is None:
         return False
     try:
         for key in arg.path:
-            value = codec.part(value, key)
+            value = value[key] if type(value) is list and type(key) is int else codec.part(value, key)
         values[name] = adapter.convert(value)
     except (DecodeError, LookupError, TypeError):
         return False

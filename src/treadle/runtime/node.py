@@ -228,8 +228,7 @@ class Node:
             name=self.name,
             registry=self.registry,
             slots=self.slots,
-            clock=environment.clock,
-            threads=environment.threads,
+            environment=environment,
             payloads=self.payloads,
             errors=ErrorText(settings.error_bytes),
             finish=self._told_of_ends(),
@@ -510,12 +509,12 @@ class Node:
         committer, clock = self.committer, self.environment.clock
         self._claiming = True
         self._hungry = False
-        try:
-            found = await committer.call(lambda store: committer.claim(store, clock.now()))
-        except StoreError as error:
-            self._claimed(None, error)
-            raise
-        self._claimed(found, None)
+        asked = committer.call(lambda store: committer.claim(store, clock.now()))
+        # Also if whoever asked has given up: what is claimed is this session's to execute.
+        asked.add_done_callback(
+            lambda done: self._claimed(None if (error := done.exception()) else done.result(), error)
+        )
+        found = await asyncio.shield(asked)
         return found[1]
 
     def _due_at(self, at: float) -> None:

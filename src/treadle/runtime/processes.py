@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
@@ -26,6 +27,7 @@ from treadle.authoring.secrets import refuse_secret, with_secrets
 from treadle.core.commands import Task
 from treadle.core.plan import Fragment, encode_plan
 from treadle.errors import UsageError
+from treadle.ports import StepProcess
 from treadle.runtime.failures import DEFAULT_CAP, ForeignError
 from treadle.runtime.frames import Channel
 from treadle.runtime.step_context import RunningStep
@@ -59,10 +61,9 @@ def plain_text(value: Encoded) -> str:
 
 
 class _Child:
-    """One process."""
+    """One process of the system. See `ports.StepProcess`."""
 
     def __init__(self, isolation: Isolation) -> None:
-        self.isolation = isolation
         self._process = subprocess.Popen(  # noqa: S603 - this very interpreter, and a module of ours
             [
                 sys.executable,
@@ -77,7 +78,9 @@ class _Child:
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self.channel = Channel(self._process.stdout, self._process.stdin)
+        self._channel = Channel(self._process.stdout, self._process.stdin)
+        self.send = self._channel.send
+        self.receive = self._channel.receive
 
     def kill(self) -> None:
         """End it at once; from any thread, and twice."""
@@ -87,37 +90,40 @@ class _Child:
     def ended(self) -> int:
         """Wait for its end; its exit code, or the signal's number below zero."""
         code = self._process.wait()
-        self.channel.close()
+        self._channel.close()
         return code
 
 
 class Processes:
     """The processes of one worker. From any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, spawn: Callable[[Isolation], StepProcess] | None = None) -> None:
+        self._spawn = spawn or _Child
         self._lock = threading.Lock()
-        self._idle: dict[Isolation, list[_Child]] = {}
-        self._busy: set[_Child] = set()
+        self._idle: dict[Isolation, list[StepProcess]] = {}
+        # In the order in which they were taken, since they are hashed by address.
+        self._busy: dict[StepProcess, None] = {}
         self._closed = False
 
-    def _take(self, isolation: Isolation) -> _Child:
+    def _take(self, isolation: Isolation) -> tuple[StepProcess, bool]:
+        """A process, and whether it has executed something before."""
         with self._lock:
             waiting = self._idle.get(isolation)
-            child = waiting.pop() if waiting else _Child(isolation)
-            self._busy.add(child)
-            return child
+            child = waiting.pop() if waiting else self._spawn(isolation)
+            self._busy[child] = None
+            return child, waiting is not None
 
-    def _give_back(self, child: _Child) -> None:
+    def _give_back(self, child: StepProcess, isolation: Isolation) -> None:
         with self._lock:
-            self._busy.discard(child)
+            self._busy.pop(child, None)
             if not self._closed:
-                self._idle.setdefault(child.isolation, []).append(child)
+                self._idle.setdefault(isolation, []).append(child)
                 return
         self._end(child)
 
-    def _end(self, child: _Child) -> int:
+    def _end(self, child: StepProcess) -> int:
         with self._lock:
-            self._busy.discard(child)
+            self._busy.pop(child, None)
         child.kill()
         return child.ended()
 
@@ -141,28 +147,35 @@ class Processes:
             ForeignError: what the step has raised, or how its process ended.
         """
         own = cast("RunningStep", step_context.get())
-        child = self._take(isolation)
-        own.on_cancel = child.kill
-        try:
-            if own.cancelled:
-                child.kill()
-            with contextlib.suppress(OSError):
-                child.channel.send("call", _call(own, definition, values))
-            value = self._converse(child, own)
-        except BaseException as error:
+        call = _call(own, definition, values)
+        while True:
+            child, is_used = self._take(isolation)
+            own.on_cancel = child.kill
+            try:
+                if own.cancelled:
+                    child.kill()
+                with contextlib.suppress(OSError):
+                    child.send("call", call)
+                value = self._converse(child, own, is_used)
+            except BaseException as error:
+                own.on_cancel = None
+                if isinstance(error, ForeignError) and not error.fatal and not own.cancelled:
+                    self._give_back(child, isolation)
+                else:
+                    self._end(child)
+                raise
             own.on_cancel = None
-            if isinstance(error, ForeignError) and not error.fatal and not own.cancelled:
-                self._give_back(child)
-            else:
-                self._end(child)
-            raise
-        own.on_cancel = None
-        self._give_back(child)
-        return value
+            if value is not None:
+                self._give_back(child, isolation)
+                return value
+            self._end(child)
 
-    def _converse(self, child: _Child, own: RunningStep) -> Encoded:
-        while (message := child.channel.receive()) is not None:
+    def _converse(self, child: StepProcess, own: RunningStep, is_used: bool) -> Encoded | None:
+        """Speak with a process until the step has ended; None if it had died before, while it had nothing to do."""
+        while (message := child.receive()) is not None:
             match message:
+                case ["began"]:
+                    is_used = False
                 case ["done", text, fragments, patch]:
                     own.fragments = msgspec.json.decode(fragments, type=tuple[Fragment, ...])
                     if patch is not None:
@@ -171,17 +184,26 @@ class Processes:
                     return Encoded(text)
                 case ["raised", told]:
                     raise ForeignError(**told)
-                case ["progress", text]:
-                    own.relay(text)
-                case ["log", name, level, text, extra]:
-                    logging.getLogger(name).log(level, "%s", text, extra=extra)
-                case ["ask", number, question, details]:
-                    own.ask_for(question, details, partial(_answer, child, number))
-                case ["add", number, fragments]:
-                    _add(own, child, number, msgspec.json.decode(fragments, type=list[Fragment]))
                 case _:
-                    raise UsageError(f"the step's process sent what nobody understands: {message[0]!r}")
+                    _hear(own, child, message)
+        if is_used and not own.cancelled:
+            return None
         raise _exit_error(child.ended())
+
+
+def _hear(own: RunningStep, child: StepProcess, message: list[Any]) -> None:
+    """What a process tells or asks while its step goes on."""
+    match message:
+        case ["progress", text]:
+            own.relay(text)
+        case ["log", name, level, text, extra]:
+            logging.getLogger(name).log(level, "%s", text, extra=extra)
+        case ["ask", number, question, details]:
+            own.ask_for(question, details, partial(_answer, child, number))
+        case ["add", number, fragments]:
+            _add(own, child, number, msgspec.json.decode(fragments, type=list[Fragment]))
+        case _:
+            raise UsageError(f"the step's process sent what nobody understands: {message[0]!r}")
 
 
 def _call(own: RunningStep, definition: Definition, values: dict[str, Any]) -> dict[str, Any]:
@@ -217,18 +239,18 @@ def _plain_task(own: RunningStep) -> Task:
     return msgspec.structs.replace(own.task, call=msgspec.structs.replace(call, progress=own.earlier_progress))
 
 
-def _answer(child: _Child, number: int, question: str, found: Any, error: BaseException | None) -> None:
+def _answer(child: StepProcess, number: int, question: str, found: Any, error: BaseException | None) -> None:
     with contextlib.suppress(OSError):
         if error is not None:
-            child.channel.send("answer", number, str(error), type(error).__name__)
+            child.send("answer", number, str(error), type(error).__name__)
         elif question == "plan":
-            child.channel.send("answer", number, encode_plan(found).decode(), "")
+            child.send("answer", number, encode_plan(found).decode(), "")
         else:
             text = found if isinstance(found, str) else msgspec.json.encode(found).decode()
-            child.channel.send("answer", number, text, "")
+            child.send("answer", number, text, "")
 
 
-def _add(own: RunningStep, child: _Child, number: int, fragments: list[Fragment]) -> None:
+def _add(own: RunningStep, child: StepProcess, number: int, fragments: list[Fragment]) -> None:
     try:
         own.add_fragments(fragments)
     except Exception as error:  # noqa: BLE001 - the step is told, and may raise it

@@ -18,7 +18,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import msgspec
 
@@ -31,6 +31,7 @@ from treadle.authoring.secrets import with_secrets
 from treadle.core.commands import Task
 from treadle.core.plan import Fragment, decode_plan
 from treadle.errors import UsageError
+from treadle.ports import Clock
 from treadle.runtime.artifacts import ArtifactRoom
 from treadle.runtime.clock import SystemClock
 from treadle.runtime.failures import ErrorText, describe
@@ -41,15 +42,23 @@ from treadle.runtime.step_context import RunningStep
 _NO_ARTIFACTS = "a step in a process of its own has no artifacts; return the value, or let another step make them"
 
 
+class ToWorker(Protocol):
+    """The way to the worker."""
+
+    def send(self, *message: Any) -> None:
+        """Send a message."""
+        ...
+
+
 class Remote:
     """The worker, as the step's process sees it. See `step_context.Surroundings`."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: ToWorker, clock: Clock) -> None:
         self.channel = channel
         self.name = ""
         self.loop: asyncio.AbstractEventLoop | None = None
         self.package_settings: Mapping[str, Any] = {}
-        self._clock = SystemClock()
+        self._clock = clock
         self._numbers = itertools.count(1)
         self._asked: dict[int, concurrent.futures.Future[Any]] = {}
 
@@ -142,7 +151,7 @@ _READ: dict[str, Callable[[str], Any]] = {
 }
 
 
-class _ToWorker(logging.Handler):
+class _LogToWorker(logging.Handler):
     """Log records are the worker's to handle."""
 
     def __init__(self, channel: Channel) -> None:
@@ -191,11 +200,10 @@ def _definition(call: Call) -> Definition:
     return definition if isinstance(definition, Definition) else Definition(found, name=call.action)
 
 
-def _execute(remote: Remote, call: Call) -> None:
+def execute(remote: Remote, call: Call) -> None:
+    """Call the function, and tell the worker what came of it."""
     remote.name = call.worker
     remote.package_settings = {name: EncodedSettings(text) for name, text in call.settings.items()}
-    for name, level in call.levels.items():
-        logging.getLogger(name).setLevel(level)
     task = msgspec.json.decode(call.task, type=Task)
     own = RunningStep(remote, task, call.started_at, True)
     own.data_text = call.data
@@ -247,9 +255,9 @@ _STEERING: tuple[type[BaseException], ...] = (
 )
 
 
-def _listen(remote: Remote, calls: queue.SimpleQueue[Call]) -> NoReturn:
+def _listen(channel: Channel, remote: Remote, calls: queue.SimpleQueue[Call]) -> NoReturn:
     """Take what the worker sends, until it is gone."""
-    while (message := remote.channel.receive()) is not None:
+    while (message := channel.receive()) is not None:
         if message[0] == "call":
             calls.put(msgspec.convert(message[1], Call))
         else:
@@ -266,11 +274,15 @@ def main() -> None:
     os.dup2(2, 1)
     _limit_memory(int(sys.argv[1]))
     sys.path[:] = msgspec.json.decode(sys.argv[2], type=list[str])
-    logging.getLogger().addHandler(_ToWorker(channel))
-    remote, calls = Remote(channel), queue.SimpleQueue[Call]()
-    threading.Thread(target=_listen, args=(remote, calls), daemon=True).start()
+    logging.getLogger().addHandler(_LogToWorker(channel))
+    remote, calls = Remote(channel, SystemClock()), queue.SimpleQueue[Call]()
+    threading.Thread(target=_listen, args=(channel, remote, calls), daemon=True).start()
     while True:
-        _execute(remote, calls.get())
+        call = calls.get()
+        channel.send("began")
+        for name, level in call.levels.items():
+            logging.getLogger(name).setLevel(level)
+        execute(remote, call)
 
 
 def _limit_memory(size: int) -> None:

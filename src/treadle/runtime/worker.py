@@ -27,11 +27,11 @@ from treadle.authoring.durations import seconds_of
 from treadle.authoring.registry import Registry
 from treadle.authoring.turns import RETURNED, Turns, rest
 from treadle.core.commands import Task
-from treadle.core.events import Handle, Pick
+from treadle.core.events import Failure, Handle, Pick
 from treadle.core.inputs import Outcome
 from treadle.core.plan import Fragment
 from treadle.errors import DefinitionError, MissingKeyError, StoreError, TreadleError
-from treadle.ports import Clock, Threads
+from treadle.ports import Environment
 from treadle.runtime.artifacts import ArtifactRoom
 from treadle.runtime.attempts import Attempt, Finish, Postpone, Steps
 from treadle.runtime.callee import Callee, Callees
@@ -54,6 +54,7 @@ from treadle.runtime.probes import next_probe
 from treadle.runtime.shared_reads import SharedReads
 from treadle.runtime.slots import ASYNC, THREAD, TIMER, Slots
 from treadle.runtime.step_context import UNUSUAL, RunningStep
+from treadle.runtime.time_limits import TimeLimits
 
 if TYPE_CHECKING:
     from treadle.runtime.processes import Processes
@@ -75,8 +76,7 @@ class Worker:
         name: str,
         registry: Registry,
         slots: Slots,
-        clock: Clock,
-        threads: Threads,
+        environment: Environment,
         payloads: Payloads,
         errors: ErrorText,
         finish: Finish,
@@ -90,8 +90,8 @@ class Worker:
         self.name = name
         self.registry = registry
         self.slots = slots
-        self.clock = clock
-        self.threads = threads
+        clock = self.clock = environment.clock
+        self.threads = environment.threads
         self.payloads = payloads
         self.errors = errors
         self.steps = steps
@@ -105,11 +105,13 @@ class Worker:
         self._on_free = on_free
         self._loop = asyncio.get_running_loop()
         self._now: Callable[[], float] = clock.now
+        self._spawn = environment.spawn
         self._processes: Processes | None = None
         self._process_lock = threading.Lock()
         self._callees = Callees(registry, middleware, hides=payloads.hides)
         # By lease: a store gives no number twice.
         self.active: dict[int, Attempt] = {}
+        self._limits = TimeLimits(self._loop, errors, self._overdue)
         self._turns = Turns(self._loop, self._run_async)
         self._shared_reads = SharedReads(payloads, self._loop, self._turns.add)
         # Attempts whose thread goes on after their outcome was settled.
@@ -136,7 +138,7 @@ class Worker:
                 # It was leased for a session that executes more than this process knows now.
                 continue
             call = task.call
-            if kind == ASYNC and call.timeout is None and not call.deadline and call.child is None:
+            if kind == ASYNC and call.child is None and not (call.timeout or call.deadline or call.progress_timeout):
                 attempt = active[task.lease] = Attempt(task, kind, now)
                 if Pick not in map(type, call.args.values()) or not self._shared_reads.wait(attempt):
                     self._turns.add(attempt)
@@ -152,7 +154,9 @@ class Worker:
         if attempt.kind == TIMER:
             self._ring_timer(attempt)
             return
-        if (task.call.timeout is not None or task.call.deadline) and not self._arm(attempt):
+        if (late := self._limits.arm(attempt)) is not None:
+            self._settle(attempt, Outcome(**self._failed(attempt), failure=late, verdict="final"), [])
+            self._slot_free(attempt)
             return
         if task.call.child is not None:
             attempt.handle = self._loop.create_task(self._run_child(attempt))
@@ -169,7 +173,7 @@ class Worker:
             if self._processes is None:
                 from treadle.runtime.processes import Processes
 
-                self._processes = Processes()
+                self._processes = Processes(self._spawn)
             return self._processes
 
     def close(self) -> None:
@@ -462,7 +466,8 @@ class Worker:
 
     def send_progress(self, task: Task, text: str) -> None:
         """Store a progress text, while the attempt is live."""
-        if task.lease in self.active:
+        if (attempt := self.active.get(task.lease)) is not None:
+            self._limits.heard(attempt)
             self.steps.progress(task, hidden_report(self.payloads.codec, text))
 
     def shown_progress(self, text: str) -> str:
@@ -551,27 +556,8 @@ class Worker:
             self._leave(attempt)
             self._postpone(task, task.call, self._now() + KEY_SECONDS)
 
-    def _arm(self, attempt: Attempt) -> bool:
-        """Set the alarm for its timeout or the run's deadline, whichever comes first; False if that has passed."""
-        call = attempt.task.call
-        left = call.deadline - attempt.started_at
-        if not call.deadline or (call.timeout is not None and call.timeout < left):
-            attempt.timer = self._loop.call_later(call.timeout or 0.0, self._time_out, attempt, call.timeout)
-            return True
-        if left > 0:
-            attempt.timer = self._loop.call_later(left, lambda: self._stop(attempt, self._late(attempt)))
-            return True
-        self._settle(attempt, self._late(attempt), [])
-        self._slot_free(attempt)
-        return False
-
-    def _late(self, attempt: Attempt) -> Outcome:
-        failure = self.errors.failure("deadline", "the run's deadline has passed", "TimeoutError")
-        return Outcome(**self._failed(attempt), failure=failure, verdict="final")
-
-    def _time_out(self, attempt: Attempt, timeout: float | None) -> None:
-        failure = self.errors.failure("timeout", f"the attempt took longer than {timeout:g} s", "TimeoutError")
-        self._stop(attempt, Outcome(**self._failed(attempt), failure=failure))
+    def _overdue(self, attempt: Attempt, failure: Failure, verdict: str) -> None:
+        self._stop(attempt, Outcome(**self._failed(attempt), failure=failure, verdict=verdict))
 
     def _stop(self, attempt: Attempt, outcome: Outcome) -> None:
         """Settle a live attempt from outside and tell its code to end."""

@@ -58,12 +58,13 @@ WINDOWS: Final = "a trigger counts once, in the window that was open, and a wind
 RECORDS: Final = "a projection has each record of each success once, in the order of its journal"
 DEADLINES: Final = "no attempt begins after the deadline of its run, but what takes a row back"
 JOINED: Final = "a run that joins a transaction is there with what else was written in it, or not at all"
+COUNTED: Final = "what cycles have counted is what the journals say"
 TRACE: Final = "equal seeds give equal traces"
 
 NAMES: Final = (
     VERSIONS, STORE, TOKENS, DURABLE, ONCE, CURRENT, OUTCOMES, SIGNALS, ERRORS, SLOTS, OWNERS, PROGRESS, CLOSED,
     LEFTOVERS, DELETED, FOLD, LIMITED, PLACED, RESULTS, EFFECTS, BLOCKS, INSIDE, ROWS, ANSWERS, CALLERS, ORDER, UNDONE,
-    HOOKS, CALLS, TURNS, WINDOWS, RECORDS, DEADLINES, JOINED, TRACE,
+    HOOKS, CALLS, TURNS, WINDOWS, RECORDS, DEADLINES, JOINED, COUNTED, TRACE,
 )  # fmt: skip
 
 _STORE_ERRORS: Final[tuple[type[StoreError], ...]] = (StoreError, *StoreError.__subclasses__())

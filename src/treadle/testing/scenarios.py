@@ -82,6 +82,10 @@ class Scenario(msgspec.Struct):
     sends: Sequence[Send] = ()
     # Starts that join transactions.
     joins: Sequence[Join] = ()
+    # Which machines work only in the cycles that a loop of their own asks for.
+    driven: Sequence[int] = ()
+    # Whether steps (`sim:toil`, `sim:work`) may be executed in processes of their own.
+    apart: bool = False
     # Where the projection of records is: `hosted` by the store, or `beside` it; "" for none.
     records: str = ""
     # Limits of queues.
@@ -102,8 +106,8 @@ class Scenario(msgspec.Struct):
             workers=[index < self.workers for index in range(self.nodes)],
         )
         workload = Workload([self._run(index, planned) for index, planned in enumerate(self.plans)], self._acts())
-        limited = Restrictions(_SEED, self.seconds, self.nodes, self.queues)
-        more: Any = {"restrictions": limited, "sends": self.sends, "records": self.records, "joins": self.joins}
+        more: Any = {name: getattr(self, name) for name in ("sends", "records", "joins", "driven", "apart")}
+        more["restrictions"] = Restrictions(_SEED, self.seconds, self.nodes, self.queues)
         return play(lambda: World(_SEED, profile, shape, workload, registry, (), None, strikes or {}, **more))
 
     def _run(self, index: int, planned: Planned) -> RunSpec:

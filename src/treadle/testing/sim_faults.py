@@ -177,6 +177,17 @@ class Faults:
             raise StoreUnavailableError(f"{operation} failed after it took effect")
         return value
 
+    def kill(self, life: Life, why: str) -> None:
+        """Kill a node."""
+        self._kill(life, why)
+
+    def at_turn(self, life: Life, what: str, chance: float) -> str:
+        """The fault that strikes at something with a chance of its own; of any kind but slowness."""
+        if self.chosen is not None:
+            return self._as_chosen(self.chosen, what)
+        kinds = [kind for kind, _ in self._chances if kind != "slow"]
+        return self._pick(self._name(f"{life.name}.{what}"), [(kind, chance / len(kinds)) for kind in kinds])
+
     def delay(self, what: str) -> float:
         """How long something takes; now and then very long."""
         profile = self.profile

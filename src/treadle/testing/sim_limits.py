@@ -34,6 +34,7 @@ TARGETS: Final = ("t0", "t1")
 _QUEUES: Final = ("default", "q1", "q2", "q3")
 _KEYS: Final = ("", "'a'", "'a'", "'b'", "'c'")
 _BodyT = TypeVar("_BodyT", Body, Branch, Phase)
+ChangeStep = Callable[[Step, Sequence[Step]], Step]
 # Rounding, over some hundred starts.
 _TOLERANCE = 1e-3
 
@@ -77,10 +78,7 @@ class Restrictions:
         if not self.on:
             return planned
         rng = random.Random(f"{self._seed} {name}")
-        blocks = _blocks(planned.plan.blocks, rng)
-        found = Planned(replace(planned.plan, blocks=blocks), planned.constants, planned.result, planned.about)
-        found.singleton, found.on_conflict = planned.singleton, planned.on_conflict
-        return found
+        return changed(planned, lambda step, before: _step(step, before, rng))
 
     def lifted(self, data: MemoryData) -> list[QueueChange]:
         """What brings the queues back to what programs have defined."""
@@ -114,29 +112,38 @@ def _change(rng: random.Random) -> QueueChange:
     return QueueChange(name=name, override=rng.choice((None, _limits(rng, name))))
 
 
-def _blocks(blocks: Sequence[Block], rng: random.Random) -> list[Block]:
-    """The blocks of a scope with all steps in them restricted; earlier ones never wait for later ones."""
+def changed(planned: Planned, change: ChangeStep) -> Planned:
+    """The plan with each of its steps changed; what changes it is told the steps before in the same scope."""
+    blocks = _blocks(planned.plan.blocks, change)
+    found = Planned(replace(planned.plan, blocks=blocks), planned.constants, planned.result, planned.about)
+    found.singleton, found.on_conflict = planned.singleton, planned.on_conflict
+    return found
+
+
+def _blocks(blocks: Sequence[Block], change: ChangeStep) -> list[Block]:
+    """The blocks of a scope with all steps in them changed; earlier ones never wait for later ones."""
     found: list[Block] = []
     steps: list[Step] = []
     for block in blocks:
         if isinstance(block, Step):
-            made = _step(block, steps, rng)
+            made = change(block, steps)
             steps.append(made)
             found.append(made)
         elif isinstance(block, Group):
-            found.append(replace(block, blocks=_blocks(block.blocks, rng)))
+            found.append(replace(block, blocks=_blocks(block.blocks, change)))
         elif isinstance(block, Gather):
-            found.append(replace(block, body=_body(block.body, rng)))
+            found.append(replace(block, body=_body(block.body, change)))
         elif isinstance(block, Choose):
-            found.append(replace(block, branches=[_body(branch, rng) for branch in block.branches]))
+            found.append(replace(block, branches=[_body(branch, change) for branch in block.branches]))
         else:
-            phases = [_body(phase, rng) for phase in block.phases]
-            found.append(replace(block, phases=phases, compensations=[_body(one, rng) for one in block.compensations]))
+            phases = [_body(phase, change) for phase in block.phases]
+            compensations = [_body(one, change) for one in block.compensations]
+            found.append(replace(block, phases=phases, compensations=compensations))
     return found
 
 
-def _body(body: _BodyT, rng: random.Random) -> _BodyT:
-    return replace(body, blocks=_blocks(body.blocks, rng))
+def _body(body: _BodyT, change: ChangeStep) -> _BodyT:
+    return replace(body, blocks=_blocks(body.blocks, change))
 
 
 def _step(step: Step, before: Sequence[Step], rng: random.Random) -> Step:

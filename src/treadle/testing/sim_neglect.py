@@ -74,4 +74,7 @@ class Neglect:
 def _takes(node: Node | None, target: str) -> bool:
     if node is None or not node.settings.worker or node.slots.full():
         return False
+    if node.slots.actions() and node.slots.free() <= 0:
+        # A cycle has used up its limit.
+        return False
     return not target or target in node.slots.targets()

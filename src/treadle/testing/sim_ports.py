@@ -86,6 +86,10 @@ class SimThreads:
 
     def _run(self, function: Callable[[], None]) -> None:
         function()
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """A thread is free."""
         if self._waiting:
             self._start(self._waiting.pop(0))
         else:

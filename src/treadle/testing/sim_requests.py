@@ -16,6 +16,7 @@ from treadle.testing.sim_clients import Desk
 from treadle.testing.sim_limits import Restrictions
 from treadle.testing.sim_loop import Life, SimLoop, place_of
 from treadle.testing.sim_oracle import Told
+from treadle.testing.sim_processes import Apart
 from treadle.testing.sim_shape import Host, conflict_of, singleton_of, where
 from treadle.testing.sim_workload import AT_CHILDREN, LABELS, SIGNALS, Act, RunSpec, Workload
 
@@ -29,6 +30,7 @@ class Requests:
         watch: Watch,
         workload: Workload,
         restrictions: Restrictions,
+        apart: Apart,
         drop: Collection[str],
         fail: Fail,
     ) -> None:
@@ -36,6 +38,7 @@ class Requests:
         self._watch = watch
         self._workload = workload
         self._restrictions = restrictions
+        self._apart = apart
         self._drop = drop
         self._fail = fail
         self.told: list[Told] = []
@@ -83,7 +86,7 @@ class Requests:
             how: OnConflict = "replace" if replace else spec.conflict or conflict_of(spec.at, host.index)
             try:
                 run = await app.start(
-                    self._restrictions.planned(spec.planned, spec.name),
+                    self._restrictions.planned(self._apart.planned(spec.planned, spec.name), spec.name),
                     id=spec.id,
                     breakpoints=spec.breakpoints,
                     on_conflict=how,

@@ -30,7 +30,7 @@ registry = Registry()
 # Names of the functions below.
 # Those that make artifacts.
 EFFECTIVE = frozenset({"sim:work", "sim:toil", "sim:make", "sim:build"})
-OWN = EFFECTIVE | {"sim:probe", "sim:sip", "sim:truth", "sim:heavy-truth"}
+OWN = EFFECTIVE | {"sim:boxed", "sim:probe", "sim:sip", "sim:truth", "sim:heavy-truth"}
 
 
 class Observer(Protocol):
@@ -148,7 +148,15 @@ def toil(conduct: Conduct, values: list[Any]) -> dict[str, Any]:
     return _toil(conduct, values)
 
 
-def _toil(conduct: Conduct, values: list[Any]) -> dict[str, Any]:
+@step(registry=registry, name="sim:boxed", process=True)
+def boxed(conduct: Conduct, values: list[Any]) -> dict[str, Any]:
+    """A step in a process of its own, which has neither artifacts nor records."""
+    if fraction("memory", conduct["name"], context().attempt) < 0.05:
+        raise MemoryError
+    return _toil(conduct, values, effects=False)
+
+
+def _toil(conduct: Conduct, values: list[Any], *, effects: bool = True) -> dict[str, Any]:
     own = context()
     observer = OBSERVER.get()
     number = observer.began(own)
@@ -158,7 +166,8 @@ def _toil(conduct: Conduct, values: list[Any]) -> dict[str, Any]:
         own.add(_bound(child), into=into)
     if spreads(conduct):
         own.add(lambda: spread(conduct, toil))
-    make_artifacts_in_thread(conduct, own)
+    if effects:
+        make_artifacts_in_thread(conduct, own)
     _fail(conduct, own)
     value = value_of(conduct, values)
     observer.ended(number, value)

@@ -134,6 +134,8 @@ class Planner:
             options["optional"] = True
         if rng.random() < 0.15:
             options["timeout"] = rng.choice((0.5, 2.0, 8.0))
+        if rng.random() < 0.05:
+            options["progress_timeout"] = rng.choice((0.5, 2.0))
         if rng.random() < 0.1:
             options["delay"] = rng.choice((0.5, 3.0))
         if rng.random() < 0.3:

@@ -39,6 +39,7 @@ from treadle.testing.invariants import (
 )
 from treadle.testing.sim_codec import codec_of
 from treadle.testing.sim_conduct import Shelf, collected
+from treadle.testing.sim_cycles import Drives
 from treadle.testing.sim_events import Mail
 from treadle.testing.sim_faults import Faults, Profile
 from treadle.testing.sim_hooks import Ledger, SimHooks, passing
@@ -54,9 +55,9 @@ from treadle.testing.sim_ports import (
     SimIds,
     SimNetwork,
     SimReaderThread,
-    SimThreads,
     SimWakeups,
 )
+from treadle.testing.sim_processes import Apart
 from treadle.testing.sim_records import Tables
 from treadle.testing.sim_requests import Requests
 from treadle.testing.sim_shape import Critical, Host, Shape
@@ -91,6 +92,8 @@ class World:
         sends: Sequence[Send] | None = None,
         records: str | None = None,
         joins: Sequence[Join] | None = None,
+        driven: Sequence[int] | None = None,
+        apart: bool | None = None,
     ) -> None:
         self.seed = seed
         self.shape = shape
@@ -125,23 +128,20 @@ class World:
             Host(index, SimClock(self.loop, shape.skews[index], 1.0 + 0.02 * (self.rng.random() - 0.5)))
             for index in range(shape.nodes)
         ]
+        self.drives = Drives(seed, shape.nodes, self.watch, self.say, self.fail, driven)
         self.neglect = Neglect(self.hosts, self.data, self.watch, self.loop.time)
         self.restrictions = restrictions or Restrictions(seed, shape.seconds, shape.nodes)
         self.tables = Tables(seed, shape.seconds, self.fail, "" if records is None and program is not None else records)
         self.watch.on_unfit, self.watch.on_given = self.tables.unfit, self.tables.take
         joins = () if joins is None and program is not None else joins
         self.joins = Joins(seed, shape.seconds, shape.nodes, self.watch, self.fail, joins)
+        sends = () if sends is None and program is not None else sends
+        punctual = chosen is not None
         self.windows = Windows(
-            seed,
-            shape.seconds,
-            shape.nodes,
-            self.watch,
-            self.blobs,
-            self.fail,
-            () if sends is None and program is not None else sends,
-            punctual=chosen is not None,
+            seed, shape.seconds, shape.nodes, self.watch, self.blobs, self.fail, sends, punctual=punctual
         )
-        self.requests = Requests(self.loop, self.watch, workload, self.restrictions, self.drop, self.fail)
+        self.apart = Apart(seed, self.registry, apart)
+        self.requests = Requests(self.loop, self.watch, workload, self.restrictions, self.apart, self.drop, self.fail)
         self.watch.limits.offers = self._offers
         self.watch.limits.clocks = self._clocks
 
@@ -163,6 +163,7 @@ class World:
     def _written(self, life: Life | None, key: str, event: AnyEvent) -> None:
         self.ledger.wrote(life, key, event)
         self.windows.wrote(life, key, event)
+        self.drives.wrote(key, event)
 
     def _deadlocked(self) -> None:
         waits = "\n".join(f"  {place_of(task)}" for task in self.loop.pending())
@@ -195,7 +196,8 @@ class World:
         environment = Environment(
             clock=host.clock,
             ids=SimIds(host.clock, rng),
-            threads=SimThreads(loop, rng, shape.threads[index]),
+            threads=self.apart.threads(loop, rng, shape.threads[index]),
+            spawn=self.apart.spawner(loop, faults, life, host.clock),
             wakeups=SimWakeups(self.network, life.name),
             store=store,
         )
@@ -215,6 +217,7 @@ class World:
                 slots=shape.slots[index],
                 threads=shape.threads[index],
                 worker=shape.workers[index],
+                cycles=index in self.drives.hosts,
                 worker_id=f"n{index}",
                 lease_seconds=shape.lease,
                 limits=shape.limits,
@@ -238,6 +241,8 @@ class World:
             return
         host.node = node
         host.app = App(node, _nothing)
+        if node.cycles is not None:
+            self.drives.begin(host)
 
     def _targets(self, index: int) -> Callable[[], list[str]]:
         return lambda: self.restrictions.targets(index, -1.0 if self.faults.calm else self.loop.time())
@@ -282,6 +287,7 @@ class World:
         assert node is not None
         assert life is not None
         host.app = host.node = None
+        self.drives.end(life)
         await node.drain(grace)
         await node.close()
         life.dead = True
@@ -355,6 +361,7 @@ class World:
     def dissolve(self) -> None:
         """Let go of the loop and of all that was kept."""
         self.dissolved = True
+        self.apart.dissolve()
         self.loop.dissolve()
 
     def _begin(self) -> None:
@@ -497,6 +504,7 @@ class World:
 
     async def _end(self) -> None:
         """All is closed: slots are free, and every node ends in order."""
+        await self.drives.finish()
         for _ in range(100):
             if not any(self._busy(host) for host in self.hosts) and not self._unburied():
                 break
@@ -550,8 +558,7 @@ class World:
             return ""
         if node.worker.active:
             return f"n{host.index} still executes {list(node.worker.active)}"
-        size = node.slots.size
-        free = node.slots.free()
+        free, size = self.drives.room(node), node.slots.size
         if free != size and node.settings.worker:
             return f"n{host.index} executes nothing and has {free} of {size} slots free"
         return ""
@@ -566,6 +573,7 @@ class World:
             self.fail(STORE, f"all nodes are closed, and sessions {list(self.data.sessions)} live")
         self.windows.judge()
         self.joins.judge()
+        self.drives.judge()
         oracles = judge(self.watch.journals, self.blobs, self.requests.told, self.fail)
         self.tables.judge(oracles, self.data)
 

@@ -307,11 +307,13 @@ MIGRATIONS: tuple[_Texts, ...] = (_MIGRATION_1, _MIGRATION_2, _MIGRATION_3, _MIG
 VERSION = len(MIGRATIONS)
 # Programs that know this version or a later one work with a store of this version, while others are upgraded. A
 # migration that only adds (tables, columns with defaults, functions of new names) leaves it as it is, any other sets
-# it to its own number. So does the first projection in a store, since programs before version 6 give nothing to it. A
-# store that is made by this version has its functions only, and serves no older programs.
+# it to its own number. So does the first projection in a store, since programs before version 6 give nothing to it.
 SERVES = 5
+# The same for a store that this version has made: it has no other functions than `FUNCTIONS`.
+MADE_SERVES = 7
 
-# Those that this version calls. A function that calls others is behind them.
+# Those that this version calls, and those that programs since `MADE_SERVES` call: one that is replaced stays. A
+# function that calls others is behind them.
 FUNCTIONS = (
     append_functions.CEILING,
     append_functions.POST,
@@ -477,7 +479,7 @@ def _migrate(link: Link, schema: str, missing: int) -> None:
         link.script(function.definition)
     for name, body in VIEWS.items():
         link.script(f"DROP VIEW IF EXISTS @{name}; CREATE VIEW @{name} AS {body.strip()}")
-    serves = VERSION if missing == VERSION else SERVES
+    serves = MADE_SERVES if missing == VERSION else SERVES
     link.run("UPDATE @meta SET version = %s, serves = greatest(serves, %s)", (VERSION, serves))
 
 

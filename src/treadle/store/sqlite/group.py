@@ -23,11 +23,12 @@ from treadle.store.sqlite.tokens import OwnSession
 from treadle.store.sqlite.waiting import NOBODY, anything_due, ceiling, promote
 
 _INSERT_JOURNAL = "INSERT INTO journal (run, version, commit_id, time, session, events) VALUES (?, ?, ?, ?, ?, ?)"
-_INSERT_STEP = f"INSERT OR REPLACE INTO steps (run, {', '.join(STEP_FIELDS)}) VALUES (?{', ?' * len(STEP_FIELDS)})"
+# Without blanks: for every row the driver hashes the whole text.
+_INSERT_STEP = f"INSERT OR REPLACE INTO steps(run,{','.join(STEP_FIELDS)})VALUES(?{',?' * len(STEP_FIELDS)})"
 _INSERT_TASK = (
-    "INSERT OR REPLACE INTO tasks (run, number, state, session, lease, age, priority, not_before, started_at,"
-    " generation, attempt, queue, action, address, call, gate, key, target, turn, interrupt, progress)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, '')"
+    "INSERT OR REPLACE INTO tasks(run,number,state,session,lease,age,priority,not_before,started_at,"
+    "generation,attempt,queue,action,address,call,gate,key,target,turn,interrupt,progress)"
+    "VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,0,'')"
 )
 _DELETE_TASK = "DELETE FROM tasks WHERE run = ? AND number = ?"
 _DELETE_LEASED = "DELETE FROM tasks WHERE run = ? AND number = ? AND state = 3"
