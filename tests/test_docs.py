@@ -20,6 +20,8 @@ import pytest
 from sybil import Document, Example
 from sybil.parsers.markdown import CodeBlockParser
 
+from treadle.errors import EXIT_CODES
+
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
@@ -104,6 +106,14 @@ def test_every_option_of_the_command_line_is_documented() -> None:
 
     assert options
     assert sorted((name, option) for name, option in options if not re.search(rf"{option}\b", text)) == []
+
+
+def test_every_exit_code_of_the_command_line_names_its_errors() -> None:
+    rows = re.findall(r"^\| (\d+) \|.*\|(.*)\|$", (DOCS / "cli.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    documented = {(code, int(exit_code)) for exit_code, codes in rows for code in re.findall(r"`(\w+)`", codes)}
+
+    # 1 is for whatever has no group of its own.
+    assert sorted(item for item in EXIT_CODES.items() if item[1] != 1 and item not in documented) == []
 
 
 def test_every_verb_of_the_command_line_has_help() -> None:

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
+from tests.stores_kit import empty_store, kinds
 
 FOLDER = Path(__file__).resolve().parents[1] / "examples" / "linkcheck"
 # Some eighty pages, broken links and broken anchors among them.
@@ -99,6 +100,29 @@ def test_a_killed_crawl_finds_what_a_plain_crawl_finds(programs: Programs, tmp_p
     assert report["unreachable"] == []
     assert report["attempts"] == report["pages"] + report["retried"] + report["lost"]
     assert again == report
+
+
+@pytest.fixture(params=kinds("postgres", "nats"))
+def machines_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    with empty_store(request, tmp_path) as url:
+        yield url
+
+
+def test_three_processes_of_which_one_is_killed_find_what_a_plain_crawl_finds(
+    programs: Programs, machines_store: str
+) -> None:
+    with programs.server.PydocServer() as site:
+        direct_crawl(programs, site.url)
+        program = [sys.executable, str(FOLDER / "machines.py"), machines_store, "--site", site.url, "--json"]
+        report = report_of([*program, "--only", *PACKAGES])
+        expected = direct_crawl(programs, site.url)
+
+    assert {name: report[name] for name in expected} == expected
+    assert report["missing"] == report["unreachable"] == []
+    assert report["workers"].pop(report["killed"]) > 0
+    assert set(report["workers"]) <= {"first", "second", "third"}
+    assert 0 < sum(report["workers"].values()) < report["pages"]
+    assert report["attempts"] == report["pages"] + report["retried"] + report["lost"]
 
 
 def test_two_sites_are_checked_by_a_package_that_is_killed_in_the_middle(programs: Programs, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@
     ├─ RunError(run_id)       what a caller learns about one run
     │   ├─ RunNotFoundError · StepNotFoundError · ArtifactNotFoundError · RunExistsError · QueueFullError
     │   ├─ RunNotActiveError ─ RunNotRunningError · RunNotPausedError
-    │   ├─ RunNotSettledError
+    │   ├─ RunNotSettledError · NotApplicableError
     │   ├─ RunFailedError · RunCancelledError
     │   └─ StepFailedError · StepSkippedError(upstream) · StepCancelledError
     ├─ Permanent · Retryable · RetryLater · NotCompensable     raised BY step code to steer the engine
@@ -206,13 +206,25 @@ class RunNotSettledError(RunError):
     code = "run_not_settled"
 
 
+class NotApplicableError(RunError):
+    """A run or step is not such that this could be done: nothing to retry, say; the message tells what can be done."""
+
+    code = "not_applicable"
+
+
 class RunFailedError(RunError):
-    """The run failed; `failures` maps the addresses of the failed steps to what went wrong, root cause first."""
+    """The run failed; `failures` maps the addresses of the failed steps to what went wrong, root cause first.
+
+    `unwound` is `fully` or `partly` if what the run did has been undone, else empty.
+    """
 
     code = "run_failed"
 
-    def __init__(self, message: str, *, run_id: str = "", failures: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, message: str, *, run_id: str = "", failures: dict[str, str] | None = None, unwound: str = ""
+    ) -> None:
         self.failures = failures or {}
+        self.unwound = unwound
         super().__init__(message, run_id=run_id)
 
 
@@ -552,6 +564,7 @@ EXIT_CODES: dict[str, int] = {
     "run_not_running": 5,
     "run_not_paused": 5,
     "run_not_settled": 5,
+    "not_applicable": 5,
     "step_busy": 5,
     "stale_version": 5,
     "conflict": 5,

@@ -134,6 +134,20 @@ def test_the_place_of_a_mistake_in_a_target_is_named(project: Project) -> None:
     assert "broken.py:2)" in project.treadle("plan", "broken.py", code=3).stderr
 
 
+@pytest.mark.parametrize("verb", ["plan", "run"])
+def test_a_workflow_whose_own_code_raises_is_named_with_the_place(project: Project, verb: str) -> None:
+    (project.folder / f"raises_{verb}.py").write_text(
+        'from treadle import workflow\n\n\n@workflow\ndef lost(n: int) -> int:\n    return {}["n"]\n'
+    )
+
+    done = project.treadle(verb, f"raises_{verb}.py:lost", "--input", "n=1", "-o", "json", code=3)
+
+    error = json.loads(done.stderr)["error"]
+    assert error["code"] == "definition_invalid"
+    assert error["message"].startswith("planning 'raises_" + verb + ":lost' failed: KeyError: 'n' (")
+    assert error["message"].endswith(f"raises_{verb}.py:6)")
+
+
 def test_a_breakpoint_stops_a_run_only_where_it_is_armed(project: Project) -> None:
     project.run("stops", id="free")
     project.detached("stops", "--break", "look", id="armed")

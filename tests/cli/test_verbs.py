@@ -236,7 +236,7 @@ def test_retry_and_rewind_reopen_steps(project: Project) -> None:
     assert project.treadle("rewind", "r1", "echo").stdout == "rewound echo of r1\n"
     assert json.loads(project.run("fails").stdout) == 1
     assert project.json("show", "r1", "echo")["generation"] == 2
-    assert "only a failed or cancelled step" in project.treadle("retry", "r1", "echo", code=2).stderr
+    assert "only a failed or cancelled step" in project.treadle("retry", "r1", "echo", code=5).stderr
 
 
 def there(project: Project) -> set[str]:
@@ -272,6 +272,8 @@ def test_a_failed_undo_is_retried_skipped_or_parked(project: Project) -> None:
     project.run("files", "--input", "fails=true", "--on-failure", "unwind", code=1)
     assert "undo failed (error: locked)" in project.treadle("show", "r1").stdout
     assert "failed, partly unwound" in project.treadle("runs").stdout
+    for option in ("--dry-run", "--yes"):
+        assert "the undo failed of one, two: what was done there stands" in project.treadle("undo", "r1", option).stderr
     (project.folder / "locked").unlink()
 
     project.treadle("undo", "r1", "--park", "one")
@@ -289,6 +291,29 @@ def test_a_failed_undo_is_retried_skipped_or_parked(project: Project) -> None:
         ("one", "say what to do about the undo of 'one'"),
     ):
         assert said in project.treadle("undo", "r1", *line.split(), code=2).stderr
+
+
+def test_what_its_state_does_not_allow_is_told_apart_from_a_wrong_command_line(project: Project) -> None:
+    project.run("files", "--input", "fails=true", "--on-failure", "unwind", id="a run", code=1)
+
+    for line, said in (
+        (["undo", "a run", "--retry"], "has no undo to retry"),
+        (["undo", "a run", "two", "--skip"], "is undone; there is nothing to skip"),
+        (["retry", "a run", "two"], "only a failed or cancelled step is retried"),
+        (["retry", "a run"], "has been undone, or its undo was tried; rewind it"),
+    ):
+        fault = json.loads(project.treadle(*line, "-o", "json", code=5).stderr)["error"]
+        assert (fault["code"], fault["run_id"]) == ("not_applicable", "a run")
+        assert said in fault["message"]
+    assert "treadle show 'a run'" in project.treadle("retry", "a run", "two", code=5).stderr
+
+
+def test_a_run_that_was_unwound_is_not_said_to_go_on_by_a_retry(project: Project) -> None:
+    done = project.run("files", "--input", "fails=true", "--on-failure", "unwind", code=1)
+    fault = json.loads(project.treadle("result", "r1", "-o", "json", code=1).stderr)["error"]
+
+    assert "`treadle rewind r1 STEP` does again what was undone" in done.stderr
+    assert fault["unwound"] == "fully"
 
 
 def test_cancel_unwinds_and_rewind_keeps_if_told_to(project: Project) -> None:

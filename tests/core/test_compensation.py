@@ -407,7 +407,7 @@ def test_an_undo_that_names_no_step_and_no_row_is_refused() -> None:
     driver.fail("p/end/x")
 
     assert driver.refused(inp.UndoStep("skip", "p/nowhere")).code == "step_not_found"
-    assert driver.refused(inp.UndoStep("retry", "p/two")).code == "usage"
+    assert driver.refused(inp.UndoStep("retry", "p/two")).code == "not_applicable"
     assert "no row of that name" in driver.refused(inp.UndoStep("skip", "p/end")).message
 
 

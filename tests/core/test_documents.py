@@ -71,6 +71,7 @@ EVENTS: list[ev.AnyEvent] = [
     ev.KeyEvaluated(at="a", key="k"),
     ev.NameTaken(name="n", waits=True),
     ev.TurnCame(name="n"),
+    ev.DeadlinePassed(),
     ev.TriggerReceived(at="a", name="t", args=["=1"], attempt=2, not_before=4.5),
     ev.SignalReceived(name='"\n🦜', value='={"x":"\\u0000"}'),
     ev.BreakpointReached(at="a", position="before", labels=("l",)),

@@ -160,7 +160,7 @@ def test_only_the_newest_entry_of_a_row_is_retried() -> None:
     driver.fail("f/a/o", "f/a/x", "f/a#2/x")
     driver.revoked()
     refusal = driver.refused(inp.Retry("f/a/x"))
-    assert refusal.code == "usage"
+    assert refusal.code == "not_applicable"
     assert "rewind 'f'" in refusal.message
 
     driver.give(inp.Retry())
@@ -187,7 +187,7 @@ def test_a_run_that_was_cancelled_between_two_tries_goes_on_in_place() -> None:
     driver.give(inp.Cancel(hard=True))
     driver.revoked()
     assert driver.status() == "cancelled"
-    assert driver.refused(inp.Retry("f/~wait")).code == "usage"
+    assert driver.refused(inp.Retry("f/~wait")).code == "not_applicable"
 
     driver.give(inp.Retry())
     driver.finish()
@@ -251,7 +251,7 @@ def test_no_step_of_a_row_is_rewound_but_the_block_is() -> None:
     driver.finish()
     for at in ("f/a/main", "f/b/main", "f/a"):
         refusal = driver.refused(inp.Rewind(at))
-        assert refusal.code == "usage"
+        assert refusal.code == "not_applicable"
         assert "rewind 'f'" in refusal.message
 
     driver.give(inp.Rewind("f"))
@@ -283,7 +283,7 @@ def test_a_block_that_is_under_way_is_not_rewound() -> None:
     driver = Driver(step("u"), Phases(id="f", phases=rows("a", policy=""), after=("u",)))
     driver.succeed("u")
 
-    assert driver.refused(inp.Rewind("f")).code == "usage"
+    assert driver.refused(inp.Rewind("f")).code == "not_applicable"
     assert driver.refused(inp.Rewind("u")).code == "step_busy"
     driver.finish()
 

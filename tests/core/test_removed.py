@@ -28,7 +28,7 @@ def test_a_step_that_was_not_added_again_is_rewound_by_its_adder_only() -> None:
 
     for gone in ("a/x", "a/g/z"):
         refusal = driver.refused(inp.Rewind(gone))
-        assert refusal.code == "usage"
+        assert refusal.code == "not_applicable"
         assert "rewind 'a'" in refusal.message
     driver.give(inp.Rewind("a"))
 

@@ -221,9 +221,9 @@ def test_a_part_of_a_cancelled_run_leaves_it_cancelled() -> None:
 def test_what_cannot_be_reopened_is_refused(verb: Any) -> None:
     driver = Driver(step("a"), step("b"), Group(id="g", blocks=[step("x", "a")]))
     assert driver.refused(verb("nobody")).code == "step_not_found"
-    assert driver.refused(verb("g")).code == ("usage" if verb is inp.Rewind else "step_not_found")
-    assert driver.refused(verb("")).code == ("step_not_found" if verb is inp.Rewind else "usage")
-    assert driver.refused(verb("a")).code == "usage"
+    assert driver.refused(verb("g")).code == ("not_applicable" if verb is inp.Rewind else "step_not_found")
+    assert driver.refused(verb("")).code == ("step_not_found" if verb is inp.Rewind else "not_applicable")
+    assert driver.refused(verb("a")).code == "not_applicable"
     driver.give(inp.Cancel(hard=True))
     driver.give(inp.Cancel(hard=True))
     refusal = driver.refused(verb("a"))
@@ -246,9 +246,9 @@ def test_nothing_is_reopened_while_a_cancel_goes_on() -> None:
 def test_a_run_without_failures_has_nothing_to_retry() -> None:
     driver = Driver(step("a"))
 
-    assert driver.refused(inp.Retry()).code == "usage"
+    assert driver.refused(inp.Retry()).code == "not_applicable"
     driver.succeed("a")
-    assert driver.refused(inp.Retry("a")).code == "usage"
+    assert driver.refused(inp.Retry("a")).code == "not_applicable"
 
 
 def test_many_busy_steps_are_named_in_part() -> None:

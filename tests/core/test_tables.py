@@ -85,6 +85,7 @@ RUN_EVENTS: dict[str, ev.AnyEvent] = {
     "resumed": ev.Resumed(),
     "name_taken": ev.NameTaken(name="n"),
     "turn_came": ev.TurnCame(name="n"),
+    "deadline_passed": ev.DeadlinePassed(),
     **{f"run_settled:{outcome}": ev.RunSettled(outcome=outcome) for outcome in sorted(OUTCOMES)},
     "steps_reopened": ev.StepsReopened(at=[]),
     "unwinding_started": ev.UnwindingStarted(),

@@ -214,11 +214,11 @@ def test_an_operator_retries_an_undo_while_the_run_unwinds_and_after() -> None:
     driver.succeed("b")
 
     assert settled_as(driver) == "fully"
-    assert driver.refused(inp.UndoStep("retry")).code == "usage"
-    assert driver.refused(inp.UndoStep("retry", "a")).code == "usage"
+    assert driver.refused(inp.UndoStep("retry")).code == "not_applicable"
+    assert driver.refused(inp.UndoStep("retry", "a")).code == "not_applicable"
     assert driver.refused(inp.UndoStep("skip")).code == "usage"
     assert driver.refused(inp.UndoStep("skip", "nobody")).code == "step_not_found"
-    assert driver.refused(inp.UndoStep("park", "end")).code == "usage"
+    assert driver.refused(inp.UndoStep("park", "end")).code == "not_applicable"
 
 
 def test_a_failed_undo_of_a_settled_run_is_put_off_in_place() -> None:

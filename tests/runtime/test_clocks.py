@@ -45,7 +45,7 @@ def chain(number: int) -> str:
     return second.options(after=rested).bind(begun)
 
 
-@pytest.fixture(params=kinds("sqlite", "postgres"))
+@pytest.fixture(params=kinds("sqlite", "postgres", "nats"))
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     with empty_store(request, tmp_path) as url:
         yield url

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,44 @@ async def test_what_went_on_in_the_source_is_added(source: str, tmp_path: Path) 
         acts = (await new.run("undone").inspect()).step("acts")
         assert acts is not None
         assert acts.generation == 2
+
+
+async def test_a_run_that_waits_has_its_deadline_in_the_copy(tmp_path: Path) -> None:
+    urls = [f"sqlite:///{tmp_path}/{name}.db" for name in ("source", "target")]
+    clock = ManualClock()
+    source, target = (partial(connect, url, registry=registry, clock=clock) for url in urls)
+    names = ["waits", "ends", "lifted", "over"]
+    async with source(worker=False) as old:
+        for name in names:
+            await old.start(signalled, id=name, deadline="60s")
+        await old.run("over").cancel()
+    # Done again it finds all as it was, though every process that opens the target takes on the runs in it.
+    for times in range(3):
+        async with source(worker=False) as old, target(worker=False) as new:
+            while any([(await old.run(name).load()).inbox for name in names]):
+                await old._node.sweeper.refresh()
+                await old._node.committer.call(lambda _store: None)
+            await new._node.sweeper.refresh()
+            report = await old.copy_to(new)
+            again = await old.copy_to(new)
+            assert (report.differing, report.open, again.inputs) == ({}, 3, 0)
+            assert (report.inputs == 3) == (times == 0)
+            await new._node.sweeper.refresh()
+            assert (await new.run("waits").load()).rows == (await old.run("waits").load()).rows
+
+    async with target(worker="cycles") as new:
+        await new.run("ends").signal("go")
+        await new.run("lifted").cancel()
+        await new.run("lifted").wait()
+        await new.run("lifted").retry()
+        await new.work(until_idle=True)
+        clock.advance(60)
+        await new.work(until_idle=True)
+
+        statuses = [(await new.run(name).row()).status for name in names]
+        assert statuses == ["failed", "succeeded", "running", "cancelled"]
+        assert [(await new.run(name).load()).inbox for name in names] == [[]] * 4
+        assert (await new.check()).problems == []
 
 
 async def test_a_target_that_went_on_by_itself_is_told(source: str) -> None:

@@ -216,6 +216,15 @@ def test_why_names_every_fence_of_a_step() -> None:
     assert all(reason.kind == "fence" for reason in story.why("b") if reason.tense == "now")
 
 
+def test_a_pause_is_no_reason_of_a_step_that_is_being_executed() -> None:
+    story = Story(step("a"), step("b"))
+    story.lease("a")
+    story.give(inp.Pause())
+
+    assert [reason.code for reason in story.why("a") if reason.step == "a" and reason.tense == "now"] == ["running"]
+    assert "pause" in [reason.code for reason in story.why("b") if reason.step == "b"]
+
+
 def test_why_tells_a_held_step_from_one_that_has_not_arrived() -> None:
     story = Story(step("a"), step("b", "a", break_before=["stop"]), breakpoints=("stop",))
     before = story.why("b")[1].message

@@ -16,6 +16,7 @@ from treadle import (
     QueueFullError,
     Registry,
     RunExistsError,
+    RunFailedError,
     RunNotActiveError,
     RunNotFoundError,
     UsageError,
@@ -40,6 +41,11 @@ async def ship(order: str) -> str:
 @workflow(registry=registry, name="join:fulfil", singleton="order")
 def fulfil(order: str) -> str:
     return ship.bind(order)
+
+
+@workflow(registry=registry, name="join:asks")
+def asks(order: str) -> str:
+    return ship.options(signals=["go"]).bind(order)
 
 
 class Caller:
@@ -134,6 +140,16 @@ async def test_a_call_is_enqueued_in_a_transaction(caller: Caller) -> None:
         await caller.run("COMMIT")
 
         assert await task.result(timeout=20) == "parcel"
+
+
+async def test_a_joined_run_that_waits_gives_up_at_its_deadline(caller: Caller) -> None:
+    async with connect(caller.url, registry=registry) as app:
+        await caller.run("BEGIN")
+        run = await app.start(asks, "a", deadline="300ms", transaction=caller.con)
+        await caller.run("COMMIT")
+
+        with pytest.raises(RunFailedError, match="deadline"):
+            await run.result(timeout=20)
 
 
 async def test_an_id_that_is_taken_is_told_and_the_transaction_goes_on(caller: Caller) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from treadle import (
+    NotApplicableError,
     NotCompensable,
     Permanent,
     PlanBuilder,
@@ -18,7 +19,6 @@ from treadle import (
     RunFailedError,
     RunNotSettledError,
     StepNotFoundError,
-    UsageError,
     connect,
     context,
     signal_value,
@@ -177,7 +177,7 @@ async def test_an_undo_is_tried_by_the_policy_and_one_that_fails_holds_back_noth
         await run.retry_undo()
         await run.wait(20)
         assert (await run.row()).unwound == "fully"
-        with pytest.raises(UsageError, match="no undo to retry"):
+        with pytest.raises(NotApplicableError, match="no undo to retry"):
             await run.retry_undo()
 
 

@@ -17,7 +17,7 @@ from treadle.core import events as ev
 from treadle.core.decision import Decision
 from treadle.core.dispatching import dispatch
 from treadle.core.state import RunState
-from treadle.runtime import boundaries, conflicts, joining
+from treadle.runtime import alarms, appending, boundaries, conflicts, joining
 from treadle.runtime.conflicts import start_run
 from treadle.runtime.node import Node
 from treadle.runtime.requests import request
@@ -62,14 +62,24 @@ def docks(on_full: str) -> list[QueueChange]:
     return [QueueChange(name="docks", defined=QueueLimits(concurrency=1, length=1, on_full=on_full))]
 
 
+def delayed() -> Planned:
+    """A step that is tried again after a while."""
+    plan = scenes.builder()
+    plan.output(plan.step("later", work, conduct("later"), [], delay=5.0))
+    return plan.build()
+
+
 # In a scenario all runs hold one singleton.
 LINE = Scenario([scenes.chain(), scenes.chain()])
 REPLACED = Scenario([scenes.fan()], [Ask(2.0, "replace", 1)], conflict="replace", again=[(3.0, 1)])
 # The same run is to be made at two places at once.
 REJECTED = Scenario([scenes.chain()], conflict="reject", again=[(0.501, 1), (2.0, 1)])
 REUSED = Scenario([scenes.chain()], conflict="reuse", again=[(0.501, 1), (2.0, 1)])
-# The signal comes when the deadline has passed.
+# A signal that comes when the deadline has passed, one that never comes, and an attempt that could only begin then.
 LATE = Scenario([waiting()], [Ask(5.0, "signal", number=0.1)], deadline=3.0)
+NEVER = Scenario([waiting(), scenes.chain()], deadline=3.0)
+LONG = Scenario([waiting()], deadline=3.0, seconds=100.0)
+DELAYED = Scenario([delayed()], deadline=3.0)
 # Two that are committed, one after the other in line; one that is rolled back; one twice, from two places. Two of the
 # transactions also send the signal that another run waits for.
 JOINED = Scenario(
@@ -87,7 +97,7 @@ DROPPING = Scenario([queued()] * 3, at=0.502, queues=docks("drop_oldest"))
 # Of the first run one step waits, but another one has begun.
 BEGUN = Scenario([abreast(), abreast()], at=0.502, queues=docks("drop_oldest"))
 WAITING = Scenario([queued()] * 3, at=0.502, queues=docks("wait"))
-SCENARIOS = [LINE, REPLACED, REJECTED, REUSED, LATE, JOINED, DROPPING, WAITING, BEGUN]
+SCENARIOS = [LINE, REPLACED, REJECTED, REUSED, LATE, NEVER, DELAYED, JOINED, DROPPING, WAITING, BEGUN]
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
@@ -114,6 +124,21 @@ def test_starts_that_find_a_queue_full_wait_or_take_the_place_of_others() -> Non
     assert any("client start run1: QueueFullError" in line for line in BEGUN.play().trace)
     begun = [float(line.split()[0]) for line in waited if "RunStarted" in line]
     assert [at > 2.0 for at in begun] == [False, False, True]
+
+
+@pytest.mark.parametrize("kind", ["", "crash_before", "crash_after", "error_after", "conflict"])
+def test_the_deadline_of_a_run_that_waits_passes_by_itself(kind: str) -> None:
+    for report in everywhere(NEVER, kind, "commit") if kind else alone(NEVER):
+        lines = report.trace
+        # Whatever the world gives the runs when its trouble is over.
+        before = lines[: next(number for number, line in enumerate(lines) if line.endswith("calm"))]
+        for run in ("r0@", "r1@"):
+            if any(run in line and "RunStarted" in line for line in before):
+                passed = [float(line.split()[0]) for line in before if run in line and "DeadlinePassed" in line]
+                # Started half a second after the beginning; a session that died is buried after three more.
+                assert len(passed) == 1
+                assert 3.5 <= passed[0] < (7.0 if kind else 3.6)
+                assert any(run in line and "RunSettled" in line for line in before)
 
 
 def test_joined_starts_wait_for_their_transaction_and_their_turn() -> None:
@@ -184,7 +209,19 @@ def test_an_attempt_that_begins_after_the_deadline_is_found(monkeypatch: pytest.
 
     monkeypatch.setattr(advance, "dispatch", blind)
 
-    assert broken(alone(LATE)) == invariants.DEADLINES
+    assert broken(alone(DELAYED)) == invariants.DEADLINES
+
+
+def test_a_deadline_that_nobody_passes_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alarms.Alarms, "set", lambda *_: None)
+
+    assert broken(alone(LONG)) == invariants.PROGRESS
+
+
+def test_a_run_with_a_deadline_that_is_given_back_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(appending, "is_awaited", lambda _run: False)
+
+    assert broken(alone(LONG)) == invariants.PROGRESS
 
 
 def test_a_run_that_has_begun_and_makes_place_for_another_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

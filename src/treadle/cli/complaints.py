@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -12,6 +13,8 @@ from treadle.errors import DefinitionErrors, DocumentError, RunError, TreadleErr
 
 INTERRUPTED: Final = 130
 CONFLICT: Final = 5
+# What a failed run did may be undone by now; then a retry finds nothing to go on from.
+UNWOUND: Final = "`treadle show RUN` tells more; `treadle rewind RUN STEP` does again what was undone"
 
 # What to do next, by the error's code.
 HINTS: Final[dict[str, str]] = {
@@ -19,13 +22,14 @@ HINTS: Final[dict[str, str]] = {
     "step_not_found": "`treadle show RUN` lists the run's steps",
     "run_exists": "choose another --id; or leave out --input to go on with that run",
     "run_failed": "`treadle show RUN` tells more; `treadle retry RUN` reopens what failed",
+    "not_applicable": "`treadle show RUN` tells what state it is in",
     "run_cancelled": "`treadle retry RUN` reopens what was cancelled",
     "run_not_finished": "`treadle watch RUN` follows it; --wait waits for the end",
     "run_not_running": "`treadle show RUN` tells its status",
     "run_not_paused": "`treadle show RUN` tells its status",
     "step_busy": "`treadle pause RUN`, wait for its attempts, then try again",
     "store_not_found": "`treadle run` and `treadle worker` make a store; or check --store and TREADLE_STORE",
-    "store_unavailable": "another process may hold it; try again",
+    "store_unavailable": "its server may be away, or others hold the file, for a moment: run the command again",
     "store_corrupt": "`treadle doctor` examines it; restore a copy",
     "schema_version": "upgrade treadle",
     "store_full": "free some space and run the command again; nothing that was committed is lost",
@@ -56,7 +60,7 @@ def complain(error: TreadleError, args: Sequence[str]) -> int:
     from treadle.runtime.report import clean
 
     code = CONFLICT if isinstance(error, NotFinishedError) else exit_code(error)
-    hint = HINTS.get(error.code, "")
+    hint = UNWOUND if getattr(error, "unwound", "") else HINTS.get(error.code, "")
     if wants_json(args):
         click.echo(msgspec.json.encode({"error": facts_of(error, hint)}).decode(), err=True)
         return code
@@ -65,7 +69,7 @@ def complain(error: TreadleError, args: Sequence[str]) -> int:
         click.echo(f"treadle: {clean(line)}", err=True)
     if hint:
         run_id = getattr(error, "run_id", "")
-        click.echo(f"  {hint.replace('RUN', clean(run_id)) if run_id else hint}", err=True)
+        click.echo(f"  {hint.replace('RUN', shlex.quote(clean(run_id))) if run_id else hint}", err=True)
     return code
 
 

@@ -74,12 +74,12 @@ def load_module(text: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name and (text == error.name or text.startswith(error.name + ".")):
             raise UsageError(f"there is no module {text!r} here; give a module, or a file such as flows.py") from None
-        raise _broken(text, error) from error
+        raise _broken(f"importing {text!r}", error) from error
     except (Exception, SystemExit) as error:  # the user's code may raise anything
-        raise _broken(text, error) from error
+        raise _broken(f"importing {text!r}", error) from error
 
 
-def _broken(text: str, error: BaseException) -> DefinitionError:
+def _broken(what: str, error: BaseException) -> DefinitionError:
     frames = traceback.extract_tb(error.__traceback__)
     ours = str(Path(__file__).parents[1])
     theirs = [frame for frame in frames if not frame.filename.startswith((ours, "<frozen"))]
@@ -87,7 +87,7 @@ def _broken(text: str, error: BaseException) -> DefinitionError:
     if isinstance(error, SyntaxError) and error.filename:
         place = f" ({error.filename}:{error.lineno})"
     said = error.msg if isinstance(error, SyntaxError) else str(error)
-    return DefinitionError(f"importing {text!r} failed: {type(error).__name__}: {said}{place}")
+    return DefinitionError(f"{what} failed: {type(error).__name__}: {said}{place}")
 
 
 def load_workflow(target: str) -> Workflow:
@@ -239,7 +239,7 @@ def plan_of(workflow: Workflow, inputs: Inputs) -> Planned:
     """The plan of a workflow with these arguments, each converted to its parameter's type.
 
     Raises:
-        DefinitionError: an argument does not fit, or the workflow is wrong.
+        DefinitionError: an argument does not fit, or the workflow is wrong; also if its own code raised.
     """
     from treadle.authoring.builder import Planned
 
@@ -248,7 +248,12 @@ def plan_of(workflow: Workflow, inputs: Inputs) -> Planned:
             raise UsageError("the target is a plan that is made already; it takes no --input")
         return workflow
     args, kwargs = fit(workflow, inputs)
-    planned: Planned = workflow.plan(*args, **kwargs)
+    try:
+        planned: Planned = workflow.plan(*args, **kwargs)
+    except TreadleError:
+        raise
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
+        raise _broken(f"planning {name_of(workflow)!r}", error) from error
     return planned
 
 

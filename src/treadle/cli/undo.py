@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -18,6 +18,10 @@ from treadle.runtime.report import clean
 if TYPE_CHECKING:
     from treadle.runtime.run import Run
     from treadle.runtime.undo import UndoEntry
+
+
+# So many addresses fit a line.
+NAMED: Final = 5
 
 
 @click.command()
@@ -51,6 +55,7 @@ async def undo(
             confirm(f"Undo what {run.id} did{after}?", yes=yes, refuse=False)
             if not await run.undo(to=to):
                 emit({"run": run.id, "undoing": False}, desk.output, f"nothing is left to undo in {clean(run.id)}")
+                await _tell_what_stands(run)
                 return
         row = await run.wait() if wait else await run.row()
         folder = find_project(Path.cwd()).receipt_folder() if wait else None
@@ -84,6 +89,17 @@ async def _list(desk: Desk, run: Run[Any], to: str) -> None:
     ]
     text = table(("", "STEP", "STATUS", "UNDO", "RESOURCE"), rows, status=2, empty="nothing is left to undo")
     emit([plainly(entry) for entry in stack], desk.output, text)
+    if not stack:
+        await _tell_what_stands(run)
+
+
+async def _tell_what_stands(run: Run[Any]) -> None:
+    """Say on stderr which undos were tried in vain: those are not on the stack, and what their steps did stands."""
+    snapshot = await run.inspect()
+    failed = [state.address for state in [*snapshot.steps, *snapshot.scopes] if state.undo == "failed"]
+    if failed:
+        named = ", ".join(map(clean, failed[:NAMED])) + (" and others" if len(failed) > NAMED else "")
+        click.echo(f"the undo failed of {named}: what was done there stands, and --retry tries again", err=True)
 
 
 def _how(entry: UndoEntry) -> str:

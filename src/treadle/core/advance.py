@@ -15,6 +15,7 @@ from treadle.core.apply import steps_ready
 from treadle.core.children import answer_caller, tell_parent
 from treadle.core.commands import Call, Task
 from treadle.core.conditions import truth
+from treadle.core.deadlines import end_waiting, fail_late, late_block
 from treadle.core.decision import Decision, Limits
 from treadle.core.dispatching import dispatch, dispatch_simple
 from treadle.core.events import Arg, Failure
@@ -65,6 +66,8 @@ def advance(run: RunState, decision: Decision, limits: Limits) -> None:
     bound = len(events) + limits.events
     if run.cancelling:
         _cancel_waiting(run, decision, bound)
+    elif run.deadline:
+        end_waiting(run, decision, bound)
     while True:
         before = len(events)
         if run.unwindings:
@@ -165,18 +168,29 @@ def _look(run: RunState, decision: Decision, step: StepState, limits: Limits, he
     if step.waiting or step.removed:
         return False
     node = step.node
-    if run.labels and "b" not in step.released:
-        labels = node.step.break_before
-        if labels and not run.labels.isdisjoint(labels):
-            reach(run, decision, step, "before", labels)
-            return False
-    for name in node.signals:
-        if name not in run.signals:
-            run.signal_waiters.setdefault(name, set()).add(node.number)
-            return False
+    if (run.labels or node.signals) and _is_fenced(run, decision, step):
+        return False
     # Who became ready earlier goes first.
     room = not held and not run.readied and run.tasks < limits.dispatched
-    return _begin(run, decision, step, limits, room) if room or node.step.when is not None else True
+    if room or node.step.when is not None:
+        return _begin(run, decision, step, limits, room)
+    return not fail_late(run, decision, step)
+
+
+def _is_fenced(run: RunState, decision: Decision, step: StepState) -> bool:
+    """Whether a breakpoint or a signal holds a step, which fails there once the run's deadline has passed."""
+    node = step.node
+    labels = node.step.break_before
+    if labels and "b" not in step.released and not run.labels.isdisjoint(labels):
+        if not fail_late(run, decision, step):
+            reach(run, decision, step, "before", labels)
+        return True
+    for name in node.signals:
+        if name not in run.signals:
+            if not fail_late(run, decision, step):
+                run.signal_waiters.setdefault(name, set()).add(node.number)
+            return True
+    return False
 
 
 def _begin(run: RunState, decision: Decision, step: StepState, limits: Limits, room: bool) -> bool:
@@ -194,7 +208,7 @@ def _begin(run: RunState, decision: Decision, step: StepState, limits: Limits, r
             decision.settle(run, step, skipped)
             return False
         call = _condition(run, decision, step)
-        if call is None:
+        if call is None or fail_late(run, decision, step):
             return False
     if spec.child is not None and run.depth >= limits.depth:
         text = f"the run is {run.depth} calls deep, which is the limit; does {spec.action!r} call itself without end?"
@@ -202,7 +216,7 @@ def _begin(run: RunState, decision: Decision, step: StepState, limits: Limits, r
         decision.settle(run, step, ev.StepFailed(at=step.node.address, attempt=0, failure=failure))
         return False
     if not room:
-        return True
+        return not fail_late(run, decision, step)
     if call is not None:
         decision.record(run, ev.EvaluationAsked(at=step.node.address, number=step.asking + 1))
         decision.tasks.append(_evaluation(run, step, call))
@@ -370,7 +384,7 @@ def _proceed(run: RunState, decision: Decision, scope: ScopeState, limits: Limit
     for name in scope.node.signals:
         if name not in run.signals:
             run.signal_waiters.setdefault(name, set()).add(scope.node.number)
-            return False
+            return run.is_late(scope)
     spec = scope.node.spec
     if isinstance(spec, Phases):
         return proceed_phases(run, decision, scope)
@@ -393,7 +407,7 @@ def _settled_as(run: RunState, scope: ScopeState) -> ev.ScopeSettled:
         by_condition = run.states[owner.number].by_condition
     failure: Failure | None = None
     if outcome == SUCCEEDED:
-        failure = row_failure(scope) if isinstance(scope.node.spec, Phase) else None
+        failure = row_failure(scope) if isinstance(scope.node.spec, Phase) else late_block(run, scope)
         try:
             scope_value(run, scope)
         except UnresolvedError as error:

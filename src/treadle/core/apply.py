@@ -31,7 +31,7 @@ from treadle.core.opened import settled_inside
 from treadle.core.progress import GatherProgress, PhasesProgress
 from treadle.core.reshaping import steps_added, steps_reopened
 from treadle.core.resolve import phases_around, scope_value
-from treadle.core.state import RunState, ScopeState, StepState, WindowState, new_scope, ready_key
+from treadle.core.state import PASSED, RunState, ScopeState, StepState, WindowState, new_scope, ready_key
 from treadle.core.tables import READY, RUN, SKIPPED, STEP, SUCCEEDED, WAITING
 from treadle.errors import InternalError
 
@@ -193,6 +193,17 @@ def _trigger_received(run: RunState, event: ev.TriggerReceived) -> None:
         step.not_before = event.not_before
 
 
+def _deadline_passed(run: RunState, event: ev.DeadlinePassed) -> None:
+    run.status = _run_status(run, "deadline_passed")
+    run.deadline = PASSED
+    # Neither its turn nor the release of a breakpoint makes it go on.
+    run.awaits.clear()
+    run.cancel_at = 1
+    for step in run.steps() if run.labels else ():
+        if step.holding and run.is_late(step.around):
+            _let_go(run, step)
+
+
 def _cancel_requested(run: RunState, event: ev.CancelRequested) -> None:
     run.status = _run_status(run, "cancel_requested")
     # It starts nothing any more, so it waits for nothing.
@@ -307,7 +318,7 @@ def step_succeeded(run: RunState, step: StepState, event: ev.StepSucceeded) -> N
         # Its last attempt ended when the run that it called was made.
         run.calls.pop(step.node.number, None)
     step.finished_at = run.now
-    if run.labels and "a" not in step.released:
+    if run.labels and "a" not in step.released and not run.is_late(step.around):
         step.holding = not run.labels.isdisjoint(step.node.step.break_after)
     if event.patch or event.items is not None:
         _hand_over(run, step, event)
@@ -476,9 +487,14 @@ def _breakpoint_released(run: RunState, event: ev.BreakpointReleased) -> None:
     for step in after:
         step.released += "a"
         if step.holding:
-            step.holding = False
-            release(run, step)
-            _wake_around(run, step)
+            _let_go(run, step)
+
+
+def _let_go(run: RunState, step: StepState) -> None:
+    """Let go on what waits for a step that a breakpoint after it holds."""
+    step.holding = False
+    release(run, step)
+    _wake_around(run, step)
 
 
 def _scope_opened(run: RunState, event: ev.ScopeOpened) -> None:
@@ -539,6 +555,7 @@ _APPLY: dict[type, Callable[[RunState, Any], None]] = {
     ev.NameTaken: _name_taken,
     ev.TurnCame: _turn_came,
     ev.TriggerReceived: _trigger_received,
+    ev.DeadlinePassed: _deadline_passed,
     ev.CancelRequested: _cancel_requested,
     ev.StepsReopened: steps_reopened,
     ev.ScopeOpened: _scope_opened,

@@ -12,6 +12,7 @@ from treadle.core.additions import added_events
 from treadle.core.advance import reach
 from treadle.core.apply import step_succeeded
 from treadle.core.commands import Refusal
+from treadle.core.deadlines import LATE, fail_late, is_late
 from treadle.core.decision import Decision
 from treadle.core.dispatching import dispatch
 from treadle.core.effects import Given
@@ -38,6 +39,8 @@ def outcome(run: RunState, decision: Decision, value: inp.Outcome, cause: str) -
         undo_outcome(run, decision, step, value, cause)
     elif step.status in OUTCOMES:
         _ended(run, decision, step, value.status, value.session, cause)
+    elif value.status == CANCELLED and is_late(run, step):
+        _fail(run, decision, step, value, LATE, cause)
     elif value.status == CANCELLED:
         event = ev.StepCancelled(at=step.node.address, progress=_reported(value), cause=cause)
         decision.settle(run, step, event)
@@ -247,12 +250,14 @@ def revoked(run: RunState, decision: Decision, value: inp.Revoked, cause: str) -
         if step is not None and undo_runs(step):
             undo_revoked(run, decision, step, cause)
             continue
-        # Without a cancel it is a repetition from before the run was reopened.
-        if step is None or not step.tasked or not (run.cancelling or step.status in OUTCOMES or _is_parked(run, step)):
+        if step is None or not step.tasked:
             continue
         if step.status in OUTCOMES:
             _ended(run, decision, step, "revoked", "", cause)
-        else:
+        elif is_late(run, step):
+            fail_late(run, decision, step, cause)
+        elif run.cancelling or _is_parked(run, step):
+            # Without a cancel it is a repetition from before the run was reopened.
             decision.settle(run, step, ev.StepCancelled(at=step.node.address, cause=cause))
     return None
 

@@ -26,6 +26,7 @@ from treadle.core.attempts import add_steps, lost, outcome, revoked
 from treadle.core.calls import child_asked, child_ended, child_started, child_unwound, tell_children
 from treadle.core.children import answer_caller
 from treadle.core.commands import Refusal
+from treadle.core.deadlines import pass_deadline
 from treadle.core.decision import Decision, Limits
 from treadle.core.dispatching import task_of
 from treadle.core.operators import operator_events
@@ -77,6 +78,8 @@ def decide(run: RunState, inputs: Iterable[tuple[inp.AnyInput, str]], *, now: fl
     events = decision.events
     was_closed = bool(run.names) and is_closed(run)
     was_open = run.window is not None and is_open(run)
+    if run.deadline:
+        pass_deadline(run, decision)
     for position, (value, cause) in enumerate(inputs):
         begin = len(events)
         refusal = _HANDLERS[type(value)](run, decision, value, cause)
@@ -91,11 +94,17 @@ def decide(run: RunState, inputs: Iterable[tuple[inp.AnyInput, str]], *, now: fl
     if was_closed:
         was_closed = wait_again(run, decision)
     advance(run, decision, limits)
+    if run.names or was_open:
+        _leave(run, decision, was_closed=was_closed, was_open=was_open)
+    return decision
+
+
+def _leave(run: RunState, decision: Decision, *, was_closed: bool, was_open: bool) -> None:
+    """Give back the names that the run does not need any more, if it did before."""
     if run.names and not was_closed:
         leave_when_closed(run, decision)
     if was_open:
         leave_when_open(run, decision)
-    return decision
 
 
 def _operate(run: RunState, decision: Decision, value: Any, cause: str) -> Refusal | None:

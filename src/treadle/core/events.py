@@ -269,6 +269,10 @@ class TurnCame(Event, frozen=True, tag="turn_came"):
     name: str
 
 
+class DeadlinePassed(Event, frozen=True, tag="deadline_passed"):
+    """The run's deadline has passed: nothing of it begins any more, and what waits fails."""
+
+
 class TriggerReceived(Event, frozen=True, tag="trigger_received"):
     """A trigger came into the run's window. With an `attempt` the time until which that waits begins anew."""
 
@@ -311,7 +315,6 @@ class ScopeSettled(Event, frozen=True, tag="scope_settled"):
     at: str
     outcome: str
     causes: list[str] = []
-    # As `StepSkipped.by_condition`.
     by_condition: bool = False
     # What failed it, where that is no block in it.
     failure: Failure | None = None
@@ -428,10 +431,7 @@ class UnwindingStarted(Event, frozen=True, tag="unwinding_started"):
 
 
 class UndoDispatched(Event, frozen=True, tag="undo_dispatched"):
-    """An attempt to undo the step may start, or (`check`) the question whether that is safe.
-
-    `number` counts what workers were asked beside attempts.
-    """
+    """An attempt to undo the step may start, or (`check`) the question whether that is safe. For `number` see above."""
 
     at: str
     number: int = 1
@@ -577,7 +577,7 @@ AnyEvent = (
     | BranchChosen | RunSettled | UnwindingStarted | UndoDispatched | ChildAsked | UndoConfirmed | UndoAttemptFailed
     | UndoAttemptLost | StepUndone | UndoFailed | UndoNotCompensable | UndoNotNeeded | CompensationOpened
     | PhaseCompensated | UndoSkipped | UndoParked | UndoReopened | UnwindingAsked | UnwindingParked | Unwound
-    | InputRefused | InputAccepted
+    | InputRefused | InputAccepted | DeadlinePassed
 )  # fmt: skip
 
 _encoder = msgspec.json.Encoder()

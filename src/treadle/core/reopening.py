@@ -50,7 +50,7 @@ def retry(run: RunState, at: str, cause: str) -> list[ev.AnyEvent] | Refusal:
     found = _Retry(run, chosen)
     if undone := _undone(run, found.reopened):
         text = f"what {undone} did has been undone, or its undo was tried; rewind it, so that it is done again"
-        return Refusal("usage", text)
+        return Refusal("not_applicable", text)
     if refused := _refused_now(run, found.reopened):
         return refused
     return [
@@ -71,11 +71,11 @@ def _step_to_retry(run: RunState, at: str) -> list[AnyState] | Refusal:
         text = f"{at!r} is no step but a {_kind(step)}; retry a step in it, or rewind it"
         return Refusal("step_not_found", text)
     if step.status not in (FAILED, CANCELLED):
-        return Refusal("usage", f"step {at!r} is {step.status}; only a failed or cancelled step is retried")
+        return Refusal("not_applicable", f"step {at!r} is {step.status}; only a failed or cancelled step is retried")
     if run.is_closed(step):
-        return Refusal("usage", f"the run has gone past step {at!r}; rewind {_block_around(run, step)!r}")
+        return Refusal("not_applicable", f"the run has gone past step {at!r}; rewind {_block_around(run, step)!r}")
     if _is_pause(run, step):
-        return Refusal("usage", f"{at!r} is the pause before a row is tried again; retry a step of the row")
+        return Refusal("not_applicable", f"{at!r} is the pause before a row is tried again; retry a step of the row")
     return [step]
 
 
@@ -88,7 +88,7 @@ def _all_to_retry(run: RunState) -> list[AnyState] | Refusal:
         return chosen
     text = f"run {run.run_id!r} has no failed or cancelled step to retry"
     blocks = [s.node.address for s in run.states if isinstance(s, ScopeState) and s.failure and s.block]
-    return Refusal("usage", f"{text}; rewind {blocks[0]!r}, which failed by itself" if blocks else text)
+    return Refusal("not_applicable", f"{text}; rewind {blocks[0]!r}, which failed by itself" if blocks else text)
 
 
 def _is_unsuccessful(state: AnyState) -> bool:
@@ -137,24 +137,24 @@ def rewind(run: RunState, at: str, cause: str, *, keep: bool) -> list[ev.AnyEven
 def _may_not_rewind(run: RunState, state: AnyState, at: str) -> Refusal | None:
     kind = _kind(state)
     if not settled(state):
-        return Refusal("usage", f"{kind} {at!r} is {state.status}; only a settled one is rewound")
+        return Refusal("not_applicable", f"{kind} {at!r} is {state.status}; only a settled one is rewound")
     if state.dropped:
         adder = run.states[run.adder[state.node.number]].node.address
         return Refusal(
-            "usage", f"{kind} {at!r} was taken back and not added again; rewind {adder!r}, which had added it"
+            "not_applicable", f"{kind} {at!r} was taken back and not added again; rewind {adder!r}, which had added it"
         )
     phases = _phases_above(run, state)
     if phases is not None:
         text = f"{at!r} lies in the rows of {phases.node.address!r}, which are not rewound one by one"
-        return Refusal("usage", f"{text}; rewind {phases.node.address!r}")
+        return Refusal("not_applicable", f"{text}; rewind {phases.node.address!r}")
     if run.is_closed(state):
-        return Refusal("usage", f"the run has gone past {at!r}; rewind {_block_around(run, state)!r}")
+        return Refusal("not_applicable", f"the run has gone past {at!r}; rewind {_block_around(run, state)!r}")
     if state.node.owner is not None:
         owner = state.node.owner.address
-        return Refusal("usage", f"{at!r} is all that {owner!r} adds; rewind {owner!r}")
+        return Refusal("not_applicable", f"{at!r} is all that {owner!r} adds; rewind {owner!r}")
     if isinstance(state, StepState) and state.around.block is not None:
         block = state.around.node.address
-        return Refusal("usage", f"{at!r} is a question of {block!r}; rewind {block!r}")
+        return Refusal("not_applicable", f"{at!r} is a question of {block!r}; rewind {block!r}")
     return None
 
 

@@ -31,6 +31,9 @@ from treadle.core.undo import StepUndo, Unwinding
 BY_CONDITION = 1
 BY_FAILURE = 2
 
+# The deadline of a run whose deadline has passed: earlier than any time.
+PASSED = -1.0
+
 # Shared by all nodes that have no causes; never changed.
 _NO_CAUSES: Sequence[str] = ()
 
@@ -263,7 +266,7 @@ class RunState:
         # The run's data, as one object, and the names in it; whether actions are asked to change nothing.
         self.data_names = _NONE
         self.dry_run = False
-        # When no attempt may begin or go on any more (0: never), and the trace that the run belongs to.
+        # When no attempt may begin or go on any more (0: never, `PASSED`), and the trace that the run belongs to.
         self.deadline = 0.0
         self.data = self.trace = ""
         self.version = self.hold = self.depth = 0
@@ -357,6 +360,10 @@ class RunState:
     def is_live(self, step: StepState) -> bool:
         """Whether something of the step goes on: an attempt, an evaluation, or the run that it called."""
         return step.tasked != 0 or step.node.number in self.calls
+
+    def is_late(self, around: ScopeState) -> bool:
+        """Whether the deadline has passed for what lies in a scope; what takes a row back has none."""
+        return self.deadline < 0 and around.compensates is None
 
     def is_busy(self, scope: ScopeState) -> bool:
         """Whether something goes on of a step that lies in a scope."""

@@ -160,6 +160,7 @@ RUN: Final[Table] = {
     # Of a name that one run at a time may hold.
     (RUNNING, "name_taken"): RUNNING,
     (RUNNING, "turn_came"): RUNNING,
+    (RUNNING, "deadline_passed"): RUNNING,
     # One that was cancelled while attempts of it go on.
     (SUCCEEDED, "name_taken"): SUCCEEDED,
     (FAILED, "name_taken"): FAILED,

@@ -229,15 +229,16 @@ def _steered(run: RunState, value: inp.UndoStep) -> Sequence[NodeState] | Refusa
         known: list[NodeState] = [*run.steps(), *run.compensable] if value.verb == "retry" else []
         if found := [state for state in known if _may(run, state, value.verb)]:
             return found
-        why = "has no undo to retry" if value.verb == "retry" else f"has many undos; name the step to {value.verb}"
-        return Refusal("usage", f"run {run.run_id!r} {why}")
+        if value.verb == "retry":
+            return Refusal("not_applicable", f"run {run.run_id!r} has no undo to retry")
+        return Refusal("usage", f"run {run.run_id!r} has many undos; name the step to {value.verb}")
     state = run.step_at(value.at) or row_at(run, value.at)
     if state is None:
         text = f"run {run.run_id!r} has no step {value.at!r}, and no row of that name that could be compensated"
         return Refusal("step_not_found", text)
     if not _may(run, state, value.verb):
         shown = state.undo.status if state.undo is not None else "none"
-        return Refusal("usage", f"the undo of {value.at!r} is {shown}; there is nothing to {value.verb}")
+        return Refusal("not_applicable", f"the undo of {value.at!r} is {shown}; there is nothing to {value.verb}")
     return [state]
 
 

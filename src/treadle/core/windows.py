@@ -43,7 +43,7 @@ def window_names(window: str, trigger: str) -> tuple[tuple[str, str], ...]:
 def _timer(run: RunState) -> StepState | None:
     """The timer of the run's window, while that takes triggers."""
     step = run.step_at(TIMER)
-    if run.window is None or run.window.closed or run.cancelling:
+    if run.window is None or run.window.closed or run.cancelling or run.deadline < 0:
         return None
     return step if step is not None and step.status == DISPATCHED else None
 

@@ -58,7 +58,7 @@ async def failed_run(node: Node, key: str, run_id: str, settled_as: ev.RunSettle
         text += f" (and {len(settled_as.failures) - 1} more)"
     if settled_as.unwound:
         text += f"; what the run did was undone {settled_as.unwound}"
-    return RunFailedError(text, run_id=run_id, failures=failures)
+    return RunFailedError(text, run_id=run_id, failures=failures, unwound=settled_as.unwound)
 
 
 async def _asked_rule(node: Node, key: str, address: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from treadle.core import inputs as inp
+from treadle.core.deadlines import is_awaited
 from treadle.core.decide import Decision
 from treadle.core.events import Failure
 from treadle.core.inputs import AnyInput
@@ -21,6 +22,9 @@ def append_of(owned: Owned, decision: Decision, items: Sequence[Pending], commit
     state.version = expect + 1
     owned.more = decision.more
     release = not state.tasks and not decision.more and not owned.pending
+    if release and state.deadline:
+        # Who has a run passes its deadline (`alarms`).
+        release = not is_awaited(state)
     owned.closing = release
     append = Append(
         key=state.key,

@@ -17,6 +17,7 @@ from functools import partial
 import msgspec
 from msgspec import UNSET
 
+from treadle.core.deadlines import is_awaited
 from treadle.core.effects import Given
 from treadle.core.events import (
     StepCancelled,
@@ -26,14 +27,16 @@ from treadle.core.events import (
     TriggerReceived,
     decode_events,
 )
+from treadle.core.inputs import Look, encode_input
 from treadle.core.tables import LIVE, RUNNING
 from treadle.core.values import bare
 from treadle.core.windows import trigger_name
 from treadle.errors import ConflictError, ProjectionError, StoreUnavailableError
+from treadle.runtime.alarms import MARK
 from treadle.runtime.artifacts import store_content
 from treadle.runtime.naming import Named
 from treadle.runtime.node import Node
-from treadle.store.base import Append, Loaded, RunHead, RunQuery, RunRow, SessionRow, StepRow, Store
+from treadle.store.base import Append, InboxInput, Loaded, RunHead, RunQuery, RunRow, SessionRow, StepRow, Store
 from treadle.store.projection import recorded
 from treadle.store.queues import Bucket, QueueChange, QueueLimits, QueueRow, refill
 
@@ -101,7 +104,7 @@ async def copy_store(source: Node, target: Node, progress: Callable[[str], None]
                 news = True
                 if progress is not None:
                     progress(row.id)
-            elif (difference := await _difference(target, parts)) is not None:
+            elif (difference := await _difference(source, target, parts)) is not None:
                 report.differing[row.id] = difference
         if not news:
             report.queues = await _copy_queues(source, target, lengths=True)
@@ -284,13 +287,14 @@ async def _copy_run(source: Node, target: Node, parts: _Parts, report: CopyRepor
         for digest in parts.named.digests:
             await _copy_blob(source, target, digest, report)
         settled = await _settled(target, there)
-        await target.committer.call(lambda store: _append(store, target.session, parts, there, settled))
+        waiting = {item.id for item in _inputs(source, loaded)}
+        await target.committer.call(lambda store: _append(store, target.session, parts, there, settled, waiting))
         report.events += sum(len(decode_events(text)) for version, _, _, text in loaded.rows if version > done)
         report.payloads += len(parts.payloads)
         report.tasks += len(loaded.tasks)
         news = True
     known: set[str] = {item.id for item in there.inbox} if there is not None else set()
-    if inputs := [item for item in loaded.inbox if item.id not in known]:
+    if inputs := [item for item in _inputs(source, loaded) if item.id not in known]:
         # One that was decided meanwhile is in the journal; coming twice, it changes nothing.
         await target.committer.call(lambda store: store.post(inputs))
         report.inputs += len(inputs)
@@ -320,7 +324,23 @@ async def _copy_blob(source: Node, target: Node, digest: str, report: CopyReport
     report.blobs += await source.read(copy)
 
 
-def _append(store: Store, session: str, parts: _Parts, there: Loaded | None, settled: dict[str, StepRow]) -> None:
+def _inputs(source: Node, loaded: Loaded) -> list[InboxInput]:
+    """The inputs that are to wait in the target: those of the source, and one that has a deadline pass there."""
+    key = loaded.head.key
+    inputs = [item for item in loaded.inbox if item.id != MARK]
+    if loaded.head.deadline and is_awaited(source.engine.load(loaded)):
+        inputs.append(InboxInput(MARK, key, encode_input(Look())))
+    return inputs
+
+
+def _append(
+    store: Store,
+    session: str,
+    parts: _Parts,
+    there: Loaded | None,
+    settled: dict[str, StepRow],
+    waiting: set[str],
+) -> None:
     """Write the rows that the target does not have, and with the last one what the journal does not hold."""
     loaded = parts.loaded
     done = there.version if there is not None else 0
@@ -358,7 +378,6 @@ def _append(store: Store, session: str, parts: _Parts, there: Loaded | None, set
     before = [name for name in parts.lines if loaded.head.key not in store.line(name)]
     last.names = [(name, "line" if store.line(name) else "take") for name in before]
     if there is not None:
-        waiting = {item.id for item in loaded.inbox}
         last.consumed = [item.id for item in there.inbox if item.id not in waiting]
     answers = store.commit(session, appends, None)
     if bad := next((answer for answer in answers if answer.status != "committed"), None):
@@ -374,7 +393,7 @@ def _given(text: str) -> list[Given]:
     return [Given(lease=0, at=at, records=(handle,)) for at, handle in recorded(text)]
 
 
-async def _difference(target: Node, parts: _Parts) -> str | None:
+async def _difference(source: Node, target: Node, parts: _Parts) -> str | None:
     """How the run in the target differs from what was read, if it does."""
     there = await target.read(partial(target.reader.load, parts.row.key))
     if there is None:
@@ -392,7 +411,7 @@ async def _difference(target: Node, parts: _Parts) -> str | None:
             return f"has another {name}"
     if _waiting(there) != _waiting(loaded):
         return "has other tasks"
-    if {item.id for item in there.inbox} != {item.id for item in loaded.inbox}:
+    if {item.id for item in there.inbox} != {item.id for item in _inputs(source, loaded)}:
         return "has other inputs waiting"
     steps = [await target.read(partial(target.reader.step, parts.row.key, step.address)) for step in parts.steps]
     if [found.step for found in steps] != parts.steps:

@@ -16,6 +16,7 @@ from operator import attrgetter
 
 from treadle.core import inputs as inp
 from treadle.core.commands import Refusal, Task
+from treadle.core.deadlines import is_awaited
 from treadle.core.decide import Decision, Limits, decide, start
 from treadle.core.events import RunSettled
 from treadle.core.forgetting import forget, needs_all
@@ -26,6 +27,7 @@ from treadle.core.state import RunState
 from treadle.core.tables import LIVE
 from treadle.errors import InternalError, LeaseLostError, SchemaVersionError, StoreError, TreadleError
 from treadle.ports import Clock, Ids
+from treadle.runtime.alarms import Alarms
 from treadle.runtime.appending import append_of, refused
 from treadle.runtime.flights import FirstFlight, Flight
 from treadle.runtime.folding import Graphs, fold_run, started_of, state_of
@@ -91,6 +93,7 @@ class Engine:
         self.graphs = Graphs()
         self._reports = Reports(self, RETRY_SECONDS)
         self.inboxes = Inboxes(self)
+        self.alarms = Alarms(self)
         # Runs being acquired, with the inputs to decide then.
         self._acquiring: dict[str, tuple[list[asyncio.Future[str | None]], list[Pending]]] = {}
         # Leases whose outcome was handed over and is not durable yet: their attempts have ended, whatever the
@@ -132,6 +135,8 @@ class Engine:
         append.report = report
         owned.in_flight = ()
         self.runs[head.key] = owned
+        if head.deadline:
+            self.alarms.set(head.key, head.deadline)
         self.committer.append(append, FirstFlight(self, owned, append, decision, then))
 
     def acquire(
@@ -194,8 +199,11 @@ class Engine:
         if known is not None:
             owned.pending, known.pending = known.pending, ()
         self.runs[loaded.head.key] = owned
+        if is_awaited(state):
+            self.alarms.set(state.key, state.deadline)
         for item in loaded.inbox:
-            owned.add(Pending(decode_input(item.body), item.id, [], None))
+            if not self.alarms.is_mark(state, item):
+                owned.add(Pending(decode_input(item.body), item.id, [], None))
         owned.pending = [*owned.pending, *pending]
         self._decide(owned, force=True)
 
@@ -308,6 +316,14 @@ class Engine:
         if owned.in_flight is None:
             self._decide(owned)
 
+    def look_at(self, key: str) -> bool:
+        """Let the deadline of a run pass, if this engine decides it and it still has one; whether it has one then."""
+        owned = self.runs.get(key)
+        if owned is None or owned.closing or not is_awaited(owned.state):
+            return False
+        self._give(owned, Pending(inp.Look(), "", [], None))
+        return is_awaited(owned.state)
+
     def go_on(self, owned: Owned) -> None:
         """What was in flight is answered: read what came meanwhile, decide what waits."""
         if owned.in_flight is not None or self.runs.get(owned.state.key) is not owned:
@@ -399,7 +415,10 @@ class Engine:
 
     def _append(self, owned: Owned, decision: Decision, items: Sequence[Pending]) -> Append:
         self._commit_id += 1
-        return append_of(owned, decision, items, self._commit_id)
+        append = append_of(owned, decision, items, self._commit_id)
+        if owned.head.deadline:
+            self.alarms.unmark(owned.state, append)
+        return append
 
     def not_committed(self, flight: Flight, answer: Answer, error: BaseException | None) -> None:
         """An append had no effect."""
@@ -526,7 +545,9 @@ class Engine:
             self._tell(item, None, LeaseLostError("the session was lost before this was decided; ask again"))
 
     def _let_go(self, owned: Owned) -> None:
-        """Give back a run that was looked at and has nothing to decide."""
+        """Give back a run that was looked at and has nothing to decide, if it has no deadline."""
+        if is_awaited(owned.state):
+            return
         key = owned.state.key
         del self.runs[key]
         self.committer.submit(lambda store: store.release(self.session, [key]), _ignore)
@@ -549,3 +570,4 @@ class Engine:
     def close(self) -> None:
         """Take no more inputs."""
         self.closed = True
+        self.alarms.close()

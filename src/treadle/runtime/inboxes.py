@@ -44,7 +44,7 @@ class Inboxes:
         known = {item.cause for item in owned.pending}
         known.update(item.cause for item in owned.in_flight or ())
         for item in items:
-            if item.id not in known:
+            if item.id not in known and not self._engine.alarms.is_mark(owned.state, item):
                 owned.add(Pending(decode_input(item.body), item.id, [], None))
         self._engine.go_on(owned)
 

@@ -174,6 +174,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     now: float
     created_at: float
     paused_at: float | None
+    # When what has not begun fails; None without one, and once a retry or a rewind has lifted it.
+    deadline: float | None
     finished_at: float | None
     # From creation to the end; None while the run is open.
     total_seconds: float | None
@@ -286,6 +288,7 @@ def snapshot_of(loaded: Loaded, told: Replay, sessions: Sequence[SessionRow], no
         now=now,
         created_at=head.created_at,
         paused_at=told.paused_at if run.hold else None,
+        deadline=head.deadline if run.deadline else None,
         finished_at=finished,
         total_seconds=max(finished - head.created_at, 0.0) if finished is not None else None,
         owner=loaded.owner,

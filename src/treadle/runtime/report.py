@@ -120,6 +120,9 @@ def header(snapshot: Snapshot) -> str:
     ]
     if snapshot.paused_at is not None:
         parts.append(f"paused {duration(max(snapshot.now - snapshot.paused_at, 0.0))} ago")
+    if snapshot.deadline is not None and snapshot.finished_at is None:
+        left = snapshot.deadline - snapshot.now
+        parts.append(f"deadline in {duration(left)}" if left > 0 else "deadline passed")
     if snapshot.total_seconds is not None:
         parts.append(f"total {duration(snapshot.total_seconds)}")
     if stands:

@@ -20,6 +20,7 @@ from treadle.core.state import ScopeState
 from treadle.core.tables import LIVE, SUCCEEDED
 from treadle.errors import (
     ConflictError,
+    NotApplicableError,
     RunCancelledError,
     RunError,
     RunNotActiveError,
@@ -59,6 +60,7 @@ _REFUSALS: dict[str, type[RunError]] = {
     "step_not_found": StepNotFoundError,
     "step_busy": StepBusyError,
     "run_not_settled": RunNotSettledError,
+    "not_applicable": NotApplicableError,
 }
 _INACTIVE: dict[str, type[RunNotActiveError]] = {
     "run_not_running": RunNotRunningError,

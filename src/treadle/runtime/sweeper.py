@@ -74,6 +74,7 @@ class Sweeper:
                     await self.sweep()
                 first = False
                 self.engine.inboxes.look_around()
+                self.engine.alarms.look()
                 self.on_due(self.clock.now())
                 if self.clock.monotonic() - looked >= LOOK_SECONDS:
                     looked = self.clock.monotonic()
@@ -96,6 +97,7 @@ class Sweeper:
 
     async def refresh(self) -> int:
         """Look for the dead and for stranded runs at once, without an election; how many runs were found so."""
+        self.engine.alarms.look()
         return len({*await self._bury_the_dead(), *await self.sweep()})
 
     async def sweep(self) -> list[str]:

@@ -17,9 +17,10 @@ from treadle.core.commands import Polling
 from treadle.core.events import AnyEvent
 from treadle.core.progress import ChooseProgress
 from treadle.core.state import ScopeState, StepState, settled
-from treadle.core.tables import CANCELLED, DISPATCHED, FAILED, OUTCOMES, PENDING, READY, SKIPPED, SUCCEEDED
+from treadle.core.tables import CANCELLED, DISPATCHED, FAILED, OUTCOMES, PENDING, READY, RUNNING, SKIPPED, SUCCEEDED
 from treadle.core.undo import UNFINISHED
 from treadle.errors import StepNotFoundError
+from treadle.runtime.alarms import MARK
 from treadle.runtime.inspection import (
     CANCELLING,
     PAUSED,
@@ -50,6 +51,7 @@ CODES: Final[dict[str, str]] = {
     "breakpoint": "fence: an armed breakpoint before it, or after a step that it needs",
     "pause": "fence: the run is held",
     "cancel": "fence: the run is being cancelled; nothing new starts",
+    "deadline": "the run's deadline will pass, or has passed: then nothing new starts, and what waits fails",
     "singleton": "fence: runs before it hold the name of which one run at a time goes on",
     "condition": "the step's condition is being evaluated, or was false",
     "key": "the key that the step's queue goes by is being evaluated, or was found",
@@ -159,18 +161,25 @@ def _run_reasons(scene: _Scene, loaded: Loaded) -> Iterator[Reason]:
     for name in run.awaits:
         text = f"the run waits for its turn: the singleton {name!r} is held"
         yield Reason(code="singleton", kind="fence", message=text, on=[name])
+    if run.status == RUNNING and run.deadline and not run.cancelling:
+        left, until = loaded.head.deadline - scene.now, loaded.head.deadline
+        text = f"its deadline passes in {left:.1f} s; what has not begun then fails"
+        if run.deadline < 0 or left <= 0:
+            text = f"its deadline has passed, {-left:.1f} s ago; what has not begun fails"
+        yield Reason(code="deadline", message=text, until=until if left > 0 else None)
     yield from map(unwinding_reason, run.unwindings.values())
     yield from _deciders(scene, loaded)
 
 
 def _deciders(scene: _Scene, loaded: Loaded) -> Iterator[Reason]:
     alive = {session.id for session in scene.sessions}
+    waiting = [item for item in loaded.inbox if item.id != MARK]
     if not any(session.actions for session in scene.sessions) and loaded.status not in OUTCOMES:
         text = "no worker is connected to this store; start `treadle worker` or `treadle run`"
         yield Reason(code="no_process", kind="capacity", message=text)
-    if not loaded.inbox:
+    if not waiting:
         return
-    inputs = count(len(loaded.inbox), "input")
+    inputs = count(len(waiting), "input")
     if not loaded.owner:
         yield Reason(code="no_owner", kind="capacity", message=f"{inputs} wait and no process decides the run yet")
     elif loaded.owner not in alive:
@@ -195,7 +204,9 @@ def _step_reasons(scene: _Scene, step: StepState) -> Iterator[Reason]:
         text = f"a rewind took it back; it is there again if {adder} adds it again"
         yield Reason(step=at, code="removed", kind="fence", message=text, on=[adder])
         return
-    if run.hold:
+    task = scene.tasks.get(step.node.number)
+    if run.hold and not (task is not None and task.session):
+        # What is executed now was started before the pause, and goes on.
         text = "the run is paused; resume it"
         yield Reason(step=at, code="pause", kind="fence", message=text, at=scene.told.paused_at)
     if run.awaits:
@@ -467,6 +478,8 @@ def _of_run(event: AnyEvent, step: StepState) -> tuple[str, str] | None:
             return "pause", "the run was resumed"
         case ev.CancelRequested(cause=cause) if cause.startswith(DROPPED):
             return "cancel", f"the run made place for run {cause.removeprefix(DROPPED)} in a full queue"
+        case ev.DeadlinePassed():
+            return "deadline", "the run's deadline passed"
         case ev.CancelRequested(hard=hard):
             return "cancel", f"a {'hard' if hard else 'soft'} cancel was asked for"
         case _:

@@ -120,6 +120,8 @@ class Journal:
         self.asked: set[tuple[str, int]] = set()
         # Until something is reopened.
         self.deadline = run.head.deadline
+        # Something is to come of it.
+        self.has_deadline = self.deadline > 0
         # The phases that compensate rows, by address.
         self.compensations: set[str] = set()
         # The names whose turn the run waits for.
@@ -262,7 +264,7 @@ class Watch:
                 journal.calls.discard(event.at)
                 self._settle(journal, event.at, where)
             case ev.StepsReopened():
-                journal.deadline = 0.0
+                journal.deadline, journal.has_deadline = 0.0, False
                 self._open(journal, [*event.at, *event.removed])
                 for at in [*event.at, *event.removed] if event.rewind else ():
                     journal.reports.pop(at, None)
@@ -299,8 +301,9 @@ class Watch:
 
     def _waits(self, journal: Journal, event: AnyEvent, where: str) -> None:
         """What tells for whose turn a run waits, and which of its scopes take rows back."""
-        if isinstance(event, ev.CancelRequested):
+        if isinstance(event, ev.CancelRequested | ev.DeadlinePassed):
             journal.awaits.clear()
+            journal.has_deadline = False
         elif isinstance(event, ev.CompensationOpened):
             journal.compensations.add(compensation_address(event.at, event.phase, event.entry))
         elif isinstance(event, ev.NameTaken) and event.waits:
@@ -375,7 +378,9 @@ class Watch:
             self.fail(CURRENT, f"{where}: no such attempt is open")
         # A window that is full is over without its timer's report.
         is_full = isinstance(event, ev.StepSucceeded) and not event.token and journal.run.head.window is not None
-        if not is_full and not isinstance(event, ev.AttemptLost):
+        # One that nobody had claimed until the deadline was taken back.
+        is_late = isinstance(event, ev.StepFailed) and not event.token and event.failure.code == "deadline"
+        if not is_full and not is_late and not isinstance(event, ev.AttemptLost):
             session, key, _number, attempt = self.tokens.get(event.token, ("", "", 0, 0))
             if (session, key, attempt) != (event.session, journal.run.key, event.attempt):
                 self.fail(CURRENT, f"{where}: the token is of {session} {key} attempt {attempt}")

@@ -1,9 +1,10 @@
-"""Neglect in the simulation: every pending task and input has somebody who does something about it."""
+"""Neglect in the simulation: every pending task, input and deadline has somebody who does something about it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from treadle.core.tables import RUNNING
 from treadle.runtime.node import Node
 from treadle.store.memory_data import MemoryData
 from treadle.store.memory_lines import Entry
@@ -48,6 +49,9 @@ class Neglect:
                 own = run.owner.id if run.owner is not None else ""
                 first = next(iter(run.inbox))
                 self._note(seen, ("input", run.key, first), OWNERS, own)
+            journal = self.watch.journals.get(run.key)
+            if run.status == RUNNING and journal is not None and journal.has_deadline and journal.deadline < now:
+                self._note(seen, ("deadline", run.key), PROGRESS, "nobody" if run.owner is None else run.owner.id)
         self._since = seen
 
     def _name(self, entry: Entry) -> tuple[str, ...]:
