@@ -1,8 +1,8 @@
-"""A step that waits for a signal from outside; the signal's payload is a value like any other."""
+"""A step that waits for a signal from outside, with a payload like any other value; and one that gives up waiting."""
 
 import asyncio
 
-from treadle import connect, signal_value, step, workflow
+from treadle import RunFailedError, connect, signal_value, step, workflow
 
 
 @step
@@ -40,6 +40,13 @@ async def main() -> None:
         print("second:", await run.signal("remark", "longer"))
         await run.signal("approved")
         print(await run.result())
+
+        # Nobody has a remark about this one.
+        late = await app.start(article, "dyeing", deadline="100ms")
+        try:
+            await late.result()
+        except RunFailedError as error:
+            print(error)
 
 
 if __name__ == "__main__":

@@ -141,6 +141,17 @@ async def test_who_comes_next_passes_the_deadlines_of_a_session_that_ended(share
         assert "deadline" in await ended(app.run("late"))
 
 
+async def test_other_processes_reach_a_run_that_is_kept_for_its_deadline(shared: str) -> None:
+    async with connect(shared, registry=registry) as app, connect(shared, registry=registry, worker=False) as other:
+        run = await app.start(waits, id="kept", deadline="1h")
+        assert (await other.run("kept").load()).owner
+
+        assert await other.run("kept").signal("go")
+
+        assert await run.result() == 1
+        assert (await run.load()).owner == ""
+
+
 @pytest.mark.soak
 async def test_the_deadline_of_a_run_passes_whose_process_was_killed(shared: str) -> None:
     command = [sys.executable, "-m", "tests.runtime.deadline_target", shared]

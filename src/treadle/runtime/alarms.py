@@ -58,6 +58,8 @@ class Alarms:
     def unmark(self, state: RunState, append: Append) -> None:
         """Let an append after which the deadline is not awaited take the input away."""
         if state.key in self._marked and not is_awaited(state):
+            # If the append has no effect, the run is loaded again, and found with its input.
+            self._marked.discard(state.key)
             append.consumed = [*append.consumed, MARK]
 
     def look(self) -> None:
