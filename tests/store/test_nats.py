@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -124,6 +125,23 @@ async def test_a_step_costs_the_same_few_round_trips_whatever_the_size_of_its_ru
     assert costs[0] < 4
     assert costs[1] < 1.6
     assert costs[2] < 1.3
+
+
+async def test_a_step_costs_no_more_however_many_processes_could_decide_it(nats_url: str) -> None:
+    async with AsyncExitStack() as ends:
+        busy, *idle = [
+            await ends.enter_async_context(connect(nats_url, registry=registry, lease=600)) for _ in range(5)
+        ]
+        before = [rooms_of(app._node.store).link.requests for app in (busy, *idle)]
+        run = await busy.start(chain(500))
+        assert await run.result() == 500
+        costs = [
+            rooms_of(app._node.store).link.requests - count for app, count in zip((busy, *idle), before, strict=True)
+        ]
+
+    # All but a few are one append a step; the others look around once a second.
+    assert costs[0] < 1.3 * 500
+    assert max(costs[1:]) < 0.2 * 500
 
 
 def test_an_append_that_nobody_interferes_with_is_one_round_trip(open_store: Callable[..., NatsStore]) -> None:
