@@ -30,23 +30,33 @@ async def backup(node: Node, path: str | os.PathLike[str]) -> Path:
         UsageError: the store has no backups of its own, or the file exists.
         StoreError: the copy could not be made, or is not sound.
     """
-    reader, blobs = node.reader, node.blobs
-    if not isinstance(reader, BackupReader):
-        raise UsageError("this store has no backup by Treadle; use what its server brings, or copy to another store")
+    _reader(node)
     target = _place(path)
+    await copied(node, str(target))
+    return target
+
+
+def _reader(node: Node) -> BackupReader:
+    if not isinstance(node.reader, BackupReader):
+        raise UsageError("this store has no backup by Treadle; use what its server brings, or copy to another store")
+    return node.reader
+
+
+async def copied(node: Node, target: str) -> None:
+    """Copy the blobs, the store, and what has come of blobs meanwhile."""
+    reader, blobs = _reader(node), node.blobs
     # Blobs that are kept elsewhere, in an object store, are as safe there as they were.
-    copied = partial(blobs.copy_to, f"{target}-blobs") if isinstance(blobs, CopiedBlobs) else None
-    if copied is not None:
+    to_blobs = partial(blobs.copy_to, f"{target}-blobs") if isinstance(blobs, CopiedBlobs) else None
+    if to_blobs is not None:
         clock = node.environment.clock
         while True:
             began = clock.monotonic()
-            await node.beside(copied)
+            await node.beside(to_blobs)
             if clock.monotonic() - began < LEAST_SECONDS / 4:
                 break
-    await node.read(lambda: reader.backup(str(target)))
-    if copied is not None:
-        await node.beside(copied)
-    return target
+    await node.read(lambda: reader.backup(target))
+    if to_blobs is not None:
+        await node.beside(to_blobs)
 
 
 def _place(path: str | os.PathLike[str]) -> Path:

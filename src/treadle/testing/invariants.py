@@ -59,12 +59,13 @@ RECORDS: Final = "a projection has each record of each success once, in the orde
 DEADLINES: Final = "no attempt begins after the deadline of its run, but what takes a row back"
 JOINED: Final = "a run that joins a transaction is there with what else was written in it, or not at all"
 COUNTED: Final = "what cycles have counted is what the journals say"
+BACKED_UP: Final = "a backup is sound, has all blobs that it names, and its runs go on"
 TRACE: Final = "equal seeds give equal traces"
 
 NAMES: Final = (
     VERSIONS, STORE, TOKENS, DURABLE, ONCE, CURRENT, OUTCOMES, SIGNALS, ERRORS, SLOTS, OWNERS, PROGRESS, CLOSED,
     LEFTOVERS, DELETED, FOLD, LIMITED, PLACED, RESULTS, EFFECTS, BLOCKS, INSIDE, ROWS, ANSWERS, CALLERS, ORDER, UNDONE,
-    HOOKS, CALLS, TURNS, WINDOWS, RECORDS, DEADLINES, JOINED, COUNTED, TRACE,
+    HOOKS, CALLS, TURNS, WINDOWS, RECORDS, DEADLINES, JOINED, COUNTED, BACKED_UP, TRACE,
 )  # fmt: skip
 
 _STORE_ERRORS: Final[tuple[type[StoreError], ...]] = (StoreError, *StoreError.__subclasses__())
@@ -153,6 +154,8 @@ class Watch:
         self.on_written: Callable[[Life | None, str, AnyEvent], None] = lambda _life, _key, _event: None
         # Asked before a commit of records, and told of it.
         self.on_unfit: Callable[[Append, StoredRun | None], Answer | None] = lambda _append, _run: None
+        # Told that a backup copies the store.
+        self.on_backup: Callable[[str], None] = lambda _name: None
         self.on_given: Callable[[Append, StoredRun], None] = lambda _append, _run: None
 
     # -- the store's calls ---------------------------------------------------------------------------------------
@@ -172,6 +175,10 @@ class Watch:
     def given(self, append: Append) -> None:
         """What a projection in the store gets."""
         self.on_given(append, self.data.runs[append.key])
+
+    def copied(self, name: str) -> None:
+        """A backup copies the store."""
+        self.on_backup(name)
 
     def deleting(self, key: str) -> None:
         """A run is about to be deleted: read the rest of its journal."""

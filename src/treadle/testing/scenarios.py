@@ -86,6 +86,8 @@ class Scenario(msgspec.Struct):
     driven: Sequence[int] = ()
     # Whether steps (`sim:toil`, `sim:work`) may be executed in processes of their own.
     apart: bool = False
+    # When backups are made; each is worked on with in a world of its own.
+    backups: Sequence[float] = ()
     # Where the projection of records is: `hosted` by the store, or `beside` it; "" for none.
     records: str = ""
     # Limits of queues.
@@ -106,8 +108,12 @@ class Scenario(msgspec.Struct):
             workers=[index < self.workers for index in range(self.nodes)],
         )
         workload = Workload([self._run(index, planned) for index, planned in enumerate(self.plans)], self._acts())
+<<<<<<< HEAD
         more: Any = {name: getattr(self, name) for name in ("sends", "records", "joins", "driven", "apart")}
         more["restrictions"] = Restrictions(_SEED, self.seconds, self.nodes, self.queues)
+=======
+        more: Any = {name: getattr(self, name) for name in ("sends", "records", "joins", "driven", "apart", "backups")}
+>>>>>>> main
         return play(lambda: World(_SEED, profile, shape, workload, registry, (), None, strikes or {}, **more))
 
     def _run(self, index: int, planned: Planned) -> RunSpec:

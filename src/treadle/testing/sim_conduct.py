@@ -148,6 +148,23 @@ class Shelf(MemoryBlobs):
     def __init__(self) -> None:
         super().__init__()
         self.removed: dict[str, bytes] = {}
+        # Told that a backup copies all of them.
+        self.on_copy: Callable[[str], None] = lambda _name: None
+
+    def copy_to(self, path: str) -> None:
+        """A backup copies all blobs."""
+        self.on_copy(path.removesuffix("-blobs"))
+
+    def take(self, other: Shelf) -> None:
+        """Copy the blobs of another one that are not here yet."""
+        for digest in other._blobs:
+            if digest not in self._blobs:
+                self._blobs[digest] = other._blobs[digest]
+                self._written[digest] = other._written[digest]
+
+    def remember(self, other: Shelf) -> None:
+        """Know what is or was in another one, as removed."""
+        self.removed = {**other.removed, **other._blobs}
 
     def remove(self, digest: str, before: float) -> bool:
         """Remove an old blob."""

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 from treadle.errors import StoreError
 from treadle.runtime.clock import uuid7
 from treadle.store.blob_port import BlobFile
-from treadle.store.blobs import MemoryBlobs
 from treadle.store.committer import Committer, deliver
+from treadle.testing.sim_conduct import Shelf
 from treadle.testing.sim_faults import Faults
 from treadle.testing.sim_loop import LIFE, Life, NodeCrashed, SimLoop
 
@@ -262,7 +262,7 @@ class SimReaderThread:
 class SimBlobs:
     """The shared place of large payloads, as one node reaches it."""
 
-    def __init__(self, blobs: MemoryBlobs, faults: Faults, life: Life) -> None:
+    def __init__(self, blobs: Shelf, faults: Faults, life: Life) -> None:
         self._blobs = blobs
         self._faults = faults
         self._life = life
@@ -274,6 +274,10 @@ class SimBlobs:
     def get(self, digest: str) -> bytes:
         """The bytes."""
         return self._faults.call(self._life, "get_blob", lambda: self._blobs.get(digest))
+
+    def copy_to(self, path: str) -> None:
+        """A backup copies all of them."""
+        self._faults.call(self._life, "copy_blobs", lambda: self._blobs.copy_to(path))
 
     def writer(self) -> SimWriter:
         """Begin a blob."""

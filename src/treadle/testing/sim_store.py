@@ -74,6 +74,10 @@ class Watcher(Protocol):
         """An append with records is committed: a projection in the store gets them in the same transaction."""
         ...
 
+    def copied(self, name: str) -> None:
+        """A backup copies the store as it is now."""
+        ...
+
     def deleting(self, key: str) -> None:
         """The run is about to be deleted, if it is closed."""
         ...
@@ -82,10 +86,11 @@ class Watcher(Protocol):
 class SimReader:
     """Reads, each of which may fail."""
 
-    def __init__(self, store: MemoryStore, faults: Faults, life: Life) -> None:
+    def __init__(self, store: MemoryStore, faults: Faults, life: Life, watcher: Watcher) -> None:
         self._store = store
         self._faults = faults
         self._life = life
+        self._watcher = watcher
 
     def _read(self, name: str, function: Callable[[], T]) -> T:
         return self._faults.call(self._life, name, function)
@@ -141,6 +146,9 @@ class SimReader:
     def committed(self, key: str, version: int) -> int | None:
         return self._read("committed", lambda: self._store.committed(key, version))
 
+    def backup(self, path: str) -> None:
+        self._read("backup", lambda: self._watcher.copied(path))
+
     def check(self) -> Health:
         return self._read("check", self._store.check)
 
@@ -154,8 +162,7 @@ class SimStore(SimReader):
     durability = "simulated"
 
     def __init__(self, store: MemoryStore, faults: Faults, life: Life, watcher: Watcher) -> None:
-        super().__init__(store, faults, life)
-        self._watcher = watcher
+        super().__init__(store, faults, life, watcher)
 
     def _write(self, name: str, function: Callable[[], T], keys: Sequence[str] = ()) -> T:
         def watched() -> T:
@@ -174,7 +181,7 @@ class SimStore(SimReader):
         """There is nothing to open."""
 
     def reader(self) -> Reader:
-        return SimReader(self._store, self._faults, self._life)
+        return SimReader(self._store, self._faults, self._life, self._watcher)
 
     def open_session(self, session: SessionRow) -> None:
         def enter() -> None:

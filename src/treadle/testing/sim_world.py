@@ -37,6 +37,7 @@ from treadle.testing.invariants import (
     Watch,
     leftovers,
 )
+from treadle.testing.sim_backups import Backups, Copy
 from treadle.testing.sim_codec import codec_of
 from treadle.testing.sim_conduct import Shelf, collected
 from treadle.testing.sim_cycles import Drives
@@ -94,6 +95,8 @@ class World:
         joins: Sequence[Join] | None = None,
         driven: Sequence[int] | None = None,
         apart: bool | None = None,
+        backups: Sequence[float] | None = None,
+        restored: Copy | None = None,
     ) -> None:
         self.seed = seed
         self.shape = shape
@@ -107,8 +110,7 @@ class World:
         self.programmed = program is None
         self.failures: list[tuple[str, str]] = []
         self.loop = SimLoop(self._deadlocked)
-        self.data = MemoryData()
-        self.blobs = Shelf()
+        self.data, self.blobs = (MemoryData(), Shelf()) if restored is None else (restored.data, restored.shelf)
         self.blobs.now = self.loop.time
         self.faults = Faults(seed, profile, drop, self.crash, self.say, chosen)
         self.network = SimNetwork(self.loop, self.faults)
@@ -140,6 +142,7 @@ class World:
         self.windows = Windows(
             seed, shape.seconds, shape.nodes, self.watch, self.blobs, self.fail, sends, punctual=punctual
         )
+        self.backups = Backups(seed, shape.seconds, self.watch, self.blobs, self.loop.time, self.fail, backups)
         self.apart = Apart(seed, self.registry, apart)
         self.requests = Requests(self.loop, self.watch, workload, self.restrictions, self.apart, self.drop, self.fail)
         self.watch.limits.offers = self._offers
@@ -396,6 +399,8 @@ class World:
                 self._plan(send.name, at, self._send, self.hosts[node], send)
         for join in self.joins.joins:
             self._plan(join.name, join.at, self._join, self.hosts[join.node], join)
+        for number, at in enumerate(self.backups.asks):
+            self._plan(f"backup{number}", at, self._back_up, self.hosts[number % len(self.hosts)], f"backup{number}")
         for number, at in enumerate(self.tables.rebuilt_at):
             host = self.hosts[number % len(self.hosts)]
             self._plan(f"rebuild{number}", at, self.requests.client, host, "rebuild", self.tables.rebuild)
@@ -429,6 +434,10 @@ class World:
     def _join(self, host: Host, join: Join) -> None:
         work = self.joins.joining(join, self.faults, LIFE.get, lambda address: self.network.send("join", address))
         self.requests.client(host, f"join {join.name}", work)
+
+    def _back_up(self, host: Host, name: str) -> None:
+        if (node := host.node) is not None:
+            self.requests.client(host, name, lambda _app: self.backups.make(node, name, BLOB_AGE))
 
     async def _keep(self) -> None:
         """Watch over the trouble, then over the calm."""

@@ -29,8 +29,9 @@ import msgspec
 
 from treadle.authoring.registry import Registry, default_registry
 from treadle.testing.invariants import TRACE
+from treadle.testing.sim_backups import LATER_LIVES, Copy
 from treadle.testing.sim_blocks import BlockPlanner
-from treadle.testing.sim_faults import profile_of
+from treadle.testing.sim_faults import Profile, profile_of
 from treadle.testing.sim_shape import Shape
 from treadle.testing.sim_steps import registry as own_registry
 from treadle.testing.sim_workload import Workload, make_workload
@@ -86,6 +87,8 @@ def play(make: Callable[[], World]) -> Report:
     asyncio.set_event_loop(world.loop)
     try:
         world.run()
+        for copy in world.backups.whole() if not world.failures else ():
+            _work_on(world, copy)
         parts = [name for name in world.faults.struck if "#" in name]
         parts += [act.name for act in workload.acts if act.name not in world.drop]
         parts += [spec.name for spec in workload.runs if spec.name not in world.drop]
@@ -107,6 +110,44 @@ def play(make: Callable[[], World]) -> Report:
         world.dissolve()
         if collects:
             gc.enable()
+
+
+def _work_on(world: World, copy: Copy) -> None:
+    """Let a world go on from a backup, without any trouble; what it breaks, the first one breaks."""
+    if world.joins.joins or world.tables.kind:
+        # What lies in other databases is not in a backup.
+        return
+    again = World(
+        world.seed,
+        Profile(),
+        msgspec.structs.replace(world.shape, seconds=1.0),
+        Workload([], []),
+        world.registry,
+        # A trigger without a name counts each time that it is sent.
+        [send.name for send in world.windows.sends if not send.id],
+        chosen={},
+        sends=world.windows.sends,
+        records="",
+        joins=(),
+        driven=(),
+        apart=world.apart.on,
+        backups=(),
+        restored=copy,
+    )
+    asyncio.set_event_loop(again.loop)
+    try:
+        again.loop.pass_time(copy.at)
+        tokens = world.watch.tokens
+        again.watch.tokens.update({token: tokens[token] for token in tokens if token <= copy.data.token})
+        for host in again.hosts:
+            host.lives = LATER_LIVES
+        again.watch.check_store()
+        again.run()
+        world.trace += [f"{copy.name}: {line}" for line in again.trace]
+        world.failures += [(name, f"in what {copy.name} has copied: {text}") for name, text in again.failures]
+    finally:
+        asyncio.set_event_loop(world.loop)
+        again.dissolve()
 
 
 def shrink(report: Report, drop: Iterable[str] = (), runs: int = SHRINK_RUNS) -> tuple[Report, list[str]]:
