@@ -108,12 +108,8 @@ class Scenario(msgspec.Struct):
             workers=[index < self.workers for index in range(self.nodes)],
         )
         workload = Workload([self._run(index, planned) for index, planned in enumerate(self.plans)], self._acts())
-<<<<<<< HEAD
-        more: Any = {name: getattr(self, name) for name in ("sends", "records", "joins", "driven", "apart")}
-        more["restrictions"] = Restrictions(_SEED, self.seconds, self.nodes, self.queues)
-=======
         more: Any = {name: getattr(self, name) for name in ("sends", "records", "joins", "driven", "apart", "backups")}
->>>>>>> main
+        more["restrictions"] = Restrictions(_SEED, self.seconds, self.nodes, self.queues)
         return play(lambda: World(_SEED, profile, shape, workload, registry, (), None, strikes or {}, **more))
 
     def _run(self, index: int, planned: Planned) -> RunSpec:
