@@ -17,7 +17,7 @@
     │   └─ StoreCorruptError · StoreReadOnlyError · StoreFullError · StaleVersionError
     ├─ ExpressionError        an expression has no value; `code` says why
     ├─ ProjectionError        a read model: a migration, a statement, a record that it does not take
-    ├─ EncodeError · DecodeError               a value that JSON, or the declared type, cannot hold
+    ├─ EncodeError · DecodeError · MissingPathError     a value that JSON or the declared type cannot hold, or lacks
     ├─ DocumentError          a plan or receipt that cannot be used as it is
     │   └─ ChecksumError · DocumentVersionError
     ├─ SigningError           a key or a signer that does not work
@@ -434,6 +434,12 @@ class DecodeError(TreadleError, ValueError):
     """A stored value does not fit the declared type; the message names its place."""
 
     code = "type_mismatch"
+
+
+class MissingPathError(TreadleError, LookupError):
+    """A path leads to nothing in a stored value (`page["title"]` of a page without one); the message names both."""
+
+    code = "path_missing"
 
 
 class DocumentError(TreadleError):

@@ -412,6 +412,16 @@ def test_a_child_without_a_result_fails_its_parents_step() -> None:
     assert (failure.code, failure.message) == ("child_no_result", "run 'run-1' has no result: step 'b' was skipped")
 
 
+def test_a_child_whose_result_failed_is_not_said_to_have_skipped_it() -> None:
+    driver = Driver(step("b", optional=True), output=Ref("b"), started=PARENT)
+
+    driver.fail("b")
+
+    failure = told(driver).failure
+    assert failure is not None
+    assert (failure.code, failure.message) == ("child_no_result", "run 'run-1' has no result: step 'b' failed")
+
+
 def test_a_cancelled_child_says_so_and_a_reopened_one_tells_again() -> None:
     driver = Driver(step("b"), output=Ref("b"), started=PARENT)
     driver.give(inp.Cancel())

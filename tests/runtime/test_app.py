@@ -13,6 +13,7 @@ import pytest
 from treadle import (
     ConflictError,
     DecodeError,
+    NotApplicableError,
     Permanent,
     PlanBuilder,
     Retry,
@@ -480,7 +481,7 @@ async def test_retrying_a_failed_step_reopens_exactly_what_was_skipped_because_o
 
         assert sorted(await run.retry("moody")) == ["moody", "sum"]
         assert await run.result(10) == 8
-        with pytest.raises(UsageError):
+        with pytest.raises(NotApplicableError):
             await run.retry("moody")
 
 

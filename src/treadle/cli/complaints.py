@@ -23,6 +23,7 @@ HINTS: Final[dict[str, str]] = {
     "run_exists": "choose another --id; or leave out --input to go on with that run",
     "run_failed": "`treadle show RUN` tells more; `treadle retry RUN` reopens what failed",
     "not_applicable": "`treadle show RUN` tells what state it is in",
+    "path_missing": "`treadle result RUN STEP` prints the whole value of a step",
     "run_cancelled": "`treadle retry RUN` reopens what was cancelled",
     "run_not_finished": "`treadle watch RUN` follows it; --wait waits for the end",
     "run_not_running": "`treadle show RUN` tells its status",

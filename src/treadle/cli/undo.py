@@ -12,9 +12,8 @@ from treadle.cli.output import emit, plainly, table
 from treadle.cli.receipts import keep
 from treadle.cli.settings import find_project
 from treadle.errors import UsageError
-from treadle.runtime.inspection import UNWOUND, StepView
+from treadle.runtime.inspection import UNWOUND
 from treadle.runtime.report import clean
-from treadle.runtime.scopes import ScopeView
 
 if TYPE_CHECKING:
     from treadle.runtime.run import Run
@@ -97,8 +96,8 @@ async def _list(desk: Desk, run: Run[Any], to: str) -> None:
 async def _tell_what_stands(run: Run[Any]) -> None:
     """Say on stderr which undos were tried in vain: those are not on the stack, and what their steps did stands."""
     snapshot = await run.inspect()
-    states: list[StepView | ScopeView] = [*snapshot.steps, *snapshot.scopes]
-    failed = [state.address for state in states if state.undo == "failed"]
+    failed = [step.address for step in snapshot.steps if step.undo == "failed"]
+    failed += [scope.address for scope in snapshot.scopes if scope.undo == "failed"]
     if failed:
         named = ", ".join(map(clean, failed[:NAMED])) + (" and others" if len(failed) > NAMED else "")
         click.echo(f"the undo failed of {named}: what was done there stands, and --retry tries again", err=True)

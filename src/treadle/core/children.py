@@ -15,8 +15,8 @@ from treadle.core.addresses import MAX_ID_BYTES
 from treadle.core.compensation import rows_below
 from treadle.core.decision import Decision
 from treadle.core.events import Arg, ArgList, ArgMap, Failure, Handle
-from treadle.core.state import NodeState, RunState
-from treadle.core.tables import CANCELLED, NOT_COMPENSABLE, SUCCEEDED, UNDONE
+from treadle.core.state import NodeState, RunState, ScopeState
+from treadle.core.tables import CANCELLED, FAILED, NOT_COMPENSABLE, SUCCEEDED, UNDONE
 from treadle.core.undo import has_effect, undo_of
 from treadle.core.undoing import how_far
 from treadle.core.values import bare
@@ -60,7 +60,10 @@ def tell_parent(run: RunState, decision: Decision, settled: ev.RunSettled) -> No
 def child_failure(run: RunState, settled: ev.RunSettled) -> Failure:
     """What the parent's step fails with: the first root cause, and whose it was."""
     if settled.missing:
-        text = f"run {run.run_id!r} has no result: step {settled.missing[0]!r} was skipped"
+        state = run.at(settled.missing[0])
+        kind = "block" if isinstance(state, ScopeState) else "step"
+        became = "failed" if state is not None and state.status == FAILED else "was skipped"
+        text = f"run {run.run_id!r} has no result: {kind} {settled.missing[0]!r} {became}"
         return Failure(code="child_no_result", message=text)
     step = run.step_at(settled.failures[0]) if settled.failures else None
     if step is None or step.failure is None:

@@ -13,7 +13,7 @@ from treadle.core.graph import Graph
 from treadle.core.phases import asked_rule
 from treadle.core.plan import Block, Phase, Step, decode_plan
 from treadle.core.state import ScopeState, settled
-from treadle.core.tables import CANCELLED, SKIPPED
+from treadle.core.tables import CANCELLED, FAILED, SKIPPED
 from treadle.core.values import key_id_of
 from treadle.errors import (
     MissingKeyError,
@@ -167,6 +167,23 @@ class BlockLook:
             return None
         state = fold_run(loaded, Graph(decode_plan(loaded.plan))).at(self._address)
         return state if isinstance(state, ScopeState) and settled(state) else None
+
+
+async def no_result(node: Node, key: str, run_id: str, at: str) -> RunError:
+    """The error of a result that needs a step or block which has no value, though its run succeeded."""
+    said = f"run {run_id!r} has no result:"
+    row = (await node.read(partial(node.reader.step, key, at))).step
+    if row is not None and row.status != FAILED:
+        return StepSkippedError(f"{said} step {at!r} was {row.status}", run_id=run_id, step=at, upstream=[at])
+    if row is not None:
+        text = f"{said} step {at!r} failed: {await _why_failed(node, key, row)}"
+        return StepFailedError(text, run_id=run_id, step=at, kind=row.code)
+    scope = await BlockLook(node, key, at).settled()
+    if scope is None or scope.status != FAILED:
+        return StepSkippedError(f"{said} block {at!r} was skipped", run_id=run_id, step=at, upstream=[at])
+    failure = scope.failure
+    text = f"{said} block {at!r} failed" + (f": {_first_line(failure)}" if failure is not None else "")
+    return StepFailedError(text, run_id=run_id, step=at, kind=failure.code if failure is not None else FAILED)
 
 
 def no_value(scope: ScopeState, run_id: str) -> RunError:

@@ -28,6 +28,7 @@ from treadle.core.events import Handle, RunSettled, decode_events
 from treadle.core.singletons import Enters
 from treadle.core.tables import RUNNING, SUCCEEDED
 from treadle.errors import (
+    MissingPathError,
     NotCompensable,
     Permanent,
     RetryLater,
@@ -35,6 +36,7 @@ from treadle.errors import (
     StoreUnavailableError,
     UnregisteredStepError,
 )
+from treadle.runtime.answers import no_result
 from treadle.runtime.payloads import assemble, handles_of
 from treadle.runtime.posts import tell
 from treadle.runtime.requests import request
@@ -219,15 +221,17 @@ async def _result(node: Node, row: RunRow) -> str:
     if settled is None:
         raise Permanent(f"run {row.id!r} was deleted", code="child_deleted")
     if settled.missing:
-        text = f"run {row.id!r} has no result: step {settled.missing[0]!r} was skipped"
-        raise Permanent(text, code="child_no_result")
+        raise Permanent(str(await no_result(node, row.key, row.id, settled.missing[0])), code="child_no_result")
     handles: list[Handle] = []
     handles_of(settled.result, handles)
     texts = await node.payloads.load(row.key, handles)
     if isinstance(settled.result, str):
         return texts[settled.result]
     trees: dict[str, object] = {handle: codec.plain(text) for handle, text in texts.items()}
-    return msgspec.json.encode(assemble(settled.result, trees)).decode()
+    try:
+        return msgspec.json.encode(assemble(settled.result, trees)).decode()
+    except MissingPathError as error:
+        raise Permanent(f"run {row.id!r} has no result: {error}", code="child_no_result") from None
 
 
 async def last_settlement(node: Node, key: str, version: int) -> RunSettled | None:

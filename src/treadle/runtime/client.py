@@ -190,7 +190,7 @@ class App(DeadLetters, DataOperations):
         if id is not None:
             check_id(id, "run id")
         failing = on_failure_of(on_failure)
-        armed = list(breakpoints)
+        armed = [breakpoints] if isinstance(breakpoints, str) else list(breakpoints)
         if any(not label for label in armed):
             raise DefinitionError("a breakpoint label is empty; give the label that the steps carry")
         if singleton is not None:
@@ -293,6 +293,9 @@ class App(DeadLetters, DataOperations):
             return workflow
         settings = self._node.settings
         function = named_workflow(workflow, self.registry, settings.packages) if isinstance(workflow, str) else workflow
+        if not hasattr(function, "plan"):
+            text = f"{workflow!r} is no workflow: pass a @workflow function, a plan, or its name"
+            raise UsageError(f"{text}; one step alone is started by `app.enqueue`")
         scope = contextvars.copy_context()
         scope.run(planning_settings.set, settings.package_settings)
         planned: Planned = scope.run(partial(function.plan, *args, **kwargs))

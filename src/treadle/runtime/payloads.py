@@ -20,7 +20,7 @@ from treadle.authoring.adapters import TAG
 from treadle.authoring.secrets import with_secrets
 from treadle.core.events import Arg, ArgList, ArgMap, Handle, Items, Pick
 from treadle.core.values import bare, key_id_of
-from treadle.errors import StoreError
+from treadle.errors import MissingPathError, StoreError
 from treadle.ports import PayloadCodec
 from treadle.runtime.coding import VALUE, EncodingBlobs, decoded, inline_handle, inline_text
 from treadle.store.base import INLINE_BYTES, ROW_BYTES, Reader
@@ -250,7 +250,7 @@ def assemble(arg: Arg, texts: dict[Handle, object]) -> object:
     """The plain JSON tree of an argument whose handles' trees are known.
 
     Raises:
-        LookupError: a path leads to nothing in the value.
+        MissingPathError: a path leads to nothing in the value.
     """
     if isinstance(arg, str):
         return texts[arg]
@@ -261,7 +261,7 @@ def assemble(arg: Arg, texts: dict[Handle, object]) -> object:
                 value = codec.part(value, key)
             except (LookupError, TypeError):
                 path = "".join(f"[{part!r}]" for part in arg.path)
-                raise LookupError(f"the result has nothing at {path}: {key!r} is not there") from None
+                raise MissingPathError(f"the result has nothing at {path}: {key!r} is not there") from None
         return value
     if isinstance(arg, ArgList):
         return [texts[item] if type(item) is str else assemble(item, texts) for item in arg.items]

@@ -7,6 +7,7 @@ receipt never leaves out what its journal holds.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -25,6 +26,7 @@ from treadle.core.plan import Phase, decode_plan
 from treadle.core.state import RunState
 from treadle.core.tables import NONE, SUCCEEDED, UNDONE
 from treadle.core.values import key_id_of
+from treadle.errors import MissingPathError
 from treadle.runtime.coding import hidden_constant
 from treadle.runtime.documents import provenance
 from treadle.runtime.inspection import Snapshot, StepView, snapshot_of
@@ -95,7 +97,9 @@ async def receipt_of_run(node: Node, loaded: Loaded, context: Mapping[str, str] 
     snapshot = snapshot_of(loaded, told, await node.read(node.reader.sessions), node.environment.clock.now())
     result: doc.Value | None = None
     if told.run.status == SUCCEEDED and not told.run.missing:
-        result = _whole(told.run.result, {handle: codec.plain(text) for handle, text in texts.items()})
+        # A result that cannot be put together is left out; what happened stays told.
+        with contextlib.suppress(MissingPathError):
+            result = _whole(told.run.result, {handle: codec.plain(text) for handle, text in texts.items()})
     return receipt_of(loaded, told, snapshot, [texts[handle] for handle in loaded.head.constants], written, result)
 
 

@@ -20,6 +20,7 @@ from treadle.core.state import ScopeState
 from treadle.core.tables import LIVE, SUCCEEDED
 from treadle.errors import (
     ConflictError,
+    MissingPathError,
     NotApplicableError,
     RunCancelledError,
     RunError,
@@ -35,7 +36,7 @@ from treadle.errors import (
     StepSkippedError,
     UsageError,
 )
-from treadle.runtime.answers import BlockLook, failed_run, no_value, shown_message, shown_snapshot
+from treadle.runtime.answers import BlockLook, failed_run, no_result, no_value, shown_message, shown_snapshot
 from treadle.runtime.children import last_settlement
 from treadle.runtime.cloud_events import cloud_events
 from treadle.runtime.failures import Account, account_of
@@ -168,7 +169,9 @@ class Run(UndoOperations, EffectOperations, Generic[R]):
         Raises:
             RunFailedError: naming the failed steps, root cause first.
             RunCancelledError: it was cancelled.
-            StepSkippedError: a step that the result needs was skipped by its condition.
+            StepSkippedError, StepFailedError: what the result needs was skipped by its condition, or failed though the
+                run did not.
+            MissingPathError: the result is a part of a value that has no such part.
             TimeoutError: the run has no outcome after `timeout` seconds; it goes on.
         """
         if timeout is None:
@@ -181,11 +184,11 @@ class Run(UndoOperations, EffectOperations, Generic[R]):
         if settled.outcome != SUCCEEDED:
             raise await failed_run(self._node, await self.key(), self.id, settled)
         if settled.missing:
-            step = settled.missing[0]
-            raise StepSkippedError(
-                f"run {self.id!r} has no result: step {step!r} was skipped", run_id=self.id, step=step, upstream=[step]
-            )
-        value: R = await self._value(settled.result, self._adapter)
+            raise await no_result(self._node, await self.key(), self.id, settled.missing[0])
+        try:
+            value: R = await self._value(settled.result, self._adapter)
+        except MissingPathError as error:
+            raise MissingPathError(f"run {self.id!r} has no result: {error}") from None
         return value
 
     async def _settled(self, version: int) -> ev.RunSettled:
