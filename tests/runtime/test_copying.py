@@ -29,9 +29,10 @@ from treadle import (
     step,
     workflow,
 )
-from treadle.ports import Environment, PayloadCodec
+from treadle.ports import Clock, Environment, PayloadCodec
 from treadle.runtime.builtins import with_builtins
 from treadle.runtime.clock import RandomIds, SystemClock
+from treadle.runtime.copying import allow_the_same
 from treadle.runtime.node import Node, Settings
 from treadle.runtime.threads import ThreadPool
 from treadle.runtime.wakeups import NoWakeups
@@ -41,7 +42,7 @@ from treadle.store.blobs import MemoryBlobs
 from treadle.store.committer import InlineDriver
 from treadle.store.memory import MemoryStore
 from treadle.store.projection import HostsProjections
-from treadle.store.queues import QueueChange, QueueLimits
+from treadle.store.queues import Bucket, QueueChange, QueueLimits
 from treadle.store.sqlite import SqliteStore
 from treadle.testing import ManualClock
 from treadle.testing.faulty_store import FaultyStore
@@ -93,10 +94,15 @@ async def end_all(app: App) -> None:
 
 
 async def on(
-    store: Store, blobs: Blobs | None = None, *, worker: bool = False, codec: PayloadCodec | None = None
+    store: Store,
+    blobs: Blobs | None = None,
+    *,
+    worker: bool = False,
+    codec: PayloadCodec | None = None,
+    clock: Clock | None = None,
 ) -> App:
     """An application on a store that is open."""
-    clock, ids = SystemClock(), RandomIds()
+    clock, ids = clock or SystemClock(), RandomIds()
     environment = Environment(clock=clock, ids=ids, threads=ThreadPool(1), wakeups=NoWakeups(), store=store)
 
     async def read(function: Callable[[], Any]) -> Any:
@@ -135,6 +141,28 @@ async def test_every_run_goes_on_in_the_copy(source: str, target: str, tmp_path:
         await end_all(new)
         assert (await new.check()).problems == []
     store.close()
+
+
+@pytest.mark.postgres
+@pytest.mark.nats
+async def test_open_runs_move_from_server_to_server_and_back_into_a_file(
+    source: str, nats_url: str, postgres_server: Any, tmp_path: Path
+) -> None:
+    from tests.postgres_kit import empty_schema, shared_server, url_of
+
+    with empty_schema() as schema:
+        urls = [source, url_of(shared_server(), schema), nats_url, f"sqlite:///{tmp_path}/last.db"]
+        for one, other in itertools.pairwise(urls):
+            async with (
+                connect(one, registry=registry, worker=False) as old,
+                connect(other, registry=registry, worker=False) as new,
+            ):
+                report = await old.copy_to(new)
+                open_ = sum(row.status in ("running", "unwinding") for row in await new.runs())
+                assert (report.differing, report.runs, report.open) == ({}, 9, open_)
+        async with connect(urls[-1], registry=registry) as last:
+            await end_all(last)
+            assert (await last.check()).problems == []
 
 
 @pytest.mark.parametrize("codec", [None, Encryption({"k1": bytes(32)})], ids=["plain", "encrypted"])
@@ -350,6 +378,43 @@ async def test_limits_words_of_operators_and_pauses_go_along(make: Callable[[str
         assert told(target) == sorted([*told(source), ("own", None, None, True)])
     assert (report.queues, report.differing) == (3, {})
     assert (again.differing, told(target)[-2:]) == ({}, told(target)[-2:])
+
+
+@pytest.mark.parametrize("old", KINDS)
+@pytest.mark.parametrize("new", KINDS)
+async def test_what_rates_have_used_up_goes_along(make: Callable[[str], Store], old: str, new: str) -> None:
+    source, target = make(old), make(new)
+    clock = ManualClock()
+    limits = QueueLimits(rate=0.001, burst=10, key_rate=0.01, key_burst=3)
+    used = {
+        "": Bucket(2.5, clock.now() - 1),
+        "a": Bucket(1.0, clock.now()),
+        # By the clock of another machine, which is ahead.
+        "b": Bucket(0.0, clock.now() + 20),
+        "full": Bucket(3.0, clock.now() - 30),
+    }
+
+    async with await on(source, clock=clock) as one, await on(target, clock=clock) as other:
+        source.set_queues([QueueChange(name="rated", defined=limits, buckets=used)], clock.now())
+        assert (await one.copy_to(other)).differing == {}
+        assert {**target.buckets("rated"), "full": used["full"]} == used
+        clock.advance(30)
+        assert (await one.copy_to(other)).differing == {}
+        # What was used up in the target is not what was used up in the source.
+        there = target.buckets("rated")
+        target.set_queues([QueueChange(name="rated", buckets={**there, "a": Bucket(0.5, clock.now())})], clock.now())
+        assert (await one.copy_to(other)).differing == {}
+        assert target.buckets("rated")["a"] == used["a"]
+
+
+@pytest.mark.parametrize(("name", "allowance"), [("", 2.4), ("a", 0.9), ("new", 0.0)])
+def test_buckets_that_allow_something_else_differ(name: str, allowance: float) -> None:
+    limits = QueueLimits(rate=0.001, burst=10, key_rate=0.01, key_burst=3)
+    one = {"": Bucket(2.5, 100.0), "a": Bucket(1.0, 100.0)}
+    later = {"": Bucket(2.501, 101.0), "a": Bucket(1.01, 101.0), "full": Bucket(2.99, 100.0)}
+
+    assert allow_the_same(one, later, limits, 101.0)
+    assert not allow_the_same(one, one | {name: Bucket(allowance, 100.0)}, limits, 101.0)
 
 
 @step(registry=registry, name="copy:record")

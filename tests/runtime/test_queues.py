@@ -99,6 +99,8 @@ async def test_a_run_for_a_full_queue_is_refused_and_may_be_started_later(url: s
         (Queue("q", key_burst=3), "key_burst= without key_rate="),
         (Queue("q", fair={"a": 0}), "a weight is a number above 0"),
         (Queue("q", length=0), "length=0"),
+        (Queue("q", length=2, on_full="drop"), "on_full='drop': one of 'reject', 'wait', 'drop_oldest'"),  # type: ignore[arg-type]  # a caller without a checker
+        (Queue("q", on_full="wait"), "on_full= without length="),
     ],
 )
 def test_limits_that_make_no_sense_are_refused_where_they_are(queue: Queue, said: str) -> None:

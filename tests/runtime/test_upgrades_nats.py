@@ -20,10 +20,12 @@ from tests.runtime.upgrade_target import LENGTH
 
 from treadle import connect
 from treadle.errors import SchemaVersionError
+from treadle.store.nats.wire import LEVEL
 
 pytestmark = pytest.mark.nats
+NEXT = LEVEL + 1
 EDITS: tuple[Edit, ...] = (
-    ("store/nats/wire.py", r"\nLEVEL = 1\n", "\nLEVEL = 2\n"),
+    ("store/nats/wire.py", rf"\nLEVEL = {LEVEL}\n", f"\nLEVEL = {NEXT}\n"),
     (
         "store/nats/wire.py",
         r"\nclass BuryOp",
@@ -41,7 +43,7 @@ EDITS: tuple[Edit, ...] = (
         r"    def _bury\(.*\n",
         "    def _pulse(self, op: wire.PulseOp, number: int) -> Any:\n        self.pulses += number\n"
         "        return self.store.renew(op.session, op.waits)\n\n\\g<0>"
-        "        self.data.token += 1000 if self.level > 1 else 0\n",
+        f"        self.data.token += 1000 if self.level >= {NEXT} else 0\n",
     ),
     ("store/nats/snapshots.py", r"    lines: dict.*\n", "\\g<0>    pulses: int = 0\n"),
     ("store/nats/snapshots.py", r"        machine.level = .*\n", "\\g<0>        machine.pulses = self.pulses\n"),
@@ -49,7 +51,7 @@ EDITS: tuple[Edit, ...] = (
     (
         "store/nats/store.py",
         r"wire.RenewOp\(",
-        "(wire.PulseOp if self._rooms.log.machine.level > 1 else wire.RenewOp)(",
+        f"(wire.PulseOp if self._rooms.log.machine.level >= {NEXT} else wire.RenewOp)(",
     ),
 )
 
@@ -100,7 +102,7 @@ async def test_two_versions_work_side_by_side_and_the_log_rises_when_the_older_o
             process.wait()
         # All older ones are seen to be dead, though one of them has only stood still.
         last.send_signal(signal.SIGSTOP)
-        assert ask(decider, "rise 2") == "risen"
+        assert ask(decider, f"rise {NEXT}") == "risen"
         decider.kill()
         decider.wait()
         last.send_signal(signal.SIGCONT)
@@ -116,7 +118,7 @@ async def test_two_versions_work_side_by_side_and_the_log_rises_when_the_older_o
 
     refused = run(OLDER, nats_url, "worker")
     with pytest.raises(
-        SchemaVersionError, match="risen to level 2, and this Treadle applies logs up to level 1: upgrade"
+        SchemaVersionError, match=f"risen to level {NEXT}, and this Treadle applies logs up to level {LEVEL}: upgrade"
     ):
         async with connect(nats_url, worker=False):
             pass
@@ -126,7 +128,7 @@ async def test_two_versions_work_side_by_side_and_the_log_rises_when_the_older_o
     assert refused.returncode == 1
     assert "upgrade this program" in refused.stderr
     # Whoever begins with the log now comes to what those came to who saw it rise.
-    assert state.split()[1] == "2"
+    assert state.split()[1] == str(NEXT)
     assert run(newer, nats_url, "look").stdout == state + "\n"
 
 
@@ -134,7 +136,7 @@ async def test_a_store_that_only_newer_processes_have_seen_is_on_their_level_fro
     newer: Path, nats_url: str, tmp_path: Path
 ) -> None:
     with life(newer, nats_url, tmp_path / "gate", "client") as process:
-        risen = ask(process, "rise 2")
+        risen = ask(process, f"rise {NEXT}")
 
     assert risen == "risen"
     with pytest.raises(SchemaVersionError, match="upgrade this program"):
@@ -153,6 +155,6 @@ def test_what_an_older_process_makes_of_a_log_is_what_a_newer_one_makes_of_it(
         ask(older, "wait r")
         state = ask(older, "end")
 
-    assert state.split()[1] == "1"
+    assert state.split()[1] == str(LEVEL)
     assert run(OLDER, nats_url, "look").stdout == state + "\n"
     assert run(newer, nats_url, "look").stdout == state + "\n"

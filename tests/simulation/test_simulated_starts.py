@@ -22,12 +22,14 @@ from treadle.runtime.conflicts import start_run
 from treadle.runtime.node import Node
 from treadle.runtime.requests import request
 from treadle.runtime.starting import Start
-from treadle.store import memory
+from treadle.store import memory, memory_dropping
 from treadle.store.memory_data import MemoryData, StoredRun
 from treadle.store.memory_names import change_names, put_turn
+from treadle.store.queues import QueueChange, QueueLimits
 from treadle.testing import invariants
 from treadle.testing.scenarios import Ask, Scenario, everywhere
 from treadle.testing.sim_joins import Join
+from treadle.testing.sim_limits import LIMITED
 from treadle.testing.sim_shape import conflict_of, singleton_of
 from treadle.testing.sim_steps import work
 from treadle.testing.simulation import run_seed
@@ -39,6 +41,25 @@ def waiting() -> Planned:
     plan.step("now", work, conduct("now"), [])
     plan.output(plan.step("later", work, conduct("later"), [], signals=["go"], optional=True))
     return plan.build()
+
+
+def queued() -> Planned:
+    """Two steps of one queue."""
+    plan = scenes.builder()
+    first = plan.step("a", work, conduct("a"), [], queue="docks")
+    plan.output(plan.step("b", work, conduct("b"), [first], queue="docks"))
+    return plan.build()
+
+
+def abreast() -> Planned:
+    """Two steps of one queue at a time."""
+    plan = scenes.builder()
+    plan.output([plan.step(name, work, conduct(name), [], queue="docks") for name in "ab"])
+    return plan.build()
+
+
+def docks(on_full: str) -> list[QueueChange]:
+    return [QueueChange(name="docks", defined=QueueLimits(concurrency=1, length=1, on_full=on_full))]
 
 
 def delayed() -> Planned:
@@ -71,7 +92,12 @@ JOINED = Scenario(
         Join("plain", 1.2, 1, tells="r0"),
     ],
 )
-SCENARIOS = [LINE, REPLACED, REJECTED, REUSED, LATE, NEVER, DELAYED, JOINED]
+# One is executed and one may wait: the others drop it, or wait for its place.
+DROPPING = Scenario([queued()] * 3, at=0.502, queues=docks("drop_oldest"))
+# Of the first run one step waits, but another one has begun.
+BEGUN = Scenario([abreast(), abreast()], at=0.502, queues=docks("drop_oldest"))
+WAITING = Scenario([queued()] * 3, at=0.502, queues=docks("wait"))
+SCENARIOS = [LINE, REPLACED, REJECTED, REUSED, LATE, NEVER, DELAYED, JOINED, DROPPING, WAITING, BEGUN]
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
@@ -87,6 +113,17 @@ def test_the_scenarios_conflict_in_all_ways() -> None:
     assert not any("RunExistsError" in line for line in REUSED.play().trace)
     assert any("code='deadline'" in line for line in LATE.play().trace)
     assert sum("RunStarted" in line for line in REPLACED.play().trace) > 1
+
+
+def test_starts_that_find_a_queue_full_wait_or_take_the_place_of_others() -> None:
+    dropped, waited = DROPPING.play().trace, WAITING.play().trace
+
+    assert sum("CancelRequested(hard=True" in line and "cause='dropped:" in line for line in dropped) == 1
+    assert sum("RunSettled(outcome='succeeded'" in line for line in dropped) == 2
+    assert sum("RunSettled(outcome='succeeded'" in line for line in waited) == 3
+    assert any("client start run1: QueueFullError" in line for line in BEGUN.play().trace)
+    begun = [float(line.split()[0]) for line in waited if "RunStarted" in line]
+    assert [at > 2.0 for at in begun] == [False, False, True]
 
 
 @pytest.mark.parametrize("kind", ["", "crash_before", "crash_after", "error_after", "conflict"])
@@ -185,6 +222,12 @@ def test_a_run_with_a_deadline_that_is_given_back_is_found(monkeypatch: pytest.M
     monkeypatch.setattr(appending, "is_awaited", lambda _run: False)
 
     assert broken(alone(LONG)) == invariants.PROGRESS
+
+
+def test_a_run_that_has_begun_and_makes_place_for_another_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_dropping, "_only_waits", lambda *_: True)
+
+    assert broken(alone(BEGUN)) == LIMITED
 
 
 def test_a_joined_start_that_does_not_join_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

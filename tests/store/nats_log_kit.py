@@ -23,7 +23,7 @@ from treadle.store.base import SessionRow
 from treadle.store.nats import wire
 from treadle.store.nats.machine import Machine
 from treadle.store.nats.snapshots import Snapshot, encode_snapshot
-from treadle.store.queues import QueueChange, QueueLimits
+from treadle.store.queues import Bucket, QueueChange, QueueLimits
 from treadle.testing.contract_kit import (
     NOW,
     Slots,
@@ -36,9 +36,13 @@ from treadle.testing.contract_kit import (
     task_of,
 )
 
+# A history in which all happens that may.
+SEED = 12
 FOLDER = Path(__file__).with_name("nats_logs")
 ACTIONS = ("act", "other")
 QUEUES = ("default", "slow", "fair")
+# Only the newest runs wait in this one.
+NEWEST = "newest"
 TARGETS = ("", "", "gpu")
 NAMES = ("lock", "line")
 LIMITS = (
@@ -46,6 +50,7 @@ LIMITS = (
     QueueLimits(concurrency=2, rate=0.5, burst=2),
     QueueLimits(key_concurrency=1, key_rate=0.3, key_burst=2),
     QueueLimits(fair=True, weights={"a": 2.0}, length=6),
+    QueueLimits(concurrency=1, length=3, on_full="wait"),
 )
 
 
@@ -81,6 +86,8 @@ class Scribe:
             (1, self.targets),
             (1, self.renew),
             (1, self.clear),
+            (3, self.rise),
+            (10, self.queued),
         ]
 
     def write(self, length: int) -> Iterator[tuple[wire.Operation, Any]]:
@@ -143,6 +150,23 @@ class Scribe:
         if self.chance(6):
             head = head_of(key, singleton=NAMES[0])
         return self.filled(key, 0, head=head, plan="sha256:plan")
+
+    def queued(self) -> wire.Operation | None:
+        """A run that only waits in a queue."""
+        self.keys += 1
+        key = key_of(self.keys)
+        return wire.AppendOp(
+            session=self.session(),
+            key=key,
+            expect=0,
+            commit_id=self.count,
+            time=self.now,
+            events="[]",
+            status="running",
+            head=head_of(key),
+            plan="sha256:plan",
+            tasks=[task_of(key, number, queue=NEWEST) for number in range(self.dice.randint(1, 2))],
+        )
 
     def append(self) -> wire.Operation | None:
         key = self.key()
@@ -225,8 +249,14 @@ class Scribe:
         targets = ["gpu"] if self.chance(2) else []
         name = f"s{self.sessions}"
         return wire.OpenOp(
-            row=SessionRow(name, f"worker-{name}", f"wake-{name}", 0, 0, list(ACTIONS[:1]), targets=targets)
+            row=SessionRow(name, f"worker-{name}", f"wake-{name}", 0, 0, list(ACTIONS[:1]), targets=targets),
+            level=wire.LEVEL,
         )
+
+    def rise(self) -> wire.Operation | None:
+        if self.machine.level >= wire.LEVEL:
+            return None
+        return wire.LevelOp(session=self.session(), level=wire.LEVEL)
 
     def bury(self) -> wire.Operation | None:
         return wire.BuryOp(dead=self.session())
@@ -245,7 +275,13 @@ class Scribe:
         change = QueueChange(name=name, defined=self.dice.choice(LIMITS), paused=self.chance(5))
         if self.chance(4):
             change = QueueChange(name=name, override=self.dice.choice((None, QueueLimits(concurrency=1))))
-        return wire.QueuesOp(now=self.now, changes=[change])
+        if self.chance(3):
+            length = self.dice.randint(2, 5)
+            change = QueueChange(name=NEWEST, defined=QueueLimits(length=length, on_full="drop_oldest"))
+        elif self.chance(4):
+            buckets = {key: Bucket(self.dice.random(), self.now) for key in ("", "a", "c") if self.chance(2)}
+            change = QueueChange(name=name, defined=QueueLimits(rate=0.5, key_rate=0.3, key_burst=2), buckets=buckets)
+        return wire.QueuesOp(now=self.now, changes=[change if self.machine.level > 1 else wire.of_level_1(change)])
 
     def delete(self) -> wire.Operation | None:
         closed = [key for key, run in self.machine.data.runs.items() if run.status not in LIVE]
@@ -407,6 +443,6 @@ def _name(known: Any) -> str:
 
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
-    data = msgspec.msgpack.encode(record(wire.LEVEL, 500))
+    data = msgspec.msgpack.encode(record(SEED, 500))
     FOLDER.joinpath(f"log-{wire.LEVEL}.msgpack.gz").write_bytes(gzip.compress(data, mtime=0))
     FOLDER.joinpath(f"shapes-{wire.LEVEL}.txt").write_text("\n".join(shapes()) + "\n", encoding="utf-8")

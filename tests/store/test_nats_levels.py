@@ -14,6 +14,7 @@ import msgspec
 import pytest
 from tests.store.nats_log_kit import (
     FOLDER,
+    SEED,
     LevelScribe,
     Scribe,
     digest_of,
@@ -66,8 +67,7 @@ def test_the_level_of_this_version_is_recorded_and_has_every_operation() -> None
 
     kinds = {type(wire.decode(data)) for data in recorded.operations}
 
-    # No log of the first level says that it rises to it.
-    assert kinds == set(wire.AnyOperation.__args__) - {wire.LevelOp}
+    assert kinds == set(wire.AnyOperation.__args__)
 
 
 def test_nothing_that_was_written_on_some_level_is_gone() -> None:
@@ -244,7 +244,7 @@ def test_a_process_stops_where_the_log_rises_above_it(open_store: Callable[[], N
 
     # It has applied what came before: a start, the end of a session, and the begin of another.
     assert reader._rooms.log.applied == seen + 3
-    assert reader._rooms.log.machine.level == wire.LEVEL
+    assert reader._rooms.log.machine.level == 1
 
 
 @pytest.mark.nats
@@ -257,7 +257,7 @@ def test_a_log_does_not_rise_above_a_process_that_came_in_time(open_store: Calla
 
     assert one.row().version == 1
     facts = one.store.check().facts
-    assert (facts["level"], facts["level of this Treadle"]) == (str(wire.LEVEL), str(wire.LEVEL))
+    assert (facts["level"], facts["level of this Treadle"]) == ("1", str(wire.LEVEL))
 
 
 @pytest.mark.nats
@@ -271,6 +271,8 @@ def test_a_position_that_this_version_cannot_read_is_not_taken_for_another(open_
 
 
 def test_histories_have_all_that_happens_to_appends() -> None:
-    answers = {getattr(answer, "status", "") for _, answer in Scribe(wire.LEVEL).write(500)}
+    history = list(Scribe(SEED).write(500))
 
+    answers = {getattr(answer, "status", "") for _, answer in history}
     assert answers >= {"committed", "conflict", "exists", "fenced", "full", "held", "refused"}
+    assert {getattr(answer, "on_full", "reject") for _, answer in history} == {"reject", "wait", "drop_oldest"}

@@ -66,7 +66,8 @@ async def _change(desk: Desk, change: QueueChange, done: str) -> None:
 @click.option("--key-rate", metavar="RATE", help="As --rate, for each key.")
 @click.option("--key-burst", type=int, metavar="N", help="As --burst, for each key.")
 @click.option("--fair", is_flag=True, help="Keys take turns.")
-@click.option("--length", type=int, metavar="N", help="Refuse runs that begin here while so many steps wait.")
+@click.option("--length", type=int, metavar="N", help="Make no runs that begin here while so many steps wait.")
+@click.option("--on-full", metavar="POLICY", help="What such starts do: reject (are refused), wait, or drop_oldest.")
 @click.argument("queue")
 async def set_limits(desk: Desk, queue: str, **limits: Any) -> None:
     """Set the limits of QUEUE, whole; they go before what programs define, until they are reset."""

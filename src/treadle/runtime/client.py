@@ -421,7 +421,9 @@ class App(DeadLetters, DataOperations):
         """Change what is stored of a queue, for all processes at once; False if it was so already."""
         node = self._node
         now = node.environment.clock.now()
-        return (await node.committer.call(lambda store: store.set_queues([change], now)))[0]
+        changed = (await node.committer.call(lambda store: store.set_queues([change], now)))[0]
+        node.places.look()
+        return changed
 
     async def set_targets(self, targets: Targets) -> None:
         """Execute steps that are placed on these from now on, beside those on its `worker_id`; as for `connect`.

@@ -35,8 +35,7 @@ async def start_run(
     wanted, number = start, 1
     enters: Enters = "take"
     while True:
-        key = node.environment.ids.key()
-        answer = await begin(node, planned, msgspec.structs.replace(wanted, key=key), enters=enters)
+        key, answer = await _begin(node, planned, wanted, enters)
         if answer.status == "committed":
             return Run[Any](node, wanted.id or key, planned.result, key)
         if answer.status == "held" and on_conflict in ("queue", "replace"):
@@ -51,9 +50,28 @@ async def start_run(
             raise _not_made(start.id or key, answer)
 
 
+async def _begin(node: Node, planned: Planned, start: Start, enters: Enters) -> tuple[str, Answer]:
+    """Make a run, if need be when there is a place for it; its key, and the store's answer."""
+    key = ""
+
+    async def attempt() -> Answer:
+        nonlocal key
+        # Keys tell the order in which runs were made.
+        key = node.environment.ids.key()
+        return await begin(node, planned, msgspec.structs.replace(start, key=key), enters=enters)
+
+    answer = await attempt()
+    while answer.on_full == "wait":
+        found = await node.places.wait(answer, attempt, start.deadline)
+        if found is None:
+            break
+        answer = found
+    return key, answer
+
+
 def _not_made(run: str, answer: Answer) -> Exception:
     if answer.status == "full":
-        return QueueFullError(f"run {run!r} was not made: a queue that it begins in is full; try again later")
+        return QueueFullError(f"run {run!r} was not made: queue {answer.queue!r} is full; try again later")
     return StoreUnavailableError(f"the run could not be made ({answer.status}); try again")
 
 

@@ -3,9 +3,9 @@
 A run is its journal. The copy appends the same rows with the same versions, commit ids and times, in one commit a run,
 and with the last row what the journal does not hold: payloads, step rows, waiting tasks, the hold. Inputs that wait
 follow. Done again, after a crash or because the source went on, it adds what is new: rows that are there are compared,
-never written twice. Queues get the limits, operators' words and pauses of the source. Nobody may work on either store
-meanwhile; what this process itself still decides in the source, such as attempts that died with their process, is
-caught by passes until one finds nothing new.
+never written twice. Queues get the limits, operators' words and pauses of the source, and
+what their rates have used up. Nobody may work on either store meanwhile; what this process itself still decides in the
+source, such as attempts that died with their process, is caught by passes until one finds nothing new.
 """
 
 from __future__ import annotations
@@ -38,12 +38,14 @@ from treadle.runtime.naming import Named
 from treadle.runtime.node import Node
 from treadle.store.base import Append, InboxInput, Loaded, RunHead, RunQuery, RunRow, SessionRow, StepRow, Store
 from treadle.store.projection import recorded
-from treadle.store.queues import QueueChange, QueueRow
+from treadle.store.queues import Bucket, QueueChange, QueueLimits, QueueRow, refill
 
 _SETTLED = (StepSucceeded, StepFailed, StepSkipped, StepCancelled)
 # Seconds between looks at sessions that may be dead, and between passes.
 _LOOK_SECONDS = 0.2
 _PASSES = 20
+# Of a burst: by so much may what a rate allows differ, worked out at different times.
+_ROUNDING = 1e-6
 _PAGE = 200
 
 
@@ -121,7 +123,14 @@ async def _copy_queues(source: Node, target: Node, *, lengths: bool) -> int:
     rows = await _queues(source)
     if lengths:
         changes = [
-            QueueChange(name=row.name, defined=row.defined or UNSET, override=row.override, paused=row.paused)
+            QueueChange(
+                name=row.name,
+                defined=row.defined or UNSET,
+                override=row.override,
+                paused=row.paused,
+                # As they are stored: what they allow at a time goes by the clocks of those who work, not by this one.
+                buckets=await source.read(partial(source.reader.buckets, row.name)),
+            )
             for row in rows.values()
         ]
     else:
@@ -142,11 +151,25 @@ async def _queues(node: Node) -> dict[str, QueueRow]:
 
 async def _differing_queues(source: Node, target: Node) -> dict[str, str]:
     there = await _queues(target)
-    return {
-        f"queue {name}": "has other limits"
-        for name, row in (await _queues(source)).items()
-        if name not in there or (there[name].limits, there[name].paused) != (row.limits, row.paused)
-    }
+    found: dict[str, str] = {}
+    for name, row in (await _queues(source)).items():
+        if name not in there or (there[name].limits, there[name].paused) != (row.limits, row.paused):
+            found[f"queue {name}"] = "has other limits"
+            continue
+        one, other = [await node.read(partial(node.reader.buckets, name)) for node in (source, target)]
+        if not allow_the_same(one, other, row.limits, target.environment.clock.now()):
+            found[f"queue {name}"] = "has used up something else of its rates"
+    return found
+
+
+def allow_the_same(one: dict[str, Bucket], other: dict[str, Bucket], limits: QueueLimits, now: float) -> bool:
+    """Whether buckets allow the same at a time: each store refills them, and forgets full ones, when it looks."""
+    for key in one | other:
+        rate, burst = (limits.key_rate, limits.key_burst) if key else (limits.rate, limits.burst)
+        allowed = [refill(buckets.get(key), rate, burst, now).allowance for buckets in (one, other)]
+        if abs(allowed[0] - allowed[1]) > _ROUNDING * burst:
+            return False
+    return True
 
 
 async def _runs(node: Node) -> AsyncIterator[RunRow]:

@@ -67,6 +67,7 @@ class Engine:
         on_leased: Callable[[list[Task]], None],
         on_adopted: Callable[[Task], None],
         on_queued: Callable[[], None],
+        on_taken_back: Callable[[], None],
         on_interrupt: Callable[[str, int], None],
         on_lease_lost: Callable[[], None],
         is_executing: Callable[[Task], bool],
@@ -82,6 +83,7 @@ class Engine:
         self.on_leased = on_leased
         self.on_adopted = on_adopted
         self.on_queued = on_queued
+        self.on_taken_back = on_taken_back
         self.on_interrupt = on_interrupt
         self.on_lease_lost = on_lease_lost
         self.is_executing = is_executing
@@ -460,6 +462,8 @@ class Engine:
             forget(owned.state)
         owned.in_flight = None
         key = append.key
+        if append.revoke or append.interrupts:
+            self.on_taken_back()
         if append.release:
             if self.runs.get(key) is owned:
                 del self.runs[key]

@@ -20,12 +20,7 @@ from treadle.core.commands import Call, Task
 from treadle.core.decide import Limits
 from treadle.core.events import decode_events
 from treadle.core.plan import Fragment, Plan, RetryPolicy
-from treadle.errors import (
-    LeaseLostError,
-    SchemaVersionError,
-    StoreError,
-    TreadleError,
-)
+from treadle.errors import LeaseLostError, SchemaVersionError, StoreError, TreadleError
 from treadle.ports import Elector, Environment, PayloadCodec
 from treadle.runtime.adding import add_now
 from treadle.runtime.attempts import Finish
@@ -42,6 +37,7 @@ from treadle.runtime.middleware import Middleware
 from treadle.runtime.observers import Observers
 from treadle.runtime.owned import Owned, Pending
 from treadle.runtime.payloads import Payloads, Row
+from treadle.runtime.places import Places
 from treadle.runtime.probes import Postponer
 from treadle.runtime.projections import Live, ProjectionRoom
 from treadle.runtime.questions import Questions
@@ -134,6 +130,7 @@ class Node:
         self.name = settings.worker_id or f"{socket.gethostname()}-{os.getpid()}"
         self.questions = Questions(self)
         self.watch = Watch(self)
+        self.places = Places(self)
         self.targets = OwnTargets(self, settings.targets)
         self.cycles = Cycles(self) if settings.worker and settings.cycles else None
         # What the runs of a package's entrypoints are called, if nothing else is said.
@@ -194,8 +191,7 @@ class Node:
         self.slots = Slots((settings.slots, settings.threads), actions, self._kind_of)
         if self.cycles is not None:
             self.slots.close()
-        self.watch.stop()
-        waits = self.watch.waits()
+        waits = self.watch.begin()
         self._enter(waits, actions if settings.worker else [])
         offer = self.slots if settings.worker else None
         self.committer = Committer(self.store, self.session, offer, environment.wakeups, self._driver())
@@ -213,6 +209,7 @@ class Node:
             on_leased=self._leased,
             on_adopted=self._adopted,
             on_queued=self._queued,
+            on_taken_back=self.places.look,
             on_interrupt=self._interrupt,
             on_lease_lost=self._lease_lost,
             is_executing=self._knows,
@@ -318,6 +315,7 @@ class Node:
         if self.closing:
             return
         self.closing = True
+        self.places.look()
         self.sweeper.stop()
         self.slots.close()
         self.worker.abandon()
@@ -490,6 +488,7 @@ class Node:
         self._shares_room = False
         if tasks:
             self._leased(tasks)
+            self.places.claimed(tasks)
         if due is not None:
             self._due_at(due)
         # Something has come since it was sent.
@@ -550,6 +549,7 @@ class Node:
         if self.closing or self.engine.closed:
             return
         self.expected.look()
+        self.places.woken()
         self.engine.inboxes.look_around()
         # Of its own runs the engine tells.
         self.hub.all_changed(but=self.engine.will_tell)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from treadle.core.addresses import check_id
 from treadle.core.plan import UNLIMITED
 from treadle.errors import DefinitionError
 from treadle.store.queues import QueueChange, QueueLimits
 
+# What a start does that would begin in a queue which is as long as it may be.
+OnFull = Literal["reject", "wait", "drop_oldest"]
 _PERIODS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -27,7 +30,9 @@ class Queue:
         key_rate: as `rate`, for the steps of each key.
         key_burst: as `burst`, for the steps of each key.
         fair: keys take turns, so that one with many steps keeps no other waiting; a mapping gives keys their weights.
-        length: so many steps may wait; while they do, runs that would begin in this queue are refused.
+        length: so many steps may wait; while they do, no run is made that would begin in this queue.
+        on_full: what becomes of such a start: "reject" (also without it) raises `QueueFullError`, "wait" waits for a
+            place, "drop_oldest" cancels the oldest runs that only wait in this queue and of which nothing has begun.
     """
 
     name: str
@@ -39,6 +44,7 @@ class Queue:
     key_burst: int | None = None
     fair: bool | Mapping[str, float] = False
     length: int | None = None
+    on_full: OnFull | None = None
 
 
 def changes_of(queues: Sequence[Queue]) -> tuple[QueueChange, ...]:
@@ -98,7 +104,20 @@ def limits_of(queue: Queue, mistakes: list[str]) -> QueueLimits:
         fair=bool(queue.fair) or isinstance(queue.fair, Mapping),
         weights={key: float(weight) for key, weight in weights.items()},
         length=whole("length"),
+        on_full=_on_full(queue, where, mistakes),
     )
+
+
+def _on_full(queue: Queue, where: str, mistakes: list[str]) -> str:
+    policy = queue.on_full
+    if policy is None:
+        return "reject"
+    if policy not in get_args(OnFull):
+        known = ", ".join(map(repr, get_args(OnFull)))
+        mistakes.append(f"{where}: on_full={policy!r}: one of {known}")
+    elif queue.length is None:
+        mistakes.append(f"{where}: on_full= without length= limits nothing; give both")
+    return policy
 
 
 def _weights(queue: Queue, where: str, mistakes: list[str]) -> dict[str, float]:
@@ -142,5 +161,6 @@ def limits_text(limits: QueueLimits) -> str:
     if limits.fair:
         said.append("fair" + "".join(f" {key}={weight:g}" for key, weight in limits.weights.items()))
     if limits.length:
-        said.append(f"length {limits.length}")
+        policy = f" {limits.on_full.replace('_', ' ')}" if limits.on_full != "reject" else ""
+        said.append(f"length {limits.length}{policy}")
     return ", ".join(said)

@@ -24,24 +24,40 @@ class Watch:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._idle: asyncio.TimerHandle | None = None
+        # Whether somebody waits for changes of runs, and for a place in a queue.
+        self._runs = self._places = False
 
-    def waits(self, *, watching: bool = False) -> int:
+    def begin(self) -> int:
+        """A new session is entered: what it waits for."""
+        self.stop()
+        return self.waits()
+
+    def waits(self) -> int:
         """What its session waits for."""
         node = self._node
-        changes = WAITS_CHANGES if watching or node.feeds is not None else 0
+        changes = WAITS_CHANGES if self._runs or self._places or node.feeds is not None else 0
         return (WAITS_TASKS if node.settings.worker else 0) | changes
 
     def changed(self, watching: bool) -> None:
-        """The first one waits for a change, or none does any more."""
-        self.stop()
-        if watching:
-            self._tell(self.waits(watching=True))
-        else:
-            self._idle = self._node.loop.call_later(IDLE_SECONDS, self._tell, self.waits())
+        """The first one waits for a change of a run, or none does any more."""
+        self._runs = watching
+        self._look(watching)
 
-    def _tell(self, waits: int) -> None:
+    def awaits_places(self, waiting: bool) -> None:
+        """The first one waits for a place in a queue, or none does any more."""
+        self._places = waiting
+        self._look(waiting)
+
+    def _look(self, waiting: bool) -> None:
+        self.stop()
+        if waiting:
+            self._tell()
+        else:
+            self._idle = self._node.loop.call_later(IDLE_SECONDS, self._tell)
+
+    def _tell(self) -> None:
         node = self._node
-        committer = node.committer
+        committer, waits = node.committer, self.waits()
         if waits != committer.waits and node.environment.wakeups.address:
             committer.waits = waits
             committer.submit(lambda store: store.renew(node.session, waits), node.renewed)

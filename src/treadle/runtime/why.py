@@ -39,6 +39,7 @@ from treadle.runtime.why_scopes import Missing, missing_reason, scope_reasons, s
 from treadle.runtime.why_undo import CODES as UNDO_CODES
 from treadle.runtime.why_undo import all_rows, history_of, row_reasons, unwinding_reason
 from treadle.store.base import Loaded
+from treadle.store.queues import DROPPED
 
 # Every code with its meaning, for documentation and for `treadle schema`.
 CODES: Final[dict[str, str]] = {
@@ -475,6 +476,8 @@ def _of_run(event: AnyEvent, step: StepState) -> tuple[str, str] | None:
             return "pause", "the run was paused"
         case ev.Resumed():
             return "pause", "the run was resumed"
+        case ev.CancelRequested(cause=cause) if cause.startswith(DROPPED):
+            return "cancel", f"the run made place for run {cause.removeprefix(DROPPED)} in a full queue"
         case ev.DeadlinePassed():
             return "deadline", "the run's deadline passed"
         case ev.CancelRequested(hard=hard):

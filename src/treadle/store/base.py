@@ -62,8 +62,13 @@ Promises
    paused; and of a `claim` whether a queue with limits has room for a task that waits and was not taken. It is said
    once: True is for all calls since it was asked last. True may be said too often, and never too rarely. Whoever is
    told claims, or wakes those who wait for tasks.
-12. A run with a due task for a queue in which `length` due tasks wait already is not made (**full**). Tasks of runs
-   that were made are never refused.
+12. A run with a due task for a queue in which `length` due tasks wait already is not made (**full**, with the policy
+   of the queue), unless that is `drop_oldest` and runs that only wait there make place: as many of the oldest, by
+   their keys, as leave fewer than `length`, or none and the run is not made. Each gets a hard `core.inputs.Cancel`,
+   with the id `dropped:KEY` of the new run, and what waits of it is taken back as by `revoke`, before the new tasks
+   come. A run only waits if it is running, no run has called it, it has no tasks but first attempts that wait in
+   this queue, none of its steps is settled, and its inbox holds nothing but looks. Whether a settlement counts that
+   an append has taken back since is the store's choice. Tasks of runs that were made are never refused.
 13. A run may be in the **line** of a name; the first run in it holds the name. `Append.names` changes that, in its
    order: `take` enters the line only if nobody else is in it, and else nothing of the append does (**held**); `line`
    goes to its end; `replace` does so too and puts a hard `core.inputs.Cancel` into the inboxes of the others in it;
@@ -85,7 +90,7 @@ from treadle.core.events import AnyEvent
 from treadle.core.tables import NONE, RUNNING
 from treadle.core.values import Window
 from treadle.store.offers import Offer
-from treadle.store.queues import KeyRow, QueueChange, QueueRow
+from treadle.store.queues import REJECT, Bucket, KeyRow, QueueChange, QueueRow
 
 FORMAT = 1
 # Payloads up to this many bytes of JSON ride in the event; up to the second they are rows; larger ones are blobs.
@@ -238,9 +243,11 @@ class Answer(msgspec.Struct, gc=False):
     leased: list[Task] = []
     # Tasks of this append that wait in the store (for wake-ups and `not_before` timers).
     queued: int = 0
-    # The queue that is full.
+    # The queue that is full, and what its limits say of such starts.
     queue: str = ""
-    # The key of the run that holds the name of a "held" append; keys of runs to which this one's names brought inputs.
+    on_full: str = REJECT
+    # The key of the run that holds the name of a "held" append; keys of the runs to which this one brought inputs:
+    # those that have made place for it, then those that are in its names' lines.
     holder: str = ""
     told: Sequence[str] = ()
     # Of "unfit": the lease whose outcome a projection does not take, and why. Nothing of the append took effect.
@@ -434,6 +441,10 @@ class Reader(Protocol):
 
     def queue_keys(self, queue: str, *, key: str | None = None, limit: int = 100) -> list[KeyRow]:
         """Keys of a queue's tasks, those with the most waiting first (may be slow), or the one that is asked for."""
+        ...
+
+    def buckets(self, queue: str) -> dict[str, Bucket]:
+        """What is stored of what its rates allow: by key, and of the queue itself ("")."""
         ...
 
     def line(self, name: str) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import attrgetter
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -33,8 +33,10 @@ from treadle.store.base import (
     Swept,
 )
 from treadle.store.memory_data import MemoryData, Row, StoredRun, StoredSession
+from treadle.store.memory_dropping import crowded_out, drop
 from treadle.store.memory_lines import Entry
 from treadle.store.memory_names import change_names, holder_of
+from treadle.store.memory_queues import Queue
 from treadle.store.memory_reader import MemoryReader
 from treadle.store.offers import Offer
 from treadle.store.queues import QueueChange
@@ -42,6 +44,13 @@ from treadle.store.queues import QueueChange
 __all__ = ["MemoryData", "MemoryStore"]
 
 _by_priority = attrgetter("priority")
+
+
+class _Taken(NamedTuple):
+    """The run of an append that takes effect, and the keys of the runs that made place for it."""
+
+    run: StoredRun
+    told: Sequence[str]
 
 
 class MemoryStore(MemoryReader):
@@ -183,11 +192,12 @@ class MemoryStore(MemoryReader):
     def _append(self, own: StoredSession, append: Append, offer: Offer | None) -> Answer:
         data = self.data
         run = data.runs.get(append.key)
+        told: Sequence[str] = ()
         if run is None or run.version != append.expect or run.owner is not own or append.head or append.names:
             found = self._changed(own, append, run)
             if isinstance(found, Answer):
                 return found
-            run = found
+            run, told = found
         # Nothing fails from here on.
         time = append.time
         run.version = version = append.expect + 1
@@ -206,26 +216,29 @@ class MemoryStore(MemoryReader):
         for row in append.steps:
             run.steps[row.number] = row
             run.by_address[row.address] = row
+            run.has_settled = True
         if append.undos or append.unwound is not None:
             self._undo(run, append)
-        if append.names:
-            return self._name(own, run, append, offer)
+        if append.names or told:
+            return self._name(own, run, append, offer, told)
         return self._dispatch(own, run, append, offer) if append.tasks else Answer("committed")
 
-    def _name(self, own: StoredSession, run: StoredRun, append: Append, offer: Offer | None) -> Answer:
-        told = change_names(self.data, run, append.names)
+    def _name(
+        self, own: StoredSession, run: StoredRun, append: Append, offer: Offer | None, told: Sequence[str]
+    ) -> Answer:
+        told = [*told, *change_names(self.data, run, append.names)]
         answer = self._dispatch(own, run, append, offer)
-        answer.told = told
+        answer.told = list(dict.fromkeys(told))
         return answer
 
-    def _changed(self, own: StoredSession, append: Append, run: StoredRun | None) -> StoredRun | Answer:
+    def _changed(self, own: StoredSession, append: Append, run: StoredRun | None) -> _Taken | Answer:
         """The run that an append changes or makes; else why it does not take effect."""
         if run is None or run.version != append.expect or run.owner is not own or append.head is not None:
             return self._make(own, append, run)
         holder = holder_of(self.data, append)
-        return Answer("held", holder=holder) if holder else run
+        return Answer("held", holder=holder) if holder else _Taken(run, ())
 
-    def _make(self, own: StoredSession, append: Append, run: StoredRun | None) -> StoredRun | Answer:
+    def _make(self, own: StoredSession, append: Append, run: StoredRun | None) -> _Taken | Answer:
         """The new run of an append that makes one; else, or if it may not, why the append does not take effect."""
         data = self.data
         head = append.head
@@ -239,16 +252,19 @@ class MemoryStore(MemoryReader):
             return Answer("exists")
         if append.expect != 0:
             return Answer("conflict")
-        if data.waiting.limited and (full := data.waiting.full_queue(append)):
-            return Answer("full", queue=full)
+        out = crowded_out(data, append) if data.waiting.limited else []
+        if isinstance(out, Queue):
+            return Answer("full", queue=out.name, on_full=out.limits.on_full)
         if append.names and (holder := holder_of(data, append)):
             return Answer("held", holder=holder)
+        for other in out:
+            drop(data, other, append.key)
         run = data.runs[append.key] = StoredRun(head, append.plan or b"")
         data.ids[head.id] = run.key
         if head.parent:
             data.children.setdefault(head.parent.partition("/")[0], {})[run.key] = None
         data.own(run, own)
-        return run
+        return _Taken(run, [other.key for other in out])
 
     def _undo(self, run: StoredRun, append: Append) -> None:
         """Enter what an append says of undos; after its step rows."""

@@ -48,6 +48,7 @@ class StoredRun:
 
     __slots__ = (
         "by_address",
+        "has_settled",
         "head",
         "hold",
         "inbox",
@@ -83,6 +84,8 @@ class StoredRun:
         self.tasks: dict[int, Entry] = {}
         self.parked: list[Entry] = []
         self.payloads: dict[str, bytes] = {}
+        # Whether any of its steps was ever settled.
+        self.has_settled = False
         self.steps: dict[int, StepRow] = {}
         self.by_address: dict[str, StepRow] = {}
 
@@ -228,8 +231,11 @@ class MemoryData:
         if not inbox:
             self.inboxes.pop(run.key, None)
 
-    def revoke(self, run: StoredRun, only: Sequence[int] | None) -> None:
-        """End waiting tasks, all or those of some numbers, and tell the run which; leased ones must not wait again."""
+    def revoke(self, run: StoredRun, only: Sequence[int] | None, id: str = "") -> None:
+        """End waiting tasks, all or those of some numbers, and tell the run which; leased ones must not wait again.
+
+        `id` is that of the input by which the run is told, if it is not the append's.
+        """
         numbers: list[int] = []
         for number, entry in run.tasks.items():
             if only is not None and number not in only:
@@ -244,7 +250,7 @@ class MemoryData:
             self.end(run.tasks.pop(number))
         run.parked = [entry for entry in run.parked if run.tasks.get(entry.task.number) is entry]
         body = encode_input(Revoked(numbers=sorted(numbers)))
-        self.put_input(run, InboxInput(f"revoked:{run.version}", run.key, body))
+        self.put_input(run, InboxInput(id or f"revoked:{run.version}", run.key, body))
 
     def family(self, run: StoredRun) -> list[StoredRun]:
         """A run with the runs below it that are not detached, the nearest first."""

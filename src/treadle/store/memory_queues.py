@@ -18,7 +18,6 @@ from typing import Protocol
 import msgspec
 
 from treadle.core.commands import Task
-from treadle.store.base import Append
 from treadle.store.memory_lines import Entry, Item, Line
 from treadle.store.offers import Offer
 from treadle.store.queues import (
@@ -127,6 +126,11 @@ class Queue:
             self.bucket = None
         if not limits.fair:
             self.turns, self.shares = {}, {}
+
+    def buckets(self) -> dict[str, Bucket]:
+        """What its rates allow: by key, and of the queue itself ("")."""
+        found = {"": self.bucket, **{name: key.bucket for name, key in self.keys.items()}}
+        return {name: msgspec.structs.replace(bucket) for name, bucket in found.items() if bucket is not None}
 
     def is_open(self) -> bool:
         """Whether it is not paused and has room for another leased task, whatever its rate says."""
@@ -378,6 +382,8 @@ class Waiting:
         queue.opened = queue.opened or bool(self.timed) or (not was_open and queue.is_open())
         key = queue.keys.get(task.key)
         if key is not None and task.key:
+            # A task that nobody has met since it fell due may wait for it without the key being closed.
+            queue.opened = queue.opened or key.running == queue.limits.key_concurrency
             key.running -= 1
             if key.closed:
                 self._open(queue, task.key)
@@ -407,13 +413,6 @@ class Waiting:
         if not key.running and not key.closed:
             del queue.keys[name]
 
-    def full_queue(self, append: Append) -> str:
-        """The queue in which the due tasks of a run that is to be made have no place to wait, if there is one."""
-        for task in append.tasks:
-            if task.not_before <= append.time and self.is_full(task.queue, append.time):
-                return task.queue
-        return ""
-
     def is_full(self, name: str, now: float) -> bool:
         """Whether as many due tasks wait in a queue as may."""
         queue = self.limited.get(name)
@@ -424,13 +423,17 @@ class Waiting:
 
     def _length(self, queue: Queue, most: int, now: float) -> int:
         """How many due tasks wait in a queue; exact where it is not below `most`."""
-        lines = queue.lines.values()
         held = self._held(queue.name)
-        if sum(line.size() for line in lines) + len(held) < most:
+        if sum(line.size() for line in queue.lines.values()) + len(held) < most:
             return 0
+        return len(self.waiting_in(queue, now))
+
+    def waiting_in(self, queue: Queue, now: float) -> list[Entry]:
+        """The due tasks that wait in a queue."""
+        items = (item for line in queue.lines.values() for item in line.items())
+        entries = [*self._held(queue.name), *(item[3] for item in items)]
         # A clock that was ahead may have moved here what is not due yet.
-        entries = [*held, *(item[3] for line in lines for item in line.items())]
-        return sum(not entry.gone and entry.task.not_before <= now for entry in entries)
+        return [entry for entry in entries if not entry.gone and entry.task.not_before <= now]
 
     def _held(self, name: str) -> list[Entry]:
         """The tasks of a queue that are parked."""
@@ -463,11 +466,28 @@ class Waiting:
         for change in changes:
             queue = self.queue(change.name)
             changed = queue.change(change)
-            answers.append(changed)
+            kept = change.kept(queue.limits)
+            refilled = kept is not None and kept != queue.buckets()
+            answers.append(changed or refilled)
             if changed:
                 self.limited[queue.name] = queue
                 self._begin_anew(queue, [entry for entry in entries if entry.task.queue == queue.name], now)
+            if kept is not None and refilled:
+                self._put_buckets(queue, kept)
         return answers
+
+    def _put_buckets(self, queue: Queue, buckets: dict[str, Bucket]) -> None:
+        """Let the rates of a queue allow this, and nothing else."""
+        queue.opened = True
+        queue.bucket = buckets.get("")
+        for name, key in list(queue.keys.items()):
+            key.bucket = None
+            self._open(queue, name)
+            if not key.running:
+                del queue.keys[name]
+        for name, bucket in buckets.items():
+            if name:
+                self.keep_bucket(queue, name, bucket)
 
     def _begin_anew(self, queue: Queue, leased: list[Entry], now: float) -> None:
         """Line up by the limits that hold now, and count by them."""

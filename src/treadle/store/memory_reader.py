@@ -194,6 +194,12 @@ class MemoryReader:
                 row.bucket = _bucket_of(stored, name)
             return sorted(rows.values(), key=lambda row: (-row.waiting, -row.running, row.key))[:limit]
 
+    def buckets(self, queue: str) -> dict[str, Bucket]:
+        """What is stored of what a queue's rates allow."""
+        with self.data.lock:
+            stored = self.data.waiting.queues.get(queue)
+            return {} if stored is None else stored.buckets()
+
     def holders(self, queue: str, *, key: str | None = None, limit: int = 20) -> list[TaskRow]:
         """Leased tasks of a queue (or of one key in it), those that were leased first."""
         with self.data.lock:

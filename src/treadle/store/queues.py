@@ -6,6 +6,8 @@ them, they hold for all. What a program defines (`defined`) gives way to what an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 from msgspec import UNSET, UnsetType
 
@@ -13,6 +15,11 @@ from msgspec import UNSET, UnsetType
 MOST_AHEAD_SECONDS = 60.0
 # Clocks tell a time of day to a quarter of a microsecond; what is missing for less than this is there.
 _TOLERANCE_SECONDS = 1e-6
+# The policies of a full queue by which starts are refused, and by which the oldest runs make place for new ones.
+REJECT = "reject"
+DROP_OLDEST = "drop_oldest"
+# What begins the id of the input that cancels such a run; behind it is the key of the new one.
+DROPPED = "dropped:"
 # A claim for each of many thousand starts a second would cost more than it gives.
 _LEAST_WAIT_SECONDS = 0.001
 
@@ -33,6 +40,9 @@ class QueueLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     weights: dict[str, float] = {}
     # So many tasks may wait; while they do, no run is made whose first tasks would wait there too.
     length: int = 0
+    # What becomes of such a run: "reject" (it is refused), "wait" (whoever starts it waits for a place) or
+    # "drop_oldest" (the oldest runs of which nothing has begun are cancelled for it).
+    on_full: str = REJECT
 
     @property
     def by_key(self) -> bool:
@@ -43,6 +53,13 @@ class QueueLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 NO_LIMITS = QueueLimits()
 
 
+class Bucket(msgspec.Struct):
+    """How many tasks may start (`allowance`), as of a time. Where none is stored, it is full."""
+
+    allowance: float
+    at: float
+
+
 class QueueChange(msgspec.Struct, frozen=True, kw_only=True):
     """What is to change of a queue's row; the rest stays. `override=None` lets the program's limits hold again."""
 
@@ -50,13 +67,19 @@ class QueueChange(msgspec.Struct, frozen=True, kw_only=True):
     defined: QueueLimits | UnsetType = UNSET
     override: QueueLimits | UnsetType | None = UNSET
     paused: bool | UnsetType = UNSET
+    # What its rates allow from now on, in place of all that is stored of that: by key, and of the queue itself ("").
+    # Those that have no rate by then are left out.
+    buckets: dict[str, Bucket] | UnsetType = UNSET
 
-
-class Bucket(msgspec.Struct):
-    """How many tasks may start (`allowance`), as of a time. Where none is stored, it is full."""
-
-    allowance: float
-    at: float
+    def kept(self, limits: QueueLimits) -> dict[str, Bucket] | None:
+        """The buckets that are to be stored under these limits; None if they stay as they are."""
+        if self.buckets is UNSET:
+            return None
+        return {
+            key: msgspec.structs.replace(bucket)
+            for key, bucket in sorted(self.buckets.items())
+            if (limits.key_rate if key else limits.rate)
+        }
 
 
 class QueueRow(msgspec.Struct, kw_only=True):
@@ -127,3 +150,18 @@ def full_at(bucket: Bucket, rate: float, burst: int) -> float:
 def length_of_turn(limits: QueueLimits, key: str) -> float:
     """By how much a task of a key moves the key's next turn back."""
     return 1.0 / limits.weights.get(key, 1.0)
+
+
+def to_drop(only_wait: Sequence[tuple[str, int]], length: int, most: int) -> list[str] | None:
+    """The runs that make place for another one in a queue; None if there are not enough of them.
+
+    `only_wait` are the keys of the runs of which nothing has begun, the oldest first, with their tasks among the
+    `length` that wait there.
+    """
+    found: list[str] = []
+    for key, count in only_wait:
+        if length < most:
+            break
+        found.append(key)
+        length -= count
+    return found if length < most else None

@@ -46,6 +46,20 @@ class KeysContract:
         assert one.store.made_room
         assert numbers(one.claim(9)) == [4]
 
+    def test_room_for_a_key_is_told_of_though_no_claim_has_met_the_task_that_waits(self, make_store: MakeStore) -> None:
+        one = Party(make_store(), "one", actions=["act", "other"])
+        limited(one, key_concurrency=1)
+        late = task_of(RUN, 2, key="a", action="other", not_before=NOW + 1)
+        one.start(tasks=[task_of(RUN, 1, key="a"), late], slots=1)
+        one.start(OTHER, tasks=[task_of(OTHER, 1)])
+        # It is due by now, and the first task that waits keeps the new one waiting.
+        assert one.append(OTHER, tasks=[task_of(OTHER, 2)], time=NOW + 2, slots=1).leased == []
+        bool(one.store.made_room)
+
+        one.append(ended=[1], time=NOW + 2)
+
+        assert one.store.made_room
+
     def test_claims_pass_over_keys_that_are_full(self, make_store: MakeStore) -> None:
         one, two = Party(make_store(), "one"), Party(make_store(), "two")
         limited(one, key_concurrency=2)

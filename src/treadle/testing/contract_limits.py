@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
 
 from treadle.core.commands import Call
 from treadle.store.base import Postponement
-from treadle.store.queues import QueueChange, QueueLimits
+from treadle.store.queues import Bucket, QueueChange, QueueLimits, refill
 from treadle.testing.contract_keys import limited, row_of, tasks_of
 from treadle.testing.contract_kit import (
     NOW,
@@ -264,7 +266,9 @@ class DefinitionsContract:
 
     def test_what_was_defined_is_listed_with_what_goes_on(self, make_store: MakeStore) -> None:
         one, other = Party(make_store(), "one"), make_store()
-        limits = QueueLimits(concurrency=2, rate=0.5, burst=4, key_rate=1.5, fair=True, weights={"a": 2.0}, length=7)
+        limits = QueueLimits(
+            concurrency=2, rate=0.5, burst=4, key_rate=1.5, fair=True, weights={"a": 2.0}, length=7, on_full="wait"
+        )
         one.store.set_queues([QueueChange(name="q", defined=limits)], NOW)
         one.start(tasks=[task_of(RUN, number, queue="q") for number in range(5)], time=NOW + 1)
         one.append(tasks=[task_of(RUN, 9, queue="q", not_before=NOW + 60), task_of(RUN, 8)])
@@ -359,6 +363,37 @@ class DefinitionsContract:
         one.append(ended=[1, 2])
         assert numbers(one.claim(9)) == [3]
 
+    def test_what_rates_allow_may_be_set_and_is_kept(self, make_store: MakeStore) -> None:
+        one = Party(make_store(), "one")
+        limits = QueueLimits(rate=1.0, burst=5, key_rate=0.5, key_burst=2)
+        buckets = {"": Bucket(1.5, NOW), "a": Bucket(0.5, NOW - 1), "b": Bucket(0.0, NOW + 1)}
+        one.store.set_queues([QueueChange(name="default", defined=limits, paused=True)], NOW)
+        one.start(tasks=tasks_of(RUN, "abc"))
+
+        (first,) = one.store.set_queues([QueueChange(name="default", paused=False, buckets=buckets)], NOW)
+        (again,) = one.store.set_queues([QueueChange(name="default", buckets=one.store.buckets("default"))], NOW)
+
+        found = one.store.buckets("default")
+        assert (first, again, found[""]) == (True, False, Bucket(1.5, NOW))
+        assert [refill(found[key], 0.5, 2, NOW + 1).allowance for key in "ab"] == [1.5, 0.0]
+        with closing(one.store.reader()) as reader:
+            assert reader.buckets("default") == found
+        # A key opens by its own bucket, and the queue has room for one.
+        assert [task.key for task in one.claim(9)] == ["a"]
+        assert [task.key for task in one.claim(9, now=NOW + 1)] == ["c"]
+        assert one.claim(9, now=NOW + 2) == []
+        assert [task.key for task in one.claim(9, now=NOW + 3)] == ["b"]
+
+    def test_buckets_go_with_those_that_are_set_and_with_their_rates(self, make_store: MakeStore) -> None:
+        one = Party(make_store(), "one")
+        limited(one, rate=1.0, key_rate=1.0)
+        one.store.set_queues([QueueChange(name="default", buckets={"": Bucket(0.0, NOW), "a": Bucket(0.0, NOW)})], NOW)
+        one.store.set_queues([QueueChange(name="default", buckets={"b": Bucket(0.5, NOW)})], NOW)
+
+        assert one.store.buckets("default") == {"b": Bucket(0.5, NOW)}
+        one.store.set_queues([QueueChange(name="default", defined=QueueLimits(), buckets={"": Bucket(0.0, NOW)})], NOW)
+        assert one.store.buckets("default") == one.store.buckets("never") == {}
+
     def test_more_room_is_told_of(self, make_store: MakeStore) -> None:
         one = Party(make_store(), "one")
         limited(one, concurrency=1)
@@ -388,6 +423,20 @@ class DefinitionsContract:
         one.append(ended=[1, 2, 3])
         one.claim(9)
         assert one.commit(start_of(key_of(3), tasks=[task_of(key_of(3), 1)]))[0].status == "committed"
+
+    def test_who_finds_a_queue_full_is_told_what_its_limits_say_of_that(self, make_store: MakeStore) -> None:
+        one = Party(make_store(), "one")
+        limited(one, length=1, on_full="wait")
+        limited(one, name="other", length=1)
+        one.start(tasks=[task_of(RUN, 1), task_of(RUN, 2, queue="other")])
+
+        waits, rejects = one.commit(
+            start_of(OTHER, tasks=[task_of(OTHER, 1)]),
+            start_of(key_of(3), tasks=[task_of(key_of(3), 1, queue="other")]),
+        )
+
+        assert (waits.status, waits.queue, waits.on_full) == ("full", "default", "wait")
+        assert (rejects.status, rejects.queue, rejects.on_full) == ("full", "other", "reject")
 
     def test_runs_of_one_call_fill_the_queue_for_those_behind(self, make_store: MakeStore) -> None:
         one = Party(make_store(), "one")

@@ -43,7 +43,7 @@ from treadle.store.base import (
     TaskRow,
 )
 from treadle.store.offers import Offer
-from treadle.store.queues import KeyRow, QueueChange, QueueRow
+from treadle.store.queues import Bucket, KeyRow, QueueChange, QueueRow
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -122,6 +122,9 @@ class FaultyReader:
 
     def queue_keys(self, queue: str, *, key: str | None = None, limit: int = 100) -> list[KeyRow]:
         return self._counter.run(self._reader.queue_keys, queue, key=key, limit=limit)
+
+    def buckets(self, queue: str) -> dict[str, Bucket]:
+        return self._counter.run(self._reader.buckets, queue)
 
     def line(self, name: str) -> list[str]:
         return self._counter.run(self._reader.line, name)

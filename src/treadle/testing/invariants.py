@@ -193,6 +193,10 @@ class Watch:
         if tasks:
             self.limits.look(session, tasks)
 
+    def made(self, append: Append, answer: Answer) -> None:
+        """A run was made, perhaps in the place of others."""
+        self.limits.made(append, answer)
+
     def wrote(self, life: Life, operation: str, keys: Sequence[str]) -> None:
         """A call took effect."""
         self.calls += 1

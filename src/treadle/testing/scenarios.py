@@ -20,8 +20,10 @@ import msgspec
 from treadle.authoring.builder import Planned
 from treadle.authoring.conflicts import OnConflict
 from treadle.core.decide import Limits
+from treadle.store.queues import QueueChange
 from treadle.testing.sim_faults import Profile
 from treadle.testing.sim_joins import Join
+from treadle.testing.sim_limits import Restrictions
 from treadle.testing.sim_shape import Shape
 from treadle.testing.sim_steps import registry
 from treadle.testing.sim_windows import Send
@@ -57,6 +59,8 @@ class Scenario(msgspec.Struct):
     plans: Sequence[Planned] = ()
     asks: Sequence[Ask] = ()
     starts_at: int = 0
+    # When they start, which also tells whether they hold one singleton (`sim_shape.singleton_of`).
+    at: float = STARTED_AT
     nodes: int = 2
     # Which of them execute steps: the first so many.
     workers: int = 2
@@ -86,6 +90,8 @@ class Scenario(msgspec.Struct):
     backups: Sequence[float] = ()
     # Where the projection of records is: `hosted` by the store, or `beside` it; "" for none.
     records: str = ""
+    # Limits of queues.
+    queues: Sequence[QueueChange] = ()
 
     def play(self, strikes: Mapping[str, str] | None = None) -> Report:
         """Let it happen; `strikes` names faults by place, such as `{"commit#3": "crash_after"}`."""
@@ -103,13 +109,14 @@ class Scenario(msgspec.Struct):
         )
         workload = Workload([self._run(index, planned) for index, planned in enumerate(self.plans)], self._acts())
         more: Any = {name: getattr(self, name) for name in ("sends", "records", "joins", "driven", "apart", "backups")}
+        more["restrictions"] = Restrictions(_SEED, self.seconds, self.nodes, self.queues)
         return play(lambda: World(_SEED, profile, shape, workload, registry, (), None, strikes or {}, **more))
 
     def _run(self, index: int, planned: Planned) -> RunSpec:
         return RunSpec(
             name=f"run{index}",
             id=f"r{index}",
-            at=STARTED_AT,
+            at=self.at,
             node=self.starts_at,
             planned=planned,
             breakpoints=[],

@@ -21,13 +21,14 @@ from treadle.core.addresses import encode_id
 from treadle.core.commands import Task
 from treadle.core.plan import Block, Body, Branch, Choose, Gather, Group, Phase, Placement, Step
 from treadle.runtime.step_context import RunningStep
+from treadle.store.base import Answer, Append
 from treadle.store.memory_data import MemoryData
 from treadle.store.memory_lines import Entry
 from treadle.store.memory_queues import Queue
-from treadle.store.queues import QueueChange, QueueLimits, allows, refill
+from treadle.store.queues import DROPPED, QueueChange, QueueLimits, allows, refill
 from treadle.testing.sim_loop import Life
 
-LIMITED: Final = "no more steps of a queue or a key are executed, or start, than its limits allow"
+LIMITED: Final = "no more steps of a queue or a key are executed, or start, than its limits allow; what began stays"
 PLACED: Final = "a step is executed where its placement says"
 TARGETS: Final = ("t0", "t1")
 _QUEUES: Final = ("default", "q1", "q2", "q3")
@@ -100,6 +101,7 @@ def _limits(rng: random.Random, name: str) -> QueueLimits:
         weights={"a": 3.0} if rng.random() < 0.3 else {},
         # Children begin in the default queue, and are made until it takes them.
         length=0 if name == "default" else rng.choice((0, 0, 2, 6)),
+        on_full=rng.choice(("reject", "wait", "drop_oldest")),
     )
 
 
@@ -170,6 +172,9 @@ class LimitWatch:
         self.clocks: Callable[[], tuple[float, float]] = lambda: (0.0, 0.0)
         # How many tasks each queue has had leased.
         self.leased: Counter[str] = Counter()
+        # Runs of which a step was given out, and how many have made place for others.
+        self.begun: set[str] = set()
+        self.dropped = 0
         # By queue and key: its version, and the bucket's time after each start.
         self._starts: dict[tuple[str, str], tuple[int, list[float]]] = {}
 
@@ -177,12 +182,24 @@ class LimitWatch:
         """A session was given these."""
         for task in tasks:
             self.leased[task.queue] += 1
+            if task.call.purpose == "step":
+                self.begun.add(task.run)
             if task.target and task.target not in self.offers(session):
                 self.fail(PLACED, f"{task.address} is for {task.target}, and {session} offers {self.offers(session)}")
         queues = self.data.waiting.limited
         held = [entry.task for own in self.data.sessions.values() for entry in own.leases.values()]
         for name in sorted({task.queue for task in tasks} & queues.keys()):
             self._check(queues[name], [task for task in tasks if task.queue == name], held)
+
+    def made(self, append: Append, answer: Answer) -> None:
+        """A run was made, perhaps in the place of others."""
+        for key in answer.told:
+            run = self.data.runs[key]
+            if f"{DROPPED}{append.key}" not in run.inbox:
+                continue
+            self.dropped += 1
+            if key in self.begun or run.tasks or run.head.parent:
+                self.fail(LIMITED, f"run {run.head.id} makes place for {append.key}, and has begun")
 
     def _check(self, queue: Queue, tasks: list[Task], held: list[Task]) -> None:
         limits, where = queue.limits, f"queue {queue.name}"

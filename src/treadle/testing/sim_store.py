@@ -35,7 +35,7 @@ from treadle.store.base import (
 from treadle.store.joined import JoinedInput, JoinedStart
 from treadle.store.memory import MemoryStore
 from treadle.store.offers import Offer
-from treadle.store.queues import KeyRow, QueueChange, QueueRow
+from treadle.store.queues import Bucket, KeyRow, QueueChange, QueueRow
 from treadle.testing.sim_faults import Faults
 from treadle.testing.sim_joins import Transaction
 from treadle.testing.sim_loop import Life
@@ -64,6 +64,10 @@ class Watcher(Protocol):
 
     def unfit(self, append: Append) -> Answer | None:
         """The answer to an append with records that a projection in the store refuses; None if it takes them."""
+        ...
+
+    def made(self, append: Append, answer: Answer) -> None:
+        """An append that makes a run brought inputs to others."""
         ...
 
     def given(self, append: Append) -> None:
@@ -132,6 +136,9 @@ class SimReader:
 
     def queue_keys(self, queue: str, *, key: str | None = None, limit: int = 100) -> list[KeyRow]:
         return self._read("queue_keys", lambda: self._store.queue_keys(queue, key=key, limit=limit))
+
+    def buckets(self, queue: str) -> dict[str, Bucket]:
+        return self._read("buckets", lambda: self._store.buckets(queue))
 
     def line(self, name: str) -> list[str]:
         return self._read("line", lambda: self._store.line(name))
@@ -215,6 +222,8 @@ class SimStore(SimReader):
             for append, answer in zip(taken, answers, strict=True):
                 if append.given and answer.status == "committed":
                     self._watcher.given(append)
+                if append.head is not None and answer.told:
+                    self._watcher.made(append, answer)
             for index in sorted(refusals):
                 answers.insert(index, refusals[index])
             self._watcher.leased(session, [task for answer in answers for task in answer.leased])

@@ -21,6 +21,7 @@ For readable failures call `pytest.register_assert_rewrite("treadle.testing")` i
 from __future__ import annotations
 
 from treadle.testing.contract_calls import CallsContract
+from treadle.testing.contract_dropping import DroppingContract
 from treadle.testing.contract_holds import HoldsContract
 from treadle.testing.contract_keys import KeysContract, TurnsContract
 from treadle.testing.contract_kit import MakeStore
@@ -73,6 +74,12 @@ class StoreContract(
 
 
 class LimitsContract(
-    ConcurrencyContract, RateContract, KeysContract, TurnsContract, DefinitionsContract, TargetsContract
+    ConcurrencyContract,
+    RateContract,
+    KeysContract,
+    TurnsContract,
+    DefinitionsContract,
+    DroppingContract,
+    TargetsContract,
 ):
     """The promises of limits and targets, for stores that keep them; beside `StoreContract`, with the same fixture."""

@@ -134,7 +134,7 @@ class StoreModel(ModelAnswers, RuleBasedStateMachine):
         """Time goes on, or the next caller's clock is behind."""
         # A clock that is far behind is another story, told in the contract.
         self.now = max(self.now + seconds, self.latest - MOST_AHEAD_SECONDS / 2)
-        self.latest = max(self.latest, self.now)
+        self.latest = self.limits.furthest = max(self.latest, self.now)
 
     @rule(name=st.sampled_from(QUEUES), limits=st.sampled_from(LIMITS), paused=_chance, data=st.data())
     def set_limits(self, name: str, limits: QueueLimits, paused: bool, data: st.DataObject) -> None:

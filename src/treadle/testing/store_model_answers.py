@@ -133,15 +133,18 @@ class ModelAnswers:
             assert len(answers) == len(appends)
             self.made, self.posted = {}, set()
             for append, own_tasks, answer in zip(appends, tasks, answers, strict=True):
-                expected = self.status_of(name, append)
+                out = self.crowded_out(append, answer)
+                expected = self.status_of(name, append, is_full=isinstance(out, str))
                 # Which of two hindrances is told is the store's choice.
                 if answer.status == "fenced" and not self.may_report(name, append):
                     expected = "fenced"
                 assert answer.status == expected, (append, answer, expected)
                 assert answer.holder == (self.holder_of(append) if expected == "held" else "")
                 if expected == "committed":
+                    out = [] if isinstance(out, str) else out
+                    self.drop(out)
                     self.apply(name, append)
-                    self.change_names(append, answer)
+                    self.change_names(append, answer, out)
                     self.hand_over(name, append, own_tasks, answer, left, len(appends) == 1)
                     if append.release:
                         self.runs[append.key].owner = ""
@@ -152,14 +155,38 @@ class ModelAnswers:
             assert offer.free() == left.free()
             self.limits.check(before)
 
-    def status_of(self, name: str, append: Append) -> str:
+    def crowded_out(self, append: Append, answer: Answer) -> str | list[str]:
+        """As `ModelLimits.crowded_out`; where the store has a choice, as it chose."""
+        if append.head is None:
+            return []
+        if self.limits.is_vague(append):
+            found = [key for key in answer.told if self.is_dropped(key, append.key)]
+            queues = [task.queue for task in append.tasks]
+            assert all(any(self.runs[key].only_waits(queue, ever_settled=False) for queue in queues) for key in found)
+            return answer.queue if answer.status == "full" else found
+        one, other = (self.limits.crowded_out(append, self.made, ever_settled=ever) for ever in (True, False))
+        chosen = answer.status == "full" if isinstance(one, str) else list(answer.told)[: len(one)] == one
+        return one if chosen else other
+
+    def is_dropped(self, key: str, by: str) -> bool:
+        """Whether the store says that a run has made place for another."""
+        return any(value.id == f"dropped:{by}" for value in self.handles[0].inbox(key))
+
+    def drop(self, keys: Sequence[str]) -> None:
+        """Cancel runs that make place, and take back what waits of them."""
+        for key in keys:
+            run = self.runs[key]
+            self.made.setdefault(key, []).extend([Cancel(hard=True), Revoked(numbers=sorted(run.tasks))])
+            run.tasks.clear()
+
+    def status_of(self, name: str, append: Append, *, is_full: bool) -> str:
         """What the answer to an append must be."""
         run = self.runs.get(append.key)
         if append.key in self.tombstones:
             return "refused"
         if append.head is not None:
             taken = run is not None or any(other.id == append.head.id for other in self.runs.values())
-            if taken or self.limits.is_full(append):
+            if taken or is_full:
                 return "exists" if taken else "full"
         elif not run or run.version != append.expect or run.owner != name:
             return "conflict"
@@ -181,8 +208,8 @@ class ModelAnswers:
         lines = (self.lines[name] for name, verb in append.names if verb == "take")
         return next((line[0] for line in lines if line and append.key not in line), "")
 
-    def change_names(self, append: Append, answer: Answer) -> None:
-        """Let the run of an append enter and leave lines (promise 13)."""
+    def change_names(self, append: Append, answer: Answer, out: Sequence[str]) -> None:
+        """Let the run of an append enter and leave lines (promise 13), after those that have made place for it."""
         told: list[tuple[str, AnyInput]] = []
         for name, verb in append.names:
             line = self.lines[name]
@@ -197,13 +224,16 @@ class ModelAnswers:
         # What one append says twice has one id.
         for key, value in dict.fromkeys(told):
             self.made.setdefault(key, []).append(value)
-        assert list(answer.told) == list(dict.fromkeys(key for key, _ in told))
+        assert list(answer.told) == list(dict.fromkeys([*out, *(key for key, _ in told)]))
 
     def apply(self, name: str, append: Append) -> None:
         """Change the model by all of an append but its tasks."""
         if append.head is not None:
             parent = "" if append.head.detached else append.head.parent.partition("/")[0]
-            self.runs[append.key] = ModelRun(key=append.key, id=append.head.id, owner=name, awaited_by=parent)
+            called = bool(append.head.parent)
+            self.runs[append.key] = ModelRun(
+                key=append.key, id=append.head.id, owner=name, awaited_by=parent, called=called
+            )
         run = self.runs[append.key]
         run.version += 1
         run.status = append.status

@@ -7,7 +7,7 @@ the lower bound allows it must lease.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from treadle.core.commands import Task
 from treadle.store.base import Append
@@ -26,6 +26,8 @@ LIMITS = (
     QueueLimits(rate=0.5, burst=3, concurrency=2, key_rate=1.0, key_concurrency=2, fair=True),
     QueueLimits(fair=True),
     QueueLimits(concurrency=1, length=2),
+    QueueLimits(concurrency=1, length=2, on_full="drop_oldest"),
+    QueueLimits(key_concurrency=1, length=2, on_full="drop_oldest"),
 )
 
 Counts = dict[tuple[str, str], int]
@@ -47,8 +49,9 @@ class ModelLimits:
     def __init__(self, runs: Mapping[str, ModelRun]) -> None:
         self.runs = runs
         self.queues: dict[str, ModelQueue] = {}
-        # Clocks may have gone back since.
+        # Clocks may have gone back since; of what was leased, and of all.
         self.latest = 0.0
+        self.furthest = 0.0
 
     def of(self, name: str) -> QueueLimits:
         """What limits a queue."""
@@ -156,16 +159,29 @@ class ModelLimits:
                 times.append(next_start(refill(bucket, rate, burst, now), rate, now))
         return max(times)
 
-    def is_full(self, append: Append) -> bool:
-        """Whether a run that an append makes finds no place to wait."""
-        for task in append.tasks:
-            length = self.of(task.queue).length
-            models = (model for run in self.runs.values() for model in run.tasks.values())
-            waits = [
-                model
-                for model in models
-                if not model.session and model.task.queue == task.queue and model.task.not_before <= append.time
-            ]
-            if length and task.not_before <= append.time and len(waits) >= length:
-                return True
-        return False
+    def is_vague(self, append: Append) -> bool:
+        """Whether tasks wait that were due before the clock was set back: a store may count them, until it looks."""
+        models = (model for run in self.runs.values() for model in run.tasks.values() if not model.session)
+        return any(append.time < model.task.not_before <= self.furthest for model in models)
+
+    def crowded_out(self, append: Append, told: Collection[str], *, ever_settled: bool) -> str | list[str]:
+        """The queue in which a new run finds no place to wait, or the keys of the runs that make place for it.
+
+        `told` are runs that have got inputs in this commit. Whether a step counts that was settled once, and is not
+        now, is the store's choice.
+        """
+        found: list[str] = []
+        for name in dict.fromkeys(task.queue for task in append.tasks if task.not_before <= append.time):
+            limits = self.of(name)
+            waits = {run.key: run.waiting_in(name, append.time) for run in self.runs.values()}
+            length = sum(waits.values())
+            if not limits.length or length < limits.length:
+                continue
+            for key in sorted(key for key, count in waits.items() if count):
+                only_waits = self.runs[key].only_waits(name, ever_settled=ever_settled) and key not in told
+                if length >= limits.length and limits.on_full == "drop_oldest" and only_waits:
+                    found.append(key)
+                    length -= waits[key]
+            if length >= limits.length:
+                return name
+        return found

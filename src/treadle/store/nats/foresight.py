@@ -16,6 +16,7 @@ from treadle.core.commands import Task
 from treadle.store.base import Append
 from treadle.store.memory import MemoryData
 from treadle.store.memory_data import StoredRun
+from treadle.store.memory_dropping import crowded_out
 from treadle.store.memory_lines import Entry
 from treadle.store.memory_queues import Key, Queue, Waiting
 from treadle.store.nats.wire import Takes
@@ -154,7 +155,11 @@ def handed_over(data: MemoryData, append: Append, offer: Offer, queued: dict[str
     counts: Counts = {}
     if held:
         return counts
-    with aside(waiting, now), _without(waiting, [] if run is None else _ended_by(append, run), now):
+    out = foresee_crowded_out(data, append) if run is None else []
+    gone = [] if run is None else _ended_by(append, run)
+    if isinstance(out, list):
+        gone += [entry for other in out for entry in other.tasks.values()]
+    with aside(waiting, now), _without(waiting, gone, now):
         for task in sorted(append.tasks, key=lambda task: -task.priority):
             if task.not_before > now or (task.target and task.target not in offer.targets()):
                 continue
@@ -221,9 +226,9 @@ def _is_first(waiting: Waiting, task: Task, now: float, offer: Offer, queued: di
     return not waiting.is_behind(task, now, offer)
 
 
-def full_queue(data: MemoryData, append: Append) -> str:
-    """The queue that has no place for the first tasks of a run, if there is one."""
-    if not data.waiting.limited:
-        return ""
+def foresee_crowded_out(data: MemoryData, append: Append) -> Queue | list[StoredRun]:
+    """The queue that has no place for the first tasks of a run; else the runs that would make place for them."""
+    if not data.waiting.limited or append.head is None:
+        return []
     with aside(data.waiting, append.time):
-        return data.waiting.full_queue(append)
+        return crowded_out(data, append)

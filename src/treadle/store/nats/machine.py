@@ -19,8 +19,16 @@ from treadle.store.base import Acquired, Answer, Append, Loaded, Postponement, S
 from treadle.store.memory import MemoryData, MemoryStore
 from treadle.store.memory_data import StoredRun
 from treadle.store.memory_names import holder_of
+from treadle.store.memory_queues import Queue
 from treadle.store.nats import wire
-from treadle.store.nats.foresight import aside, claimable, full_queue, handed_over, look_afresh, takes_of
+from treadle.store.nats.foresight import (
+    aside,
+    claimable,
+    foresee_crowded_out,
+    handed_over,
+    look_afresh,
+    takes_of,
+)
 from treadle.store.nats.wire import Takes
 from treadle.store.offers import Offer
 
@@ -151,8 +159,13 @@ class Machine:
 
     def _rise(self, op: wire.LevelOp, _number: int) -> None:
         self.living(op.session)
-        if self.rises(op):
-            self.level = op.level
+        if not self.rises(op):
+            return
+        if self.level < 2:
+            # Processes of the first level keep no account of that: a run of which nothing was decided has settled none.
+            for run in self.data.runs.values():
+                run.has_settled = run.version > 1
+        self.level = op.level
 
     def rises(self, op: wire.LevelOp) -> bool:
         """Whether the log rises by an operation: it never falls, and leaves no living session behind."""
@@ -200,7 +213,10 @@ class Machine:
         room = None if op.takes is None else Room(op.takes, None if own is None else own.row)
         (answer,) = self.store.commit(op.session, [append], room)
         if answer.status == "committed":
-            self.data.runs[op.key].rows.clear()
+            run = self.data.runs[op.key]
+            run.rows.clear()
+            # Of those that did not fail, no row is kept.
+            run.has_settled = run.has_settled or bool(op.steps)
         else:
             self._void(op.key, number)
         return answer
@@ -214,8 +230,9 @@ class Machine:
             return Answer(cast(Any, status))
         if append.head is None:
             return None
-        if queue := full_queue(self.data, append):
-            return Answer("full", queue=queue)
+        out = foresee_crowded_out(self.data, append)
+        if isinstance(out, Queue):
+            return Answer("full", queue=out.name, on_full=out.limits.on_full)
         if holder := holder_of(self.data, append):
             return Answer("held", holder=holder)
         return None

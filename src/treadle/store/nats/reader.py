@@ -27,7 +27,7 @@ from treadle.store.nats.link import Link
 from treadle.store.nats.log import Log
 from treadle.store.nats.loop import Loop
 from treadle.store.nats.values import Values
-from treadle.store.queues import KeyRow, QueueRow
+from treadle.store.queues import Bucket, KeyRow, QueueRow
 
 _PLANS = 256
 
@@ -155,6 +155,15 @@ class NatsReader:
         async def work() -> list[KeyRow]:
             await self._rooms.log.follow()
             return self._rooms.log.machine.store.queue_keys(queue, key=key, limit=limit)
+
+        return self._loop.call(work())
+
+    def buckets(self, queue: str) -> dict[str, Bucket]:
+        """What is stored of what a queue's rates allow."""
+
+        async def work() -> dict[str, Bucket]:
+            await self._rooms.log.follow()
+            return self._rooms.log.machine.store.buckets(queue)
 
         return self._loop.call(work())
 

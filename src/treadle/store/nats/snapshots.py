@@ -39,7 +39,7 @@ class TaskState(msgspec.Struct, array_like=True):
 
 
 class RunState(msgspec.Struct, array_like=True):
-    """As `memory_data.StoredRun`; `steps` are its failures."""
+    """As `memory_data.StoredRun`; `steps` are its failures. On the first level it is not told what has settled."""
 
     head: RunHead
     plan: str
@@ -51,6 +51,7 @@ class RunState(msgspec.Struct, array_like=True):
     inbox: list[InboxInput]
     tasks: list[TaskState]
     steps: list[StepRow]
+    has_settled: bool = True
 
 
 class SessionState(msgspec.Struct, array_like=True):
@@ -162,7 +163,7 @@ def encode_snapshot(seq: int, machine: Machine) -> bytes:
             seq=seq,
             age=data.age,
             token=data.token,
-            runs=[_run_state(run) for run in data.runs.values()],
+            runs=[_run_state(run, machine.level) for run in data.runs.values()],
             tombstones=list(data.tombstones),
             sessions=[_session_state(own, machine.levels[own.id]) for own in data.sessions.values()],
             elected={role: own.id for role, own in data.elected.items()},
@@ -191,7 +192,7 @@ def decode_snapshot(data: bytes) -> Snapshot:
     return _decode(data)
 
 
-def _run_state(run: StoredRun) -> RunState:
+def _run_state(run: StoredRun, level: int) -> RunState:
     tasks = [
         TaskState(e.task, e.age, e.since, e.session, e.interrupt, e.progress, e.last, e.turn)
         for e in run.tasks.values()
@@ -207,6 +208,7 @@ def _run_state(run: StoredRun) -> RunState:
         inbox=list(run.inbox.values()),
         tasks=tasks,
         steps=list(run.steps.values()),
+        has_settled=run.has_settled or level == 1,
     )
 
 
@@ -256,4 +258,5 @@ def _stored(state: RunState) -> StoredRun:
     for row in state.steps:
         run.steps[row.number] = row
         run.by_address[row.address] = row
+    run.has_settled = state.has_settled
     return run

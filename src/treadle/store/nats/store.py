@@ -9,6 +9,7 @@ its end first, so that it is no refusal of yesterday.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar, cast
 
@@ -42,6 +43,8 @@ from treadle.store.nats.waves import Wave, split
 from treadle.store.nats.wire import Takes
 from treadle.store.offers import Offer
 from treadle.store.queues import QueueChange
+
+_log = logging.getLogger("treadle.store")
 
 T = TypeVar("T")
 
@@ -166,11 +169,25 @@ class NatsStore(NatsReader):
         """Change what is stored of queues; whether each changed anything."""
 
         async def work() -> list[bool]:
-            answers: list[bool] = await self._write(wire.QueuesOp(now=now, changes=list(changes)))
+            written = [wire.of_level_1(change) for change in changes]
+            if written != list(changes) and await self._risen():
+                written = list(changes)
+            elif written != list(changes):
+                _log.warning("older processes work on the store: set on_full= of queues again when they have ended")
+            answers: list[bool] = await self._write(wire.QueuesOp(now=now, changes=written))
             self.made_room = self._rooms.log.machine.may_have_room(now)
             return answers
 
         return self._loop.call(work())
+
+    async def _risen(self) -> bool:
+        """Whether the log has this version's level, now or since it may have it."""
+        await self._rooms.log.follow()
+        machine = self._rooms.log.machine
+        session = next(iter(machine.data.sessions), "")
+        if machine.level < wire.LEVEL <= machine.common_level() and session:
+            await self._write(wire.LevelOp(session=session, level=wire.LEVEL))
+        return self._rooms.log.machine.level >= wire.LEVEL
 
     def dead_sessions(self) -> list[str]:
         """None: a process that has died looks like one that is slow."""

@@ -16,11 +16,12 @@ import msgspec
 
 from treadle.core.commands import Call, Task
 from treadle.store.base import InboxInput, Report, RunHead, SessionRow, StepRow
-from treadle.store.queues import QueueChange
+from treadle.store.queues import REJECT, QueueChange, QueueLimits
 
 SCHEMA = 1
 # Up to which level of operations and of the machine's rules this version can apply a log. A log begins with level 1.
-LEVEL = 1
+# With level 2 came the policies of full queues, buckets that are set, and whether a run has settled steps.
+LEVEL = 2
 
 
 class Takes(msgspec.Struct, frozen=True, array_like=True):
@@ -210,6 +211,16 @@ class JournalRow(msgspec.Struct):
     steps: list[StepRow] = []
     undos: list[tuple[str, str]] = []
     unsettled: list[int] = []
+
+
+def of_level_1(change: QueueChange) -> QueueChange:
+    """A change of a queue without what processes of the first level do not know."""
+    defined, override = change.defined, change.override
+    if isinstance(defined, QueueLimits):
+        defined = msgspec.structs.replace(defined, on_full=REJECT)
+    if isinstance(override, QueueLimits):
+        override = msgspec.structs.replace(override, on_full=REJECT)
+    return msgspec.structs.replace(change, defined=defined, override=override, buckets=msgspec.UNSET)
 
 
 encode = msgspec.msgpack.Encoder().encode

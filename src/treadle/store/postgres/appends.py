@@ -25,6 +25,7 @@ from treadle.store.postgres import names
 from treadle.store.postgres.append_functions import END_TASK, STEER
 from treadle.store.postgres.arrays import big, bigs, chunks, ints, small, storable, texts, truth
 from treadle.store.postgres.connection import GuestError, RaisedError, Statement, TakenBackError
+from treadle.store.postgres.dropping import Dropped, make_place
 from treadle.store.postgres.functions import BEHIND, FENCED, HELD, LATE
 from treadle.store.postgres.giving import Gifts
 from treadle.store.postgres.group import NOBODY, AppendedRun, Group, Locked
@@ -42,6 +43,7 @@ _TRIES = 20
 _CONFIRMATIONS = 3
 _NUMBER = 987_654_321
 _FULL = "full"
+_NOBODY = Dropped([], [])
 
 
 class Appends:
@@ -148,7 +150,8 @@ class Appends:
         if said == _FULL:
             # Of an append that something else forbids, that is what is told.
             verdicts, _ = self._examine(own, appends)
-            return [verdict or Answer("full", queue=detail) for verdict in verdicts]
+            on_full = self.limits.gates[detail].limits.on_full
+            return [verdict or Answer("full", queue=detail, on_full=on_full) for verdict in verdicts]
         if said == HELD:
             verdicts, _ = self._examine(own, appends)
             return [verdict or Answer("held", holder=detail) for verdict in verdicts]
@@ -168,9 +171,17 @@ class Appends:
         assert runs is not None
         verifies = writing.asked < _CONFIRMATIONS
         locked = self._lock(own, appends, offer) if writing.locks else None
+        out: Gate | Dropped = _NOBODY
+        if locked is not None and (full := self._full(appends[0], locked)):
+            out = make_place(self.limits.call, self.schema, appends[0], full)
+            if isinstance(out, Dropped):
+                # What fell due for the first look did so once.
+                numbers = self.limits.definitions.numbers
+                out.places.extend((numbers[n], key) for n, key in locked.facts.touched)
+                locked = self._lock(own, appends, offer, out)
         group = Group(self.limits, own, runs, offer, self._ceilings, locked)
         if locked is not None:
-            said, detail = self._forbidden(appends, locked)
+            said, detail = (_FULL, out.name) if isinstance(out, Gate) else self._forbidden(appends, locked)
             if said:
                 self.link.abandon()
                 return said, detail, True, group
@@ -192,9 +203,11 @@ class Appends:
         except GuestError as error:
             assert gifts is not None
             raise gifts.unfit(error) from error
-        if appends[0].names and (told := answers[last]):
-            group.answers[0].told = told.decode().split(",")
+        told = [] if isinstance(out, Gate) else out.runs
+        if appends[0].names and (others := answers[last]):
+            told = list(dict.fromkeys([*told, *others.decode().split(",")]))
             answers[last] = None
+        group.answers[0].told = told
         answer = next(value for value in answers if value is not None and value != b"").decode()
         said, _, detail = answer.partition(" ")
         return (BEHIND if said == "behind" else said), detail, False, group
@@ -216,10 +229,12 @@ class Appends:
         found = {task.queue: gates[task.queue] for task in append.tasks if task.queue in gates}
         return [gate for gate in found.values() if gate.limits.length] if append.head is not None else []
 
-    def _lock(self, own: OwnSession, appends: Sequence[Append], offer: Offer | None) -> Locked:
-        """Begin a transaction on the queues with limits that the appends concern."""
+    def _lock(
+        self, own: OwnSession, appends: Sequence[Append], offer: Offer | None, out: Dropped | None = None
+    ) -> Locked:
+        """Begin a transaction on the queues with limits that the appends concern, or see what is so without `out`."""
         first, gates = appends[0], self.limits.gates
-        entry = Entry(measured=self._measured(first))
+        entry = Entry(measured=self._measured(first), gates=[] if out is None else list(out.places))
         for append in appends:
             for task in append.tasks:
                 if task.queue in gates:
@@ -232,16 +247,19 @@ class Appends:
             entry.whole.append(first.key)
             entry.places.update({(first.key, number): True for number in first.interrupts})
         at = max(append.time for append in appends)
-        entered, facts = self.limits.enter(own, entry, at=at, offer=offer)
+        entered, facts = self.limits.enter(own, entry, at=at, offer=offer, begins=out is None)
+        for gate, key in [] if out is None else out.places:
+            facts.touch(gate.n, key)
         return Locked(entered, facts, offer, at)
+
+    def _full(self, append: Append, locked: Locked) -> list[Gate]:
+        """The queues in which the due tasks of a run that is to be made have no place to wait."""
+        due = {task.queue for task in append.tasks if task.not_before <= append.time}
+        measured = [gate for gate in self._measured(append) if gate.name in due]
+        return [gate for gate in measured if locked.lengths[gate.n] >= gate.limits.length]
 
     def _forbidden(self, appends: Sequence[Append], locked: Locked) -> tuple[str, str]:
         """Why a group cannot be written as it is, and the detail; empty if it can."""
-        first = appends[0]
-        for gate in self._measured(first):
-            due = any(task.queue == gate.name and task.not_before <= first.time for task in first.tasks)
-            if due and locked.lengths[gate.n] >= gate.limits.length:
-                return _FULL, gate.name
         ended = [(append.key, number) for append in appends for number in append.ended]
         if len(appends) > 1 and any(place in locked.stored and locked.stored[place].state != LEASED for place in ended):
             # They held others back until their turn came.

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from treadle.store.ledger import Definition, Gate, redefined
+from treadle.store.ledger import Definition, Gate, in_force, redefined
+from treadle.store.postgres.connection import Link
 from treadle.store.postgres.limits import Entry, Limits
-from treadle.store.queues import QueueChange
+from treadle.store.queues import Bucket, QueueChange, full_at
+
+BUCKETS = "SELECT b.key, b.allowance, b.at FROM @buckets b JOIN @queues q ON q.n = b.queue WHERE q.name = %s"
 
 
 def set_queues(limits: Limits, changes: Sequence[QueueChange], now: float) -> list[bool]:
@@ -34,11 +37,15 @@ def _change(limits: Limits, changes: Sequence[QueueChange], now: float) -> list[
     }
     answers: list[bool] = []
     changed: dict[str, Definition] = {}
+    buckets: dict[str, dict[str, Bucket]] = {}
     for change in changes:
         before = definitions.get(change.name, (None, None, False))
         after = redefined(before, change)
-        answers.append(before != after)
-        if before != after:
+        kept = change.kept(in_force(after[0], after[1]))
+        if kept is not None and kept != _buckets(link, change.name):
+            buckets[change.name] = kept
+        answers.append(before != after or change.name in buckets)
+        if answers[-1]:
             definitions[change.name] = changed[change.name] = after
     if changed:
         # Before any queue is touched, which those who have begun may want to lock.
@@ -51,8 +58,26 @@ def _change(limits: Limits, changes: Sequence[QueueChange], now: float) -> list[
         gates = [limits.gates[name] for name in sorted(changed)]
         for gate in gates:
             _line_up(limits, gate)
+            if gate.name in buckets:
+                _put_buckets(link, gate, buckets[gate.name])
         _settle(limits, gates, now)
     return answers
+
+
+def _buckets(link: Link, name: str) -> dict[str, Bucket]:
+    return {key: Bucket(allowance, at) for key, allowance, at in link.all(BUCKETS, (name,))}
+
+
+def _put_buckets(link: Link, gate: Gate, buckets: dict[str, Bucket]) -> None:
+    """Let the rates of a queue allow this, and nothing else."""
+    link.run("DELETE FROM @buckets WHERE queue = %s", (gate.n,))
+    for key, bucket in buckets.items():
+        rules = gate.limits
+        rate, burst = (rules.key_rate, rules.key_burst) if key else (rules.rate, rules.burst)
+        link.run(
+            "INSERT INTO @buckets (queue, key, allowance, at, full_at, opens_at) VALUES (%s, %s, %s, %s, %s, NULL)",
+            (gate.n, key, bucket.allowance, bucket.at, full_at(bucket, rate, burst)),
+        )
 
 
 def _write(limits: Limits, name: str, definition: Definition) -> None:

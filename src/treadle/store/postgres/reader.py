@@ -19,10 +19,11 @@ from treadle.store.base import (
     TaskRow,
 )
 from treadle.store.postgres.connection import Link, Record
+from treadle.store.postgres.definitions import BUCKETS
 from treadle.store.postgres.health import examine
 from treadle.store.postgres.location import Location
 from treadle.store.postgres.names import LINE
-from treadle.store.queues import KeyRow, QueueRow
+from treadle.store.queues import Bucket, KeyRow, QueueRow
 from treadle.store.rows import decode_head, key_rows, queue_rows, run_row, task_row
 
 _FOUND_AT_MOST = 20
@@ -66,7 +67,6 @@ KEYS = (
     " FROM @tasks WHERE queue = %s AND key <> '' AND (%s::text IS NULL OR key = %s)"
     " GROUP BY key ORDER BY waiting DESC, running DESC, key LIMIT %s"
 )
-BUCKETS = "SELECT b.key, b.allowance, b.at FROM @buckets b JOIN @queues q ON q.n = b.queue WHERE q.name = %s"
 _LABEL_HASH = "hashtextextended({value}, hashtextextended({name}, 0))"
 
 
@@ -265,6 +265,10 @@ class PostgresReader:
         """Keys of a queue's tasks, those with the most waiting ones first, or the one that is asked for."""
         found, buckets = self._link.read((KEYS, (queue, key, key, limit)), (BUCKETS, (queue,)))
         return key_rows(found, buckets, key)
+
+    def buckets(self, queue: str) -> dict[str, Bucket]:
+        """What is stored of what a queue's rates allow."""
+        return {key: Bucket(allowance, at) for key, allowance, at in self._all(BUCKETS, (queue,))}
 
     def line(self, name: str) -> list[str]:
         """Keys of the runs in the line of a name."""

@@ -24,6 +24,7 @@ from treadle.errors import SchemaVersionError, StoreCorruptError, StoreError, St
 from treadle.store.postgres import (
     append_functions,
     claim_functions,
+    dropping,
     giving,
     joining,
     limit_functions,
@@ -299,8 +300,8 @@ _MIGRATION_5 = ("ALTER TABLE @meta ADD COLUMN serves integer NOT NULL DEFAULT 0"
 _MIGRATION_4 = names.MIGRATION
 
 _Texts = tuple[str, ...]
-# The functions are made at each migration: 7 brings new ones, and nothing else.
-_LATER: tuple[_Texts, ...] = (giving.MIGRATION, ())
+# The functions are made at each migration: 7 and 8 bring new ones, and nothing else.
+_LATER: tuple[_Texts, ...] = (giving.MIGRATION, (), ())
 
 MIGRATIONS: tuple[_Texts, ...] = (_MIGRATION_1, _MIGRATION_2, _MIGRATION_3, _MIGRATION_4, _MIGRATION_5, *_LATER)
 VERSION = len(MIGRATIONS)
@@ -325,6 +326,7 @@ FUNCTIONS = (
     limit_functions.ENTER,
     limit_functions.SETTLE_KEY,
     limit_functions.SETTLE,
+    dropping.DROP_OLDEST_RUNS,
     claim_functions.GATES,
     claim_functions.CANDIDATES,
     claim_functions.LEASE,

@@ -22,7 +22,9 @@ from treadle.store.base import Answer, Append, Report
 from treadle.store.ledger import Gate
 from treadle.store.offers import Offer
 from treadle.store.projection import Opened
+from treadle.store.queues import DROP_OLDEST
 from treadle.store.sqlite.connection import Database
+from treadle.store.sqlite.dropping import Dropped, drop, oldest
 from treadle.store.sqlite.group import AppendedRun, Group, Values
 from treadle.store.sqlite.limits import Limits
 from treadle.store.sqlite.names import change_names, holder_of
@@ -59,6 +61,8 @@ class Appends:
         self.opened: Opened | None = None
         self.numbers: dict[str, int] = {}
         self._made: list[AppendedRun] = []
+        # Runs that make place for the one that is examined.
+        self._out: list[Dropped] = []
 
     def write(
         self, own: OwnSession, appends: Sequence[Append], offer: Offer | None, restart: Callable[[], None]
@@ -79,14 +83,19 @@ class Appends:
         return self._write_examined(own, appends, offer)
 
     def _write_examined(self, own: OwnSession, appends: Sequence[Append], offer: Offer | None) -> list[Answer]:
+        self._out = []
         answers, runs = self._examine(own, appends)
         accepted = [append for append, answer in zip(appends, answers, strict=True) if answer is None]
         if not self._write_runs(own, runs):
             raise InternalError("rows of runs changed inside a transaction that had locked the store")
+        if self._out and accepted:
+            drop(self.con, self._out, accepted[0].key)
+            self.limits.settle(accepted[0].time)
         written = Group(self.con, own, self.limits, runs, offer, self.opened).write(accepted) if accepted else []
         for append, answer in zip(accepted, written, strict=True):
-            if append.names:
-                answer.told = change_names(self.con, runs[append.key].n, append.key, append.names)
+            if append.names or self._out:
+                told = change_names(self.con, runs[append.key].n, append.key, append.names)
+                answer.told = list(dict.fromkeys([*(run.key for run in self._out), *told]))
         done = iter(written)
         return [next(done) if answer is None else answer for answer in answers]
 
@@ -182,7 +191,7 @@ class Appends:
         if append.expect != 0:
             return Answer("conflict")
         if (full := self._full_queue(append)) is not None:
-            return Answer("full", queue=full.name)
+            return Answer("full", queue=full.name, on_full=full.limits.on_full)
         if append.names and (holder := holder_of(self.con, append)):
             return Answer("held", holder=holder)
         return None
@@ -195,14 +204,25 @@ class Appends:
         )
 
     def _full_queue(self, append: Append) -> Gate | None:
-        """The queue in which the due tasks of a run that is to be made have no place to wait, if there is one."""
+        """The queue in which the due tasks of a run that is to be made have no place to wait, if there is one.
+
+        Where others make place for it, the run is to be the only one that is made: such appends go one by one.
+        """
         limits = self.limits
         if not limits.gates or not self._may_be_refused(append):
             return None
         promote(self.con, limits, append.time)
-        due = (task.queue for task in append.tasks if task.not_before <= append.time)
-        gates = (limits.gates[queue] for queue in due if queue in limits.gates)
-        return next((gate for gate in gates if limits.is_full(gate)), None)
+        out: list[Dropped] = []
+        for queue in dict.fromkeys(task.queue for task in append.tasks if task.not_before <= append.time):
+            gate = limits.gates.get(queue)
+            if gate is None or not limits.is_full(gate):
+                continue
+            found = oldest(self.con, gate) if gate.limits.on_full == DROP_OLDEST else None
+            if found is None:
+                return gate
+            out += found
+        self._out = out
+        return None
 
     def _stored(self, own: OwnSession, key: str) -> AppendedRun | None:
         """The run as its row says; one of another owner looks released: nothing can be appended to it."""

@@ -20,6 +20,7 @@ from treadle.core.commands import Task
 from treadle.store.ledger import Gate, Ledger, Place, in_force, redefined
 from treadle.store.queues import Bucket, QueueChange
 from treadle.store.sqlite.connection import Database
+from treadle.store.sqlite.queue_rows import read_buckets
 from treadle.store.sqlite.schema import DELAYED, LEASED, LINED, WAITING
 from treadle.store.sqlite.tokens import count_up
 
@@ -114,8 +115,10 @@ class Limits(Ledger):
             ).fetchall()
             before = found[0] if found else (None, None, False)
             after = redefined(before, change)
-            answers.append(before != after)
-            if before != after:
+            kept = change.kept(in_force(after[0], after[1]))
+            changed = before != after or (kept is not None and kept != read_buckets(self._all, change.name))
+            answers.append(changed)
+            if changed:
                 con.execute(
                     "INSERT INTO queues (name, defined, override, paused, version) VALUES (?1, ?2, ?3, ?4, 1)"
                     " ON CONFLICT (name) DO UPDATE SET defined = ?2, override = ?3, paused = ?4, version = version + 1",
@@ -127,7 +130,9 @@ class Limits(Ledger):
             self._read(version)
             for change, changed in zip(list(changes), answers, strict=True):
                 if changed:
-                    self._begin_anew(self.gates[change.name])
+                    gate = self.gates[change.name]
+                    self._begin_anew(gate)
+                    self._put_buckets(gate, change.kept(gate.limits))
             self.settle(now)
         return answers
 
@@ -149,6 +154,20 @@ class Limits(Ledger):
                 self._touched.setdefault((n, key), 0)
         else:
             con.execute("UPDATE tasks SET state = 0 WHERE gate = ? AND state = -1", (n,))
+
+    def _put_buckets(self, gate: Gate, buckets: dict[str, Bucket] | None) -> None:
+        """Let the rates of a queue allow this, and nothing else; None: what they do."""
+        if buckets is None:
+            return
+        self.con.execute("DELETE FROM buckets WHERE queue = ?", (gate.n,))
+        for key, bucket in buckets.items():
+            self.buckets[gate.n, key] = bucket
+            self._put_bucket(gate, key, None)
+        # What is read of them from here on is what is stored.
+        self.buckets.clear()
+
+    def _all(self, sql: str, values: tuple[Any, ...]) -> list[Any]:
+        return self.con.execute(sql, values).fetchall()
 
     # -- what may start --------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from treadle.store.queues import KeyRow, QueueRow
+from treadle.store.queues import Bucket, KeyRow, QueueRow
 from treadle.store.rows import key_rows, queue_rows
 from treadle.store.sqlite.connection import Record
 
@@ -35,3 +35,8 @@ def read_queues(read: All, now: float) -> list[QueueRow]:
 def read_keys(read: All, queue: str, key: str | None, limit: int) -> list[KeyRow]:
     """Keys of a queue's tasks, those with the most waiting ones first, or one of them."""
     return key_rows(read(_KEYS, (queue, key, limit)), read(_BUCKETS, (queue,)), key)
+
+
+def read_buckets(read: All, queue: str) -> dict[str, Bucket]:
+    """What is stored of what a queue's rates allow."""
+    return {key: Bucket(allowance, at) for key, allowance, at in read(_BUCKETS, (queue,))}

@@ -21,13 +21,13 @@ from treadle.store.base import (
     StepRow,
     TaskRow,
 )
-from treadle.store.queues import KeyRow, QueueRow
+from treadle.store.queues import Bucket, KeyRow, QueueRow
 from treadle.store.rows import decode_head, run_row, task_row
 from treadle.store.sqlite.connection import Database, Record, connect, copy_database, map_exceptions
 from treadle.store.sqlite.health import examine
 from treadle.store.sqlite.location import Sync
 from treadle.store.sqlite.names import LINE
-from treadle.store.sqlite.queue_rows import read_keys, read_queues
+from treadle.store.sqlite.queue_rows import read_buckets, read_keys, read_queues
 
 _FOUND_AT_MOST = 20
 # No text of 512 bytes that starts with a prefix sorts behind the prefix and so many of the last character.
@@ -290,6 +290,10 @@ class SqliteReader:
     def queue_keys(self, queue: str, *, key: str | None = None, limit: int = 100) -> list[KeyRow]:
         """Keys of a queue's tasks, those with the most waiting ones first, or one of them."""
         return read_keys(self._all, queue, key, limit)
+
+    def buckets(self, queue: str) -> dict[str, Bucket]:
+        """What is stored of what a queue's rates allow."""
+        return read_buckets(self._all, queue)
 
     def line(self, name: str) -> list[str]:
         """Keys of the runs in the line of a name."""
