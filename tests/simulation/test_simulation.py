@@ -13,6 +13,7 @@ from tests.simulation import scenes
 from tests.simulation.scenes import WRITES, alone, broken
 
 from treadle.authoring.decorators import step, workflow
+from treadle.authoring.options import Retry
 from treadle.authoring.registry import Registry
 from treadle.core import advance as core_advance
 from treadle.core import decide as core_decide
@@ -343,6 +344,25 @@ def test_a_users_program_runs_under_every_fault() -> None:
     counts = simulate(program, seeds=range(25), registry=own)
 
     assert counts["crash"] > 0
+
+
+@step(registry=own, name="test:doubled", process=True, retry=Retry(attempts=99, initial=0), lost_limit=99)
+async def doubled(amount: int) -> int:
+    await asyncio.sleep(0)
+    return 2 * amount
+
+
+@workflow(registry=own, name="test:twice")
+def twice(amount: int) -> int:
+    return doubled.bind(doubled.bind(amount))
+
+
+def test_a_users_async_steps_run_in_processes() -> None:
+    async def program(app: App) -> None:
+        run = await app.start(twice, 7, id="twice")
+        assert await run.result() == 28
+
+    assert simulate(program, seeds=range(10), registry=own)["crash"] > 0
 
 
 def test_what_a_users_program_asserts_is_reported() -> None:

@@ -223,7 +223,10 @@ class SimProcess:
     def _execute(self, call: Call, fault: str) -> None:
         told: list[list[Any]] = []
         scope = self._worker.copy()
-        scope.run(execute, Remote(_Way(told), self._clock), call)
+        # An async function gets a loop of its own, for which the thread of this one is no place.
+        own = threading.Thread(target=scope.run, args=(execute, Remote(_Way(told), self._clock), call))
+        own.start()
+        own.join()
         if fault == "error_after":
             self._die(_EXITED)
             return

@@ -204,7 +204,8 @@ def simulate(
     `program` is your own: a coroutine function that gets an `App`, starts runs, waits for them, and asserts what must
     hold. It runs in one of the nodes, and again from its start when that node dies or the store refuses, so give your
     runs ids; it must come to its end. Steps are found in `registry` (by default all decorated ones). They must read
-    no clock and draw no random numbers, and sync ones are called on the loop's thread, at one virtual instant.
+    no clock and draw no random numbers, and sync ones are called on the loop's thread, at one virtual instant. So are
+    those that have processes of their own, which die as nodes do: that may take more attempts than `lost_limit` allows.
     Without a program the world runs a random workload of its own, and more is checked.
 
     Raises:
