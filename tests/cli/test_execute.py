@@ -201,6 +201,9 @@ def test_data_and_a_dry_run_reach_the_steps_and_their_lines_the_terminal(project
     assert "link | would link rc" in dry.stderr
     assert project.json("show", "r2")["dry_run"] is True
     assert "dry run" in project.treadle("show", "r2").stdout
+    assert project.json("receipt", "show", "r2")["run"]["dry_run"] is True
+    assert "[SUCCEEDED]  dry run  workflow" in project.treadle("receipt", "show", "r2").stdout
+    assert "dry run" not in project.treadle("receipt", "show", "r1").stdout
     assert "links" not in project.run("deploys", *args, "--quiet", id="r3").stderr
 
 

@@ -143,6 +143,28 @@ async def test_every_run_goes_on_in_the_copy(source: str, target: str, tmp_path:
     store.close()
 
 
+@pytest.mark.postgres
+@pytest.mark.nats
+async def test_open_runs_move_from_server_to_server_and_back_into_a_file(
+    source: str, nats_url: str, postgres_server: Any, tmp_path: Path
+) -> None:
+    from tests.postgres_kit import empty_schema, shared_server, url_of
+
+    with empty_schema() as schema:
+        urls = [source, url_of(shared_server(), schema), nats_url, f"sqlite:///{tmp_path}/last.db"]
+        for one, other in itertools.pairwise(urls):
+            async with (
+                connect(one, registry=registry, worker=False) as old,
+                connect(other, registry=registry, worker=False) as new,
+            ):
+                report = await old.copy_to(new)
+                open_ = sum(row.status in ("running", "unwinding") for row in await new.runs())
+                assert (report.differing, report.runs, report.open) == ({}, 9, open_)
+        async with connect(urls[-1], registry=registry) as last:
+            await end_all(last)
+            assert (await last.check()).problems == []
+
+
 @pytest.mark.parametrize("codec", [None, Encryption({"k1": bytes(32)})], ids=["plain", "encrypted"])
 @pytest.mark.parametrize("count", [1, 9, 900], ids=["inline", "row", "blob"])
 async def test_what_a_value_refers_to_is_copied_when_the_run_that_made_it_is_deleted(

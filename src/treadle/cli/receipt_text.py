@@ -36,8 +36,9 @@ def short(value: Any) -> str:
 
 def _run(document: Document, run: RunRecord) -> str:
     status = f"{run.status.upper()}" + (f", {run.unwound} unwound" if run.unwound else "")
+    dry = "  dry run" if run.dry_run else ""
     head = (
-        f"Receipt of run {clean(run.id)}  [{paint(run.status, status)}]  workflow {clean(document.workflow)}"
+        f"Receipt of run {clean(run.id)}  [{paint(run.status, status)}]{dry}  workflow {clean(document.workflow)}"
         f"  created {run.created_at.isoformat(timespec='seconds')}"
     )
     if run.finished_at is not None:

@@ -192,6 +192,8 @@ class RunRecord(Part, frozen=True, kw_only=True):
     parent: str = ""
     labels: dict[str, str] = {}
     breakpoints: list[str] = []
+    # Whether its steps were told to change nothing.
+    dry_run: bool = False
     result: Value | None = None
     # Steps that the result needs and that did not succeed.
     missing: list[str] = []

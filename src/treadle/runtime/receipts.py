@@ -128,6 +128,7 @@ def receipt_of(
         parent=head.parent,
         labels=head.labels,
         breakpoints=list(head.breakpoints),
+        dry_run=head.dry_run,
         result=result,
         missing=snapshot.missing,
         failures=[failure.address for failure in snapshot.failures if not failure.optional],
