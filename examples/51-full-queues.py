@@ -60,7 +60,10 @@ async def waits(producer: App, name: str) -> None:
 
 async def drops(app: App) -> None:
     """Only the newest frames are of interest."""
-    oldest, *others = [await app.start(picture, name, id=f"frame-{name}") for name in "abc"]
+    oldest = await app.start(picture, "a", id="frame-a")
+    # Which run is older is told by the millisecond.
+    await asyncio.sleep(0.01)
+    others = [await app.start(picture, name, id=f"frame-{name}") for name in "bc"]
     try:
         await oldest.result()
     except RunCancelledError as error:
