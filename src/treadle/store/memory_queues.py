@@ -400,14 +400,13 @@ class Waiting:
             line.open(name)
 
     def _forget(self, queue: Queue, name: str, now: float) -> None:
-        """Keep the bucket of a key no longer if it is full."""
+        """Keep the bucket of a key no longer if it is full by any clock."""
         limits = queue.limits
         key = queue.keys.get(name)
         if key is None or key.bucket is None or not limits.key_rate:
             return
-        if refill(key.bucket, limits.key_rate, limits.key_burst, now).allowance < limits.key_burst:
-            at = full_at(key.bucket, limits.key_rate, limits.key_burst)
-            heappush(self.fading, (max(at, now + 1.0), queue.name, name))
+        if (at := full_at(key.bucket, limits.key_rate, limits.key_burst)) > now:
+            heappush(self.fading, (at, queue.name, name))
             return
         key.bucket = None
         if not key.running and not key.closed:
