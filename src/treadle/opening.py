@@ -14,7 +14,7 @@ from treadle.authoring.options import Retry, policy_of
 from treadle.authoring.packages import Package, check_packages
 from treadle.authoring.projections import Projection, check_projections
 from treadle.authoring.registry import Registry, default_registry
-from treadle.errors import StoreUrlError
+from treadle.errors import StoreUrlError, UsageError
 from treadle.ports import Clock, Environment, Ids, PayloadCodec, Wakeups
 from treadle.runtime.builtins import with_builtins
 from treadle.runtime.client import App
@@ -111,13 +111,17 @@ def plugins() -> Any:
 class _ReaderThread:
     """One thread that owns the reader."""
 
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="treadle-reader")
+    def __init__(self, count: int = 1, name: str = "treadle-reader") -> None:
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix=name)
+        self._closed = False
 
     def run(self, function: Callable[[], Any]) -> Awaitable[Any]:
+        if self._closed:
+            raise UsageError("the application was closed; open it again with connect()")
         return asyncio.get_running_loop().run_in_executor(self._pool, function)
 
     def close(self) -> None:
+        self._closed = True
         self._pool.shutdown(wait=False)
 
 
@@ -125,7 +129,7 @@ class _Beside(_ReaderThread):
     """A few threads that read and write blobs."""
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(4, thread_name_prefix="treadle-blobs")
+        super().__init__(4, "treadle-blobs")
 
 
 def blobs_of(place: Place) -> Blobs:

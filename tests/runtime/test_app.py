@@ -39,7 +39,7 @@ from treadle import (
     step,
     workflow,
 )
-from treadle.errors import EXIT_CODES
+from treadle.errors import EXIT_CODES, LeaseLostError
 
 gates: dict[str, asyncio.Event] = {}
 thread_gates: dict[str, threading.Event] = {}
@@ -582,3 +582,19 @@ def test_every_exit_code_belongs_to_an_error_class() -> None:
     codes = {value.code for value in vars(errors).values() if isinstance(value, type) and hasattr(value, "code")}
 
     assert set(EXIT_CODES) <= codes
+
+
+async def test_a_closed_application_says_so(tmp_path: Path) -> None:
+    builder = PlanBuilder("closed")
+    builder.step("one", add, 1)
+    planned = builder.build()
+    async with connect(f"sqlite:///{tmp_path / 'closed.db'}") as app:
+        run = await app.start(planned)
+        await run.result()
+
+    with pytest.raises(UsageError, match="the application was closed; open it again"):
+        await app.runs()
+    with pytest.raises(UsageError, match="the application was closed"):
+        await run.inspect()
+    with pytest.raises(LeaseLostError, match="its application was closed; nothing was written"):
+        await app.start(planned)

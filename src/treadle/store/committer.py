@@ -309,7 +309,9 @@ class _Ended:
         items = self.committer.items
         while items:
             work = items.popleft()
-            error = LeaseLostError(f"session {self.committer.session} has ended; nothing was written")
+            error = LeaseLostError(
+                f"session {self.committer.session} has ended, or its application was closed; nothing was written"
+            )
             work.then(Answer("conflict") if work.append is not None else None, error)
 
     async def stop(self) -> None:
