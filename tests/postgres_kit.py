@@ -16,6 +16,8 @@ from urllib.parse import quote
 import psycopg
 import pytest
 
+from treadle.store.postgres.schema import MADE_SERVES
+
 with warnings.catch_warnings():
     # It tells of a missing XDG_RUNTIME_DIR, which is of no interest here.
     warnings.simplefilter("ignore")
@@ -99,7 +101,7 @@ def _drop_projections(con: psycopg.Connection[Any], schema: str) -> None:
         for (table,) in found:
             con.execute(f"DROP TABLE IF EXISTS {schema}.{table} CASCADE".encode())
     if names:
-        con.execute(f"UPDATE {schema}.meta SET serves = version".encode())
+        con.execute(f"UPDATE {schema}.meta SET serves = {MADE_SERVES}".encode())
 
 
 def query(server: PostgresServer, sql: str, *values: Any) -> list[tuple[Any, ...]]:

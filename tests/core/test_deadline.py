@@ -10,7 +10,7 @@ from tests.core.kit import Driver, step, undoable
 from treadle.core import events as ev
 from treadle.core import inputs as inp
 from treadle.core.deadlines import is_awaited
-from treadle.core.decide import Limits, start
+from treadle.core.decide import Limits, decide, start
 from treadle.core.events import Window
 from treadle.core.plan import (
     Block,
@@ -507,3 +507,27 @@ def test_a_journal_of_a_run_whose_deadline_nobody_passed_is_decided_as_before() 
     assert driver.status() == "failed"
     assert codes(driver) == ["deadline"]
     driver.check()
+
+
+@pytest.mark.parametrize("most", range(1, 16))
+def test_what_is_taken_back_while_its_scope_is_stopped_is_over(most: int) -> None:
+    body = Body(blocks=[step("a"), step("w", signals=["never"])], output=Ref("a"))
+    driver = late(Gather(id="g", items=Const(0), body=body), constants=[[1, 2, 3]], limits=Limits(events=most))
+    driver.settle()
+    driver.succeed("g[0]/a")
+    driver.now = 1010.0
+
+    # Its first item fails at once, and with it the gather, which stops the others.
+    driver.give(inp.Look(), more=False)
+    driver.revoked(*driver.waiting())
+
+    assert (driver.status(), driver.run.tasks, driver.waiting()) == ("failed", 0, [])
+    driver.check()
+
+
+def test_only_the_decision_that_finds_the_deadline_passed_ends_attempts() -> None:
+    driver = late(step("a"), step("b", signals=["go"]))
+    driver.now = 1010.0
+    assert driver.give(inp.Look()).interrupts == (driver.task("a").number,)
+
+    assert decide(driver.folded(), [(inp.Look(), "")], now=1011.0, limits=driver.limits).interrupts == ()

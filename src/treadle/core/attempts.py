@@ -256,8 +256,8 @@ def revoked(run: RunState, decision: Decision, value: inp.Revoked, cause: str) -
             _ended(run, decision, step, "revoked", "", cause)
         elif is_late(run, step):
             fail_late(run, decision, step, cause)
-        elif run.cancelling or _is_parked(run, step):
-            # Without a cancel it is a repetition from before the run was reopened.
+        elif run.cancelling or _is_parked(run, step) or run.is_late(step.around):
+            # Else it is a repetition from before the run was reopened.
             decision.settle(run, step, ev.StepCancelled(at=step.node.address, cause=cause))
     return None
 

@@ -28,9 +28,12 @@ def is_awaited(run: RunState) -> bool:
 
 
 def pass_deadline(run: RunState, decision: Decision) -> None:
-    """Journal that the deadline has passed, if its time has come."""
+    """Journal that the deadline has passed, if its time has come, and end the attempts that there are."""
     if run.now >= run.deadline and is_awaited(run):
         decision.record(run, ev.DeadlinePassed())
+        # The store takes back those that nobody has. Here, since no event tells later which ones were.
+        late = [step for step in run.steps() if step.tasked and not settled(step) and run.is_late(step.around)]
+        decision.interrupts += tuple([step.node.number for step in late])
 
 
 def is_late(run: RunState, step: StepState) -> bool:
@@ -63,12 +66,9 @@ def end_waiting(run: RunState, decision: Decision, bound: int) -> None:
             return
         state = run.states[run.cancel_at]
         run.cancel_at += 1
-        if settled(state) or not run.is_late(state.around):
+        if settled(state) or not run.is_late(state.around) or (isinstance(state, StepState) and state.tasked):
             continue
-        if isinstance(state, StepState) and state.tasked:
-            # The store takes it back if nobody has it.
-            decision.interrupts += (state.node.number,)
-        elif isinstance(state, StepState) and state.status == READY:
+        if isinstance(state, StepState) and state.status == READY:
             fail_late(run, decision, state)
         elif isinstance(state, ScopeState) or state.status == WAITING:
             heappush(run.frontier, state.node.number)
