@@ -531,3 +531,17 @@ def test_only_the_decision_that_finds_the_deadline_passed_ends_attempts() -> Non
     assert driver.give(inp.Look()).interrupts == (driver.task("a").number,)
 
     assert decide(driver.folded(), [(inp.Look(), "")], now=1011.0, limits=driver.limits).interrupts == ()
+
+
+def test_the_deadline_is_not_lifted_while_attempts_are_ended_by_it() -> None:
+    driver = late(step("a"), step("b", delay=20))
+    driver.now = 1010.0
+    driver.give(inp.Look())
+
+    assert driver.refused(inp.Retry()).code == "step_busy"
+    assert driver.refused(inp.Rewind(at="b")).code == "step_busy"
+    driver.revoked("a")
+    driver.give(inp.Retry())
+
+    assert driver.waiting() == ["a", "b"]
+    driver.check()

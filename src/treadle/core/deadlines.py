@@ -32,8 +32,7 @@ def pass_deadline(run: RunState, decision: Decision) -> None:
     if run.now >= run.deadline and is_awaited(run):
         decision.record(run, ev.DeadlinePassed())
         # The store takes back those that nobody has. Here, since no event tells later which ones were.
-        late = [step for step in run.steps() if step.tasked and not settled(step) and run.is_late(step.around)]
-        decision.interrupts += tuple([step.node.number for step in late])
+        decision.interrupts += tuple([step.node.number for step in run.late_attempts()])
 
 
 def is_late(run: RunState, step: StepState) -> bool:

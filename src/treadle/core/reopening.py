@@ -190,6 +190,9 @@ def _cancelling(run: RunState, verb: str) -> Refusal | None:
     if run.unwindings:
         text = f"run {run.run_id!r} is being unwound; wait for its end, then {verb}"
         return Refusal("run_not_running", text, "unwinding")
+    if ending := _named(run.late_attempts()):
+        # What tells of their end would be taken for something of before, once the deadline is lifted.
+        return Refusal("step_busy", f"the run's deadline has passed, and {ending} has not ended yet; try again then")
     if not run.cancelling or run.status != RUNNING:
         return None
     text = f"run {run.run_id!r} is being cancelled; wait for its end, then {verb}"

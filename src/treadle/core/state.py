@@ -365,6 +365,11 @@ class RunState:
         """Whether the deadline has passed for what lies in a scope; what takes a row back has none."""
         return self.deadline < 0 and around.compensates is None
 
+    def late_attempts(self) -> list[StepState]:
+        """The steps of which an attempt has not ended yet although the deadline has passed."""
+        steps = self.steps() if self.deadline < 0 else ()
+        return [step for step in steps if step.tasked and not settled(step) and self.is_late(step.around)]
+
     def is_busy(self, scope: ScopeState) -> bool:
         """Whether something goes on of a step that lies in a scope."""
         for state in self.content(scope):
