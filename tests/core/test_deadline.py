@@ -408,6 +408,22 @@ def test_a_run_that_waits_for_its_turn_fails_and_leaves_the_line() -> None:
     driver.check()
 
 
+def test_nothing_is_compensated_in_a_run_that_never_had_its_turn() -> None:
+    rows = [Phase(id="p0", blocks=[step("a", optional=True)], compensate="back"), Phase(id="p1", blocks=[step("b")])]
+    block = Phases(id="f", phases=rows, compensations=[Phase(id="back", blocks=[step("c")])])
+    driver = late(block, begin=False)
+    for run in (driver.run, driver.lean):
+        decision = start(run, now=driver.now, limits=driver.limits, started=ev.RunStarted(singleton="n"), enters="line")
+        if run is driver.run:
+            driver.commit(decision)
+
+    passes(driver)
+
+    assert (driver.waiting(), driver.status("f"), driver.status()) == ([], "failed", "failed")
+    assert driver.last.names == (("n", "leave"),)
+    driver.check()
+
+
 def window() -> Driver:
     return late(
         Step(id="window", action="treadle:sleep", delay=5.0),

@@ -31,7 +31,16 @@ from treadle.core.opened import settled_inside
 from treadle.core.progress import GatherProgress, PhasesProgress
 from treadle.core.reshaping import steps_added, steps_reopened
 from treadle.core.resolve import phases_around, scope_value
-from treadle.core.state import PASSED, RunState, ScopeState, StepState, WindowState, new_scope, ready_key
+from treadle.core.state import (
+    PASSED,
+    PASSED_UNBEGUN,
+    RunState,
+    ScopeState,
+    StepState,
+    WindowState,
+    new_scope,
+    ready_key,
+)
 from treadle.core.tables import READY, RUN, SKIPPED, STEP, SUCCEEDED, WAITING
 from treadle.errors import InternalError
 
@@ -195,7 +204,7 @@ def _trigger_received(run: RunState, event: ev.TriggerReceived) -> None:
 
 def _deadline_passed(run: RunState, event: ev.DeadlinePassed) -> None:
     run.status = _run_status(run, "deadline_passed")
-    run.deadline = PASSED
+    run.deadline = PASSED_UNBEGUN if run.awaits else PASSED
     # Neither its turn nor the release of a breakpoint makes it go on.
     run.awaits.clear()
     run.cancel_at = 1

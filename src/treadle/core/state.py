@@ -31,8 +31,8 @@ from treadle.core.undo import StepUndo, Unwinding
 BY_CONDITION = 1
 BY_FAILURE = 2
 
-# The deadline of a run whose deadline has passed: earlier than any time.
-PASSED = -1.0
+# The deadline of a run whose deadline has passed, in the second case before its turn came: earlier than any time.
+PASSED, PASSED_UNBEGUN = -1.0, -2.0
 
 # Shared by all nodes that have no causes; never changed.
 _NO_CAUSES: Sequence[str] = ()
@@ -266,7 +266,7 @@ class RunState:
         # The run's data, as one object, and the names in it; whether actions are asked to change nothing.
         self.data_names = _NONE
         self.dry_run = False
-        # When no attempt may begin or go on any more (0: never, `PASSED`), and the trace that the run belongs to.
+        # When no attempt may begin or go on any more (0: never, or `PASSED`), and the trace that the run belongs to.
         self.deadline = 0.0
         self.data = self.trace = ""
         self.version = self.hold = self.depth = 0

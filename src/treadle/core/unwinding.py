@@ -22,7 +22,7 @@ from treadle.core.decision import Decision, Limits
 from treadle.core.progress import GatherProgress
 from treadle.core.reopening import rewind
 from treadle.core.reshaping import steps_below
-from treadle.core.state import NodeState, RunState, ScopeState, StepState, settled
+from treadle.core.state import PASSED_UNBEGUN, NodeState, RunState, ScopeState, StepState, settled
 from treadle.core.tables import FAILED, OUTCOMES, PENDING, RUNNING, UNDO, UNDONE, UNWINDING
 from treadle.core.undo import Unwinding, has_effect, undo_of
 from treadle.core.undo_attempts import dispatch_undo, end_undo, undo_runs
@@ -45,6 +45,9 @@ def begin_unwinding(run: RunState, decision: Decision, scope: ScopeState, *, rea
     Nothing is unwound in a detached cell that outlives its run: an operator may undo the run then.
     """
     if scope is not run.root and run.status != RUNNING:
+        return False
+    if run.deadline == PASSED_UNBEGUN:
+        # Only rows without any work can have succeeded, and others have their turn.
         return False
     if not effects(run, steps_below(run, scope)) and not standing_rows(run, scope):
         return False
