@@ -583,7 +583,7 @@ class World:
         self.windows.judge()
         self.joins.judge()
         self.drives.judge()
-        oracles = judge(self.watch.journals, self.blobs, self.requests.told, self.fail)
+        oracles = judge(self.watch.journals, self.blobs, self.requests.told, self.data.tombstones, self.fail)
         self.tables.judge(oracles, self.data)
 
     def digest(self) -> str:
