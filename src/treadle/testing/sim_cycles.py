@@ -103,8 +103,9 @@ class Drives:
         if not self.hosts or name is None:
             return
         told: Any = event
-        # What a child gave, or a step that never began, is no attempt's end.
-        if told.token and told.attempt > 0:
+        # What a child gave, or a step that never began, is no attempt's end; nor is what was taken back while it waited
+        # for its next probe.
+        if told.token and told.attempt > 0 and told.started_at:
             self._written.setdefault(key, Counter())[told.session, name] += 1
 
     async def _drive(self, drive: Drive, app: App) -> None:
