@@ -147,7 +147,9 @@ def test_a_gather_over_what_is_no_list_is_refused_when_it_is_planned(items: Any)
 
 @pytest.mark.parametrize("items", [[1], (1, 2), []])
 def test_a_gather_over_a_list_is_planned(items: Any) -> None:
-    workflow(name="bad:fine", registry=Registry())(lambda: gather(items, lambda item: one.bind(), id="g")).plan()
+    fine = workflow(name="bad:fine", registry=Registry())(lambda: gather(items, lambda item: one.bind(), id="g"))
+
+    assert [block.id for block in fine.plan().plan.blocks] == ["g"]
 
 
 def test_a_gather_of_an_unknown_mode_or_limit_is_refused() -> None:

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
-from treadle import Registry, Retry, connect, context, step, workflow
+from treadle import Registry, Retry, RunFailedError, connect, context, step, workflow
+from treadle.authoring import codec
+from treadle.authoring.builder import Planned
 from treadle.core.commands import Call, Task
 from treadle.core.events import AttemptFailed, Failure
+from treadle.core.plan import Plan, Step
 from treadle.runtime.attempts import Attempt
 from treadle.runtime.failures import ErrorText
 from treadle.runtime.slots import ASYNC
@@ -102,3 +105,11 @@ async def test_the_next_attempt_goes_on_where_a_silent_one_stopped(function: Any
         failures = [event.failure async for _, _, event in run.events() if isinstance(event, AttemptFailed)]
         message = "the attempt reported no progress for 0.04 s"
         assert failures == [Failure(code="timeout", message=message, type="TimeoutError")]
+
+
+async def test_no_attempt_of_a_plan_without_any_time_succeeds() -> None:
+    plan = Plan(workflow="none", blocks=[Step(id="s", action="silent:async", timeout=0.0)])
+    async with connect("memory:", registry=registry) as app:
+        run = await app.start(Planned(plan, [], codec.adapter(None)))
+        with pytest.raises(RunFailedError, match="took longer than 0 s"):
+            await run.result(20)

@@ -307,7 +307,7 @@ async def test_a_sleep_ends_while_all_slots_are_taken(url: str) -> None:
         run = await app.start(sleeps_until_full)
         await gate("asked").wait()
 
-        await run.step("sleep", timeout=30)
+        assert await run.step("sleep", timeout=30) is None
 
         gate("answer").set()
         await run.cancel(hard=True)

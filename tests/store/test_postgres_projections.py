@@ -24,8 +24,10 @@ from treadle import (
     context,
     step,
 )
+from treadle.errors import StoreError
 from treadle.store.postgres import PostgresStore, schema
 from treadle.store.postgres.projections import GIVES
+from treadle.store.postgres.reader import PostgresReader
 from treadle.store.postgres.sql_text import first_word, named, numbered
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "42-projections.py"
@@ -235,6 +237,26 @@ async def test_a_name_that_the_server_would_cut_is_refused(store: str) -> None:
     with pytest.raises(ProjectionError, match="more than 48"):
         async with connect(store, projections=[Projection(name, migrations=["SELECT 1"])]):
             pass
+
+
+def test_who_comes_late_opens_no_connection_that_nobody_would_close(store: str) -> None:
+    opened = PostgresStore.from_url(store)
+    opened.open()
+    positions, reader = opened.positions(), PostgresReader(opened.location)
+    positions.ready()
+    assert reader.find("r") == []
+    positions.close()
+    reader.close()
+
+    with pytest.raises(StoreError, match="was closed; open it again"):
+        positions.position("sink", "r")
+    with pytest.raises(StoreError, match="was closed; open it again"):
+        reader.find("r")
+    opened.close()
+    # A store is opened again.
+    opened.open()
+    assert opened.find("r") == []
+    opened.close()
 
 
 async def test_programs_that_would_give_nothing_to_a_projection_refuse_its_store(

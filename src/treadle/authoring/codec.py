@@ -482,14 +482,14 @@ def part(tree: Any, key: str | int) -> object:
 
     Raises KeyError or IndexError where there is none, TypeError where the tree has no parts.
     """
+    if isinstance(tree, list) and isinstance(key, int):
+        return tree[key]
     if isinstance(tree, dict):
         if TAG in tree and len(tree) == 1:
             kind, body = tree[TAG]
             if kind != "dict":
                 raise TypeError(f"a value of kind {kind} has no parts")
             return {freeze(lift(name)): item for name, item in body}[key]
-        return tree[key]
-    if isinstance(tree, list) and isinstance(key, int):
         return tree[key]
     raise TypeError(f"{type_name(type(tree))} has no part {key!r}")
 

@@ -95,10 +95,7 @@ def _from_cache(payloads: Payloads, callee: Callee, task: Task, name: str, arg: 
         return False
     try:
         for key in arg.path:
-            if type(value) is list and type(key) is int:
-                value = cast("Sequence[Any]", value)[key]
-            else:
-                value = codec.part(value, key)
+            value = codec.part(value, key)
         values[name] = adapter.convert(value)
     except (DecodeError, LookupError, TypeError):
         return False

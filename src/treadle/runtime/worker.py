@@ -138,7 +138,7 @@ class Worker:
                 # It was leased for a session that executes more than this process knows now.
                 continue
             call = task.call
-            if kind == ASYNC and call.child is None and not (call.timeout or call.deadline or call.progress_timeout):
+            if kind == ASYNC and call.timeout is None and not (call.deadline or call.progress_timeout or call.child):
                 attempt = active[task.lease] = Attempt(task, kind, now)
                 if Pick not in map(type, call.args.values()) or not self._shared_reads.wait(attempt):
                     self._turns.add(attempt)

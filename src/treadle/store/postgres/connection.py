@@ -122,6 +122,7 @@ class Link:
         self.trips = 0
         self._con: psycopg.Connection[Record] | None = None
         self._pid = os.getpid()
+        self._ended = False
         self._wait = 0.0
         self._not_before = 0.0
         self._failure = ""
@@ -137,6 +138,7 @@ class Link:
         """The connection, opened if there is none that works.
 
         Raises:
+            StoreError: it was closed for good.
             StoreUnavailableError: the server cannot be reached now.
         """
         if self._pid != os.getpid():
@@ -144,6 +146,8 @@ class Link:
                 f"{self.location.shown} was opened by process {self._pid} and cannot be used in its child"
                 f" {os.getpid()}: they would talk over one socket; open a store of its own after the fork"
             )
+        if self._ended:
+            raise StoreError(f"{self.location.shown} was closed; open it again")
         con = self._con
         if con is not None and not con.closed:
             return con
@@ -185,6 +189,11 @@ class Link:
         con, self._con = self._con, None
         if con is not None and self._pid == os.getpid():
             con.close()
+
+    def end(self) -> None:
+        """Close the connection for good: who comes late, from another thread, opens none that nobody would close."""
+        self._ended = True
+        self.close()
 
     @property
     def is_open(self) -> bool:

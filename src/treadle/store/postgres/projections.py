@@ -293,7 +293,7 @@ class PostgresProjections(Projections):
     def close(self) -> None:
         """End the connection."""
         with self._lock:
-            self._link.close()
+            self._link.end()
 
 
 def _lists_of(records: Sequence[Recorded]) -> Lists:

@@ -110,8 +110,8 @@ class PostgresReader:
         self._link = Link(location, name=name)
 
     def close(self) -> None:
-        """Close the connection; a second time, or in a forked child, this does nothing."""
-        self._link.close()
+        """Close the connection for good; a second time, or in a forked child, this does nothing."""
+        self._link.end()
 
     def _all(self, sql: str, values: tuple[Any, ...] = ()) -> list[Record]:
         (found,) = self._link.read((sql, values))

@@ -125,7 +125,8 @@ class PostgresStore(PostgresReader):
         self._own.clear()
         self._ready = False
         self._blobs.close()
-        super().close()
+        # It may be opened again.
+        self._link.close()
 
     def blobs(self) -> PostgresBlobs:
         """Where large values go: a table of the store. They are closed with it."""
