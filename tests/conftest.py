@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import settings
 from tests.nats_kit import new_name
 
 from treadle.errors import MissingExtraError
-from treadle.store.nats.development import Node, nodes_in, program
+from treadle.store.nats.development import Node, nodes_in, program, start_all
 
 # A deadline measures the machine, not the code; two cores shared by xdist's workers would miss it at random.
 settings.register_profile("treadle", deadline=None, print_blob=True)
@@ -49,6 +50,16 @@ def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     node.wait()
     yield node
     node.kill()
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, nats_server: Node) -> Iterator[list[Node]]:
+    """Three NATS servers that are one cluster."""
+    nodes = nodes_in(tmp_path, 3)
+    start_all(nodes)
+    yield nodes
+    for node in nodes:
+        node.kill()
 
 
 @pytest.fixture

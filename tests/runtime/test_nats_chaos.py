@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,21 +31,12 @@ from treadle import (
     step,
     workflow,
 )
-from treadle.store.nats.development import Node, nodes_in, start_all, url_of
+from treadle.store.nats.development import Node, url_of
 
 pytestmark = [pytest.mark.nats, pytest.mark.soak]
 
 registry = Registry()
 SECONDS = 60.0
-
-
-@pytest.fixture
-def cluster(tmp_path: Path, nats_server: Node) -> Iterator[list[Node]]:
-    nodes = nodes_in(tmp_path, 3)
-    start_all(nodes)
-    yield nodes
-    for node in nodes:
-        node.kill()
 
 
 @step(name="chaos:add", registry=registry)

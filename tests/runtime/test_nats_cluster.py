@@ -6,8 +6,6 @@ import asyncio
 import os
 import random
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +13,7 @@ from tests.nats_kit import Proxy, new_name
 
 from treadle import PlanBuilder, Registry, connect, context, step
 from treadle.core import events as ev
-from treadle.store.nats.development import Node, nodes_in, start_all, url_of
+from treadle.store.nats.development import Node, url_of
 
 pytestmark = [pytest.mark.nats, pytest.mark.soak]
 
@@ -46,15 +44,6 @@ def plan(length: int) -> Any:
         ends.append(value)
     builder.output(builder.step("total", total, ends))
     return builder.build()
-
-
-@pytest.fixture
-def cluster(tmp_path: Path, nats_server: Node) -> Iterator[list[Node]]:
-    nodes = nodes_in(tmp_path, 3)
-    start_all(nodes)
-    yield nodes
-    for node in nodes:
-        node.kill()
 
 
 async def leader_of(app: Any) -> str:
