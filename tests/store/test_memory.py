@@ -174,8 +174,8 @@ def test_a_slot_that_is_refused_leaves_the_task_waiting() -> None:
     class Fickle(Slots):
         """Says that it is free and takes nothing: another thread was faster."""
 
-        def take(self, action: str, queue: str) -> bool:
-            return False
+        def take(self, action: str, queue: str, most: int = 1) -> int:
+            return 0
 
     store = MemoryStore()
     one = Party(store, "one")

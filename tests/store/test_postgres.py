@@ -380,9 +380,9 @@ def test_a_claim_asks_for_no_more_tasks_than_there_is_room_for(open_store: Open)
         def free(self) -> int:
             return super().free() + 1000
 
-        def take(self, action: str, queue: str) -> bool:
+        def take(self, action: str, queue: str, most: int = 1) -> int:
             asked.append(action)
-            return super().take(action, queue)
+            return super().take(action, queue, most)
 
     asked: list[str] = []
     one = Party(open_store(), "one")

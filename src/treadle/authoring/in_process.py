@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -103,7 +103,7 @@ class Execution:
         # Cells that were told to stop.
         self._stopping: list[asyncio.Task[None]] = []
         self._loop = asyncio.get_running_loop()
-        self._turns = Turns(self._loop, self._run, self._go_on)
+        self._turns = Turns(self._loop, self._run_cells, self._go_on)
         self._cell: Cell | None = None
 
     async def execute(self) -> PhasesResult:
@@ -344,6 +344,13 @@ class Execution:
         self._end(task, found)
 
     # -- what happened -------------------------------------------------------------------------------------------
+
+    def _run_cells(self, cells: Iterable[_Live]) -> Coroutine[Any, Any, None] | None:
+        """Run cells until one waits; gives its rest."""
+        for live in cells:
+            if (ending := self._run(live)) is not None:
+                return ending
+        return None
 
     def _run(self, live: _Live) -> Coroutine[Any, Any, None] | None:
         """Run a cell until it waits; gives the rest."""

@@ -340,11 +340,6 @@ class JoinedRegistry(Registry):
         self._own = own
         self._parts = [own, *(package.registry for package in packages)]
 
-    @property
-    def changes(self) -> int:
-        """Counts up whenever a name comes to stand for something else in any of them."""
-        return sum(part.changes for part in self._parts)
-
     def add(self, definition: Definition | Defined) -> None:
         """Add a definition to the first registry."""
         self._own.add(definition)

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import FunctionType, ModuleType
-from typing import Any, Final, Literal, Protocol
+from typing import Any, ClassVar, Final, Literal, Protocol
 
 from treadle.authoring.bound import kind_of
 from treadle.authoring.codec import Adapter
@@ -153,14 +153,11 @@ class Defined(Protocol):
 class Registry:
     """Definitions by name and alias."""
 
+    # Counts up whenever a name comes to stand for something else in any registry, so that look-ups can be kept.
+    changes: ClassVar[int] = 0
+
     def __init__(self) -> None:
         self._known: dict[str, Definition] = {}
-        self._changes = 0
-
-    @property
-    def changes(self) -> int:
-        """Counts up whenever a name comes to stand for something else, so that look-ups can be kept."""
-        return self._changes
 
     def add(self, definition: Definition | Defined) -> None:
         """Add a definition, or what the decorators give, under its name and aliases.
@@ -187,7 +184,7 @@ class Registry:
         for former in replaced:
             self.remove(former)
         self._known.update(dict.fromkeys(names, definition))
-        self._changes += 1
+        Registry.changes += 1
         for helper in definition.helpers:
             self.add(helper)
 
@@ -196,7 +193,7 @@ class Registry:
         for name in (definition.name, *definition.aliases):
             if self._known.get(name) is definition:
                 del self._known[name]
-                self._changes += 1
+                Registry.changes += 1
 
     def known(self, name: str) -> Definition | None:
         """What a name or alias stands for, None for nothing."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import types
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
 from contextvars import Context
 from typing import Any, Final, Generic, Protocol, TypeVar
 
@@ -97,20 +97,22 @@ def rest(scope: Context, carrier: Carrier, awaited: object) -> Generator[object,
 class Turns(Generic[A]):
     """Executes attempts in their order. All methods are for the event loop's thread.
 
-    `execute` does all that there is to do without waiting, by the present `carrier`, and gives the rest, if any.
+    `execute` gets the attempts whose turn has come, and does with each all that there is to do without waiting, by the
+    present `carrier`. It gives the rest of the first one that waits or has broken the carrier, None if there is none.
     `idle` is called when no attempt waits for its turn any more; those that it adds go on in the same task.
     """
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        execute: Callable[[A], Coroutine[Any, Any, None] | None],
+        execute: Callable[[Iterator[A]], Coroutine[Any, Any, None] | None],
         idle: Callable[[], None] | None = None,
     ) -> None:
         self._loop = loop
         self._execute = execute
         self._idle = idle
-        self._waiting: deque[A] = deque()
+        # What waits for its turn; who adds to it calls `go_on`.
+        self.waiting: deque[A] = deque()
         # The task that takes what waits, and whether it has yet to begin.
         self._taker: asyncio.Task[None] | None = None
         self._coming = False
@@ -122,13 +124,17 @@ class Turns(Generic[A]):
 
     def add(self, attempt: A) -> None:
         """Execute an attempt soon."""
-        self._waiting.append(attempt)
-        if self._taker is None or self._taker.done():
+        self.waiting.append(attempt)
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Execute what waits, unless a task is at it."""
+        if (self._taker is None or self._taker.done()) and self.waiting:
             self._begin()
 
     def clear(self) -> None:
         """Forget what has not begun."""
-        self._waiting.clear()
+        self.waiting.clear()
 
     def _begin(self) -> None:
         self._coming = True
@@ -142,30 +148,16 @@ class Turns(Generic[A]):
         assert taker is not None
         self._taker = taker
         self._coming = False
-        waiting, execute, idle = self._waiting, self._execute, self._idle
-        left = max(len(waiting), FEW)
         if self._nested:
             await asyncio.sleep(0)
         self.busy = True
         try:
-            while waiting and left:
-                attempt = waiting.popleft()
-                if attempt.settled:
-                    continue
-                left -= 1
-                attempt.handle = taker
-                if (ending := execute(attempt)) is not None:
-                    # The task, and its carrier, are the attempt's own; those behind it get others.
-                    self.renew()
-                    self.busy = False
-                    self._leave()
-                    await ending
-                    break
-                if taker.cancelling():
-                    # Meant for the step that is over, and not for those behind it.
-                    break
-                if idle is not None and not waiting:
-                    idle()
+            if (ending := self._execute(self._in_turn(taker))) is not None:
+                # The task, and its carrier, are the attempt's own; those behind it get others.
+                self.renew()
+                self.busy = False
+                self._leave()
+                await ending
         except BaseException:
             if self._taker is taker:
                 self.renew()
@@ -175,13 +167,30 @@ class Turns(Generic[A]):
                 self.busy = False
                 self._leave()
 
+    def _in_turn(self, taker: asyncio.Task[None]) -> Iterator[A]:
+        """The attempts whose turn it is in this task, each when the one before it has ended."""
+        waiting, idle, cancelling = self.waiting, self._idle, taker.cancelling
+        left = max(len(waiting), FEW)
+        while waiting and left:
+            attempt = waiting.popleft()
+            if attempt.settled:
+                continue
+            left -= 1
+            attempt.handle = taker
+            yield attempt
+            if cancelling():
+                # Meant for the step that is over, and not for those behind it.
+                break
+            if idle is not None and not waiting:
+                idle()
+
     def renew(self) -> None:
         """Take another carrier: the present one has ended, or is an attempt's own."""
         self.carrier = Carrier()
 
     def _leave(self) -> None:
         self._taker = None
-        if self._waiting:
+        if self.waiting:
             self._nested = True
             self._begin()
             self._nested = False

@@ -143,11 +143,15 @@ def _next_ready(run: RunState, limits: Limits) -> StepState | None:
 
 def _start_ready(run: RunState, decision: Decision, limits: Limits, bound: int) -> None:
     ready, states, events = run.ready, run.states, decision.events
+    plain = not (run.deadline or run.reports or run.not_before > run.now)
     while ready and len(events) < bound and run.tasks < limits.dispatched and not run.cancelling:
         step = states[heappop(ready) & NUMBER_OF_KEY]
         # As in `_next_ready`: the heap is a hint.
         if type(step) is StepState and step.status == READY and not step.tasked:
-            _begin(run, decision, step, limits, True)
+            if plain and step.node.simple:
+                dispatch_simple(run, decision, step)
+            else:
+                _begin(run, decision, step, limits, True)
 
 
 # -- steps -----------------------------------------------------------------------------------------------------------
@@ -172,6 +176,10 @@ def _look(run: RunState, decision: Decision, step: StepState, limits: Limits, he
         return False
     # Who became ready earlier goes first.
     room = not held and not run.readied and run.tasks < limits.dispatched
+    if node.simple and room and not (run.deadline or run.reports or run.not_before > run.now):
+        # The plain case of `_begin`.
+        dispatch_simple(run, decision, step)
+        return False
     if room or node.step.when is not None:
         return _begin(run, decision, step, limits, room)
     return not fail_late(run, decision, step)
@@ -196,10 +204,6 @@ def _is_fenced(run: RunState, decision: Decision, step: StepState) -> bool:
 def _begin(run: RunState, decision: Decision, step: StepState, limits: Limits, room: bool) -> bool:
     """Let a step that no other fence holds start, by its condition. True if only the lack of room forbids it."""
     spec = step.node.step
-    if step.node.simple and not (run.deadline or run.reports or run.not_before > run.now):
-        if room:
-            dispatch_simple(run, decision, step)
-        return not room
     call: Call | None = None
     if spec.when is not None and step.condition is not True:
         if step.condition is False:

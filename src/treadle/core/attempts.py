@@ -63,27 +63,33 @@ def _ended(run: RunState, decision: Decision, step: StepState, how: str, session
     decision.record(run, event)
 
 
-def _succeeded(run: RunState, decision: Decision, step: StepState, value: inp.Outcome, cause: str) -> None:
+def _bring(run: RunState, decision: Decision, step: StepState, value: inp.Outcome, cause: str) -> Failure | None:
+    """Take what a success brings beside its result; else why the attempt fails for it."""
     if value.added:
         if run.status != RUNNING:
             # A detached cell outlived its run.
-            failure = Failure(code="run_not_active", message=f"the run is {run.status}; no step can be added")
-            _fail(run, decision, step, value, failure, cause)
-            return
+            return Failure(code="run_not_active", message=f"the run is {run.status}; no step can be added")
         added = added_events(run, step, value.added, cause, value.worker)
         if isinstance(added, Failure):
-            _fail(run, decision, step, value, added, cause)
-            return
+            return added
         decision.reopen(added.revived)
         for event in added.events:
             decision.record(run, event)
     if value.patch and (refused := _patch_refused(run, step)) is not None:
-        _fail(run, decision, step, value, refused, cause)
-        return
+        return refused
     effects = value.effects
     if value.writes or (effects is not None and effects.records):
         records = effects.records if effects is not None else ()
         decision.given += (Given(value.lease, step.node.address, records, value.writes),)
+    return None
+
+
+def _succeeded(run: RunState, decision: Decision, step: StepState, value: inp.Outcome, cause: str) -> None:
+    if value.added or value.patch or value.writes or value.effects is not None:
+        failure = _bring(run, decision, step, value, cause)
+        if failure is not None:
+            _fail(run, decision, step, value, failure, cause)
+            return
     succeeded = ev.StepSucceeded(
         at=step.node.address,
         attempt=value.attempt,

@@ -116,21 +116,29 @@ class Callee:
 class Callees:
     """What the names of actions stand for, as the registry has them now."""
 
-    __slots__ = ("_callers", "_changes", "_found", "_hides", "_middleware", "_registry")
+    __slots__ = ("_callers", "_hides", "_middleware", "_registry", "changes", "known")
 
     def __init__(self, registry: Registry, middleware: Sequence[Middleware], *, hides: bool = False) -> None:
         self._registry = registry
         # Whether what is stored is hidden, so that it may hold secrets.
         self._hides = hides
         self._middleware = middleware
-        self._changes = registry.changes
-        self._found: dict[str, Callee] = {}
+        self.changes = Registry.changes
+        # The steps called so far, by name; good until a name comes to stand for something else (`look`).
+        self.known: dict[str, Callee] = {}
         # Workflows that steps call.
         self._callers: dict[str, Callee] = {}
 
     def __iter__(self) -> Iterator[Callee]:
         """All steps that were called so far."""
-        return iter(self._found.values())
+        return iter(self.known.values())
+
+    def look(self) -> None:
+        """Forget what names stood for if any stands for something else now, as in a notebook."""
+        if self.changes != Registry.changes:
+            self.known.clear()
+            self._callers.clear()
+            self.changes = Registry.changes
 
     def of(self, task: Task) -> Callee:
         """What a task calls.
@@ -138,21 +146,17 @@ class Callees:
         Raises:
             UnregisteredStepError: nothing has the name here.
         """
-        if self._changes != self._registry.changes:
-            # In a notebook a function is defined again under its name.
-            self._found.clear()
-            self._callers.clear()
-            self._changes = self._registry.changes
+        self.look()
         call = task.call
         if call.child is not None:
             return self._caller(task.action)
-        found = self._found.get(task.action)
+        found = self.known.get(task.action)
         if found is None:
             found = self._made(task.action)
         return found if call.poll is None else found.probing()
 
     def _made(self, action: str) -> Callee:
-        made = self._found[action] = Callee(action, self._registry.get(action), self._middleware, hides=self._hides)
+        made = self.known[action] = Callee(action, self._registry.get(action), self._middleware, hides=self._hides)
         return made
 
     def _caller(self, action: str) -> Callee:

@@ -46,6 +46,7 @@ _log = logging.getLogger("treadle.engine")
 RETRY_SECONDS = 0.2
 # What `decide` gets of one that waits.
 _pair: Callable[[Pending], tuple[AnyInput, str]] = attrgetter("value", "cause")
+_lease_of: Callable[[Pending], int] = attrgetter("lease")
 
 
 def _ignore(_value: object, _error: BaseException | None) -> None:
@@ -295,7 +296,11 @@ class Engine:
         if owned is None or owned.closing:
             self._reports.add(task.run, outcome, rows)
             return
-        owned.add(Pending(outcome, "", rows, None))
+        pending = owned.pending
+        if pending:
+            owned.add(Pending(outcome, "", rows, None, outcome.lease))
+        else:
+            owned.pending = [Pending(outcome, "", rows, None, outcome.lease)]
         if owned.in_flight is None:
             self._decide(owned)
 
@@ -502,13 +507,11 @@ class Engine:
             self.hub.ended(key, ends[-1] if ends else None)
 
     def _perform(self, key: str, items: Sequence[Pending], decision: Decision) -> None:
-        for position, item in enumerate(items):
-            if item.waiter is not None:
+        self._undelivered.difference_update(map(_lease_of, items))
+        for position, (begin, end) in decision.spans.items():
+            if (waiter := items[position].waiter) is not None:
                 # What others asked in the same decision is not this one's answer.
-                begin, end = decision.spans[position]
-                item.waiter(decision.refusals.get(position), None, decision.events[begin:end])
-            elif type(item.value) is inp.Outcome:
-                self._undelivered.discard(item.value.lease)
+                waiter(decision.refusals.get(position), None, decision.events[begin:end])
 
     def _tell(self, item: Pending, refusal: Refusal | None, error: BaseException | None) -> None:
         if item.waiter is not None:

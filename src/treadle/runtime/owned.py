@@ -25,6 +25,8 @@ class Pending(msgspec.Struct, eq=False, gc=False):
     cause: str
     rows: list[Row]
     waiter: Waiter | None
+    # Of an outcome of this process: the lease that it ends.
+    lease: int = 0
 
 
 class Owned:

@@ -21,15 +21,29 @@ TIMERS: Final = 16
 class Slots:
     """Slots for attempts on the event loop and in threads (`sizes`), and for timers."""
 
-    __slots__ = ("_allowed", "_closed", "_freed", "_kind_of", "_kinds", "_names", "_sizes", "_taken", "_targets")
+    __slots__ = (
+        "_allowed",
+        "_closed",
+        "_kind_of",
+        "_kinds",
+        "_names",
+        "_sizes",
+        "_taken",
+        "_targets",
+        "freed",
+        "kind_of",
+    )
 
     def __init__(self, sizes: tuple[int, int], names: Sequence[str], kind_of: Callable[[str], int | None]) -> None:
         self._sizes = (*sizes, TIMERS)
         self._names = names
         self._kind_of = kind_of
         self._kinds: dict[str, int | None] = {}
+        # As `kind`, for names that were asked for before; None also for those that were not.
+        self.kind_of: Callable[[str], int | None] = self._kinds.get
         self._taken: list[int] = [0, 0, 0]
-        self._freed = [0, 0, 0]
+        # Slots given back, by kind; changed by the event loop's thread only.
+        self.freed = [0, 0, 0]
         self._targets: Sequence[str] = ()
         self._closed = False
         # How many may be taken in all; None is without limit.
@@ -43,21 +57,22 @@ class Slots:
             found = self._kinds[action] = self._kind_of(action)
             return found
 
-    def take(self, action: str, queue: str) -> bool:
-        """Use up a slot for an action; committer's thread only."""
+    def take(self, action: str, queue: str, most: int = 1) -> int:
+        """Use up slots for an action, `most` if there are so many; committer's thread only."""
         kind = self._kinds.get(action)
         if kind is None:
             kind = self.kind(action)
         if kind is None or self._closed:
-            return False
+            return 0
         taken = self._taken
         before = taken[kind]
-        if before - self._freed[kind] >= self._sizes[kind]:
-            return False
-        if self._allowed is not None and sum(taken) >= self._allowed:
-            return False
-        taken[kind] = before + 1
-        return True
+        free = self._sizes[kind] - before + self.freed[kind]
+        if self._allowed is not None:
+            free = min(free, self._allowed - sum(taken))
+        if free < most:
+            most = max(0, free)
+        taken[kind] = before + most
+        return most
 
     def mark(self) -> object:
         """The present count; committer's thread only."""
@@ -71,18 +86,18 @@ class Slots:
         """Use up a slot for a task that the store had already leased to this session; event loop only."""
         kind = self.kind(action)
         assert kind is not None
-        self._freed[kind] -= 1
+        self.freed[kind] -= 1
 
     def put_back(self, kind: int) -> None:
         """Free the slot of an ended attempt; event loop's thread only."""
-        self._freed[kind] += 1
+        self.freed[kind] += 1
 
     def room(self, action: str) -> int:
         """How many more attempts of an action `take` takes; committer's thread only."""
         kind = self.kind(action)
         if kind is None or self._closed:
             return 0
-        free = self._sizes[kind] - self._taken[kind] + self._freed[kind]
+        free = self._sizes[kind] - self._taken[kind] + self.freed[kind]
         return free if self._allowed is None else min(free, self._allowed - sum(self._taken))
 
     @property
@@ -95,12 +110,12 @@ class Slots:
         if self._closed:
             return 0
         taken = sum(self._taken)
-        free = sum(self._sizes) - taken + sum(self._freed)
+        free = sum(self._sizes) - taken + sum(self.freed)
         return free if self._allowed is None else min(free, self._allowed - taken)
 
     def full(self) -> bool:
         """Whether a kind has no free slot, so that tasks of it may be left waiting."""
-        return any(self._taken[kind] - self._freed[kind] >= self._sizes[kind] for kind in (ASYNC, THREAD, TIMER))
+        return any(self._taken[kind] - self.freed[kind] >= self._sizes[kind] for kind in (ASYNC, THREAD, TIMER))
 
     def actions(self) -> Sequence[str]:
         """The names that can be executed."""

@@ -14,7 +14,7 @@ import contextvars
 import logging
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
@@ -109,6 +109,7 @@ class Worker:
         self._processes: Processes | None = None
         self._process_lock = threading.Lock()
         self._callees = Callees(registry, middleware, hides=payloads.hides)
+        self._known = self._callees.known
         # By lease: a store gives no number twice.
         self.active: dict[int, Attempt] = {}
         self._limits = TimeLimits(self._loop, errors, self._overdue)
@@ -131,23 +132,26 @@ class Worker:
 
     def start(self, tasks: Sequence[Task]) -> None:
         """Execute leased tasks; their slots are taken already."""
-        active, kind_of_action, now = self.active, self.slots.kind, self._now()
+        if self._callees.changes != Registry.changes:
+            self._callees.look()
+        active, kind_of, now = self.active, self.slots.kind_of, self._now()
+        waiting, shared_reads = self._turns.waiting, self._shared_reads
         for task in tasks:
-            kind = kind_of_action(task.action)
-            if kind is None:
+            kind = kind_of(task.action)
+            if kind is None and (kind := self.slots.kind(task.action)) is None:
                 # It was leased for a session that executes more than this process knows now.
                 continue
+            attempt = active[task.lease] = Attempt(task, kind, now)
             call = task.call
             if kind == ASYNC and call.timeout is None and not (call.deadline or call.progress_timeout or call.child):
-                attempt = active[task.lease] = Attempt(task, kind, now)
-                if Pick not in map(type, call.args.values()) or not self._shared_reads.wait(attempt):
-                    self._turns.add(attempt)
+                if Pick not in map(type, call.args.values()) or not shared_reads.wait(attempt):
+                    waiting.append(attempt)
             else:
-                active[task.lease] = attempt = Attempt(task, kind, now)
                 self._start(attempt)
                 if self._abandoned:
                     # It has ended at once, and in telling that the session was found to be lost.
                     return
+        self._turns.go_on()
 
     def _start(self, attempt: Attempt) -> None:
         task = attempt.task
@@ -237,25 +241,31 @@ class Worker:
 
     # -- execution ---------------------------------------------------------------------------------------------
 
-    def _run_async(self, attempt: Attempt) -> Coroutine[Any, Any, None] | None:
-        """Run an async step until it waits; gives the rest, None if it is over."""
-        task = attempt.task
-        context = attempt.context = RunningStep(self, task, attempt.started_at)
-        try:
-            callee = self._callees.of(task)
-            values = inline(self.payloads, callee, task)
-            if values is None or task.call.data:
-                return self._go_on(attempt, callee, context, self._read_and_run(task, callee, values, context))
-            scope = contextvars.copy_context()
-            carrier = self._turns.carrier
-            awaited = scope.run(carrier.send, (context, callee.invoke, (values,)))
-            if awaited is not RETURNED:
-                return self._go_on(attempt, callee, context, rest(scope, carrier, awaited))
-            value = carrier.take()
-            text = callee.encode(context.take(value) if kind_of(value) in UNUSUAL else value)
-        except BaseException as error:  # noqa: BLE001 - whatever user code raises becomes the attempt's outcome
-            return self._caught(attempt, error)
-        return self._ended(attempt, context, text)
+    def _run_async(self, attempts: Iterator[Attempt]) -> Coroutine[Any, Any, None] | None:
+        """Run async steps until one waits; gives the rest of that one, None if all are over."""
+        known, payloads, carrier, ended = self._known, self.payloads, self._turns.carrier, self._ended
+        for attempt in attempts:
+            task = attempt.task
+            call = task.call
+            context = attempt.context = RunningStep(self, task, attempt.started_at)
+            try:
+                callee = known.get(task.action)
+                if callee is None or call.poll is not None:
+                    callee = self._callees.of(task)
+                values = inline(payloads, callee, task)
+                if values is None or call.data:
+                    return self._go_on(attempt, callee, context, self._read_and_run(task, callee, values, context))
+                scope = contextvars.copy_context()
+                awaited = scope.run(carrier.send, (context, callee.invoke, (values,)))
+                if awaited is not RETURNED:
+                    return self._go_on(attempt, callee, context, rest(scope, carrier, awaited))
+                value = carrier.take()
+                text = callee.encode(context.take(value) if kind_of(value) in UNUSUAL else value)
+            except BaseException as error:  # noqa: BLE001 - whatever user code raises becomes the attempt's outcome
+                return self._caught(attempt, error)
+            if (more := ended(attempt, context, text)) is not None:
+                return more
+        return None
 
     async def _read_and_run(
         self, task: Task, callee: Callee, values: dict[str, Any] | None, context: RunningStep
@@ -278,7 +288,7 @@ class Worker:
 
     def _ended(self, attempt: Attempt, context: RunningStep, text: str) -> Coroutine[Any, Any, None] | None:
         """An async step has returned: hand in its outcome, or give what there is to do for that."""
-        self.slots.put_back(ASYNC)
+        self.slots.freed[ASYNC] += 1
         if attempt.settled:
             self._on_free()
         elif text and len(text) <= self._inline_bytes and not context.brings_more:
@@ -522,7 +532,12 @@ class Worker:
 
     def _leave(self, attempt: Attempt) -> None:
         """Let go of an attempt: whatever its code still does no longer counts."""
-        attempt.end()
+        if attempt.timer is None and attempt.silence is None:
+            # The plain case of `end`.
+            attempt.handle = None
+            attempt.settled = True
+        else:
+            attempt.end()
         context = attempt.context
         if context is not None and context.lines is not None:
             # The attempt has its outcome: a line that was begun counts as one.

@@ -7,7 +7,8 @@ it keeps, without copying: appends, events and tasks are not changed by the call
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
 from operator import attrgetter
 from typing import Literal, NamedTuple
 
@@ -43,7 +44,8 @@ from treadle.store.queues import QueueChange
 
 __all__ = ["MemoryData", "MemoryStore"]
 
-_by_priority = attrgetter("priority")
+_priority_of: Callable[[Task], int] = attrgetter("priority")
+_kind_of: Callable[[Task], tuple[object, ...]] = attrgetter("queue", "action", "priority", "target", "not_before")
 
 
 class _Taken(NamedTuple):
@@ -315,41 +317,44 @@ class MemoryStore(MemoryReader):
         """Enter the append's tasks; those that would be claimed first are the first to get slots (promise 4)."""
         data = self.data
         now = append.time
-        tasks = append.tasks
-        entries = run.tasks
         leased: list[Task] = []
         queued = 0
         waiting = data.waiting
-        if len(tasks) > 1:
-            tasks = sorted(tasks, key=_by_priority, reverse=True)
+        asked = offer if not run.hold else None
         # The kind of task of which it is known that no waiting one goes before it.
-        first: tuple[str, str, int] | None = None
-        for task in tasks:
-            older = entries.pop(task.number, None)
-            if older is not None:
-                data.end(older)
-            data.age = age = data.age + 1
-            entries[task.number] = entry = Entry(task, age, now)
-            if waiting.limited and (queue := waiting.limited.get(task.queue)) is not None:
-                entry.turn = queue.turn_of(task)
-            if offer is not None and task.not_before <= now and not run.hold:
-                kind = (task.queue, task.action, task.priority)
-                if kind == first or not waiting.is_behind(task, now, offer):
-                    first = kind
-                    if self._may_have(task, now, offer) and offer.take(task.action, task.queue):
-                        data.lease(entry, own, now)
-                        leased.append(task)
-                        continue
-            first = None
-            waiting.enqueue(entry, now)
-            queued += 1
+        first: tuple[object, ...] | None = None
+        for kind, tasks in self._alike(append.tasks):
+            entries = data.enter(run, tasks, now)
+            task = tasks[0]
+            granted = 0
+            if (
+                asked is not None
+                and task.not_before <= now
+                and (kind == first or not waiting.is_behind(task, now, asked))
+                and (not task.target or task.target in asked.targets())
+                and (not waiting.limited or waiting.admits(task, now))
+            ):
+                granted = asked.take(task.action, task.queue, len(tasks))
+                first = kind
+            if granted:
+                data.lease(entries[:granted], own, now)
+                leased += tasks[:granted]
+            if granted < len(tasks):
+                first = None
+                for entry in entries[granted:]:
+                    waiting.enqueue(entry, now)
+                queued += len(tasks) - granted
         return Answer("committed", leased, queued)
 
-    def _may_have(self, task: Task, now: float, offer: Offer) -> bool:
-        """Whether a new task may be leased to the session of an offer, by its target and the limits of its queue."""
-        if task.target and task.target not in offer.targets():
-            return False
-        return not self.data.waiting.limited or self.data.waiting.admits(task, now)
+    def _alike(self, tasks: Sequence[Task]) -> Iterable[tuple[tuple[object, ...], Sequence[Task]]]:
+        """New tasks in the order in which they would be claimed, those together of which none differs to a claim."""
+        if len(tasks) == 1:
+            return (((), tasks),)
+        tasks = sorted(tasks, key=_priority_of, reverse=True)
+        if self.data.waiting.limited:
+            # Each takes up room that the next one may not find.
+            return [(_kind_of(task), [task]) for task in tasks]
+        return [(kind, list(alike)) for kind, alike in groupby(tasks, _kind_of)]
 
     # -- tasks -----------------------------------------------------------------------------------------
 
@@ -365,7 +370,7 @@ class MemoryStore(MemoryReader):
             dues: list[float] = []
             if offer.free() > 0:
                 for entry in waiting.candidates(offer, now, dues):
-                    data.lease(entry, own, now)
+                    data.lease([entry], own, now)
                     claimed.append(entry.task)
             self._told(any(waiting.has_work(queue, now) for queue in waiting.limited.values()))
             if (due := waiting.next_due()) is not None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from treadle.core.commands import Task
 from treadle.core.events import AnyEvent
 from treadle.core.inputs import Revoked, encode_input
 from treadle.core.tables import RUNNING
@@ -176,16 +177,35 @@ class MemoryData:
 
     # -- tasks -----------------------------------------------------------------------------------------
 
-    def lease(self, entry: Entry, own: StoredSession, now: float) -> None:
-        """Give an entry, which waits nowhere, to a session with a new token."""
-        self.token = token = self.token + 1
-        task = entry.task
-        task.lease = token
-        entry.session = own.id
-        entry.since = now
-        own.leases[token] = entry
-        if self.waiting.limited:
-            self.waiting.started(entry, now)
+    def enter(self, run: StoredRun, tasks: Sequence[Task], now: float) -> list[Entry]:
+        """Enter new tasks of a run in the place of those that their steps had; they wait nowhere yet."""
+        known, age = run.tasks, self.age
+        limited = self.waiting.limited
+        entries: list[Entry] = []
+        for task in tasks:
+            number = task.number
+            if (older := known.pop(number, None)) is not None:
+                self.end(older)
+            age += 1
+            known[number] = entry = Entry(task, age, now)
+            if limited and (queue := limited.get(task.queue)) is not None:
+                entry.turn = queue.turn_of(task)
+            entries.append(entry)
+        self.age = age
+        return entries
+
+    def lease(self, entries: Sequence[Entry], own: StoredSession, now: float) -> None:
+        """Give entries, which wait nowhere, to a session, each with a new token."""
+        session, leases, token = own.id, own.leases, self.token
+        for entry in entries:
+            token += 1
+            entry.task.lease = token
+            entry.session = session
+            entry.since = now
+            leases[token] = entry
+            if self.waiting.limited:
+                self.waiting.started(entry, now)
+        self.token = token
 
     def unlease(self, entry: Entry) -> None:
         """A leased entry is leased no more; the room that it took is free again."""
@@ -194,11 +214,15 @@ class MemoryData:
 
     def end_all(self, run: StoredRun, numbers: Sequence[int]) -> None:
         """End the tasks of these steps of a run, if it has them."""
-        tasks = run.tasks
+        tasks, sessions, limited = run.tasks, self.sessions, self.waiting.limited
         for number in numbers:
-            entry = tasks.pop(number, None)
-            if entry is not None:
+            if (entry := tasks.pop(number, None)) is None:
+                continue
+            if limited or not entry.session:
                 self.end(entry)
+            else:
+                # The plain case of `end`.
+                del sessions[entry.session].leases[entry.task.lease]
 
     def end(self, entry: Entry) -> None:
         """Forget a task that was taken out of its run, with whatever lease it had."""

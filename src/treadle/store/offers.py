@@ -9,8 +9,8 @@ from typing import Protocol
 class Offer(Protocol):
     """The free slots of the session that commits or claims. Asked on the committer's thread."""
 
-    def take(self, action: str, queue: str) -> bool:
-        """Whether this session can execute `action` now; True uses up one slot."""
+    def take(self, action: str, queue: str, most: int = 1) -> int:
+        """For how many of `most` tasks of an action in a queue there is a slot now; it uses up so many."""
         ...
 
     def free(self) -> int:

@@ -48,13 +48,12 @@ class Slots:
         self._targets = list(targets)
         self.taken: list[str] = []
 
-    def take(self, action: str, queue: str) -> bool:
-        """Use up a slot, if there is one and the action is known."""
-        if self._free < 1 or action not in self._actions:
-            return False
-        self._free -= 1
-        self.taken.append(f"{queue}:{action}")
-        return True
+    def take(self, action: str, queue: str, most: int = 1) -> int:
+        """Use up slots, if there are any and the action is known."""
+        found = min(self._free, most) if action in self._actions else 0
+        self._free -= found
+        self.taken += [f"{queue}:{action}"] * found
+        return found
 
     def fits(self, task: Task) -> bool:
         """Whether the task is one for these actions and targets."""

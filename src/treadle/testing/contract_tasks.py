@@ -283,9 +283,10 @@ class ClaimsContract:
         self, make_store: MakeStore
     ) -> None:
         class OneOfQueueA(Slots):
-            def take(self, action: str, queue: str) -> bool:
-                full = queue == "a" and "a:act" in self.taken
-                return not full and super().take(action, queue)
+            def take(self, action: str, queue: str, most: int = 1) -> int:
+                if queue == "a":
+                    most = 0 if "a:act" in self.taken else 1
+                return super().take(action, queue, most)
 
         one = Party(make_store(), "one")
         one.start(tasks=[task_of(RUN, n, queue="a", priority=1) for n in (1, 2, 3)])

@@ -181,6 +181,9 @@ class StoreModel(ModelAnswers, RuleBasedStateMachine):
             version = self.runs[key].version if key in self.runs else 1
             wrong = data.draw(st.sampled_from([0, 0, 0, 0, 0, -1, 1]), "wrong")
             fields = self.draw_fields(data, key, self.runs[key].id if key in self.runs else "gone")
+            # Each input is decided once; of one that comes again under its id meanwhile no append knows yet.
+            decided = {id for append in appends if append.key == key for id in append.consumed}
+            fields["consumed"] = [id for id in fields["consumed"] if id not in decided]
             appends.append(append_of(key, max(0, version + stacked + wrong), **fields))
         self.commit(data, appends, offer)
 

@@ -42,13 +42,13 @@ class Room:
         self._actions: Sequence[str] = actions if takes.actions is None else takes.actions
         self._targets: Sequence[str] = targets if takes.targets is None else takes.targets
 
-    def take(self, action: str, queue: str) -> bool:
-        """Use up one of what is left."""
+    def take(self, action: str, queue: str, most: int = 1) -> int:
+        """Use up what is left, `most` of it."""
         left = self._left.get((action, queue), 0)
-        if left < 1:
-            return False
-        self._left[action, queue] = left - 1
-        return True
+        found = min(left, most)
+        if found:
+            self._left[action, queue] = left - found
+        return found
 
     def free(self) -> int:
         """How many are left."""
