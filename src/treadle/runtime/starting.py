@@ -180,7 +180,7 @@ async def made(node: Node, planned: Planned, start: Start) -> tuple[RunHead, Pla
     """
     plan = node.with_defaults(planned.plan)
     encoded = encode_plan(plan)
-    hash_ = plan_hash(encoded)
+    hash_ = _hash_of(planned, plan, encoded)
     needs = needs_of(node.engine.graphs.of(hash_, encoded, plan), encoded)
     if needs:
         _check_data(needs, start, node.registry, plan.workflow)
@@ -218,6 +218,14 @@ async def made(node: Node, planned: Planned, start: Start) -> tuple[RunHead, Pla
         trigger=start.trigger,
     )
     return head, plan, encoded, given.rows
+
+
+def _hash_of(planned: Planned, plan: Plan, encoded: bytes) -> str:
+    """The content hash of a plan as it is stored, which is the planned one if the node has no defaults to add."""
+    if plan is not planned.plan:
+        return plan_hash(encoded)
+    planned.hash = planned.hash or plan_hash(encoded)
+    return planned.hash
 
 
 def _refuse_secrets(node: Node, planned: Planned, start: Start, plan: Plan, hash_: str) -> None:
