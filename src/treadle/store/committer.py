@@ -300,8 +300,10 @@ class Committer:
         full, free = offer.full(), offer.free()
         try:
             tasks, due = store.claim(self.session, offer, now)
-            # A slot that the event loop freed meanwhile hides that tasks were left for want of it.
-            return tasks, due, full or offer.full() or offer.free() > free - len(tasks), store.made_room
+            # A slot that the event loop freed meanwhile hides that tasks were left for want of it. A claim that had
+            # slots and took none has left nothing; else the hops of a chain, each freeing one, ask again and again.
+            hidden = bool(tasks) and offer.free() > free - len(tasks)
+            return tasks, due, full or offer.full() or hidden, store.made_room
         except StoreError:
             offer.reset(mark)
             raise
