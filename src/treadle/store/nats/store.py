@@ -448,13 +448,14 @@ class NatsStore(NatsReader):
             await self._rooms.log.follow()
             machine = self._rooms.log.machine
             machine.living(session)
+            # First of all: where there is no room, nothing else can be written.
+            await self._rooms.log.clear_up()
+            machine = self._rooms.log.machine
             if (level := machine.common_level()) > machine.level:
                 await self._write(wire.LevelOp(session=session, level=level))
                 machine = self._rooms.log.machine
             stranded = [run.key for run in machine.data.inboxes.values() if run.owner is None]
-            swept = Swept(stranded, machine.due(now))
-            await self._rooms.log.clear_up()
-            return swept
+            return Swept(stranded, machine.due(now))
 
         return self._loop.call(work())
 
