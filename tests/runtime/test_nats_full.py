@@ -156,7 +156,7 @@ async def test_values_wait_for_room_and_no_attempt_fails_for_want_of_it(
     async with connect(nats_url) as app:
         run = await app.start(definition, size)
         await gates.begun.wait()
-        store = app._node.store
+        store: Any = app._node.store
         await asyncio.to_thread(limit, store, store.location.values, 10_000)
         gates.full.set()
         await until_logged(caplog, "waits for room", run)
@@ -171,7 +171,7 @@ async def test_a_call_waits_for_room_for_the_run_that_it_makes(nats_url: str, ca
     async with connect(nats_url) as app:
         run = await app.start(calling, 200_000)
         await gates.begun.wait()
-        store = app._node.store
+        store: Any = app._node.store
         # Enough for the result of the first step, and not for the plan of the run that has it for its constant.
         await asyncio.to_thread(limit, store, store.location.values, 210_000)
         gates.full.set()
@@ -221,7 +221,8 @@ async def test_a_cluster_whose_disks_are_full_loses_nothing(count: int, tmp_path
         for number, disk in enumerate(disks, 1):
             (tmp_path / f"n{number}").symlink_to(disk.path)
         nodes = nodes_in(tmp_path, 3)
-        stack.callback(lambda: [node.kill() for node in nodes])
+        for node in nodes:
+            stack.callback(node.kill)
         start_all(nodes)
         async with connect(url_of(nodes, "full"), lease=60) as app:
             run = await app.start(chain())
