@@ -449,6 +449,7 @@ def test_a_removed_blob_is_not_renewed_by_who_saw_it_before(open_store: Callable
         ("nats://host/name?speed=high", "option speed is not known"),
         ("nats://host/name#part", "has a fragment"),
         ("nats://host/name?monitor=host:8222", "as http://host:8222"),
+        (f"nats://host/name?level={wire.LEVEL + 1}", "which should be one of 1, 2"),
     ],
 )
 def test_a_wrong_url_is_told_what_is_wrong(url: str, says: str) -> None:
