@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Offer(Protocol):
-    """The free slots of the session that commits or claims. Asked on the committer's thread."""
+    """The free slots of the session that commits or claims. Asked by whoever does that, one at a time."""
 
     def take(self, action: str, queue: str) -> bool:
         """Whether this session can execute `action` now; True uses up one slot."""
