@@ -186,6 +186,9 @@ class Log:
             if not begun.own.done.done():
                 await self.follow(max(numbers))
             return await begun.own.done
+        except StoreFullError:
+            self._pressed = True
+            raise
         finally:
             self._end(begun)
 
