@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import queue
 import threading
 from collections import deque
@@ -21,10 +22,12 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from treadle.core.commands import Task
-from treadle.errors import LeaseLostError, StoreError
+from treadle.errors import LeaseLostError, StoreError, StoreFullError
 from treadle.ports import Clock, Wakeups
 from treadle.store.base import Answer, Append, Renewal, Store
 from treadle.store.offers import Offer
+
+_log = logging.getLogger("treadle.store")
 
 T = TypeVar("T")
 Then = Callable[[Any, BaseException | None], None]
@@ -140,6 +143,8 @@ class Committer:
         # Something was committed, and left tasks waiting, of which other sessions are not told yet.
         self._news = False
         self._queued = False
+        # What was logged of a store without room, since it last had some.
+        self._full = ""
         # Wakes others after a commit: set by the session while others may listen.
         self.on_renewal: Callable[[Renewal | None, BaseException | None], None] = lambda renewal, error: None
         # A queue with limits has room for tasks that waited. Told on the event loop, with the answers.
@@ -241,10 +246,14 @@ class Committer:
     def _failed(self, error: StoreError, mark: object) -> Answer:
         if self.offer is not None:
             self.offer.reset(mark)
+        if isinstance(error, StoreFullError) and str(error) != self._full:
+            _log.warning("what is decided waits for room in the store: %s", error)
+            self._full = str(error)
         return Answer("conflict" if isinstance(error, LeaseLostError) else "doubt")
 
     def _committed(self, answers: Iterable[Answer]) -> None:
         self._news = True
+        self._full = ""
         for answer in answers:
             if answer.queued:
                 self._queued = True

@@ -19,6 +19,7 @@ import msgspec
 
 from treadle.errors import ConflictError, MissingExtraError, StoreError, StoreFullError, StoreUnavailableError
 from treadle.store.nats.location import Location
+from treadle.store.nats.monitor import complaint
 
 T = TypeVar("T")
 
@@ -27,8 +28,9 @@ ANSWER_SECONDS = 2.0
 # Until a call gives up; what it wrote is in doubt then.
 PATIENCE_SECONDS = 30.0
 _CONNECT_SECONDS = 5
-# Errors of JetStream by their code: no room for a message.
-_FULL = frozenset({10023, 10047, 10077, 10122})
+# Errors of JetStream by their code: no room for a message or a stream, by a limit of the server, the account or the
+# stream.
+FULL = frozenset({10002, 10023, 10028, 10047, 10077, 10122})
 # The API has no leader at the moment, or the stream has none.
 _AWAY = frozenset({10004, 10008, 10009, 10118})
 # Another message is the last one of the subject.
@@ -290,7 +292,8 @@ class Link:
 
         Raises:
             ConflictError: another message is the last one of the subject.
-            StoreFullError: there is no room for one of them. Others may have been stored.
+            StoreFullError: there is no room for one of them. Others may have been stored; so may this one if the server
+                has given no answer.
             StoreUnavailableError: the answer to one of them did not come; nothing is known of it.
         """
         publishing = self._publishing(messages, stored, after, _Wait())
@@ -374,13 +377,19 @@ class Link:
             if left:
                 await self._wait(publishing.wait)
             if left and asyncio.get_running_loop().time() > give_up:
-                raise StoreUnavailableError(
-                    f"{self.location.shown} did not confirm {len(left)} messages in {PATIENCE_SECONDS:.0f} s;"
-                    " they may be stored or not"
-                )
+                raise await self._silent(f"did not confirm {len(left)} messages; they may be stored or not")
         if publishing.failure is not None:
             raise publishing.failure
         return publishing.numbers
+
+    async def _silent(self, what: str) -> StoreError:
+        """Why no answer came. A server that could not write to its disk gives none, and writes no more."""
+        told = await complaint(self.location)
+        text = f"in {PATIENCE_SECONDS:.0f} s {self.location.shown} {what}"
+        if "no space left" in told:
+            return StoreFullError(f"{text}: {told}. Make room on its disk, then restart it: before, it stores nothing")
+        reason = told or "is JetStream enabled there? Its log tells"
+        return StoreUnavailableError(f"{text} ({reason}). If its disk was full, make room and restart it")
 
     async def _send_all(self, publishing: Publishing) -> None:
         fence = {}
@@ -424,10 +433,10 @@ class Link:
         ack = _decode_ack(message.data)
         if ack.error is None:
             return ack
-        if ack.error.err_code in _FULL:
+        if ack.error.err_code in FULL:
             return StoreFullError(
-                f"{self.location.shown} has no room ({ack.error.description}); raise the limits of the streams"
-                f" {self.location.log} and {self.location.values} or the server's, or delete runs"
+                f"{self.location.shown} has no room ({ack.error.description}): raise the limits of the streams"
+                f" {self.location.log} and {self.location.values}, of the account or of the server; then work goes on"
             )
         if ack.error.code == 503:
             return None
@@ -457,9 +466,7 @@ class Link:
             if answer is not None:
                 return answer
             if loop.time() > give_up:
-                raise StoreUnavailableError(
-                    f"{self.location.shown} did not answer in {PATIENCE_SECONDS:.0f} s; is JetStream enabled there?"
-                )
+                raise await self._silent("did not answer")
 
     async def _gather_once(self, subject: str, data: bytes, is_last: Callable[[Message], bool]) -> list[Message] | None:
         token = str(next(self._numbers))

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from treadle.errors import SchemaVersionError, StoreCorruptError, StoreError, StoreUnavailableError
+from treadle.errors import SchemaVersionError, StoreCorruptError, StoreError, StoreFullError, StoreUnavailableError
 from treadle.store.nats import wire
 from treadle.store.nats.link import Link, Message, Publishing
 from treadle.store.nats.machine import Machine, outgrown
@@ -28,6 +28,8 @@ _BATCH = 500
 _BATCH_BYTES = 8 * 1024 * 1024
 # A snapshot is stored when so many messages have come since the last one, or as many as the state has entries.
 SNAPSHOT_AFTER = 10_000
+# The same where the log has no room: fewer are not worth it.
+PRESSED_AFTER = 50
 _SNAPSHOT_ATTEMPTS = 20
 # Journals of deleted runs that wait to be cleared away.
 DELETED_AT_MOST = 1000
@@ -80,6 +82,9 @@ class Log:
         # Acknowledged, and not applied yet, by number.
         self._acked: dict[int, _Written] = {}
         self._reading = asyncio.Lock()
+        # There was no room for a message; and which one was the last when room was sought.
+        self._pressed = False
+        self._sought_at = 0
 
     # -- writing ---------------------------------------------------------------------------------------
 
@@ -109,6 +114,9 @@ class Log:
             if not all(own.done.done() for own in written):
                 await self.follow(max(numbers))
             return [await own.done for own in written]
+        except StoreFullError:
+            self._pressed = True
+            raise
         finally:
             for own in written:
                 self._leave(own)
@@ -178,6 +186,9 @@ class Log:
             if not begun.own.done.done():
                 await self.follow(max(numbers))
             return await begun.own.done
+        except StoreFullError:
+            self._pressed = True
+            raise
         finally:
             self._end(begun)
 
@@ -325,10 +336,16 @@ class Log:
         self.applied = self._loaded_at = snapshot.seq
 
     async def clear_up(self) -> None:
-        """Store a snapshot if it is time, and remove from the log what nobody needs any more."""
+        """Store a snapshot if it is time or there is no room, and remove from the log what nobody needs any more."""
         machine = self.machine
         entries = len(machine.data.runs) + len(machine.data.tombstones)
-        if self.applied - machine.cleared >= max(SNAPSHOT_AFTER, entries) or len(machine.deleted) >= DELETED_AT_MOST:
+        pressed = self._pressed and self.applied - max(machine.cleared, self._sought_at) >= PRESSED_AFTER
+        if (
+            pressed
+            or self.applied - machine.cleared >= max(SNAPSHOT_AFTER, entries)
+            or len(machine.deleted) >= DELETED_AT_MOST
+        ):
+            self._pressed, self._sought_at = False, self.applied
             await self.store_snapshot()
 
     async def store_snapshot(self) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar, cast
 import msgspec
 
 from treadle.core.commands import Task
+from treadle.errors import SchemaVersionError
 from treadle.store.base import (
     Acquired,
     Answer,
@@ -150,9 +151,21 @@ class NatsStore(NatsReader):
         """Enter a session.
 
         Raises:
-            SchemaVersionError: the log has risen above what this version can apply.
+            SchemaVersionError: the log has risen above what this version can apply, or its URL says.
         """
-        self._loop.call(self._write(wire.OpenOp(row=msgspec.structs.replace(session), level=wire.LEVEL)))
+        level = self.location.level
+
+        async def work() -> None:
+            if level < wire.LEVEL:
+                await self._rooms.log.follow()
+                if self._rooms.log.machine.level > level:
+                    raise SchemaVersionError(
+                        f"the log of {self.location.shown} has risen above level {level}, where ?level={level} of the"
+                        " URL is to keep it: leave that out, or copy the store to a new one"
+                    )
+            await self._write(wire.OpenOp(row=msgspec.structs.replace(session), level=level))
+
+        self._loop.call(work())
 
     def renew(self, session: str, waits: int | None = None) -> Renewal:
         """Count the beat up; interrupts are told again until their attempt has ended."""
@@ -180,7 +193,7 @@ class NatsStore(NatsReader):
             if written != list(changes) and await self._risen():
                 written = list(changes)
             elif written != list(changes):
-                _log.warning("older processes work on the store: set on_full= of queues again when they have ended")
+                _log.warning("the log is held on an older level: set on_full= of queues again when it has risen")
             answers: list[bool] = await self._write(wire.QueuesOp(now=now, changes=written))
             self.made_room = self._rooms.log.machine.may_have_room(now)
             return answers
@@ -454,13 +467,14 @@ class NatsStore(NatsReader):
             await self._rooms.log.follow()
             machine = self._rooms.log.machine
             machine.living(session)
+            # First of all: where there is no room, nothing else can be written.
+            await self._rooms.log.clear_up()
+            machine = self._rooms.log.machine
             if (level := machine.common_level()) > machine.level:
                 await self._write(wire.LevelOp(session=session, level=level))
                 machine = self._rooms.log.machine
             stranded = [run.key for run in machine.data.inboxes.values() if run.owner is None]
-            swept = Swept(stranded, machine.due(now))
-            await self._rooms.log.clear_up()
-            return swept
+            return Swept(stranded, machine.due(now))
 
         return self._loop.call(work())
 
