@@ -397,9 +397,8 @@ async def test_a_paused_run_starts_nothing_and_goes_on_when_resumed(url: str) ->
 
         assert await run.pause() == "pausing"
         assert (await run.inspect()).status == "pausing"
-        with pytest.raises(RunNotRunningError, match="is pausing; only a running run pauses") as twice:
+        with pytest.raises(RunNotRunningError, match="is pausing; only a running run pauses"):
             await run.pause()
-        assert twice.value.status == "pausing"
         gates["first"].set()
         assert await run.step("first") == "first"
         while (await run.row()).leased:
