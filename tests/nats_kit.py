@@ -7,6 +7,9 @@ import itertools
 import os
 import socket
 import threading
+from typing import Any
+
+from treadle.errors import StoreFullError
 
 _names = itertools.count()
 
@@ -93,3 +96,34 @@ class Proxy:
 def new_name() -> str:
     """A name that no other store has on this machine."""
     return f"t{os.getpid()}-{next(_names)}"
+
+
+def ask_api(store: Any, action: str, request: object = None) -> dict[str, Any]:
+    """What JetStream's API answers over a store's connection."""
+    answer: dict[str, Any] = store._loop.call(store._rooms.link.api(action, request))
+    return answer
+
+
+def limit(store: Any, stream: str, spare: int | None) -> None:
+    """Let a stream have so many bytes more than it has; None: as many as it likes."""
+    info = ask_api(store, f"STREAM.INFO.{stream}")
+    bound = -1 if spare is None else info["state"]["bytes"] + spare
+    ask_api(store, f"STREAM.UPDATE.{stream}", info["config"] | {"max_bytes": bound})
+
+
+class Ballast:
+    """Another stream on a server, that takes up all room that the store's account has."""
+
+    def __init__(self, store: Any) -> None:
+        self.store = store
+        config = {"name": "ballast", "subjects": ["ballast"], "storage": "file", "discard": "new"}
+        ask_api(store, "STREAM.CREATE.ballast", config)
+        link = store._rooms.link
+        for size in (500_000, 50_000, 500, 1):
+            with contextlib.suppress(StoreFullError):
+                while True:
+                    store._loop.call(link.publish([("ballast", bytes(size), link.new_id())]))
+
+    def clear(self) -> None:
+        """Make room again."""
+        ask_api(self.store, "STREAM.DELETE.ballast")

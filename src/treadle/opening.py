@@ -326,7 +326,7 @@ def _parts(url: str, clock: Clock, ids: Ids, settings: Settings) -> StoreParts:
         nats, reader = NatsStore.from_url(url), _ReaderThread()
 
         def on_its_loop() -> Driver:
-            return ThreadDriver(clock, renew_seconds=renew_seconds, bell=nats.bell())
+            return ThreadDriver(clock, renew_seconds=renew_seconds, bell=nats.bell(), express=nats.express())
 
         return StoreParts(nats, nats.blobs(), on_its_loop, nats.wakeups(ids.key()), reader.run, reader.close)
     if "://" in url and scheme in plugins().installed("stores"):

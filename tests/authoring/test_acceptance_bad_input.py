@@ -145,6 +145,25 @@ def test_a_gather_over_what_is_no_list_is_refused_when_it_is_planned(items: Any)
     assert f"its items are {items!r}, which is no list" in told
 
 
+def test_items_that_do_not_fit_the_parameter_of_a_gathers_body_are_refused_when_it_is_planned() -> None:
+    registry = Registry()
+
+    @step(name="bad:double", registry=registry)
+    def double(number: int) -> int:
+        return 2 * number
+
+    def mixed() -> list[Any]:
+        return [1, "a", double.bind(3), None]
+
+    wrong: list[Any] = ["a"] * 1000
+    told = refusal(lambda: gather(mixed(), double, id="g"))
+
+    assert ": item 1 for argument 'number': " in told
+    assert ": item 3 for argument 'number': " in told
+    assert told.count(": item ") == 2
+    assert refusal(lambda: gather(wrong, double, id="g")).count(": item ") == 5
+
+
 @pytest.mark.parametrize("items", [[1], (1, 2), []])
 def test_a_gather_over_a_list_is_planned(items: Any) -> None:
     fine = workflow(name="bad:fine", registry=Registry())(lambda: gather(items, lambda item: one.bind(), id="g"))

@@ -397,7 +397,7 @@ async def test_a_paused_run_starts_nothing_and_goes_on_when_resumed(url: str) ->
 
         assert await run.pause() == "pausing"
         assert (await run.inspect()).status == "pausing"
-        with pytest.raises(RunNotRunningError):
+        with pytest.raises(RunNotRunningError, match="is pausing; only a running run pauses"):
             await run.pause()
         gates["first"].set()
         assert await run.step("first") == "first"

@@ -62,3 +62,9 @@ async def test_a_claim_that_took_all_there_was_leaves_nothing() -> None:
     slots = slots_of(4, 1)
 
     assert await claimed(slots, Waiting(2, lambda: None)) == (2, False)
+
+
+async def test_a_claim_that_found_nothing_has_left_nothing_whatever_was_freed_meanwhile() -> None:
+    slots = slots_of(4, 1)
+
+    assert await claimed(slots, Waiting(0, lambda: slots.put_back(THREAD))) == (0, False)

@@ -45,6 +45,7 @@ def test_a_session_that_stands_still_for_the_lease_time_is_buried() -> None:
     buried: list[str] = []
     for second in range(12):
         clock.time = float(second)
+        store.renew("one")
         store.renew("lively")
         buried += sweeper._bury(store)[0]
 
@@ -65,7 +66,30 @@ def test_after_the_store_was_away_everybody_has_the_lease_time_again() -> None:
     buried: list[str] = []
     for second in range(61, 72):
         clock.time = float(second)
+        store.renew("one")
         store.renew("other")
+        buried += sweeper._bury(store)[0]
+
+    assert buried == ["dead"]
+
+
+def test_nobody_is_buried_for_a_time_in_which_the_store_took_no_renewals() -> None:
+    """A store that is full is read as ever: all stand still in it, whoever lives."""
+    store, clock = MemoryStore(), Clock()
+    sweeper = sweeper_of(clock)
+    for name in ("one", "other", "dead"):
+        Party(store, name)
+
+    buried: list[str] = []
+    for second in range(60):
+        clock.time = float(second)
+        buried += sweeper._bury(store)[0]
+    # There is room again; the others may renew a little later than this session does.
+    for second in range(60, 73):
+        clock.time = float(second)
+        store.renew("one")
+        if second > 63:
+            store.renew("other")
         buried += sweeper._bury(store)[0]
 
     assert buried == ["dead"]

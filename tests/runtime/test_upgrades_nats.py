@@ -15,11 +15,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from tests.nats_kit import new_name
 from tests.runtime.upgrade_kit import OLDER, TARGET, Edit, ask, life, make_newer
 from tests.runtime.upgrade_target import LENGTH
 
-from treadle import connect
+from treadle import Queue, connect
 from treadle.errors import SchemaVersionError
+from treadle.store.nats.development import Node
 from treadle.store.nats.wire import LEVEL
 
 pytestmark = pytest.mark.nats
@@ -158,3 +160,62 @@ def test_what_an_older_process_makes_of_a_log_is_what_a_newer_one_makes_of_it(
     assert state.split()[1] == str(LEVEL)
     assert run(OLDER, nats_url, "look").stdout == state + "\n"
     assert run(newer, nats_url, "look").stdout == state + "\n"
+
+
+def test_a_log_does_not_rise_while_processes_are_told_to_hold_it(newer: Path, nats_url: str, tmp_path: Path) -> None:
+    held = f"{nats_url}?level={LEVEL}"
+    gate = tmp_path / "gate"
+    with life(newer, held, gate, "worker", "a") as first:
+        second = run(newer, held, "look")
+        gate.touch()
+        ask(first, "wait a")
+        state = ask(first, "end")
+
+    # Back to the version before, after all processes were newer.
+    with life(OLDER, nats_url, gate, "worker", "b") as older:
+        found = json.loads(ask(older, "wait a b"))
+
+    assert second.returncode == 0
+    assert state.split()[1] == str(LEVEL)
+    assert [status for status, _ in found.values()] == ["succeeded", "succeeded"]
+
+
+def test_the_way_back_from_a_log_that_has_risen_is_a_copy_whose_log_is_held(
+    newer: Path, nats_server: Node, nats_url: str, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    back = f"{nats_server.url}/{new_name()}"
+    with life(newer, nats_url, gate, "worker", "a", "b") as process:
+        assert ask(process, f"rise {NEXT}") == "risen"
+        ask(process, "end")
+    held = run(newer, f"{nats_url}?level={LEVEL}", "worker")
+
+    copied = subprocess.run(
+        [sys.executable, "-m", "treadle", "store", "copy", nats_url, f"{back}?level={LEVEL}"],
+        env={**os.environ, "PYTHONPATH": str(newer)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert held.returncode == 1
+    assert f"has risen above level {LEVEL}" in held.stderr
+    assert copied.returncode == 0, copied.stderr
+    gate.touch()
+    with life(OLDER, back, gate, "worker", "c") as older:
+        found = json.loads(ask(older, "wait a b c"))
+        problems = json.loads(ask(older, "check"))
+    steps = sorted(f"s{number}" for number in range(LENGTH))
+    assert found == {run_id: ["succeeded", steps] for run_id in "abc"}
+    assert problems == []
+
+
+async def test_a_copy_tells_what_an_older_level_has_no_word_for(nats_url: str) -> None:
+    queues = [Queue("q", length=5, on_full="wait")]
+    async with (
+        connect("memory://", worker=False, queues=queues) as source,
+        connect(f"{nats_url}?level=1", worker=False) as target,
+    ):
+        report = await source.copy_to(target)
+
+        assert report.differing == {"queue q": "has other limits"}

@@ -14,7 +14,8 @@ import msgspec
 
 from treadle import PlanBuilder, Planned, connect, step
 
-LENGTH = 12
+LENGTH = int(os.environ.get("UPGRADE_LENGTH", "12"))
+LEASE = float(os.environ.get("UPGRADE_LEASE", "2"))
 
 
 @step(name="upgrade:work", lost_limit=1000)
@@ -53,6 +54,19 @@ async def carry_out(app: Any, words: list[str]) -> str:
             store = app._node.store
             await asyncio.to_thread(lambda: store._loop.call(log_of(store).store_snapshot()))
             return "stored"
+        case ["leader"]:
+            store = app._node.store
+            stream = f"STREAM.INFO.{store.location.log}"
+            info = await asyncio.to_thread(lambda: store._loop.call(store._rooms.link.api(stream)))
+            return str(info["cluster"].get("leader", ""))
+        case ["step", "down"]:
+            store = app._node.store
+            stream = f"STREAM.LEADER.STEPDOWN.{store.location.log}"
+            await asyncio.to_thread(lambda: store._loop.call(store._rooms.link.api(stream)))
+            return "stepped down"
+        case ["check"]:
+            # A node that has just come back may still copy what it has missed.
+            return json.dumps([text for text in (await app.check()).problems if "lags behind" not in text])
         case ["wait", *ids]:
             return json.dumps({run_id: await ended(app, run_id) for run_id in ids})
         case _:
@@ -77,7 +91,7 @@ def told(store: Any) -> str:
 
 async def main(url: str, worker: bool, ids: list[str]) -> None:
     """Start runs, say so, and go on until the commands end."""
-    async with connect(url, worker=worker, lease=2.0) as app:
+    async with connect(url, worker=worker, lease=LEASE) as app:
         for run_id in ids:
             await app.start(plan(), id=run_id)
         print("ready", flush=True)

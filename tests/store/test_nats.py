@@ -21,7 +21,6 @@ from treadle.errors import (
     SchemaVersionError,
     StoreCorruptError,
     StoreError,
-    StoreFullError,
     StoreNotFoundError,
     StoreUnavailableError,
     StoreUrlError,
@@ -450,6 +449,7 @@ def test_a_removed_blob_is_not_renewed_by_who_saw_it_before(open_store: Callable
         ("nats://host/name?speed=high", "option speed is not known"),
         ("nats://host/name#part", "has a fragment"),
         ("nats://host/name?monitor=host:8222", "as http://host:8222"),
+        (f"nats://host/name?level={wire.LEVEL + 1}", "which should be one of 1, 2"),
     ],
 )
 def test_a_wrong_url_is_told_what_is_wrong(url: str, says: str) -> None:
@@ -542,27 +542,6 @@ def test_without_its_client_the_extra_is_named(nats_url: str, monkeypatch: pytes
 
     with pytest.raises(MissingExtraError, match=r"pip install 'treadle\[nats\]'"):
         store.open()
-
-
-def test_a_full_stream_is_told_and_the_work_goes_on_when_there_is_room(
-    nats_url: str, open_store: Callable[..., NatsStore]
-) -> None:
-    store = open_store(f"{nats_url}?max_bytes=60000")
-    one = Party(store, "one")
-    one.start()
-    appends = iter(lambda: one.append(payloads=[(f"d{one.row().version}", b"x" * 4000)]), None)
-    with pytest.raises(StoreFullError, match="has no room"):
-        list(appends)
-    before = one.row().version
-
-    for stream in (store.location.log, store.location.values):
-        link = store._rooms.link
-        config = run_on(store, link.api(f"STREAM.INFO.{stream}"))["config"]
-        run_on(store, link.api(f"STREAM.UPDATE.{stream}", config | {"max_bytes": -1}))
-
-    one.append(status="succeeded")
-    assert one.row().version == before + 1
-    assert store.check().problems == []
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import os
 import shutil
 import socket
 import struct
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from urllib.parse import quote
 
 import psycopg
 import pytest
+from tests.disk_kit import SmallDisk, small_disk
 from tests.postgres_kit import query, shared_server, url_of
 
 from treadle import connect, step, workflow
@@ -139,51 +139,32 @@ def test_a_server_that_is_too_old_is_refused_before_anything_is_asked_of_it() ->
 # -- disks ---------------------------------------------------------------------------------------------------
 
 
-class SmallDisk:
+class SmallDatabase(SmallDisk):
     """A database on a file system of its own, with room for little more."""
 
     def __init__(self, path: Path, name: str) -> None:
-        self.name = name
-        self.ballast = path / "ballast"
+        super().__init__(path)
         self.url = f"postgresql://postgres@/{name}?host={quote(folder(), safe='')}"
-
-    def fill(self) -> None:
-        """Leave no room."""
-        with contextlib.suppress(OSError), self.ballast.open("ab", buffering=0) as file:
-            while True:
-                file.write(bytes(4096))
-
-    def clear(self) -> None:
-        """Make room again."""
-        self.ballast.unlink()
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[SmallDisk]:
-    mount = shutil.which("mount")
+def disk() -> Iterator[SmallDatabase]:
     name = f"small_{os.getpid()}"
-    path = Path("/tmp", f"treadle-{name}")
-    path.mkdir()
-    command = [str(mount), "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(path)]
-    if mount is None or subprocess.run(command, check=False, capture_output=True).returncode:
-        path.rmdir()
-        pytest.skip("this user may not mount a file system that is small enough to be filled")
-    if getpass.getuser() == "root":
-        shutil.chown(path, "pgserver")
-    inner = path / "space"
-    inner.mkdir(mode=0o700)
-    if getpass.getuser() == "root":
-        shutil.chown(inner, "pgserver")
-    query(shared_server(), f"CREATE TABLESPACE {name} LOCATION '{inner}'")
-    query(shared_server(), f"CREATE DATABASE {name} TABLESPACE {name}")
-    yield SmallDisk(path, name)
-    query(shared_server(), f"DROP DATABASE {name} WITH (FORCE)")
-    query(shared_server(), f"DROP TABLESPACE {name}")
-    subprocess.run(["umount", str(path)], check=True)
-    path.rmdir()
+    with small_disk() as small:
+        if getpass.getuser() == "root":
+            shutil.chown(small.path, "pgserver")
+        inner = small.path / "space"
+        inner.mkdir(mode=0o700)
+        if getpass.getuser() == "root":
+            shutil.chown(inner, "pgserver")
+        query(shared_server(), f"CREATE TABLESPACE {name} LOCATION '{inner}'")
+        query(shared_server(), f"CREATE DATABASE {name} TABLESPACE {name}")
+        yield SmallDatabase(small.path, name)
+        query(shared_server(), f"DROP DATABASE {name} WITH (FORCE)")
+        query(shared_server(), f"DROP TABLESPACE {name}")
 
 
-def test_a_full_disk_refuses_commits_and_loses_none_that_it_took(disk: SmallDisk) -> None:
+def test_a_full_disk_refuses_commits_and_loses_none_that_it_took(disk: SmallDatabase) -> None:
     store = PostgresStore.from_url(disk.url)
     store.open()
     one = Party(store, "one")
@@ -230,7 +211,7 @@ def writing(size: int) -> int:
 begun, full = asyncio.Event(), asyncio.Event()
 
 
-async def test_work_in_progress_waits_for_room_on_the_disk(disk: SmallDisk) -> None:
+async def test_work_in_progress_waits_for_room_on_the_disk(disk: SmallDatabase) -> None:
     begun.clear()
     full.clear()
 

@@ -8,7 +8,7 @@ from types import FrameType
 from typing import Any, Literal, TypeVar, cast, overload
 
 from treadle.authoring.adapters import TAG
-from treadle.authoring.bound import Ambient, Bound, Node, Tested, this_frame
+from treadle.authoring.bound import Ambient, Bound, Node, Promised, Tested, this_frame
 from treadle.authoring.builder import PlanBuilder, current_builder
 from treadle.authoring.decorators import StepFunction
 from treadle.authoring.drafts import draft
@@ -23,6 +23,9 @@ from treadle.errors import DefinitionError, SlotError, UsageError
 T = TypeVar("T")
 R = TypeVar("R")
 Mode = Literal["any_error", "all", "first"]
+Kind = inspect.Parameter
+# Of a list in which nothing fits not every item is told.
+_TOLD = 5
 
 
 def building(what: str) -> PlanBuilder:
@@ -129,6 +132,8 @@ def _gather(
     slot = drafted(items, "its items", node, outer)
     if not _may_be_list(slot, outer):
         outer.site.errors.append(DefinitionError(f"{node}: its items are {items!r:.60}, which is no list"))
+    else:
+        outer.site.errors += [SlotError(f"{node}: {text}") for text in _misfits(items, body)]
     inner = Scope(
         outer.site, f"{child(outer.address, node.segment)}[]", outer, outer.constants, kind="gather", block=node
     )
@@ -148,6 +153,23 @@ def _gather(
         )
     )
     return Bound(node)
+
+
+def _misfits(items: Any, body: Any) -> list[str]:
+    """Complaints of items that are known now and do not fit the parameter of the step that is to take each."""
+    complaints: list[str] = []
+    if not isinstance(body, StepFunction) or type(items) not in (list, tuple, set, frozenset):
+        return complaints
+    definition = cast("StepFunction[..., Any]", body).definition
+    name = next(iter(definition.parameters), "")
+    parameter = definition.parameters.get(name)
+    if parameter is not None and parameter.kind in (Kind.POSITIONAL_ONLY, Kind.POSITIONAL_OR_KEYWORD):
+        for number, item in enumerate(items):
+            if not isinstance(item, Promised):
+                draft(item, parameter, f"item {number} for argument {name!r}", complaints)
+            if len(complaints) >= _TOLD:
+                break
+    return complaints
 
 
 def _may_be_list(slot: Slot, outer: Scope) -> bool:

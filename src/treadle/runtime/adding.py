@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from treadle.core import inputs as inp
 from treadle.core.commands import Refusal, Task
 from treadle.core.plan import Fragment
-from treadle.errors import DefinitionError, DuplicateStepError, StoreUnavailableError
-from treadle.runtime.exchange import RETRY_SECONDS, place_fragments
+from treadle.errors import DefinitionError, DuplicateStepError
+from treadle.runtime.exchange import place_fragments
+from treadle.runtime.patience import patiently
 from treadle.runtime.requests import request
 
 if TYPE_CHECKING:
@@ -34,11 +34,6 @@ async def add_now(node: Node, task: Task, fragments: Sequence[Fragment]) -> None
 
 
 async def _add(node: Node, key: str, value: inp.AddSteps) -> Refusal | None:
-    """Have steps added, again and again while the store does not answer: the same steps twice are once."""
-    while True:
-        try:
-            refusal, _events = await request(node, key, value)
-        except StoreUnavailableError:
-            await asyncio.sleep(RETRY_SECONDS)
-        else:
-            return refusal
+    """Have steps added, again and again while the store cannot: the same steps twice are once."""
+    refusal, _events = await patiently(lambda: request(node, key, value))
+    return refusal

@@ -19,8 +19,8 @@ from treadle.core import events as ev
 from treadle.core.commands import Task
 from treadle.core.events import AnyEvent, decode_events
 from treadle.core.inputs import Outcome
-from treadle.errors import LeaseLostError, StoreUnavailableError, UsageError
-from treadle.runtime.exchange import RETRY_SECONDS, patiently
+from treadle.errors import LeaseLostError, StoreFullError, StoreUnavailableError, UsageError
+from treadle.runtime.patience import RETRY_SECONDS, patiently
 
 if TYPE_CHECKING:
     from treadle.runtime.node import Node
@@ -237,8 +237,8 @@ class Cycles:
         while True:
             try:
                 cycle = await self.run(limit)
-            except (StoreUnavailableError, LeaseLostError) as error:
-                # As a worker in the background: the store comes back, and a new session begins by itself.
+            except (StoreUnavailableError, StoreFullError, LeaseLostError) as error:
+                # As a worker in the background: the store comes back or has room, a new session begins by itself.
                 _log.warning("a cycle failed, it is tried again: %s", error)
                 await asyncio.sleep(RETRY_SECONDS)
                 continue

@@ -22,7 +22,7 @@ from treadle.core.tables import LIVE
 from treadle.errors import UsageError
 from treadle.runtime.cloud_events import cloud_events
 from treadle.runtime.event_sinks import DeliveryError, EventSink
-from treadle.runtime.exchange import RETRY_SECONDS
+from treadle.runtime.patience import RETRY_SECONDS
 from treadle.store.base import Append, RunHead, RunQuery, RunRow
 from treadle.store.positions import Positions
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import msgspec
 
@@ -21,29 +20,15 @@ from treadle.runtime.artifacts import RENEW_SECONDS
 from treadle.runtime.callee import Callee, Callees
 from treadle.runtime.coding import HIDDEN, inline_text, refuse_fragment_keys
 from treadle.runtime.failures import ErrorText, describe
+from treadle.runtime.patience import patiently
 from treadle.runtime.payloads import Payloads, Row, assemble, chunks_of, handles_of
 from treadle.runtime.step_context import RunningStep
 from treadle.runtime.streams import CHUNK_BYTES, CHUNK_ITEMS, pieces_of
 
-T = TypeVar("T")
 _dump: Callable[[object], bytes] = msgspec.json.Encoder().encode
-# Seconds between tries while the store does not answer.
-RETRY_SECONDS = 0.2
 # How long a task whose value is encoded with a key that is not here waits for other workers: long enough that one
 # without the key does little else, short beside the time in which people hand out keys.
 KEY_SECONDS = 5.0
-
-
-async def patiently(work: Callable[[], Awaitable[T]]) -> T:
-    """Do something with the store until it answers: that it does not is no fault of the step's.
-
-    Placing twice is harmless, and an attempt that takes too long has its own timeout.
-    """
-    while True:
-        try:
-            return await work()
-        except StoreUnavailableError:
-            await asyncio.sleep(RETRY_SECONDS)
 
 
 # -- arguments -------------------------------------------------------------------------------------------------------

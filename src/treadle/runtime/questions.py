@@ -21,9 +21,9 @@ from treadle.core.state import ScopeState
 from treadle.core.tables import SUCCEEDED
 from treadle.errors import RunNotFoundError, UsageError
 from treadle.runtime.answers import BlockLook
-from treadle.runtime.exchange import patiently
 from treadle.runtime.failures import account_of
 from treadle.runtime.folding import CAUSE_SEPARATOR
+from treadle.runtime.patience import patiently
 from treadle.runtime.payloads import assemble, handles_of
 from treadle.store.base import RunHead, StepRow
 

@@ -348,8 +348,19 @@ class Run(UndoOperations, EffectOperations, Generic[R]):
         return any(isinstance(event, ev.SignalReceived) and event.name == name for event in events)
 
     async def pause(self) -> str:
-        """Hold the run: nothing new starts. Returns `pausing` while attempts run, else `paused`."""
-        await self._request(inp.Pause())
+        """Hold the run: nothing new starts. Returns `pausing` while attempts run, else `paused`.
+
+        Raises:
+            RunNotRunningError: it is held already, or does not run; `status` is what the run shows.
+        """
+        try:
+            await self._request(inp.Pause())
+        except RunNotRunningError as error:
+            if error.status == "paused" and (await self.row()).leased:
+                # Who decides does not know what is executed.
+                text = f"run {self.id!r} is pausing; only a running run pauses"
+                raise RunNotRunningError(text, run_id=self.id, status="pausing") from None
+            raise
         row = await self.row()
         return "pausing" if row.leased else "paused"
 

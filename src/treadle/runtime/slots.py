@@ -2,8 +2,8 @@
 
 A timer's end takes up nothing, so it has slots of its own: it comes in time while the others are taken.
 
-Taken slots are counted by the committer's thread, freed ones by the event loop's; each counter has one writer,
-so no lock is needed.
+Taken slots are counted by the committer's thread, or by the event loop's for a commit that it begins while that one
+rests; freed ones by the event loop's. Each counter has one writer at a time, so no lock is needed.
 """
 
 from __future__ import annotations

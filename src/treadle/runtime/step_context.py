@@ -7,6 +7,7 @@ import concurrent.futures
 import logging
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, cast
 
@@ -27,6 +28,7 @@ from treadle.errors import StepInterrupt, UsageError
 from treadle.runtime.artifacts import ArtifactRoom, ArtifactStream, Making
 from treadle.runtime.builtins import Listed
 from treadle.runtime.output import LineOutput
+from treadle.runtime.patience import patiently
 from treadle.runtime.payloads import Payloads, Row
 from treadle.runtime.projections import ProjectionRoom, StepProjection, step_hop
 from treadle.runtime.readings import OnLoop, Ready
@@ -523,7 +525,7 @@ class RunningStep(msgspec.Struct, eq=False):
         if self.making is None and not self.records:
             return None
         artifacts = await self.making.settled() if self.making is not None else ()
-        records = [await payloads.place(text, rows) for text in lists_of(self.records or ())]
+        records = [await patiently(partial(payloads.place, text, rows)) for text in lists_of(self.records or ())]
         return Effects(artifacts=artifacts, records=tuple(records))
 
     def _check_effects(self, what: str) -> None:

@@ -49,7 +49,7 @@ class Sweeper:
         self.sweep_seconds = sweep_seconds
         self.on_due = on_due
         self.elector = elector
-        # Session -> (renewal counter, when it was first seen at that).
+        # Session -> (renewal counter, when it was first seen at that), this one included.
         self._seen: dict[str, tuple[int, float]] = {}
         self._looked = clock.monotonic()
         self._task: asyncio.Task[None] | None = None
@@ -125,19 +125,22 @@ class Sweeper:
         dead = [session for session in store.dead_sessions() if session != self.session]
         now = self.clock.monotonic()
         rows = store.sessions()
-        if now - self._looked > max(self.lease_seconds / 2, 3 * self.sweep_seconds):
+        patience = max(self.lease_seconds / 2, 3 * self.sweep_seconds)
+        own = self._seen.get(self.session)
+        if now - self._looked > patience:
             # The store was away, or this process slept: nobody could renew, or be seen to, so all get their time anew.
             self._seen.clear()
+        elif own is not None and now - own[1] > patience:
+            # The store takes no renewals, of a full disk say: those of others neither.
+            self._seen = {self.session: own}
         self._looked = now
         seen: dict[str, tuple[int, float]] = {}
         for row in rows:
-            if row.id == self.session:
-                continue
             beat, since = self._seen.get(row.id, (row.beat, now))
             if beat != row.beat:
                 since = now
             seen[row.id] = (row.beat, since)
-            if now - since >= self.lease_seconds and row.id not in dead:
+            if now - since >= self.lease_seconds and row.id not in (self.session, *dead):
                 dead.append(row.id)
         self._seen = seen
         keys: list[str] = []

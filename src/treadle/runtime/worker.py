@@ -40,7 +40,6 @@ from treadle.runtime.exchange import (
     KEY_SECONDS,
     fetch,
     inline,
-    patiently,
     place_failure,
     place_more,
     place_result,
@@ -49,6 +48,7 @@ from treadle.runtime.exchange import (
 )
 from treadle.runtime.failures import ErrorText, verdict_of
 from treadle.runtime.middleware import Middleware, around
+from treadle.runtime.patience import patiently
 from treadle.runtime.payloads import Payloads, Row
 from treadle.runtime.probes import next_probe
 from treadle.runtime.shared_reads import SharedReads

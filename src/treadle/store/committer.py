@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import queue
 import threading
 from collections import deque
@@ -21,10 +22,12 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from treadle.core.commands import Task
-from treadle.errors import LeaseLostError, StoreError
+from treadle.errors import LeaseLostError, StoreError, StoreFullError
 from treadle.ports import Clock, Wakeups
 from treadle.store.base import Answer, Append, Renewal, Store
 from treadle.store.offers import Offer
+
+_log = logging.getLogger("treadle.store")
 
 T = TypeVar("T")
 Then = Callable[[Any, BaseException | None], None]
@@ -51,8 +54,9 @@ class Driver(Protocol):
         """Begin; called once on the event loop."""
         ...
 
-    # Whether the event loop may do the work itself, now.
-    idle: bool
+    def begin(self, append: Append, then: Then) -> bool:
+        """Commit an append that has no company, if the event loop can do so itself, now; called there."""
+        ...
 
     def wake(self) -> None:
         """Something was submitted. Called on the event loop."""
@@ -101,6 +105,27 @@ class QueueBell:
             self._rings.get(timeout=seconds)
 
 
+class Express(Protocol):
+    """A store's way to commit an append that has no company, without the committer's thread: one at a time."""
+
+    def begin(
+        self, session: str, append: Append, offer: Offer | None, answered: Callable[[Answer | None], None]
+    ) -> bool:
+        """Begin a commit on the event loop, if that can be done without waiting.
+
+        `answered` gets the answer, on the committer's thread while that is in its bell; None: `finish` is to be asked.
+        """
+        ...
+
+    def finish(self) -> Answer:
+        """Wait for the answer to what was begun; on the committer's thread.
+
+        Raises:
+            StoreError: as `Store.commit` does.
+        """
+        ...
+
+
 class Committer:
     """Submits operations to a store for one session. All methods are for the event loop's thread."""
 
@@ -118,6 +143,8 @@ class Committer:
         # Something was committed, and left tasks waiting, of which other sessions are not told yet.
         self._news = False
         self._queued = False
+        # What was logged of a store without room, since it last had some.
+        self._full = ""
         # Wakes others after a commit: set by the session while others may listen.
         self.on_renewal: Callable[[Renewal | None, BaseException | None], None] = lambda renewal, error: None
         # A queue with limits has room for tasks that waited. Told on the event loop, with the answers.
@@ -132,27 +159,18 @@ class Committer:
 
         `alone` says that nothing else of this process is under way, so that waiting for company is vain.
         """
-        if alone and self.driver.idle and not self.items:
-            self._commit_now(append, then)
-        else:
+        if not (alone and not self.items and self.driver.begin(append, then)):
             self.items.append(Work(append, None, then))
             self.driver.wake()
 
-    def _commit_now(self, append: Append, then: Callable[[Answer, BaseException | None], None]) -> None:
-        """Commit an append here, and tell at once."""
-        driver = self.driver
-        driver.idle = False
-        try:
-            answers, error = self._commit([append])
-            then(answers[0], error)
-            if self.store.made_room:
-                self.on_room()
-            if self.wakeups.address:
-                self.announce()
-        finally:
-            driver.idle = True
-        if self.items:
-            driver.wake()
+    def commit_now(self, append: Append, then: Callable[[Answer, BaseException | None], None]) -> None:
+        """Commit an append here, and tell at once; for an inline driver."""
+        answers, error = self._commit([append])
+        then(answers[0], error)
+        if self.store.made_room:
+            self.on_room()
+        if self.wakeups.address:
+            self.announce()
 
     def submit(self, function: Callable[[Store], T], then: Callable[[T, BaseException | None], None]) -> None:
         """Call the store in order with the appends."""
@@ -221,14 +239,57 @@ class Committer:
         try:
             answers = self.store.commit(self.session, appends, offer)
         except StoreError as error:
-            if offer is not None:
-                offer.reset(mark)
-            return [Answer("conflict" if isinstance(error, LeaseLostError) else "doubt")] * len(appends), error
+            return [self._failed(error, mark)] * len(appends), error
+        self._committed(answers)
+        return answers, None
+
+    def _failed(self, error: StoreError, mark: object) -> Answer:
+        if self.offer is not None:
+            self.offer.reset(mark)
+        if isinstance(error, StoreFullError) and str(error) != self._full:
+            _log.warning("what is decided waits for room in the store: %s", error)
+            self._full = str(error)
+        return Answer("conflict" if isinstance(error, LeaseLostError) else "doubt")
+
+    def _committed(self, answers: Iterable[Answer]) -> None:
         self._news = True
+        self._full = ""
         for answer in answers:
             if answer.queued:
                 self._queued = True
-        return answers, None
+
+    def begin(
+        self, express: Express, append: Append, then: Then, answered: Callable[[list[Work] | None], None]
+    ) -> Callable[[], list[Work]] | None:
+        """Begin a commit by a store's express, if it takes it; returns what finishes it.
+
+        `answered` gets what is to be delivered on the event loop; None: it is to be finished. Called by the express.
+        """
+        offer = self.offer
+        mark = offer.mark() if offer is not None else None
+
+        def done(answer: Answer, error: StoreError | None) -> list[Work]:
+            if error is None:
+                self._committed([answer])
+            told = [Work(append, None, then, answer, error)]
+            if self.store.made_room:
+                told.append(Work(None, None, self._tell_room))
+            return told
+
+        def finish() -> list[Work]:
+            try:
+                return done(express.finish(), None)
+            except StoreError as error:
+                return done(self._failed(error, mark), error)
+
+        def ended(answer: Answer | None) -> None:
+            answered(None if answer is None else done(answer, None))
+
+        if not express.begin(self.session, append, offer, ended):
+            return None
+        self.commits += 1
+        self.appended += 1
+        return finish
 
     def announce(self) -> None:
         """Wake the sessions that wait for what `work` wrote; after its answers are on their way."""
@@ -248,8 +309,10 @@ class Committer:
         full, free = offer.full(), offer.free()
         try:
             tasks, due = store.claim(self.session, offer, now)
-            # A slot that the event loop freed meanwhile hides that tasks were left for want of it.
-            return tasks, due, full or offer.full() or offer.free() > free - len(tasks), store.made_room
+            # A slot that the event loop freed meanwhile hides that tasks were left for want of it. A claim that had
+            # slots and took none has left nothing; else the hops of a chain, each freeing one, ask again and again.
+            hidden = bool(tasks) and offer.free() > free - len(tasks)
+            return tasks, due, full or offer.full() or hidden, store.made_room
         except StoreError:
             offer.reset(mark)
             raise
@@ -294,10 +357,13 @@ class _Ended:
     def __init__(self, committer: Committer) -> None:
         self.committer = committer
         self.loop = asyncio.get_running_loop()
-        self.idle = False
 
     def start(self, committer: Committer) -> None:
         """There is nothing to start."""
+
+    def begin(self, append: Append, then: Then) -> bool:
+        """Nothing is begun any more."""
+        return False
 
     def wake(self) -> None:
         """Answer what was submitted."""
@@ -321,13 +387,22 @@ class _Ended:
 class ThreadDriver:
     """A writer thread; it sleeps in its bell and renews the session every `renew_seconds`."""
 
-    def __init__(self, clock: Clock, *, renew_seconds: float, bell: Bell | None = None) -> None:
+    def __init__(
+        self, clock: Clock, *, renew_seconds: float, bell: Bell | None = None, express: Express | None = None
+    ) -> None:
         self.clock = clock
         self.renew_seconds = renew_seconds
         self.bell: Bell = bell if bell is not None else QueueBell()
+        self.express = express
         self.rung = False
         self.going = True
-        self.idle = False
+        # The thread does nothing with the store but to wait in its bell, or to renew the session.
+        self.resting = False
+        # What finishes a commit of the express that is under way: nothing else is done before it. Set and cleared on
+        # the event loop.
+        self.under_way: Callable[[], list[Work]] | None = None
+        # It is to be finished by the thread.
+        self.late = False
 
     def start(self, committer: Committer) -> None:
         """Start the thread."""
@@ -335,6 +410,30 @@ class ThreadDriver:
         self.loop = asyncio.get_running_loop()
         self.thread = threading.Thread(target=self._run, name="treadle-committer", daemon=True)
         self.thread.start()
+
+    def begin(self, append: Append, then: Then) -> bool:
+        """Commit by the store's express, if it has one and the thread has nothing to do."""
+        if self.express is None or not self.resting or self.under_way is not None or not self.going:
+            return False
+        self.under_way = self.committer.begin(self.express, append, then, self._answered)
+        if self.late:
+            # It was told before the thread could know what of.
+            self.bell.ring()
+        return self.under_way is not None
+
+    def _answered(self, done: list[Work] | None) -> None:
+        if done is None:
+            self.late = True
+            self.bell.ring()
+        else:
+            self._post(self._deliver, done)
+            self.committer.announce()
+
+    def _deliver(self, done: list[Work]) -> None:
+        self.under_way = None
+        deliver(done)
+        if self.committer.items or not self.going:
+            self.wake()
 
     def wake(self) -> None:
         """Ring the bell, once until the thread has heard it."""
@@ -355,12 +454,18 @@ class ThreadDriver:
     def _serve(self) -> None:
         committer = self.committer
         due = self.clock.monotonic() + self.renew_seconds
-        while self.going or committer.items:
-            if not committer.items:
+        while self.going or committer.items or self.under_way is not None:
+            if not committer.items or self.under_way is not None:
+                self.resting = True
                 self.bell.wait(max(0.0, due - self.clock.monotonic()))
+                self.resting = False
             # Cleared before looking at the items: one submitted after the look rings again.
             self.rung = False
-            while committer.items:
+            if self.late and self.under_way is not None:
+                self.late = False
+                self._post(self._deliver, self.under_way())
+                committer.announce()
+            while committer.items and self.under_way is None:
                 self._post(deliver, committer.work())
                 committer.announce()
                 if self.clock.monotonic() >= due:
@@ -394,6 +499,19 @@ class InlineDriver:
         self.committer = committer
         self.loop = asyncio.get_running_loop()
         self.timer = self.loop.call_later(self.renew_seconds, self._renew)
+
+    def begin(self, append: Append, then: Then) -> bool:
+        """Commit it, unless something else is under way or has ended."""
+        if not self.idle:
+            return False
+        self.idle = False
+        try:
+            self.committer.commit_now(append, then)
+        finally:
+            self.idle = True
+        if self.committer.items:
+            self.wake()
+        return True
 
     def wake(self) -> None:
         """Work in the next iteration of the loop."""

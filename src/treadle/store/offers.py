@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Offer(Protocol):
-    """The free slots of the session that commits or claims. Asked on the committer's thread."""
+    """The free slots of the session that commits or claims. Asked by whoever does that, one at a time."""
 
     def take(self, action: str, queue: str, most: int = 1) -> int:
         """For how many of `most` tasks of an action in a queue there is a slot now; it uses up so many."""

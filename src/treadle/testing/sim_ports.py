@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 
 from treadle.errors import StoreError
 from treadle.runtime.clock import uuid7
+from treadle.store.base import Append
 from treadle.store.blob_port import BlobFile
-from treadle.store.committer import Committer, deliver
+from treadle.store.committer import Committer, Then, deliver
 from treadle.testing.sim_conduct import Shelf
 from treadle.testing.sim_faults import Faults
 from treadle.testing.sim_loop import LIFE, Life, NodeCrashed, SimLoop
@@ -161,8 +162,6 @@ class SimDriver:
         self._faults = faults
         self._name = name
         self._renew_seconds = renew_seconds
-        # Its work is a thread's.
-        self.idle = False
         self._busy = False
         self._due = False
         self._ended = False
@@ -176,6 +175,10 @@ class SimDriver:
         """Set the renewal's timer."""
         self._committer = committer
         self._timer = self._loop.call_later(self._renew_seconds, self._renewal_due)
+
+    def begin(self, append: Append, then: Then) -> bool:
+        """Do nothing on the event loop: its work is a thread's."""
+        return False
 
     def wake(self) -> None:
         """Something was submitted. Nobody hears it once the thread has ended."""

@@ -11,7 +11,8 @@ from treadle.store.memory_data import MemoryData, problems_of
 from treadle.store.nats.journal import Journal
 from treadle.store.nats.link import Link, RefusedError
 from treadle.store.nats.log import Log
-from treadle.store.nats.streams import durability_of, sync_interval
+from treadle.store.nats.monitor import complaint, sync_interval
+from treadle.store.nats.streams import durability_of
 from treadle.store.nats.wire import LEVEL
 
 # Journals that are read through, the newest ones: reading all of a large store would take too long.
@@ -29,6 +30,8 @@ async def examine(link: Link, log: Log, journal: Journal) -> Health:
         for stream, info in infos.items():
             _examine_stream(stream, info, problems, facts)
         facts["durability"] = durability_of(infos[location.log]["config"], await sync_interval(location))
+        if told := await complaint(location):
+            problems.append(f"the server says of itself: {told}")
         problems += _problems_of(log.machine.data)
         await _examine_journals(log, journal, problems)
     except (StoreError, RefusedError) as error:

@@ -19,6 +19,7 @@ import msgspec
 
 from treadle.errors import ConflictError, MissingExtraError, StoreError, StoreFullError, StoreUnavailableError
 from treadle.store.nats.location import Location
+from treadle.store.nats.monitor import complaint
 
 T = TypeVar("T")
 
@@ -27,8 +28,9 @@ ANSWER_SECONDS = 2.0
 # Until a call gives up; what it wrote is in doubt then.
 PATIENCE_SECONDS = 30.0
 _CONNECT_SECONDS = 5
-# Errors of JetStream by their code: no room for a message.
-_FULL = frozenset({10023, 10047, 10077, 10122})
+# Errors of JetStream by their code: no room for a message or a stream, by a limit of the server, the account or the
+# stream.
+FULL = frozenset({10002, 10023, 10028, 10047, 10077, 10122})
 # The API has no leader at the moment, or the stream has none.
 _AWAY = frozenset({10004, 10008, 10009, 10118})
 # Another message is the last one of the subject.
@@ -71,15 +73,62 @@ class RefusedError(Exception):
 class _Wait:
     """What a request waits for."""
 
-    __slots__ = ("future",)
+    __slots__ = ("future", "trouble")
 
-    def __init__(self) -> None:
+    def __init__(self, trouble: Callable[[], None] | None = None) -> None:
         self.future: asyncio.Future[bool] | None = None
+        # Told in the place of a task that waits.
+        self.trouble = trouble
 
     def end(self, broken: bool) -> None:
         """Let it go on, if it waits."""
         if self.future is not None and not self.future.done():
             self.future.set_result(broken)
+        if self.trouble is not None:
+            trouble, self.trouble = self.trouble, None
+            trouble()
+
+
+class Publishing:
+    """Messages on their way into a stream; to be ended by `Link.confirm` or `Link.forget`."""
+
+    __slots__ = ("_link", "after", "failure", "left", "messages", "numbers", "stored", "tokens", "wait")
+
+    def __init__(
+        self,
+        link: Link,
+        messages: Sequence[tuple[str, bytes, str]],
+        stored: Callable[[int, int], None] | None,
+        after: int | None,
+        wait: _Wait,
+    ) -> None:
+        self._link = link
+        self.messages = messages
+        self.stored = stored
+        self.after = after
+        self.wait = wait
+        self.numbers = [0] * len(messages)
+        # Places in `messages` of those that are not answered.
+        self.left: dict[int, None] = dict.fromkeys(range(len(messages)))
+        self.tokens: list[str] = []
+        self.failure: StoreError | None = None
+
+    def answered(self, place: int, message: Message) -> None:
+        """An answer to a message came."""
+        if place not in self.left:
+            return
+        ack = self._link.ack_of(message)
+        if ack is None:
+            return
+        del self.left[place]
+        if isinstance(ack, StoreError):
+            self.failure = self.failure or ack
+        else:
+            self.numbers[place] = ack.seq
+            if self.stored is not None:
+                self.stored(place, ack.seq)
+        if not self.left:
+            self.wait.end(False)
 
 
 class Link:
@@ -87,6 +136,7 @@ class Link:
 
     def __init__(self, location: Location) -> None:
         self.location = location
+        self.loop: asyncio.AbstractEventLoop
         self.client: Any = None
         self.errors: list[str] = []
         # Copies of each message on the server's side; known when the streams are.
@@ -98,6 +148,10 @@ class Link:
         self._inbox = ""
         # Ended when the connection was made anew: what is not answered by then was lost with the old one.
         self._waits: dict[_Wait, None] = {}
+        # How many messages were begun, the wait of the last one, and whether somebody looks after it.
+        self._begun = 0
+        self._watched = _Wait()
+        self._watching = False
         self._opening = asyncio.Lock()
         self._wanted: list[tuple[str, Callable[[], None]]] = []
         # The first half of all message ids of this connection: none is ever made twice.
@@ -117,6 +171,7 @@ class Link:
         except ImportError:
             raise MissingExtraError("nats: URLs need nats-py: pip install 'treadle[nats]'") from None
         location = self.location
+        self.loop = asyncio.get_running_loop()
         client: Any = Client()
         self.errors.clear()
         try:
@@ -162,7 +217,7 @@ class Link:
         del self.errors[:-8]
 
     async def _on_reconnected(self) -> None:
-        for wait in self._waits:
+        for wait in list(self._waits):
             wait.end(True)
 
     async def _wait(self, wait: _Wait) -> bool:
@@ -237,67 +292,140 @@ class Link:
 
         Raises:
             ConflictError: another message is the last one of the subject.
-            StoreFullError: there is no room for one of them. Others may have been stored.
+            StoreFullError: there is no room for one of them. Others may have been stored; so may this one if the server
+                has given no answer.
             StoreUnavailableError: the answer to one of them did not come; nothing is known of it.
         """
-        numbers = [0] * len(messages)
-        left: dict[int, None] = dict.fromkeys(range(len(messages)))
-        wait = _Wait()
-        failure: list[StoreError] = []
-        tokens: list[str] = []
-
-        def answered(place: int, message: Message) -> None:
-            if place not in left:
-                return
-            ack = self._ack_of(message)
-            if ack is None:
-                return
-            del left[place]
-            if isinstance(ack, StoreError):
-                failure.append(ack)
-            else:
-                numbers[place] = ack.seq
-                if stored is not None:
-                    stored(place, ack.seq)
-            if not left:
-                wait.end(False)
-
+        publishing = self._publishing(messages, stored, after, _Wait())
         try:
-            for place in range(len(messages)):
-                token = str(next(self._numbers))
-                tokens.append(token)
-                self._answers[token] = partial(answered, place)
-            await self._until(wait, left, tokens, messages, after)
+            return await self.confirm(publishing)
         finally:
-            for token in tokens:
-                del self._answers[token]
-        if failure:
-            raise failure[0]
-        return numbers
+            self.forget(publishing)
 
-    async def _until(
+    def _publishing(
         self,
-        wait: _Wait,
-        left: dict[int, None],
-        tokens: list[str],
         messages: Sequence[tuple[str, bytes, str]],
+        stored: Callable[[int, int], None] | None,
         after: int | None,
-    ) -> None:
-        fence = {} if after is None else {"Nats-Expected-Last-Subject-Sequence": str(after)}
+        wait: _Wait,
+    ) -> Publishing:
+        publishing = Publishing(self, messages, stored, after, wait)
+        for place in range(len(messages)):
+            token = str(next(self._numbers))
+            publishing.tokens.append(token)
+            self._answers[token] = partial(publishing.answered, place)
+        return publishing
+
+    def forget(self, publishing: Publishing) -> None:
+        """Listen to no more answers."""
+        for token in publishing.tokens:
+            self._answers.pop(token, None)
+        self._waits.pop(publishing.wait, None)
+
+    def begin(
+        self, message: tuple[str, bytes, str], stored: Callable[[int], None], trouble: Callable[[], None]
+    ) -> Publishing | None:
+        """Send a message now, for a thread that has stepped into the loop; None if that cannot be done at once.
+
+        If it is stored, `stored` is called with its number. `trouble` is called if it is refused, or if there is no
+        answer in time; then, and only then, `confirm` is to be called. Both are called on the loop's thread.
+        """
+        wait = _Wait(trouble)
+
+        def answered(_place: int, seq: int) -> None:
+            wait.trouble = None
+            stored(seq)
+
+        publishing = self._publishing([message], answered, None, wait)
+        subject, data, identity = message
+        if not self._write(publishing.tokens[0], subject, data, {"Nats-Msg-Id": identity}):
+            self.forget(publishing)
+            return None
+        self.requests += 1
+        self._waits[wait] = None
+        self._begun += 1
+        self._watched = wait
+        if not self._watching:
+            self._watching = True
+            self.loop.call_soon_threadsafe(self._watch)
+        return publishing
+
+    def _watch(self) -> None:
+        """See to it that what was begun is not waited for without end."""
+        self.loop.call_later(ANSWER_SECONDS, self._look, self._begun)
+
+    def _look(self, begun: int) -> None:
+        wait = self._watched
+        waits = wait.trouble is not None and wait in self._waits
+        if waits and self._begun == begun:
+            wait.end(False)
+        # As long as there is something to do the timer goes on by itself, so that nobody need wake the loop for it.
+        self._watching = self._begun != begun
+        if self._watching:
+            self._watch()
+
+    async def confirm(self, publishing: Publishing) -> list[int]:
+        """Wait until all messages are stored, and send again what gets no answer; returns their numbers.
+
+        Raises:
+            StoreError: as `publish` does.
+        """
+        left = publishing.left
         give_up = asyncio.get_running_loop().time() + PATIENCE_SECONDS
         while left:
-            for place in list(left):
-                subject, data, identity = messages[place]
-                await self._send(tokens[place], subject, data, {"Nats-Msg-Id": identity} | fence)
+            await self._send_all(publishing)
             if left:
-                await self._wait(wait)
+                await self._wait(publishing.wait)
             if left and asyncio.get_running_loop().time() > give_up:
-                raise StoreUnavailableError(
-                    f"{self.location.shown} did not confirm {len(left)} messages in {PATIENCE_SECONDS:.0f} s;"
-                    " they may be stored or not"
-                )
+                raise await self._silent(f"did not confirm {len(left)} messages; they may be stored or not")
+        if publishing.failure is not None:
+            raise publishing.failure
+        return publishing.numbers
 
-    def _ack_of(self, message: Message) -> PubAck | StoreError | None:
+    async def _silent(self, what: str) -> StoreError:
+        """Why no answer came. A server that could not write to its disk gives none, and writes no more."""
+        told = await complaint(self.location)
+        text = f"in {PATIENCE_SECONDS:.0f} s {self.location.shown} {what}"
+        if "no space left" in told:
+            return StoreFullError(f"{text}: {told}. Make room on its disk, then restart it: before, it stores nothing")
+        reason = told or "is JetStream enabled there? Its log tells"
+        return StoreUnavailableError(f"{text} ({reason}). If its disk was full, make room and restart it")
+
+    async def _send_all(self, publishing: Publishing) -> None:
+        fence = {}
+        if publishing.after is not None:
+            fence = {"Nats-Expected-Last-Subject-Sequence": str(publishing.after)}
+        places = list(publishing.left)
+        for place in places:
+            subject, data, identity = publishing.messages[place]
+            headers = {"Nats-Msg-Id": identity} | fence
+            token = publishing.tokens[place]
+            if len(places) == 1 and self._write(token, subject, data, headers):
+                self.requests += 1
+            else:
+                await self._send(token, subject, data, headers)
+
+    def _write(self, token: str, subject: str, data: bytes, headers: dict[str, str]) -> bool:
+        """Write a message to the socket now; False if it is the client's to send it later.
+
+        The client leaves sending to a task, which gathers what is to be sent: that only keeps up one message alone.
+        """
+        client = self.client
+        # What the client has still to send goes first.
+        if not client.is_connected or client._pending:  # noqa: SLF001 - neither this nor what writes has a public name
+            return False
+        lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+        head = f"NATS/1.0\r\n{lines}\r\n".encode()
+        size = len(head) + len(data)
+        if size > client.max_payload:
+            return False
+        command = f"HPUB {subject} {self._inbox}.{token} {len(head)} {size}\r\n".encode()
+        # A connection that breaks now: nobody answers, and it is asked again.
+        with contextlib.suppress(Exception):
+            client._transport.write(b"".join((command, head, data, b"\r\n")))  # noqa: SLF001 - as above
+        return True
+
+    def ack_of(self, message: Message) -> PubAck | StoreError | None:
         """What an answer to a publish says; None: ask again."""
         if message.headers.get("Status") == "503" or not message.data:
             # Nobody listens: the stream has no leader at the moment.
@@ -305,10 +433,10 @@ class Link:
         ack = _decode_ack(message.data)
         if ack.error is None:
             return ack
-        if ack.error.err_code in _FULL:
+        if ack.error.err_code in FULL:
             return StoreFullError(
-                f"{self.location.shown} has no room ({ack.error.description}); raise the limits of the streams"
-                f" {self.location.log} and {self.location.values} or the server's, or delete runs"
+                f"{self.location.shown} has no room ({ack.error.description}): raise the limits of the streams"
+                f" {self.location.log} and {self.location.values}, of the account or of the server; then work goes on"
             )
         if ack.error.code == 503:
             return None
@@ -338,9 +466,7 @@ class Link:
             if answer is not None:
                 return answer
             if loop.time() > give_up:
-                raise StoreUnavailableError(
-                    f"{self.location.shown} did not answer in {PATIENCE_SECONDS:.0f} s; is JetStream enabled there?"
-                )
+                raise await self._silent("did not answer")
 
     async def _gather_once(self, subject: str, data: bytes, is_last: Callable[[Message], bool]) -> list[Message] | None:
         token = str(next(self._numbers))

@@ -9,14 +9,15 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from treadle.errors import StoreUrlError
+from treadle.store.nats.wire import LEVEL
 
 _SHAPE = "write nats://host:4222/NAME, with options after a question mark"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _OPTIONS = frozenset(
-    {"replicas", "credentials", "nkey", "token", "ca", "cert", "key", "storage", "max_bytes", "monitor"}
+    {"replicas", "credentials", "nkey", "token", "ca", "cert", "key", "storage", "max_bytes", "monitor", "level"}
 )
-_KNOWN = "replicas=3, credentials=, nkey=, token=, ca=, cert=, key=, storage=memory, max_bytes= and monitor="
+_KNOWN = "replicas=3, credentials=, nkey=, token=, ca=, cert=, key=, storage=memory, max_bytes=, monitor= and level="
 DEFAULT_NAME = "treadle"
 
 
@@ -38,6 +39,8 @@ class Location(NamedTuple):
     key: str = ""
     # The server's monitoring address, "" if it is not known.
     monitor: str = ""
+    # Up to which level the log may rise while a session of this process lives.
+    level: int = LEVEL
 
     @property
     def shown(self) -> str:
@@ -171,6 +174,7 @@ def parse_url(url: str) -> Location:
         storage=_one_of(url, options, "storage", ("file", "memory")),
         max_bytes=_number(url, options, "max_bytes") or -1,
         tls=parts.scheme == "tls",
+        level=_number(url, options, "level", tuple(str(level) for level in range(1, LEVEL + 1))) or LEVEL,
         **{name: options.get(name, "") for name in ("credentials", "nkey", "token", "ca", "cert", "key", "monitor")},
     )
 

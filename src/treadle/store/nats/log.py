@@ -12,14 +12,14 @@ was cleared away after a snapshot of the state was stored: then the state is loa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
-from treadle.errors import SchemaVersionError, StoreCorruptError, StoreError, StoreUnavailableError
+from treadle.errors import SchemaVersionError, StoreCorruptError, StoreError, StoreFullError, StoreUnavailableError
 from treadle.store.nats import wire
-from treadle.store.nats.link import Link, Message
+from treadle.store.nats.link import Link, Message, Publishing
 from treadle.store.nats.machine import Machine, outgrown
 from treadle.store.nats.snapshots import Snapshot, decode_snapshot, encode_snapshot
 from treadle.store.nats.values import PART_BYTES, Values, is_end
@@ -28,6 +28,8 @@ _BATCH = 500
 _BATCH_BYTES = 8 * 1024 * 1024
 # A snapshot is stored when so many messages have come since the last one, or as many as the state has entries.
 SNAPSHOT_AFTER = 10_000
+# The same where the log has no room: fewer are not worth it.
+PRESSED_AFTER = 50
 _SNAPSHOT_ATTEMPTS = 20
 # Journals of deleted runs that wait to be cleared away.
 DELETED_AT_MOST = 1000
@@ -45,12 +47,24 @@ class _Gap(Exception):  # noqa: N818 - it is caught here and nowhere else
 class _Written:
     """An operation of this process on its way through the log."""
 
-    __slots__ = ("done", "op", "seq")
+    __slots__ = ("done", "identity", "op", "seq")
 
-    def __init__(self, op: wire.Operation, done: asyncio.Future[Any]) -> None:
+    def __init__(self, op: wire.Operation, identity: str, done: asyncio.Future[Any]) -> None:
         self.op = op
+        self.identity = identity
         self.done = done
         self.seq = 0
+
+
+class Begun:
+    """An operation that was begun; it ends by itself, or by `Log.finish` if that is `asked` for."""
+
+    __slots__ = ("asked", "own", "publishing")
+
+    def __init__(self, own: _Written) -> None:
+        self.own = own
+        self.publishing: Publishing | None = None
+        self.asked = False
 
 
 class Log:
@@ -68,6 +82,9 @@ class Log:
         # Acknowledged, and not applied yet, by number.
         self._acked: dict[int, _Written] = {}
         self._reading = asyncio.Lock()
+        # There was no room for a message; and which one was the last when room was sought.
+        self._pressed = False
+        self._sought_at = 0
 
     # -- writing ---------------------------------------------------------------------------------------
 
@@ -78,22 +95,18 @@ class Log:
             SchemaVersionError: the log has risen above what this version can apply; its sessions have ended.
             StoreError: it is not known of all whether they took effect.
         """
-        loop = asyncio.get_running_loop()
         written: list[_Written] = []
         messages: list[tuple[str, bytes, str]] = []
         bodies: list[tuple[str, bytes]] = []
         for subject, op in operations:
-            identity = self.link.new_id()
-            data = wire.encode(op)
+            own, data = self._enter(op)
             if len(data) > PART_BYTES:
                 # An append's body goes with its run, when that is deleted.
-                body = self.location.body(op.key if isinstance(op, wire.AppendOp) else "", identity)
+                body = self.location.body(op.key if isinstance(op, wire.AppendOp) else "", own.identity)
                 bodies.append((body, data))
                 data = _ELSEWHERE + body.encode()
-            own = _Written(op, loop.create_future())
             written.append(own)
-            self._mine[identity] = own
-            messages.append((subject, data, identity))
+            messages.append((subject, data, own.identity))
         try:
             if bodies:
                 await self.values.put(bodies)
@@ -101,16 +114,83 @@ class Log:
             if not all(own.done.done() for own in written):
                 await self.follow(max(numbers))
             return [await own.done for own in written]
+        except StoreFullError:
+            self._pressed = True
+            raise
         finally:
-            for _, _, identity in messages:
-                self._mine.pop(identity, None)
             for own in written:
-                self._acked.pop(own.seq, None)
-                if not own.done.done():
-                    own.done.cancel()
-                elif not own.done.cancelled():
-                    # It is told already if it matters: another one of the same call has failed.
-                    own.done.exception()
+                self._leave(own)
+
+    def _enter(self, op: wire.Operation) -> tuple[_Written, bytes]:
+        own = _Written(op, self.link.new_id(), self.link.loop.create_future())
+        self._mine[own.identity] = own
+        return own, wire.encode(op)
+
+    def _leave(self, own: _Written) -> None:
+        self._mine.pop(own.identity, None)
+        self._acked.pop(own.seq, None)
+        if not own.done.done():
+            own.done.cancel()
+        elif not own.done.cancelled():
+            # It is told already if it matters: another one of the same call has failed.
+            own.done.exception()
+
+    def begin(self, subject: str, op: wire.Operation, told: Callable[[object], None]) -> Begun | None:
+        """Store an operation, for a thread that has stepped into the loop; None if that cannot be begun at once.
+
+        `told` is called once, on the loop's thread, with what it has come to; with None if it needs `finish` to say.
+        """
+        own, data = self._enter(op)
+        if len(data) > PART_BYTES:
+            self._leave(own)
+            return None
+        begun = Begun(own)
+
+        def ask() -> None:
+            begun.asked = True
+            told(None)
+
+        def stored(seq: int) -> None:
+            self._stored(own, seq)
+            if begun.asked:
+                # `finish` says it: an answer that comes late must not be told beside it.
+                return
+            if not own.done.done() or own.done.exception() is not None:
+                # Others have written before it.
+                ask()
+                return
+            self._end(begun)
+            told(own.done.result())
+
+        begun.publishing = self.link.begin((subject, data, own.identity), stored, ask)
+        if begun.publishing is None:
+            self._leave(own)
+            return None
+        return begun
+
+    def _end(self, begun: Begun) -> None:
+        assert begun.publishing is not None
+        self.link.forget(begun.publishing)
+        self._leave(begun.own)
+
+    async def finish(self, begun: Begun) -> Any:
+        """Wait for what an operation comes to.
+
+        Raises:
+            StoreError: as `write` does.
+        """
+        assert begun.publishing is not None
+        begun.asked = True
+        try:
+            numbers = await self.link.confirm(begun.publishing)
+            if not begun.own.done.done():
+                await self.follow(max(numbers))
+            return await begun.own.done
+        except StoreFullError:
+            self._pressed = True
+            raise
+        finally:
+            self._end(begun)
 
     def _stored(self, own: _Written, seq: int) -> None:
         """An operation of ours is message `seq`: apply it if it is the next one."""
@@ -256,10 +336,16 @@ class Log:
         self.applied = self._loaded_at = snapshot.seq
 
     async def clear_up(self) -> None:
-        """Store a snapshot if it is time, and remove from the log what nobody needs any more."""
+        """Store a snapshot if it is time or there is no room, and remove from the log what nobody needs any more."""
         machine = self.machine
         entries = len(machine.data.runs) + len(machine.data.tombstones)
-        if self.applied - machine.cleared >= max(SNAPSHOT_AFTER, entries) or len(machine.deleted) >= DELETED_AT_MOST:
+        pressed = self._pressed and self.applied - max(machine.cleared, self._sought_at) >= PRESSED_AFTER
+        if (
+            pressed
+            or self.applied - machine.cleared >= max(SNAPSHOT_AFTER, entries)
+            or len(machine.deleted) >= DELETED_AT_MOST
+        ):
+            self._pressed, self._sought_at = False, self.applied
             await self.store_snapshot()
 
     async def store_snapshot(self) -> None:

@@ -83,7 +83,8 @@ def outgrown(level: int, known: int) -> str:
     """Why a process may not apply a log any more, and what to do."""
     return (
         f"the store's log has risen to level {level}, and this Treadle applies logs up to level {known}: upgrade this"
-        " program. A log rises when all its processes are newer, and never falls"
+        " program. A log rises when all its processes are newer, and never falls. To go back, let the newer version"
+        f" copy the store: treadle store copy FROM 'TO?level={known}'"
     )
 
 

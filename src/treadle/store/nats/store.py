@@ -8,7 +8,6 @@ its end first, so that it is no refusal of yesterday.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar, cast
@@ -16,7 +15,7 @@ from typing import Any, Literal, TypeVar, cast
 import msgspec
 
 from treadle.core.commands import Task
-from treadle.core.events import encode_events
+from treadle.errors import SchemaVersionError
 from treadle.store.base import (
     Acquired,
     Answer,
@@ -32,6 +31,7 @@ from treadle.store.base import (
 )
 from treadle.store.nats import streams, wire
 from treadle.store.nats.blobs import NatsBlobs
+from treadle.store.nats.express import NatsExpress
 from treadle.store.nats.foresight import clock_was_set_back
 from treadle.store.nats.link import Link
 from treadle.store.nats.location import Location, parse_url
@@ -39,7 +39,7 @@ from treadle.store.nats.loop import Loop, LoopBell
 from treadle.store.nats.positions import NatsPositions
 from treadle.store.nats.reader import NatsReader, Rooms
 from treadle.store.nats.wakeups import NatsWakeups
-from treadle.store.nats.waves import Wave, split
+from treadle.store.nats.waves import Wave, append_op, hashed_plan, split, without_payloads
 from treadle.store.nats.wire import Takes
 from treadle.store.offers import Offer
 from treadle.store.queues import QueueChange
@@ -104,6 +104,14 @@ class NatsStore(NatsReader):
         """What the committer's thread sleeps in, so that its calls need no other thread."""
         return self._loop.bell()
 
+    def express(self) -> NatsExpress:
+        """Commits for the committer that sleeps in that bell."""
+        return NatsExpress(self._loop, self._rooms, self._committed_at)
+
+    def _committed_at(self, time: float) -> None:
+        self.made_room = self._rooms.log.machine.may_have_room(time)
+        self._committed = True
+
     def blobs(self) -> NatsBlobs:
         """Large payloads, on the same server."""
         return NatsBlobs(self._loop, self._rooms)
@@ -143,9 +151,21 @@ class NatsStore(NatsReader):
         """Enter a session.
 
         Raises:
-            SchemaVersionError: the log has risen above what this version can apply.
+            SchemaVersionError: the log has risen above what this version can apply, or its URL says.
         """
-        self._loop.call(self._write(wire.OpenOp(row=msgspec.structs.replace(session), level=wire.LEVEL)))
+        level = self.location.level
+
+        async def work() -> None:
+            if level < wire.LEVEL:
+                await self._rooms.log.follow()
+                if self._rooms.log.machine.level > level:
+                    raise SchemaVersionError(
+                        f"the log of {self.location.shown} has risen above level {level}, where ?level={level} of the"
+                        " URL is to keep it: leave that out, or copy the store to a new one"
+                    )
+            await self._write(wire.OpenOp(row=msgspec.structs.replace(session), level=level))
+
+        self._loop.call(work())
 
     def renew(self, session: str, waits: int | None = None) -> Renewal:
         """Count the beat up; interrupts are told again until their attempt has ended."""
@@ -173,7 +193,7 @@ class NatsStore(NatsReader):
             if written != list(changes) and await self._risen():
                 written = list(changes)
             elif written != list(changes):
-                _log.warning("older processes work on the store: set on_full= of queues again when they have ended")
+                _log.warning("the log is held on an older level: set on_full= of queues again when it has risen")
             answers: list[bool] = await self._write(wire.QueuesOp(now=now, changes=written))
             self.made_room = self._rooms.log.machine.may_have_room(now)
             return answers
@@ -223,13 +243,12 @@ class NatsStore(NatsReader):
         """Addresses, each once, as this process has last seen the store."""
         looks = bool(keys) or not self._committed
         self._committed = False
-        if len(self._rooms.log.machine.data.sessions) < 2 and not looks:
-            # Asked after every commit; not worth a change of threads.
-            return []
+        if not looks:
+            # Asked after every commit, and answered under the lock of the state; not worth a turn of the loop.
+            return self._rooms.log.machine.store.wakes(session, tasks=tasks, keys=keys)
 
         async def work() -> list[str]:
-            if looks:
-                await self._rooms.log.follow()
+            await self._rooms.log.follow()
             return self._rooms.log.machine.store.wakes(session, tasks=tasks, keys=keys)
 
         return self._loop.call(work())
@@ -262,7 +281,7 @@ class NatsStore(NatsReader):
             wave.look_again(log.machine)
         await self._put_values(wave.accepted)
         operations = [
-            (self.location.journal(append.key), _append_op(session, append, takes))
+            (self.location.journal(append.key), append_op(session, append, takes))
             for append, takes in zip(appends, wave.takes, strict=True)
             if takes is not False
         ]
@@ -356,7 +375,7 @@ class NatsStore(NatsReader):
             chosen = [report for report, alive in zip(reports, live, strict=True) if alive]
             if values := [v for report in chosen for v in self._payloads(report.input.key, report.payloads)]:
                 await self._rooms.values.put(values)
-            op = wire.ReportOp(session=session, reports=[_without_payloads(report) for report in chosen])
+            op = wire.ReportOp(session=session, reports=[without_payloads(report) for report in chosen])
             results = iter(await self._write(op))
             self.made_room = self._rooms.log.machine.may_have_room(None)
             return [next(results) if alive else Reported(False) for alive in live]
@@ -448,13 +467,14 @@ class NatsStore(NatsReader):
             await self._rooms.log.follow()
             machine = self._rooms.log.machine
             machine.living(session)
+            # First of all: where there is no room, nothing else can be written.
+            await self._rooms.log.clear_up()
+            machine = self._rooms.log.machine
             if (level := machine.common_level()) > machine.level:
                 await self._write(wire.LevelOp(session=session, level=level))
                 machine = self._rooms.log.machine
             stranded = [run.key for run in machine.data.inboxes.values() if run.owner is None]
-            swept = Swept(stranded, machine.due(now))
-            await self._rooms.log.clear_up()
-            return swept
+            return Swept(stranded, machine.due(now))
 
         return self._loop.call(work())
 
@@ -481,42 +501,3 @@ def retake(offer: Offer, mark: object, takes: Takes, tasks: Sequence[Task]) -> N
         offer.reset(mark)
         for task in tasks:
             offer.take(task.action, task.queue)
-
-
-def hashed_plan(append: Append) -> str:
-    """The digest of the plan of an append that makes a run."""
-    assert append.head is not None
-    return hashlib.sha256(append.plan or b"").hexdigest()
-
-
-def _without_payloads(report: Report) -> Report:
-    return msgspec.structs.replace(report, payloads=()) if report.payloads else report
-
-
-def _append_op(session: str, append: Append, takes: Any) -> wire.AppendOp:
-    return wire.AppendOp(
-        session=session,
-        key=append.key,
-        expect=append.expect,
-        commit_id=append.commit_id,
-        time=append.time,
-        events=encode_events(append.events),
-        status=append.status,
-        unwound=append.unwound,
-        head=append.head,
-        plan=hashed_plan(append) if append.head is not None else "",
-        tasks=append.tasks,
-        takes=takes,
-        ended=append.ended,
-        consumed=append.consumed,
-        steps=append.steps,
-        undos=append.undos,
-        unsettled=append.unsettled,
-        interrupts=append.interrupts,
-        hold=append.hold,
-        revoke=append.revoke,
-        release=append.release,
-        report=_without_payloads(append.report) if append.report is not None else None,
-        posts=append.posts,
-        names=append.names,
-    )

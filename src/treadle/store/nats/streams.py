@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import urllib.request
 from typing import Any
-
-import msgspec
 
 from treadle.errors import (
     SchemaVersionError,
@@ -15,8 +12,9 @@ from treadle.errors import (
     StoreNotFoundError,
     StoreUnavailableError,
 )
-from treadle.store.nats.link import Link, RefusedError
+from treadle.store.nats.link import FULL, Link, RefusedError
 from treadle.store.nats.location import Location
+from treadle.store.nats.monitor import sync_interval
 from treadle.store.nats.wire import SCHEMA
 
 # Batches of direct answers came with this version.
@@ -29,7 +27,6 @@ _PATIENCE = 60
 _NO_SUCH_STREAM = 10059
 _NO_JETSTREAM = frozenset({10039, 10076})
 _NO_CLUSTER = frozenset({10074, 10005})
-_FULL = frozenset({10047, 10023, 10028})
 
 
 async def prepare(link: Link, *, create: bool) -> str:
@@ -68,25 +65,6 @@ def check_server(link: Link) -> None:
         )
     if not link.client._server_info.get("jetstream"):  # noqa: SLF001 - the client shows it nowhere else
         raise _without_jetstream(link, "the server says so")
-
-
-async def sync_interval(location: Location) -> float | None:
-    """After how many seconds a server writes to its disk, 0 for at once; None if nobody says it.
-
-    Clients are not told; the server's monitoring port tells, if the URL names it.
-    """
-    if not location.monitor:
-        return None
-
-    def ask() -> float | None:
-        try:
-            with urllib.request.urlopen(f"{location.monitor}/jsz?config=true", timeout=2) as answer:  # noqa: S310 - http
-                config = msgspec.json.decode(answer.read())["config"]
-        except (OSError, KeyError, msgspec.DecodeError):
-            return None
-        return 0.0 if config.get("sync_always") else config.get("sync_interval", 0) / 1e9
-
-    return await asyncio.get_running_loop().run_in_executor(None, ask)
 
 
 def durability_of(config: dict[str, Any], sync: float | None) -> str:
@@ -185,7 +163,7 @@ def _explained(link: Link, error: RefusedError) -> StoreError:
             f"{where} cannot keep {link.location.replicas} replicas ({error.description}); that needs as many servers"
             " in one cluster: treadle nats up --nodes 3 starts some for development"
         )
-    if error.code in _FULL:
+    if error.code in FULL:
         return StoreError(f"{where} has no room for a store ({error.description}); raise the limits of the account")
     return StoreError(f"{where} refuses: {error.description}")
 

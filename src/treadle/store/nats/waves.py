@@ -7,10 +7,15 @@ whose tasks went elsewhere, because others had written in between.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
+import msgspec
+
 from treadle.core.commands import Task
-from treadle.store.base import Append
+from treadle.core.events import encode_events
+from treadle.store.base import Append, Report
+from treadle.store.nats import wire
 from treadle.store.nats.machine import Machine
 from treadle.store.nats.wire import Takes
 from treadle.store.offers import Offer
@@ -79,3 +84,45 @@ class Wave:
             self.offer.reset(self._mark)
             for task in tasks:
                 self.offer.take(task.action, task.queue)
+
+
+def hashed_plan(append: Append) -> str:
+    """The digest of the plan of an append that makes a run."""
+    assert append.head is not None
+    return hashlib.sha256(append.plan or b"").hexdigest()
+
+
+def without_payloads(report: Report) -> Report:
+    """A report as an operation holds it."""
+    return msgspec.structs.replace(report, payloads=()) if report.payloads else report
+
+
+def append_op(session: str, append: Append, takes: Takes | bool | None) -> wire.AppendOp:
+    """An append as an operation."""
+    assert not isinstance(takes, bool), "a refused append is not written"
+    return wire.AppendOp(
+        session=session,
+        key=append.key,
+        expect=append.expect,
+        commit_id=append.commit_id,
+        time=append.time,
+        events=encode_events(append.events),
+        status=append.status,
+        unwound=append.unwound,
+        head=append.head,
+        plan=hashed_plan(append) if append.head is not None else "",
+        tasks=append.tasks,
+        takes=takes,
+        ended=append.ended,
+        consumed=append.consumed,
+        steps=append.steps,
+        undos=append.undos,
+        unsettled=append.unsettled,
+        interrupts=append.interrupts,
+        hold=append.hold,
+        revoke=append.revoke,
+        release=append.release,
+        report=without_payloads(append.report) if append.report is not None else None,
+        posts=append.posts,
+        names=append.names,
+    )
