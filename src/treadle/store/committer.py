@@ -408,6 +408,7 @@ class ThreadDriver:
         """Start the thread."""
         self.committer = committer
         self.loop = asyncio.get_running_loop()
+        self.home = threading.get_ident()
         self.thread = threading.Thread(target=self._run, name="treadle-committer", daemon=True)
         self.thread.start()
 
@@ -425,6 +426,9 @@ class ThreadDriver:
         if done is None:
             self.late = True
             self.bell.ring()
+        elif threading.get_ident() == self.home:
+            self._deliver(done)
+            self.committer.announce()
         else:
             self._post(self._deliver, done)
             self.committer.announce()

@@ -36,9 +36,12 @@ class NatsExpress:
         if append.head is not None or append.report is not None or append.payloads or not self._loop.step_in():
             return False
         try:
-            return self._begin(session, append, offer, answered)
+            begun = self._begin(session, append, offer, answered)
         finally:
             self._loop.step_out()
+        if begun:
+            self._loop.ask()
+        return begun
 
     def _begin(
         self, session: str, append: Append, offer: Offer | None, answered: Callable[[Answer | None], None]
