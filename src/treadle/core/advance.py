@@ -182,7 +182,7 @@ def _look(run: RunState, decision: Decision, step: StepState, limits: Limits, he
         return False
     if room or node.step.when is not None:
         return _begin(run, decision, step, limits, room)
-    return not fail_late(run, decision, step)
+    return not (run.deadline and fail_late(run, decision, step))
 
 
 def _is_fenced(run: RunState, decision: Decision, step: StepState) -> bool:

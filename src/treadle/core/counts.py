@@ -139,13 +139,13 @@ def release(run: RunState, state: NodeState) -> None:
     """Tell the dependents of a settled node that it is."""
     states = run.states
     frontier = run.frontier
-    succeeded = state.status == SUCCEEDED
+    dooms = state.status != SUCCEEDED
     for number, flags in state.node.dependents if state.more is None else run.dependents(state):
         dependent = states[number]
-        dependent.waiting -= 1
-        if not succeeded and (level := doom_of(state, flags)) > dependent.doomed:
+        dependent.waiting = waiting = dependent.waiting - 1
+        if dooms and (level := doom_of(state, flags)) > dependent.doomed:
             doom(run, dependent, level)
-        if dependent.waiting == 0:
+        if not waiting:
             heappush(frontier, number)
 
 

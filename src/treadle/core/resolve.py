@@ -103,14 +103,7 @@ def _resolve(run: RunState, node: Node, constants: list[Handle], slot: Slot) -> 
         case StateValue() | LaneValue():
             return _resolve_variable(run, node, constants, slot)
         case ListOf():
-            return ArgList(
-                [
-                    _resolve_ref(run, node, constants, item)
-                    if type(item) is Ref
-                    else _resolve(run, node, constants, item)
-                    for item in slot.items
-                ]
-            )
+            return ArgList(_resolve_items(run, node, constants, slot.items))
         case MapOf():
             return _resolve_map(run, node, constants, slot)
         case SignalValue() | Data() | Given():
@@ -119,6 +112,20 @@ def _resolve(run: RunState, node: Node, constants: list[Handle], slot: Slot) -> 
             return ArgList(list(run.constants))
         case _:
             return _phase_info(run, node, slot.fact)
+
+
+def _resolve_items(run: RunState, node: Node, constants: list[Handle], slots: list[Slot]) -> list[Arg]:
+    states, refs = run.states, node.refs
+    found: list[Arg] = []
+    for slot in slots:
+        # The plain case of `_resolve_ref`, as in `resolve_args`: a join has as many as there are steps before it.
+        if type(slot) is Ref and not slot.path and (number := refs[slot.step]) >= 0:
+            upstream = states[number]
+            if upstream.status == SUCCEEDED:
+                found.append(upstream.result)
+                continue
+        found.append(_resolve(run, node, constants, slot))
+    return found
 
 
 def _resolve_run_value(run: RunState, slot: SignalValue | Data | Given) -> Arg:

@@ -296,11 +296,12 @@ class Engine:
         if owned is None or owned.closing:
             self._reports.add(task.run, outcome, rows)
             return
+        item = Pending(outcome, "", rows, None, outcome.lease)
         pending = owned.pending
-        if pending:
-            owned.add(Pending(outcome, "", rows, None, outcome.lease))
+        if type(pending) is list:
+            pending.append(item)
         else:
-            owned.pending = [Pending(outcome, "", rows, None, outcome.lease)]
+            owned.pending = [item]
         if owned.in_flight is None:
             self._decide(owned)
 
