@@ -38,7 +38,7 @@ class Owned:
         self.state = state
         self.head = head
         # A list of its own only while something waits.
-        self.pending: Sequence[Pending] = ()
+        self.pending: list[Pending] | tuple[Pending, ...] = ()
         # None while nothing is in flight.
         self.in_flight: Sequence[Pending] | None = None
         # The last decision was full; decide again.
