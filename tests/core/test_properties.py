@@ -413,6 +413,9 @@ def test_an_input_that_comes_twice_changes_nothing(data: st.DataObject, plan: li
         # The first cancel ended the run, the second one parks what follows.
         if isinstance(value, inp.Cancel) and driver.run.unwindings:
             continue
+        # Where a child's value is being fetched, another end of it may be a later one: it is fetched once more.
+        if isinstance(value, inp.ChildEnded) and not value.result and driver.step(value.at).tasked:
+            continue
         before = digest(driver.run)
         again = driver.give(value)
         assert digest(driver.run) == before

@@ -95,7 +95,8 @@ def child_ended(run: RunState, decision: Decision, value: inp.ChildEnded, cause:
         return None
     waits = step.status == DISPATCHED and step.spec.child is not None and not step.spec.child.detached
     if waits and step.tasked:
-        # A retry has reopened the child, whose end was quicker than the report of the attempt that asked for it.
+        # A retry has reopened the child, whose end was quicker than the report of the attempt that asked for it. An end
+        # that is told twice looks the same, and costs an attempt.
         _start(run, decision, step, inp.ChildStarted(at=value.at, child=value.child, id=""), cause)
     undo = step.undo
     nothing = not value.undoes and undo is not None and undo.status in (NONE, PENDING) and undo.state != NULL

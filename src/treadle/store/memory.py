@@ -350,7 +350,8 @@ class MemoryStore(MemoryReader):
         """New tasks in the order in which they would be claimed, those together of which none differs to a claim."""
         if len(tasks) == 1:
             return (((), tasks),)
-        tasks = sorted(tasks, key=_priority_of, reverse=True)
+        # A step that was asked for twice in one decision has its last task only.
+        tasks = sorted({task.number: task for task in tasks}.values(), key=_priority_of, reverse=True)
         if self.data.waiting.limited:
             # Each takes up room that the next one may not find.
             return [(_kind_of(task), [task]) for task in tasks]

@@ -306,6 +306,14 @@ class ClaimsContract:
         assert one.waiting() == []
         assert [(row.session, row.worker) for row in one.load().tasks] == [("two", "worker-two")]
 
+    def test_a_step_that_one_append_asks_for_twice_has_its_last_task_only(self, make_store: MakeStore) -> None:
+        one = Party(make_store(), "one")
+        one.start(slots=5, tasks=[task_of(RUN, 1), task_of(RUN, 2), task_of(RUN, 1, attempt=2)])
+
+        assert sorted((task.number, task.attempt) for task in one.store.leased("one")) == [(1, 2), (2, 1)]
+        assert sorted((row.task.number, row.task.attempt) for row in one.load().tasks) == [(1, 2), (2, 1)]
+        assert one.claim(5) == []
+
     def test_a_token_is_never_given_twice(self, make_store: MakeStore) -> None:
         one, two = Party(make_store(), "one"), Party(make_store(), "two")
         tokens = [task.lease for task in one.start(tasks=[task_of(RUN, n) for n in range(8)], slots=3).leased]
