@@ -16,7 +16,7 @@ from treadle.core.forgetting import forget, needs_all
 from treadle.core.graph import Graph
 from treadle.core.inputs import decode_input, encode_input
 from treadle.core.plan import Block, Fragment, Plan, Ref, Step, Undo, decode_plan, encode_plan
-from treadle.core.state import RunState, ScopeState, StepState
+from treadle.core.state import IterationState, RunState, ScopeState, StepState
 
 HINTS = {"frontier", "ready", "signal_waiters", "cancel_at", "states", "graph", "own"}
 WIDE = Limits(dispatched=10**9, events=10**9)
@@ -48,7 +48,9 @@ def _facts(state: StepState | ScopeState) -> dict[str, Any]:
         facts["compensates"] = _plain(state.compensates)
     facts["bad"] = list(facts.get("bad", ()))
     node = state.node
-    facts["node"] = (node.number, node.address, node.needs, node.refs, node.signals, node.optional, node.spec)
+    # What an iteration's value refers to is looked up when it is first asked for.
+    refs = None if isinstance(state, IterationState) else node.refs
+    facts["node"] = (node.number, node.address, node.needs, refs, node.signals, node.optional, node.spec)
     facts["around"] = state.around.node.number
     if isinstance(state, ScopeState) and state.block is not None:
         facts["block"] = {name: _plain(getattr(state.block, name)) for name in state.block.__slots__}
