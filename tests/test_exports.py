@@ -93,8 +93,11 @@ def test_importing_treadle_is_quick(tmp_path: Path) -> None:
     bare: list[float] = []
     importing: list[float] = []
 
-    for _ in range(ROUNDS):
+    # A virtual machine's processor may be a third slower for a while.
+    for _ in range(5 * ROUNDS):
         bare.append(processor_seconds("pass", tmp_path))
         importing.append(processor_seconds("import treadle", tmp_path))
+        if len(bare) >= ROUNDS and min(importing) - min(bare) < IMPORT_SECONDS:
+            break
 
     assert min(importing) - min(bare) < IMPORT_SECONDS
