@@ -1,4 +1,4 @@
-"""Fixtures of the SQLite store's tests: a file, and stores that are closed at the end."""
+"""Fixtures of the stores' tests: a file for SQLite, and stores that are closed at the end."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from treadle.store.nats import NatsStore
 from treadle.store.sqlite import SqliteStore
 
 
@@ -34,3 +35,18 @@ def open_store(path: Path) -> Iterator[Callable[..., SqliteStore]]:
 @pytest.fixture
 def store(open_store: Callable[..., SqliteStore]) -> SqliteStore:
     return open_store()
+
+
+@pytest.fixture
+def open_nats(nats_url: str) -> Iterator[Callable[..., NatsStore]]:
+    stores: list[NatsStore] = []
+
+    def make(url: str = nats_url, *, create: bool = True) -> NatsStore:
+        store = NatsStore.from_url(url)
+        stores.append(store)
+        store.open(create=create)
+        return store
+
+    yield make
+    for store in stores:
+        store.close()

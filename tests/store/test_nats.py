@@ -69,21 +69,6 @@ def chain(length: int) -> Any:
 
 
 @pytest.fixture
-def open_store(nats_url: str) -> Iterator[Callable[..., NatsStore]]:
-    stores: list[NatsStore] = []
-
-    def make(url: str = nats_url, *, create: bool = True) -> NatsStore:
-        store = NatsStore.from_url(url)
-        stores.append(store)
-        store.open(create=create)
-        return store
-
-    yield make
-    for store in stores:
-        store.close()
-
-
-@pytest.fixture
 def start_node(tmp_path: Path) -> Iterator[Callable[..., Node]]:
     nodes: list[Node] = []
 
@@ -143,8 +128,8 @@ async def test_a_step_costs_no_more_however_many_processes_could_decide_it(nats_
     assert max(costs[1:]) < 0.2 * 500
 
 
-def test_an_append_that_nobody_interferes_with_is_one_round_trip(open_store: Callable[..., NatsStore]) -> None:
-    one = Party(open_store(), "one")
+def test_an_append_that_nobody_interferes_with_is_one_round_trip(open_nats: Callable[..., NatsStore]) -> None:
+    one = Party(open_nats(), "one")
     one.start(tasks=[task_of(RUN, 1)], slots=1)
     before = rooms_of(one.store).link.requests
 
@@ -158,9 +143,9 @@ def test_an_append_that_nobody_interferes_with_is_one_round_trip(open_store: Cal
 
 
 def test_a_process_that_fell_behind_what_was_cleared_goes_on_from_the_snapshot(
-    open_store: Callable[..., NatsStore],
+    open_nats: Callable[..., NatsStore],
 ) -> None:
-    ahead, behind = open_store(), open_store()
+    ahead, behind = open_nats(), open_nats()
     one = Party(ahead, "one")
     one.start(tasks=[task_of(RUN, number) for number in (1, 2, 3)])
     one.claim(1)
@@ -183,8 +168,8 @@ def _slots(free: int) -> Any:
     return Slots(free)
 
 
-def test_a_deleted_run_leaves_no_message_behind(open_store: Callable[..., NatsStore]) -> None:
-    store = open_store()
+def test_a_deleted_run_leaves_no_message_behind(open_nats: Callable[..., NatsStore]) -> None:
+    store = open_nats()
     one = Party(store, "one")
     one.start(payloads=[("d", b"x" * 2_000_000)], plan=b"p" * 700_000)
     one.settle()
@@ -199,8 +184,8 @@ def test_a_deleted_run_leaves_no_message_behind(open_store: Callable[..., NatsSt
         assert not [subject for subject in left if RUN in subject], left
 
 
-def test_a_large_snapshot_takes_the_place_of_the_one_before(open_store: Callable[..., NatsStore]) -> None:
-    store = open_store()
+def test_a_large_snapshot_takes_the_place_of_the_one_before(open_nats: Callable[..., NatsStore]) -> None:
+    store = open_nats()
     one = Party(store, "one")
     one.start()
     for number in range(3):
@@ -211,11 +196,11 @@ def test_a_large_snapshot_takes_the_place_of_the_one_before(open_store: Callable
     info = run_on(store, rooms_of(store).link.api(f"STREAM.INFO.{store.location.values}", request))
     # 2.1 MB in parts of half a megabyte.
     assert len(info["state"]["subjects"]) == 5
-    assert open_store().inbox(RUN) == one.store.inbox(RUN)
+    assert open_nats().inbox(RUN) == one.store.inbox(RUN)
 
 
-def test_an_append_that_lost_a_race_is_no_part_of_the_journal(open_store: Callable[..., NatsStore]) -> None:
-    one, two = Party(open_store(), "one"), Party(open_store(), "two")
+def test_an_append_that_lost_a_race_is_no_part_of_the_journal(open_nats: Callable[..., NatsStore]) -> None:
+    one, two = Party(open_nats(), "one"), Party(open_nats(), "two")
     one.start()
     two.store.acquire("two", RUN, steal=True)
 
@@ -229,8 +214,8 @@ def test_an_append_that_lost_a_race_is_no_part_of_the_journal(open_store: Callab
     assert one.store.check().facts["appends without effect"] == "1"
 
 
-def test_a_task_that_another_process_took_meanwhile_costs_no_slot(open_store: Callable[..., NatsStore]) -> None:
-    one, two = Party(open_store(), "one"), Party(open_store(), "two")
+def test_a_task_that_another_process_took_meanwhile_costs_no_slot(open_nats: Callable[..., NatsStore]) -> None:
+    one, two = Party(open_nats(), "one"), Party(open_nats(), "two")
     one.start(tasks=[task_of(RUN, 1), task_of(RUN, 2)])
     run_on(two.store, rooms_of(two.store).log.follow())
     one.claim(1)
@@ -242,17 +227,17 @@ def test_a_task_that_another_process_took_meanwhile_costs_no_slot(open_store: Ca
     assert offer.free() == 1
 
 
-def test_stores_of_other_names_share_nothing(nats_server: Node, open_store: Callable[..., NatsStore]) -> None:
-    one = Party(open_store(), "one")
-    other = Party(open_store(f"{nats_server.url}/{new_name()}"), "one")
+def test_stores_of_other_names_share_nothing(nats_server: Node, open_nats: Callable[..., NatsStore]) -> None:
+    one = Party(open_nats(), "one")
+    other = Party(open_nats(f"{nats_server.url}/{new_name()}"), "one")
     one.start()
 
     assert other.store.run(RUN) is None
     assert [row.id for row in other.store.sessions()] == ["one"]
 
 
-def test_appends_of_many_runs_are_in_flight_together(open_store: Callable[..., NatsStore]) -> None:
-    one = Party(open_store(), "one")
+def test_appends_of_many_runs_are_in_flight_together(open_nats: Callable[..., NatsStore]) -> None:
+    one = Party(open_nats(), "one")
     keys = [key_of(number) for number in range(500)]
 
     answers = one.commit(*(start_of(key, tasks=[task_of(key, 1)]) for key in keys), slots=500)
@@ -273,11 +258,11 @@ def test_every_field_of_an_append_is_in_its_operation() -> None:
 
 
 def test_each_call_survives_a_connection_that_is_cut_anywhere_in_its_answer(
-    nats_server: Node, open_store: Callable[..., NatsStore]
+    nats_server: Node, open_nats: Callable[..., NatsStore]
 ) -> None:
     proxy = Proxy(nats_server.port)
     try:
-        store = open_store(f"nats://127.0.0.1:{proxy.port}/{new_name()}")
+        store = open_nats(f"nats://127.0.0.1:{proxy.port}/{new_name()}")
         for place, cut in enumerate(range(0, 700, 35), 1):
             one = Party(store, f"one-{place}")
             key = key_of(place)
@@ -342,7 +327,7 @@ async def test_a_worker_elsewhere_is_woken_and_need_not_look_around(nats_url: st
 
 
 def test_the_permissions_that_the_how_to_names_are_enough(
-    start_node: Callable[..., Node], open_store: Callable[..., NatsStore]
+    start_node: Callable[..., Node], open_nats: Callable[..., NatsStore]
 ) -> None:
     page = Path(__file__).parents[2].joinpath("docs", "how-to-nats-in-production.md").read_text(encoding="utf-8")
     rules = page.partition('publish: ["treadle.shop')[2].partition("```")[0]
@@ -354,7 +339,7 @@ def test_the_permissions_that_the_how_to_names_are_enough(
         "}",
     )
     url = f"nats://me:secret@127.0.0.1:{node.port}/shop"
-    one, two = Party(open_store(url), "one"), Party(open_store(url), "two")
+    one, two = Party(open_nats(url), "one"), Party(open_nats(url), "two")
 
     one.start(tasks=[task_of(RUN, 1)], payloads=[("d", b"1")])
     (task,) = two.claim()
@@ -367,8 +352,8 @@ def test_the_permissions_that_the_how_to_names_are_enough(
     assert rooms_of(one.store).link.errors == []
 
 
-def test_an_operation_that_cannot_be_applied_stops_nobody(open_store: Callable[..., NatsStore]) -> None:
-    one, two = Party(open_store(), "one"), Party(open_store(), "two")
+def test_an_operation_that_cannot_be_applied_stops_nobody(open_nats: Callable[..., NatsStore]) -> None:
+    one, two = Party(open_nats(), "one"), Party(open_nats(), "two")
     one.start()
     # The task that it is to end was never there, which no caller writes.
     broken = wire.AppendOp(
@@ -392,8 +377,8 @@ def test_an_operation_that_cannot_be_applied_stops_nobody(open_store: Callable[.
 # -- blobs ---------------------------------------------------------------------------------------------
 
 
-def test_a_blob_grows_old_and_is_removed_with_all_its_parts(open_store: Callable[..., NatsStore]) -> None:
-    store = open_store()
+def test_a_blob_grows_old_and_is_removed_with_all_its_parts(open_nats: Callable[..., NatsStore]) -> None:
+    store = open_nats()
     blobs = store.blobs()
     digests = {blobs.put(data): len(data) for data in (b"", b"small", b"x" * 1_500_000)}
     others = [blobs.put(b"%d" % number) for number in range(300)]
@@ -410,8 +395,8 @@ def test_a_blob_grows_old_and_is_removed_with_all_its_parts(open_store: Callable
     assert info["state"]["messages"] == 2 * len(others)
 
 
-def test_a_blob_that_is_renewed_or_put_again_while_it_is_removed_stays(open_store: Callable[..., NatsStore]) -> None:
-    store = open_store()
+def test_a_blob_that_is_renewed_or_put_again_while_it_is_removed_stays(open_nats: Callable[..., NatsStore]) -> None:
+    store = open_nats()
     blobs, values = store.blobs(), rooms_of(store).values
     for again in (blobs.renew, lambda digest: blobs.put(b"kept" * 200_000)):
         digest = blobs.put(b"kept" * 200_000)
@@ -423,8 +408,8 @@ def test_a_blob_that_is_renewed_or_put_again_while_it_is_removed_stays(open_stor
         assert blobs.get(digest) == b"kept" * 200_000
 
 
-def test_a_removed_blob_is_not_renewed_by_who_saw_it_before(open_store: Callable[..., NatsStore]) -> None:
-    store = open_store()
+def test_a_removed_blob_is_not_renewed_by_who_saw_it_before(open_nats: Callable[..., NatsStore]) -> None:
+    store = open_nats()
     digest = store.blobs().put(b"gone")
     subject = store.location.blob(digest)
     (seen,) = run_on(store, rooms_of(store).values.heads(subject))
@@ -465,33 +450,33 @@ def test_a_url_may_name_several_servers_with_one_user() -> None:
     assert (location.name, location.replicas) == ("store", 3)
 
 
-def test_a_server_that_is_not_there_is_named(open_store: Callable[..., NatsStore]) -> None:
+def test_a_server_that_is_not_there_is_named(open_nats: Callable[..., NatsStore]) -> None:
     (port,) = free_ports(1)
 
     with pytest.raises(StoreUnavailableError, match=rf"no NATS server answers at nats://127.0.0.1:{port}"):
-        open_store(f"nats://127.0.0.1:{port}/name")
+        open_nats(f"nats://127.0.0.1:{port}/name")
 
 
 def test_wrong_credentials_are_told_apart_and_not_shown(
-    start_node: Callable[..., Node], open_store: Callable[..., NatsStore]
+    start_node: Callable[..., Node], open_nats: Callable[..., NatsStore]
 ) -> None:
     node = start_node("authorization {", "  user: me", "  password: secret", "}")
     host = node.url.removeprefix("nats://")
 
     with pytest.raises(StoreUnavailableError, match="refuses the credentials") as caught:
-        open_store(f"nats://me:wrong-one@{host}/name")
+        open_nats(f"nats://me:wrong-one@{host}/name")
 
     assert "wrong-one" not in str(caught.value)
-    assert open_store(f"nats://me:secret@{host}/name").sessions() == []
+    assert open_nats(f"nats://me:secret@{host}/name").sessions() == []
 
 
 def test_a_server_without_jetstream_is_told_what_it_lacks(
-    start_node: Callable[..., Node], open_store: Callable[..., NatsStore]
+    start_node: Callable[..., Node], open_nats: Callable[..., NatsStore]
 ) -> None:
     node = start_node(jetstream=None)
 
     with pytest.raises(StoreUnavailableError, match="JetStream is not enabled"):
-        open_store(f"{node.url}/name")
+        open_nats(f"{node.url}/name")
 
 
 def test_a_server_that_is_too_old_is_refused() -> None:
@@ -502,12 +487,12 @@ def test_a_server_that_is_too_old_is_refused() -> None:
         check_server(link)
 
 
-def test_a_store_that_is_only_to_be_read_is_not_made(open_store: Callable[..., NatsStore], nats_url: str) -> None:
+def test_a_store_that_is_only_to_be_read_is_not_made(open_nats: Callable[..., NatsStore], nats_url: str) -> None:
     with pytest.raises(StoreNotFoundError, match="there is no store"):
-        open_store(create=False)
+        open_nats(create=False)
 
-    open_store()
-    assert open_store(create=False).find("x") == []
+    open_nats()
+    assert open_nats(create=False).find("x") == []
 
 
 @pytest.mark.parametrize(
@@ -517,23 +502,23 @@ def test_a_store_that_is_only_to_be_read_is_not_made(open_store: Callable[..., N
 )
 def test_streams_that_are_not_ours_or_newer_are_left_alone(
     nats_server: Node,
-    open_store: Callable[..., NatsStore],
+    open_nats: Callable[..., NatsStore],
     nats_url: str,
     metadata: dict[str, str],
     error: type[StoreError],
 ) -> None:
     location = parse_url(nats_url)
-    helper = open_store(f"{nats_server.url}/{new_name()}")
+    helper = open_nats(f"{nats_server.url}/{new_name()}")
     config = {"name": location.log, "subjects": [f"{location.prefix}.log.>"], "metadata": metadata}
     run_on(helper, helper._rooms.link.api(f"STREAM.CREATE.{location.log}", config))
 
     with pytest.raises(error):
-        open_store()
+        open_nats()
 
 
-def test_replicas_need_as_many_servers(nats_url: str, open_store: Callable[..., NatsStore]) -> None:
+def test_replicas_need_as_many_servers(nats_url: str, open_nats: Callable[..., NatsStore]) -> None:
     with pytest.raises(StoreError, match="cannot keep 3 replicas"):
-        open_store(f"{nats_url}?replicas=3")
+        open_nats(f"{nats_url}?replicas=3")
 
 
 def test_without_its_client_the_extra_is_named(nats_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -550,12 +535,12 @@ def test_without_its_client_the_extra_is_named(nats_url: str, monkeypatch: pytes
     ids=["default", "always"],
 )
 def test_a_store_says_which_durability_it_gives(
-    start_node: Callable[..., Node], open_store: Callable[..., NatsStore], setting: tuple[str, ...], says: str
+    start_node: Callable[..., Node], open_nats: Callable[..., NatsStore], setting: tuple[str, ...], says: str
 ) -> None:
     node = start_node(jetstream=setting)
 
-    silent = open_store(f"{node.url}/name")
-    told = open_store(f"{node.url}/name?monitor=http://127.0.0.1:{node.monitor}")
+    silent = open_nats(f"{node.url}/name")
+    told = open_nats(f"{node.url}/name?monitor=http://127.0.0.1:{node.monitor}")
 
     assert "what its sync_interval allows" in silent.durability
     assert says in told.durability
@@ -571,9 +556,9 @@ def test_nodes_for_development_know_each_other(tmp_path: Path) -> None:
     assert len({node.port for node in nodes}) == 3
 
 
-def test_a_session_row_is_what_was_opened(open_store: Callable[..., NatsStore]) -> None:
+def test_a_session_row_is_what_was_opened(open_nats: Callable[..., NatsStore]) -> None:
     row = SessionRow("s", "w", "", 0, 0, ["act"])
-    store = open_store()
+    store = open_nats()
     store.open_session(row)
 
     assert store.sessions() == [row]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import queue
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from tests.nats_kit import Proxy, new_name
 
-from treadle import PlanBuilder, Registry, connect, step
+from treadle import connect
+from treadle.bench.graphs import chain
 from treadle.store.base import Answer
 from treadle.store.nats import NatsStore
 from treadle.store.nats.development import Node
@@ -19,29 +20,8 @@ from treadle.testing.contract_kit import Slots as Offer
 
 pytestmark = pytest.mark.nats
 
-registry = Registry()
 # Until a test gives up: an answer that is lost is asked for again after two seconds.
 WAIT = 30
-
-
-@step(name="express:add", registry=registry)
-async def add(value: int) -> int:
-    return value + 1
-
-
-@pytest.fixture
-def open_store(nats_url: str) -> Iterator[Callable[..., NatsStore]]:
-    stores: list[NatsStore] = []
-
-    def make(url: str = nats_url) -> NatsStore:
-        store = NatsStore.from_url(url)
-        stores.append(store)
-        store.open()
-        return store
-
-    yield make
-    for store in stores:
-        store.close()
 
 
 def link_of(store: Any) -> Any:
@@ -72,8 +52,8 @@ class Commit:
         return self.express.finish() if found is None else found
 
 
-def test_it_is_one_message_with_the_answer_of_any_commit(open_store: Callable[..., NatsStore]) -> None:
-    one = Party(open_store(), "one")
+def test_it_is_one_message_with_the_answer_of_any_commit(open_nats: Callable[..., NatsStore]) -> None:
+    one = Party(open_nats(), "one")
     one.start(tasks=[task_of(RUN, 1)], slots=1)
     before = link_of(one.store).requests
 
@@ -87,8 +67,8 @@ def test_it_is_one_message_with_the_answer_of_any_commit(open_store: Callable[..
     assert [row[0] for row in one.load().rows] == [1, 2]
 
 
-def test_what_would_be_refused_or_needs_more_than_a_message_is_not_begun(open_store: Callable[..., NatsStore]) -> None:
-    one = Party(open_store(), "one")
+def test_what_would_be_refused_or_needs_more_than_a_message_is_not_begun(open_nats: Callable[..., NatsStore]) -> None:
+    one = Party(open_nats(), "one")
     one.start(tasks=[task_of(RUN, 1)], slots=1)
     before = link_of(one.store).requests
     large = "x" * 2_000_000
@@ -106,8 +86,8 @@ def test_what_would_be_refused_or_needs_more_than_a_message_is_not_begun(open_st
     assert one.append(ended=[1]).status == "committed"
 
 
-def test_what_another_process_wrote_before_comes_first(open_store: Callable[..., NatsStore]) -> None:
-    one, two = Party(open_store(), "one"), Party(open_store(), "two")
+def test_what_another_process_wrote_before_comes_first(open_nats: Callable[..., NatsStore]) -> None:
+    one, two = Party(open_nats(), "one"), Party(open_nats(), "two")
     one.start(tasks=[task_of(RUN, 1)], slots=1)
     two.start(OTHER, tasks=[task_of(OTHER, 1)])
 
@@ -120,8 +100,8 @@ def test_what_another_process_wrote_before_comes_first(open_store: Callable[...,
     assert one.row().version == two.row().version == 2
 
 
-def test_an_answer_that_comes_late_is_not_told_twice(open_store: Callable[..., NatsStore]) -> None:
-    one = Party(open_store(), "one")
+def test_an_answer_that_comes_late_is_not_told_twice(open_nats: Callable[..., NatsStore]) -> None:
+    one = Party(open_nats(), "one")
     one.start(tasks=[task_of(RUN, 1)], slots=1)
     store: Any = one.store
 
@@ -138,8 +118,8 @@ def test_an_answer_that_comes_late_is_not_told_twice(open_store: Callable[..., N
     assert commit.told.empty()
 
 
-def test_an_operation_that_is_asked_for_is_told_by_nothing_else(open_store: Callable[..., NatsStore]) -> None:
-    one = Party(open_store(), "one")
+def test_an_operation_that_is_asked_for_is_told_by_nothing_else(open_nats: Callable[..., NatsStore]) -> None:
+    one = Party(open_nats(), "one")
     one.start(tasks=[task_of(RUN, 1)], slots=1)
     store: Any = one.store
     told: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()
@@ -161,11 +141,11 @@ def test_an_operation_that_is_asked_for_is_told_by_nothing_else(open_store: Call
 
 
 def test_a_commit_survives_a_connection_that_is_cut_anywhere_in_its_answer(
-    nats_server: Node, open_store: Callable[..., NatsStore]
+    nats_server: Node, open_nats: Callable[..., NatsStore]
 ) -> None:
     proxy = Proxy(nats_server.port)
     try:
-        store = open_store(f"nats://127.0.0.1:{proxy.port}/{new_name()}")
+        store = open_nats(f"nats://127.0.0.1:{proxy.port}/{new_name()}")
         for place, cut in enumerate(range(0, 140, 20), 1):
             one = Party(store, f"one-{place}")
             key = key_of(place)
@@ -182,8 +162,8 @@ def test_a_commit_survives_a_connection_that_is_cut_anywhere_in_its_answer(
         proxy.close()
 
 
-def test_nothing_happens_on_the_loop_while_a_thread_is_inside(open_store: Callable[..., NatsStore]) -> None:
-    loop: Any = open_store()._loop
+def test_nothing_happens_on_the_loop_while_a_thread_is_inside(open_nats: Callable[..., NatsStore]) -> None:
+    loop: Any = open_nats()._loop
     turns: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     loop._inside.acquire()
@@ -198,14 +178,10 @@ def test_nothing_happens_on_the_loop_while_a_thread_is_inside(open_store: Callab
 
 
 async def test_the_hops_of_a_chain_go_that_way(nats_url: str) -> None:
-    builder = PlanBuilder("chain", registry=registry)
-    value: Any = 0
-    for number in range(200):
-        value = builder.step(f"s{number}", add, value)
-    builder.output(value)
+    planned = chain(200)
 
-    async with connect(nats_url, registry=registry, lease=600) as app:
-        run = await app.start(builder.build())
+    async with connect(nats_url, lease=600) as app:
+        run = await app.start(planned)
         assert await run.result() == 200
         begun = link_of(app._node.store)._begun
         appended = app._node.committer.appended
@@ -215,14 +191,9 @@ async def test_the_hops_of_a_chain_go_that_way(nats_url: str) -> None:
 
 
 async def test_runs_beside_each_other_end_whichever_way_their_commits_go(nats_url: str) -> None:
-    builder = PlanBuilder("chain", registry=registry)
-    value: Any = 0
-    for number in range(30):
-        value = builder.step(f"s{number}", add, value)
-    builder.output(value)
-    planned = builder.build()
+    planned = chain(30)
 
-    async with connect(nats_url, registry=registry, lease=600) as app:
+    async with connect(nats_url, lease=600) as app:
         runs = [await app.start(planned) for _ in range(10)]
         assert await asyncio.gather(*[run.result() for run in runs]) == [30] * 10
         assert (await app.check()).problems == []

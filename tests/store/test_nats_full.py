@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,21 +18,6 @@ from treadle.testing.contract_kit import NOW, RUN, Party
 pytestmark = pytest.mark.nats
 
 
-@pytest.fixture
-def open_store(nats_url: str) -> Iterator[Callable[..., NatsStore]]:
-    stores: list[NatsStore] = []
-
-    def make(url: str = nats_url) -> NatsStore:
-        store = NatsStore.from_url(url)
-        stores.append(store)
-        store.open()
-        return store
-
-    yield make
-    for store in stores:
-        store.close()
-
-
 def fill(one: Party) -> None:
     """Write messages until one is refused."""
     renewals = iter(lambda: one.store.renew("one"), None)
@@ -41,9 +26,9 @@ def fill(one: Party) -> None:
 
 
 def test_a_full_stream_is_told_and_the_work_goes_on_when_there_is_room(
-    nats_url: str, open_store: Callable[..., NatsStore]
+    nats_url: str, open_nats: Callable[..., NatsStore]
 ) -> None:
-    store = open_store(f"{nats_url}?max_bytes=60000")
+    store = open_nats(f"{nats_url}?max_bytes=60000")
     one = Party(store, "one")
     one.start()
     appends = iter(lambda: one.append(payloads=[(f"d{one.row().version}", b"x" * 4000)]), None)
@@ -59,9 +44,9 @@ def test_a_full_stream_is_told_and_the_work_goes_on_when_there_is_room(
     assert store.check().problems == []
 
 
-def test_a_full_log_is_cleared_of_what_nobody_needs(open_store: Callable[..., NatsStore]) -> None:
+def test_a_full_log_is_cleared_of_what_nobody_needs(open_nats: Callable[..., NatsStore]) -> None:
     """So that runs can be deleted to make more room: a deletion is written too."""
-    store = open_store()
+    store = open_nats()
     one = Party(store, "one")
     one.start()
     one.append(status="succeeded")
@@ -74,11 +59,11 @@ def test_a_full_log_is_cleared_of_what_nobody_needs(open_store: Callable[..., Na
     assert ask_api(store, f"STREAM.INFO.{store.location.log}")["state"]["bytes"] < before / 4
     assert store.delete(RUN) == "deleted"
     assert store.check().problems == []
-    assert open_store().load(RUN) is None
+    assert open_nats().load(RUN) is None
 
 
-def test_room_is_sought_once_where_there_is_none_to_be_found(open_store: Callable[..., NatsStore]) -> None:
-    store = open_store()
+def test_room_is_sought_once_where_there_is_none_to_be_found(open_nats: Callable[..., NatsStore]) -> None:
+    store = open_nats()
     one = Party(store, "one")
     store.sweep("one", NOW)
     limit(store, store.location.log, 30_000)

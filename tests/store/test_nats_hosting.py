@@ -10,30 +10,15 @@ from typing import Any, TypeVar, cast
 
 import pytest
 
-from treadle import PlanBuilder, Registry, connect, step
-from treadle.authoring.builder import Planned
+from treadle import connect
+from treadle.bench.graphs import chain
 from treadle.store.nats import loop as loops
 from treadle.store.nats.loop import Loop, LoopBell
 
-registry = Registry()
 T = TypeVar("T")
 # Longer than any wait of these tests.
 LONG = 600.0
 WAIT = 30.0
-
-
-@step(name="hosting:add", registry=registry)
-async def add(value: int) -> int:
-    return value + 1
-
-
-def chain(length: int) -> Planned:
-    builder = PlanBuilder("chain", registry=registry)
-    value: Any = 0
-    for number in range(length):
-        value = builder.step(f"s{number}", add, value)
-    builder.output(value)
-    return builder.build()
 
 
 async def thread_of() -> int:
@@ -136,7 +121,7 @@ async def test_the_program_hears_the_answers_to_the_commits_of_a_chain_itself(
 ) -> None:
     heard: list[int] = []
 
-    async with connect(nats_url, registry=registry, lease=LONG) as app:
+    async with connect(nats_url, lease=LONG) as app:
         driver: Any = app._node.committer.driver
         answered: Callable[[Any], None] = driver._answered
 
@@ -164,7 +149,7 @@ def deaf_loop() -> asyncio.AbstractEventLoop:
 @pytest.mark.nats
 def test_a_loop_that_can_be_no_host_is_none(nats_url: str) -> None:
     async def main() -> bool:
-        async with connect(nats_url, registry=registry, lease=LONG) as app:
+        async with connect(nats_url, lease=LONG) as app:
             assert await (await app.start(chain(30))).result() == 30
             store: Any = app._node.store
             refused: bool = store._loop._refused

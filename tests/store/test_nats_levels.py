@@ -7,7 +7,7 @@ is given, that reads a recorded log in another way fails here: it belongs to a n
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -200,32 +200,17 @@ def test_a_snapshot_of_a_higher_level_is_refused_with_what_to_do() -> None:
 # -- on a server ---------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def open_store(nats_url: str) -> Iterator[Callable[[], NatsStore]]:
-    stores: list[NatsStore] = []
-
-    def make() -> NatsStore:
-        store = NatsStore.from_url(nats_url)
-        stores.append(store)
-        store.open()
-        return store
-
-    yield make
-    for store in stores:
-        store.close()
-
-
 def write(store: NatsStore, op: wire.Operation) -> None:
     """Write an operation as a newer process would."""
     store._loop.call(store._rooms.log.write([(store.location.other, op)]))
 
 
 @pytest.mark.nats
-def test_a_process_stops_where_the_log_rises_above_it(open_store: Callable[[], NatsStore]) -> None:
-    one, reader = Party(open_store(), "one"), open_store()
+def test_a_process_stops_where_the_log_rises_above_it(open_nats: Callable[[], NatsStore]) -> None:
+    one, reader = Party(open_nats(), "one"), open_nats()
     one.start()
     seen = reader._rooms.log.applied
-    newer = open_store()
+    newer = open_nats()
     # A session that could apply it, and nobody else.
     write(newer, wire.BuryOp(dead="one"))
     write(newer, wire.OpenOp(row=SessionRow("new", "w", "", 0, 0, []), level=wire.LEVEL + 1))
@@ -240,7 +225,7 @@ def test_a_process_stops_where_the_log_rises_above_it(open_store: Callable[[], N
         with pytest.raises(SchemaVersionError, match="upgrade this program"):
             one.commit(append_of(RUN, 1))
         with pytest.raises(SchemaVersionError, match="upgrade this program"):
-            open_store()
+            open_nats()
 
     # It has applied what came before: a start, the end of a session, and the begin of another.
     assert reader._rooms.log.applied == seen + 3
@@ -248,8 +233,8 @@ def test_a_process_stops_where_the_log_rises_above_it(open_store: Callable[[], N
 
 
 @pytest.mark.nats
-def test_a_log_does_not_rise_above_a_process_that_came_in_time(open_store: Callable[[], NatsStore]) -> None:
-    one, newer = Party(open_store(), "one"), open_store()
+def test_a_log_does_not_rise_above_a_process_that_came_in_time(open_nats: Callable[[], NatsStore]) -> None:
+    one, newer = Party(open_nats(), "one"), open_nats()
     write(newer, wire.OpenOp(row=SessionRow("new", "w", "", 0, 0, []), level=wire.LEVEL + 1))
 
     write(newer, wire.LevelOp(session="new", level=wire.LEVEL + 1))
@@ -261,8 +246,8 @@ def test_a_log_does_not_rise_above_a_process_that_came_in_time(open_store: Calla
 
 
 @pytest.mark.nats
-def test_a_position_that_this_version_cannot_read_is_not_taken_for_another(open_store: Callable[[], NatsStore]) -> None:
-    store = open_store()
+def test_a_position_that_this_version_cannot_read_is_not_taken_for_another(open_nats: Callable[[], NatsStore]) -> None:
+    store = open_nats()
     subject = store.location.position(RUN, "feed")
     store._loop.call(store._rooms.values.put([(subject, b"{}")]))
 

@@ -87,6 +87,7 @@ def advance(run: RunState, decision: Decision, limits: Limits) -> None:
 def _look_around(run: RunState, decision: Decision, limits: Limits, bound: int) -> int:
     """Look at the frontier as far as the decision has room; gives the bound that is left for it."""
     frontier, states, events = run.frontier, run.states, decision.events
+    plain = _is_plain(run)
     # Steps for which there is no room, by number, and iterations that have succeeded; one event tells of all of them.
     held: dict[int, StepState] = {}
     done: dict[ScopeState, dict[IterationState, Arg]] = {}
@@ -97,7 +98,7 @@ def _look_around(run: RunState, decision: Decision, limits: Limits, bound: int) 
             # What has happened since it was held may keep it from starting.
             if held:
                 held.pop(number, None)
-            if _look(run, decision, state, limits, held):
+            if _look(run, decision, state, limits, held, plain):
                 held[number] = state
         elif type(state) is IterationState and (value := value_of_success(run, state)) is not None:
             if (found := done.get(state.around)) is None:
@@ -143,7 +144,7 @@ def _next_ready(run: RunState, limits: Limits) -> StepState | None:
 
 def _start_ready(run: RunState, decision: Decision, limits: Limits, bound: int) -> None:
     ready, states, events = run.ready, run.states, decision.events
-    plain = not (run.deadline or run.reports or run.not_before > run.now)
+    plain = _is_plain(run)
     while ready and len(events) < bound and run.tasks < limits.dispatched and not run.cancelling:
         step = states[heappop(ready) & NUMBER_OF_KEY]
         # As in `_next_ready`: the heap is a hint.
@@ -157,7 +158,12 @@ def _start_ready(run: RunState, decision: Decision, limits: Limits, bound: int) 
 # -- steps -----------------------------------------------------------------------------------------------------------
 
 
-def _look(run: RunState, decision: Decision, step: StepState, limits: Limits, held: Sized) -> bool:
+def _is_plain(run: RunState) -> bool:
+    """Whether the run has nothing that bears on when, or with what, a simple step starts, but room for it."""
+    return not (run.deadline or run.reports or run.not_before > run.now)
+
+
+def _look(run: RunState, decision: Decision, step: StepState, limits: Limits, held: Sized, plain: bool) -> bool:
     """Decide a waiting step: skip it, leave it at a fence, or let it start. True if there is no room for that."""
     if run.cancelling or step.around.stopping:
         # The cancel had been past it when the step that adds it, rewound and still running then, brought it back.
@@ -176,8 +182,7 @@ def _look(run: RunState, decision: Decision, step: StepState, limits: Limits, he
         return False
     # Who became ready earlier goes first.
     room = not held and not run.readied and run.tasks < limits.dispatched
-    if node.simple and room and not (run.deadline or run.reports or run.not_before > run.now):
-        # The plain case of `_begin`.
+    if plain and room and node.simple:
         dispatch_simple(run, decision, step)
         return False
     if room or node.step.when is not None:

@@ -296,12 +296,7 @@ class Engine:
         if owned is None or owned.closing:
             self._reports.add(task.run, outcome, rows)
             return
-        item = Pending(outcome, "", rows, None, outcome.lease)
-        pending = owned.pending
-        if type(pending) is list:
-            pending.append(item)
-        else:
-            owned.pending = [item]
+        owned.add(Pending(outcome, "", rows, None, outcome.lease))
         if owned.in_flight is None:
             self._decide(owned)
 

@@ -532,12 +532,7 @@ class Worker:
 
     def _leave(self, attempt: Attempt) -> None:
         """Let go of an attempt: whatever its code still does no longer counts."""
-        if attempt.timer is None and attempt.silence is None:
-            # The plain case of `end`.
-            attempt.handle = None
-            attempt.settled = True
-        else:
-            attempt.end()
+        attempt.end()
         context = attempt.context
         if context is not None and context.lines is not None:
             # The attempt has its outcome: a line that was begun counts as one.

@@ -113,7 +113,8 @@ class Express(Protocol):
     ) -> bool:
         """Begin a commit on the event loop, if that can be done without waiting.
 
-        `answered` gets the answer, on the committer's thread while that is in its bell; None: `finish` is to be asked.
+        `answered` gets the answer, on the committer's thread while that is in its bell, or on the event loop; None:
+        `finish` is to be asked.
         """
         ...
 
@@ -426,12 +427,12 @@ class ThreadDriver:
         if done is None:
             self.late = True
             self.bell.ring()
-        elif threading.get_ident() == self.home:
+            return
+        if threading.get_ident() == self.home:
             self._deliver(done)
-            self.committer.announce()
         else:
             self._post(self._deliver, done)
-            self.committer.announce()
+        self.committer.announce()
 
     def _deliver(self, done: list[Work]) -> None:
         self.under_way = None

@@ -1,8 +1,9 @@
 """Commits that the event loop's thread begins itself, and the loop of the connection answers: see `committer.Express`.
 
-The committer's thread waits in that loop anyway. So a commit that needs nothing but one message, and has no company,
-goes from the one thread to the server and from there to the other: that spares a change of threads, and what starting
-and stopping a loop costs.
+A commit that needs nothing but one message, and has no company, is written by the event loop's thread. The answer is
+heard by whoever runs the connection's loop: at first the committer's thread, which waits in it anyway, and from then on
+the event loop, which asks to be its host (`Loop.ask`). That spares the changes of threads, and what starting and
+stopping a loop costs.
 """
 
 from __future__ import annotations

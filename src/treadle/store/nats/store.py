@@ -39,7 +39,7 @@ from treadle.store.nats.loop import Loop, LoopBell
 from treadle.store.nats.positions import NatsPositions
 from treadle.store.nats.reader import NatsReader, Rooms
 from treadle.store.nats.wakeups import NatsWakeups
-from treadle.store.nats.waves import Wave, append_op, hashed_plan, split, without_payloads
+from treadle.store.nats.waves import Wave, append_op, hashed_plan, retake, split, without_payloads
 from treadle.store.nats.wire import Takes
 from treadle.store.offers import Offer
 from treadle.store.queues import QueueChange
@@ -328,7 +328,7 @@ class NatsStore(NatsReader):
                 takes, due, left = log.machine.claimable(session, offer, now)
                 if takes is not None:
                     tasks = await self._write(wire.ClaimOp(session=session, now=now, takes=takes))
-                    retake(offer, mark, takes, tasks)
+                    retake(offer, mark, takes.total, tasks)
                     claimed += tasks
                 elif fresh and clock_was_set_back(log.machine.data.waiting, now):
                     await self._write(wire.ClaimOp(session=session, now=now, takes=Takes([])))
@@ -493,11 +493,3 @@ class NatsStore(NatsReader):
             return cast(Literal["deleted", "missing", "open"], answer)
 
         return self._loop.call(work())
-
-
-def retake(offer: Offer, mark: object, takes: Takes, tasks: Sequence[Task]) -> None:
-    """Give back the slots that were taken for more tasks than came."""
-    if len(tasks) < sum(count for _, _, count in takes.counts):
-        offer.reset(mark)
-        for task in tasks:
-            offer.take(task.action, task.queue)

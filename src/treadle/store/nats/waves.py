@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 
@@ -62,7 +63,7 @@ class Wave:
 
     def _foresee(self, machine: Machine) -> None:
         self.refusals = [machine.refusal(self.session, append) for append in self.appends]
-        self.takes: list[Takes | bool | None] = []
+        self.takes: list[Takes | Literal[False] | None] = []
         queued: dict[str, list[tuple[int, str]]] = {}
         for append, refusal in zip(self.appends, self.refusals, strict=True):
             if refusal:
@@ -79,11 +80,17 @@ class Wave:
 
     def settle(self, tasks: Sequence[Task]) -> None:
         """The wave is answered: `tasks` are those that were handed over."""
-        taken = sum(count for takes in self.takes if isinstance(takes, Takes) for _, _, count in takes.counts)
-        if self.offer is not None and len(tasks) < taken:
-            self.offer.reset(self._mark)
-            for task in tasks:
-                self.offer.take(task.action, task.queue)
+        taken = sum(takes.total for takes in self.takes if isinstance(takes, Takes))
+        if self.offer is not None:
+            retake(self.offer, self._mark, taken, tasks)
+
+
+def retake(offer: Offer, mark: object, taken: int, tasks: Sequence[Task]) -> None:
+    """Give back the slots that were `taken` since `mark` for more tasks than came."""
+    if len(tasks) < taken:
+        offer.reset(mark)
+        for task in tasks:
+            offer.take(task.action, task.queue)
 
 
 def hashed_plan(append: Append) -> str:
@@ -97,9 +104,8 @@ def without_payloads(report: Report) -> Report:
     return msgspec.structs.replace(report, payloads=()) if report.payloads else report
 
 
-def append_op(session: str, append: Append, takes: Takes | bool | None) -> wire.AppendOp:
+def append_op(session: str, append: Append, takes: Takes | None) -> wire.AppendOp:
     """An append as an operation."""
-    assert not isinstance(takes, bool), "a refused append is not written"
     return wire.AppendOp(
         session=session,
         key=append.key,

@@ -34,6 +34,11 @@ class Takes(msgspec.Struct, frozen=True, array_like=True):
     actions: list[str] | None = None
     targets: list[str] | None = None
 
+    @property
+    def total(self) -> int:
+        """For how many tasks there is room."""
+        return sum(count for _, _, count in self.counts)
+
 
 class Operation(msgspec.Struct, tag_field="op", omit_defaults=True, kw_only=True, gc=False):
     """Base of all operations; `session` asks for it, "" for those that anybody may ask for."""
