@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -47,11 +48,12 @@ def open_store() -> Iterator[Open]:
 
 @pytest.fixture
 def database() -> Iterator[str]:
-    """A database of the test's own, whose statistics are of nobody else."""
-    query(shared_server(), "CREATE DATABASE claims")
+    """A database of the test's own: its statistics are of nobody else, and nobody's snapshot keeps its dead rows."""
+    name = f"claims_{os.getpid()}"
+    query(shared_server(), f"CREATE DATABASE {name}")
     folder = quote(str(shared_server().get_postmaster_info().socket_dir), safe="")
-    yield f"postgresql://postgres@/claims?host={folder}"
-    query(shared_server(), "DROP DATABASE claims WITH (FORCE)")
+    yield f"postgresql://postgres@/{name}?host={folder}"
+    query(shared_server(), f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def trips(store: Store, call: Callable[[], object]) -> int:
@@ -80,7 +82,9 @@ def test_processes_that_claim_hand_over_and_end_at_the_same_time_never_exceed_a_
         ]
         found = [[int(word) for word in process.communicate(timeout=120)[0].split()] for process in running]
 
-        ((deadlocks,),) = con.execute("SELECT deadlocks FROM pg_stat_database WHERE datname = 'claims'").fetchall()
+        ((deadlocks,),) = con.execute(
+            "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+        ).fetchall()
     assert [process.returncode for process in running] == [0] * PROCESSES
     most, most_of_key, had, made = zip(*found, strict=True)
     assert 1 < max(most) <= 3
@@ -209,12 +213,11 @@ def test_a_fair_queue_keeps_its_turns_in_the_store(open_store: Open) -> None:
     "limits",
     [QueueLimits(key_concurrency=1), QueueLimits(concurrency=2), QueueLimits(key_rate=0.1), QueueLimits(rate=0.1)],
 )
-def test_no_price_grows_with_what_has_to_wait(open_store: Open, limits: QueueLimits) -> None:
-    def rows_read(store: Store) -> int:
-        assert isinstance(store, PostgresStore)
+def test_no_price_grows_with_what_has_to_wait(database: str, limits: QueueLimits) -> None:
+    def rows_read() -> int:
         store._link.all("SELECT pg_stat_force_next_flush()")
-        sql = "SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE schemaname = %s AND relname = 'tasks'"
-        return int(query(shared_server(), sql, store.location.schema)[0][0])
+        found = con.execute("SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE relname = 'tasks'").fetchall()
+        return int(found[0][0])
 
     def prices(count: int) -> list[int]:
         run = key_of(count)
@@ -224,22 +227,23 @@ def test_no_price_grows_with_what_has_to_wait(open_store: Open, limits: QueueLim
         one.claim(9)
         one.start(key_of(count + 1), tasks=[task_of(key_of(count + 1), 0, queue="free")])
         # As the server does by itself sooner or later; which index it takes depends on what it knows of the table.
-        query(shared_server(), f"ANALYZE {store.location.schema}.tasks")
-        begun = rows_read(one.store)
+        con.execute(f"ANALYZE {store.location.schema}.tasks".encode())
+        begun = rows_read()
         assert [task.queue for task in one.claim(9)] == ["free"]
-        claimed = rows_read(one.store)
+        claimed = rows_read()
         leased = one.store.leased("one")[0]
         one.append(ended=[leased.number], tasks=[task_of(RUN, 99, key=leased.key)], slots=1)
-        ended = rows_read(one.store)
+        ended = rows_read()
         one.report(report_of(one.store.leased("one")[0]))
-        return [claimed - begun, ended - claimed, rows_read(one.store) - ended]
+        return [claimed - begun, ended - claimed, rows_read() - ended]
 
-    store = open_store()
+    store = PostgresStore.from_url(database)
+    store.open()
     one = Party(store, "one")
-    # What other tests have left in the same tables counts too until it is cleared away.
-    query(shared_server(), f"VACUUM {store.location.schema}.tasks")
     store.set_queues([QueueChange(name="default", defined=limits)], NOW)
     one.start(tasks=[task_of(RUN, number, key=f"k{number}") for number in range(4)], slots=4)
-    few, many = prices(50), prices(1500)
+    with psycopg.connect(database, autocommit=True) as con:
+        few, many = prices(50), prices(1500)
+    store.close()
 
     assert all(more <= less + 100 for less, more in zip(few, many, strict=True)), (few, many)
