@@ -13,7 +13,7 @@ from treadle.core.apply import fold, new_state
 from treadle.core.decide import Limits, decide, start
 from treadle.core.events import decode_events, kind_of
 from treadle.core.graph import Graph
-from treadle.core.plan import Block, Group, ListOf, Plan, Predicate, Ref, Step
+from treadle.core.plan import Block, Const, Group, ListOf, Plan, Predicate, Ref, Step
 
 
 def fan(count: int) -> list[Step]:
@@ -54,6 +54,32 @@ def test_who_is_ready_goes_before_who_becomes_ready() -> None:
 
     assert driver.waiting() == ["old"]
     assert driver.status("new") == "ready"
+
+
+def test_steps_that_do_the_same_with_the_same_share_a_call_and_others_have_their_own() -> None:
+    one, two = {"x": Ref("a"), "y": Const(0)}, {"x": Ref("a"), "y": Const(1)}
+    driver = Driver(
+        step("a"), step("b", slots=one), step("c", slots=dict(one)), step("slow", slots=one, timeout=9.0),
+        step("d", slots=two), step("e", slots=one), step("f", slots=one),
+        constants=["first", "second"],
+    )  # fmt: skip
+    driver.succeed("a", result=7)
+
+    calls = {task.address: task.call for task in driver.tasks.values()}
+    assert calls["b"] is calls["c"]
+    assert calls["e"] is calls["f"]
+    assert len({id(call) for call in calls.values()}) == 4
+    assert {id: driver.args(id)["y"] for id in "bcdef"} == {
+        "b": "first", "c": "first", "d": "second", "e": "first", "f": "first",
+    }  # fmt: skip
+    assert [calls[id].timeout for id in ("c", "slow", "d")] == [None, 9.0, None]
+
+    driver.finish()
+    driver.give(inp.Rewind("a"))
+    driver.succeed("a", result=8)
+
+    assert [driver.args(id)["x"] for id in ("b", "c", "f")] == [8, 8, 8]
+    driver.check()
 
 
 def test_a_delay_counts_from_ready() -> None:

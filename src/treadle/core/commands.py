@@ -60,6 +60,10 @@ class Call(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     trace: str = ""
 
 
+# Of no step.
+NO_CALL = Call()
+
+
 class Task(msgspec.Struct, gc=False):
     """A dispatched attempt, waiting in the store or leased to a session.
 

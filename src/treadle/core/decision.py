@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from treadle.core.apply import apply
-from treadle.core.commands import Refusal, Task
+from treadle.core.commands import NO_CALL, Call, Refusal, Task
 from treadle.core.effects import Given
 from treadle.core.events import AnyEvent, StepsReopened
 from treadle.core.inputs import AnyInput
@@ -60,6 +60,9 @@ class Decision(msgspec.Struct, eq=False, gc=False):
     was: str = RUNNING
     # There is more to do at once; decide again after the commit.
     more: bool = False
+    # The call of the steps that are `alike`, as the first of them was dispatched.
+    alike: int = 0
+    call: Call = NO_CALL
 
     @property
     def steers(self) -> bool:

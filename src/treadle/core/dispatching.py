@@ -58,19 +58,22 @@ def dispatch_simple(run: RunState, decision: Decision, step: StepState) -> None:
     """As `dispatch` at once, for a step of which only the slots have to be looked at."""
     node = step.node
     spec = node.step
-    args: dict[str, Arg] = {}
-    if spec.slots:
+    if node.alike and node.alike == decision.alike:
+        call = decision.call
+    else:
         try:
             args = resolve_args(run, node, spec.slots)
         except UnresolvedError as error:
             failure = Failure(code="unresolved", message=str(error))
             decision.settle(run, step, ev.StepFailed(at=node.address, attempt=0, failure=failure))
             return
+        call = Call(args, spec.timeout, data=run.data, dry_run=run.dry_run, trace=run.trace)
+        if node.alike:
+            decision.alike, decision.call = node.alike, call
     attempt, generation = step.attempt + 1, step.generation
     event = ev.StepDispatched(at=node.address, attempt=attempt, generation=generation)
     decision.events.append(event)
     step_dispatched(run, step, event)
-    call = Call(args, spec.timeout, data=run.data, dry_run=run.dry_run, trace=run.trace)
     decision.tasks.append(
         Task(
             run.key,

@@ -91,6 +91,8 @@ class Node(msgspec.Struct, gc=False, eq=False):
     undoable: bool = False
     # It is a step that is dispatched as it is.
     simple: bool = False
+    # Steps of a plan's scope that stand together and do the same with the same: the number of the first; 0 for others.
+    alike: int = 0
 
     def define(self, spec: Spec) -> None:
         """Set what the plan, or the step that adds, says of this node."""
@@ -192,6 +194,7 @@ class Graph:
         # What a Ref names is a sibling first of all.
         refs = names[scope.number] = {}
         prefix = f"{scope.address}/" if scope.address else ""
+        before: Node | None = None
         for block in blocks:
             segment = encode_id(block.id)
             address = prefix + segment
@@ -205,6 +208,9 @@ class Graph:
                     number, address, scope, block, True, optional, (), (), refs, (), None, None, block, False, simple
                 )
                 refs[segment] = number
+                if before is not None and block.slots == before.step.slots and block.timeout == before.step.timeout:
+                    before.alike = node.alike = before.alike or before.number
+                before = node
                 if not simple and is_undoable(block):
                     node.undoable = self.undoable = True
                 if block.dedup is not None and self.dedup.setdefault(block.dedup, number) != number:

@@ -130,7 +130,7 @@ def new_scope(node: Node, around: ScopeState | None) -> ScopeState:
 
 
 class StepState(msgspec.Struct, gc=False, eq=False):
-    """One step of a run. A struct that the garbage collector need not look at: a run may have a million."""
+    """One step of a run, first what its plain course needs. Not for the garbage collector: a run may have a million."""
 
     node: Node
     around: ScopeState
@@ -138,45 +138,46 @@ class StepState(msgspec.Struct, gc=False, eq=False):
     # Upstreams that are not settled, plus one while the group around is not open. Exact while it is unsettled.
     waiting: int
     status: str = WAITING
-    # 0, or why an upstream's outcome forbids this node to run. A failure skips it at once; a condition
-    # only when all else has come, so that the cause does not depend on who was first.
+    # 0, or why an upstream's outcome forbids this node to run. A failure skips it at once; a condition only when all
+    # else has come, so that the cause does not depend on who was first.
     doomed: int = 0
-    # A skip that no failure caused: it satisfies orders and fails nothing.
-    by_condition: bool = False
-    causes: Sequence[str] = ()
+    # Taken back by a rewind of its adder, and not added again yet; `dropped`: then its adder settled without adding it.
+    removed: bool = False
+    # The attempt whose task is in the store (negative: an evaluation of its condition), or 0.
+    tasked: int = 0
+    # Attempts dispatched in all.
+    attempt: int = 0
+    generation: int = 1
     # Dependents that were added while the run was going on.
     more: list[tuple[int, int]] | None = None
-    # Taken back by a rewind of its adder, and not added again yet; then the adder settled without adding it.
-    removed: bool = False
-    dropped: bool = False
     # Succeeded, and its dependents are held by a breakpoint after it.
     holding: bool = False
     # The handle of its result.
     result: str = ""
-    # Attempts dispatched in all; failed and lost ones since the last reopening.
-    attempt: int = 0
+    worker: str = ""
+    ready_at: float = 0.0
+    dispatched_at: float = 0.0
+    started_at: float = 0.0
+    finished_at: float = 0.0
+    not_before: float = 0.0
+    causes: Sequence[str] = ()
+    # Once a step that can be undone has begun.
+    undo: StepUndo | None = None
+    # A skip that no failure caused: it satisfies orders and fails nothing.
+    by_condition: bool = False
+    dropped: bool = False
+    # Attempts that failed or were lost since the last reopening.
     failures: int = 0
     lost: int = 0
-    generation: int = 1
     failure: Failure | None = None
-    # The attempt whose task is in the store (negative: an evaluation of its condition), or 0.
-    tasked: int = 0
     # Number of times its condition was asked of a worker, and the answer.
     asking: int = 0
     condition: bool | None = None
     # Breakpoints ("b" before, "a" after) reported as reached, and released.
     reached: str = ""
     released: str = ""
-    ready_at: float = 0.0
-    dispatched_at: float = 0.0
-    started_at: float = 0.0
-    finished_at: float = 0.0
-    not_before: float = 0.0
-    worker: str = ""
     # The run's position when it got its outcome; kept only in runs with steps that can be undone.
     ended: int = 0
-    # Once such a step has begun.
-    undo: StepUndo | None = None
 
     @property
     def spec(self) -> Step:

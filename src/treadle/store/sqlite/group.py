@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from treadle.core.commands import Task
+from treadle.core.commands import NO_CALL, Task
 from treadle.core.events import encode_events
 from treadle.core.inputs import Revoked, encode_input
 from treadle.store.base import Answer, Append, Report
@@ -311,6 +311,7 @@ class Group:
             tasks = sorted(tasks, key=_by_priority)
         offer = None if run.hold_was else self.offer
         rows, gates = self.tasks, self.limits.gates
+        call, text = NO_CALL, ""
         for task in tasks:
             place = (n, task.number)
             if place in rows:
@@ -331,6 +332,9 @@ class Group:
                 state = self.limits.state_of(task, due)
                 age = self._next_age()
                 answer.queued += 1
+            if task.call is not call:
+                # Those of alike steps are one.
+                call, text = task.call, _encode(task.call).decode()
             rows[place] = (
                 n,
                 task.number,
@@ -346,7 +350,7 @@ class Group:
                 task.queue,
                 task.action,
                 task.address,
-                _encode(task.call).decode(),
+                text,
                 0 if gate is None else gate.n,
                 task.key,
                 task.target,
