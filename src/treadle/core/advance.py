@@ -145,14 +145,32 @@ def _next_ready(run: RunState, limits: Limits) -> StepState | None:
 def _start_ready(run: RunState, decision: Decision, limits: Limits, bound: int) -> None:
     ready, states, events = run.ready, run.states, decision.events
     plain = _is_plain(run)
-    while ready and len(events) < bound and run.tasks < limits.dispatched and not run.cancelling:
-        step = states[heappop(ready) & NUMBER_OF_KEY]
-        # As in `_next_ready`: the heap is a hint.
-        if type(step) is StepState and step.status == READY and not step.tasked:
-            if plain and step.node.simple:
-                dispatch_simple(run, decision, step)
-            else:
-                _begin(run, decision, step, limits, True)
+    while ready and (room := min(bound - len(events), limits.dispatched - run.tasks)) > 0 and not run.cancelling:
+        found = _first(ready, room)
+        while found and len(events) < bound:
+            step = states[found.pop() & NUMBER_OF_KEY]
+            # As in `_next_ready`: the heap is a hint.
+            if type(step) is StepState and step.status == READY and not step.tasked:
+                if plain and step.node.simple:
+                    dispatch_simple(run, decision, step)
+                else:
+                    _begin(run, decision, step, limits, True)
+        for key in found:
+            # Some have brought more than one event.
+            heappush(ready, key)
+
+
+def _first(heap: list[int], most: int) -> list[int]:
+    """Take so many of the first out of a heap; the first is the last of the list."""
+    if most < len(heap) // 16:
+        found = [heappop(heap) for _ in range(most)]
+    else:
+        # A list in order is a heap, and most often it is in order already.
+        heap.sort()
+        found = heap[:most]
+        del heap[:most]
+    found.reverse()
+    return found
 
 
 # -- steps -----------------------------------------------------------------------------------------------------------

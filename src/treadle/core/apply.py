@@ -21,6 +21,7 @@ from treadle.core.counts import (
     release,
     scope_at,
     settle,
+    settle_success,
     step_of,
     task,
     untask,
@@ -49,8 +50,7 @@ def apply(run: RunState, event: Event) -> None:
     """Change the state by one event.
 
     Raises:
-        InternalError: the event is not allowed in this state, which is unchanged; the run must not be decided
-            any further.
+        InternalError: the event is not allowed in this state, which is unchanged; the run may not be decided further.
     """
     _APPLY[type(event)](run, event)
 
@@ -333,7 +333,7 @@ def step_succeeded(run: RunState, step: StepState, event: ev.StepSucceeded) -> N
         _hand_over(run, step, event)
     if event.worker:
         run.workers[event.session] = event.worker
-    settle(run, step)
+    settle_success(run, step)
 
 
 def _hand_over(run: RunState, step: StepState, event: ev.StepSucceeded) -> None:

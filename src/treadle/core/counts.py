@@ -99,6 +99,27 @@ def settle(run: RunState, state: StepState | ScopeState) -> None:
         release(run, state)
 
 
+def settle_success(run: RunState, step: StepState) -> None:
+    """As `settle`, for a step that succeeded: the most frequent case by far."""
+    around, node = step.around, step.node
+    around.unsettled = unsettled = around.unsettled - 1
+    if run.undoes:
+        mark_ended(run, step)
+    frontier = run.frontier
+    if not unsettled or (around.watches and around.block is not None):
+        heappush(frontier, around.wakes)
+    if run.own or run.added_by:
+        _settle_adder(run, step)
+    if step.holding:
+        return
+    states = run.states
+    for number, _ in node.dependents if step.more is None else run.dependents(step):
+        dependent = states[number]
+        dependent.waiting = waiting = dependent.waiting - 1
+        if not waiting:
+            heappush(frontier, number)
+
+
 def mark_bad(scope: ScopeState, number: int) -> None:
     """Note a child that fails the scope. Most scopes have none, and no container for them."""
     if isinstance(scope.bad, dict):

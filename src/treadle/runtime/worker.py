@@ -26,7 +26,7 @@ from treadle.authoring.context import step_context
 from treadle.authoring.durations import seconds_of
 from treadle.authoring.registry import Registry
 from treadle.authoring.turns import RETURNED, Turns, rest
-from treadle.core.commands import Task
+from treadle.core.commands import NO_CALL, Task
 from treadle.core.events import Failure, Handle, Pick
 from treadle.core.inputs import Outcome
 from treadle.core.plan import Fragment
@@ -136,15 +136,18 @@ class Worker:
             self._callees.look()
         active, kind_of, now = self.active, self.slots.kind_of, self._now()
         waiting, shared_reads = self._turns.waiting, self._shared_reads
+        known, picks = NO_CALL, False
         for task in tasks:
             kind = kind_of(task.action)
             if kind is None and (kind := self.slots.kind(task.action)) is None:
                 # It was leased for a session that executes more than this process knows now.
                 continue
             attempt = active[task.lease] = Attempt(task, kind, now)
-            call = task.call
+            if (call := task.call) is not known:
+                # Those of alike steps are one.
+                known, picks = call, Pick in map(type, call.args.values())
             if kind == ASYNC and call.timeout is None and not (call.deadline or call.progress_timeout or call.child):
-                if Pick not in map(type, call.args.values()) or not shared_reads.wait(attempt):
+                if not picks or not shared_reads.wait(attempt):
                     waiting.append(attempt)
             else:
                 self._start(attempt)
@@ -304,7 +307,11 @@ class Worker:
                 result="=" + text,
                 patch=_NO_PATCH,
             )
-            self._leave(attempt)
+            if attempt.timer is None and attempt.silence is None and context.lines is None and self._idle is None:
+                # The plain case of `_leave`; nothing refers to the attempt any more.
+                del self.active[task.lease]
+            else:
+                self._leave(attempt)
             self._finish(task, outcome, _NO_ROWS)
         else:
             return self._returned(attempt, text)
