@@ -56,6 +56,21 @@ def test_who_is_ready_goes_before_who_becomes_ready() -> None:
     assert driver.status("new") == "ready"
 
 
+def test_a_plan_of_steps_alone_begins_as_if_each_node_were_looked_at() -> None:
+    for blocks in ((), (step("a"), step("b", "a"), step("c", "a", "b"), step("d", after=("c",)), step("e"))):
+        graph = Graph(Plan(workflow="w", blocks=list(blocks)))
+        short, long = (new_state("k", "run", graph, [], ()) for _ in range(2))
+        start(short, now=1.0, limits=Limits(dispatched=0))
+
+        assert graph.flat is not None
+        graph.flat = None
+        start(long, now=1.0, limits=Limits(dispatched=0))
+
+        assert digest(short) == digest(long)
+        assert sorted(short.frontier) == sorted(long.frontier)
+    assert Graph(Plan(workflow="w", blocks=[step("a"), Group(id="g", blocks=[step("b")])])).flat is None
+
+
 def test_steps_that_do_the_same_with_the_same_share_a_call_and_others_have_their_own() -> None:
     one, two = {"x": Ref("a"), "y": Const(0)}, {"x": Ref("a"), "y": Const(1)}
     driver = Driver(

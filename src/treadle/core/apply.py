@@ -14,6 +14,7 @@ from typing import Any
 
 from treadle.core import events as ev
 from treadle.core import opened, undoing
+from treadle.core.beginning import make_states
 from treadle.core.counts import (
     allowed_scope_status,
     allowed_status,
@@ -27,7 +28,7 @@ from treadle.core.counts import (
     untask,
 )
 from treadle.core.events import Event, Handle
-from treadle.core.graph import Graph, Node
+from treadle.core.graph import Graph
 from treadle.core.opened import settled_inside
 from treadle.core.progress import GatherProgress, PhasesProgress
 from treadle.core.reshaping import steps_added, steps_reopened
@@ -36,10 +37,8 @@ from treadle.core.state import (
     PASSED,
     PASSED_UNBEGUN,
     RunState,
-    ScopeState,
     StepState,
     WindowState,
-    new_scope,
     ready_key,
 )
 from treadle.core.tables import READY, RUN, SKIPPED, STEP, SUCCEEDED, WAITING
@@ -103,7 +102,7 @@ def _no_attempt(step: StepState, kind: str) -> InternalError:
 
 def _run_started(run: RunState, event: ev.RunStarted) -> None:
     run.status = _run_status(run, "run_started")
-    run.started_at = now = run.now
+    run.started_at = run.now
     run.on_failure = event.on_failure or run.on_failure
     run.not_before = event.not_before
     run.depth = event.depth
@@ -113,42 +112,7 @@ def _run_started(run: RunState, event: ev.RunStarted) -> None:
     if event.window is not None:
         run.window = WindowState(event.window, {event.trigger: None})
     run.dedup.update(run.graph.dedup)
-    states = run.states
-    # Numbers only grow here, so that appending them keeps the heap.
-    frontier = run.frontier
-    # The scope of the nodes at hand; the root lies in itself, and groups come before their content.
-    within: Node | None = None
-    around: ScopeState | None = None
-    for node in run.graph.nodes:
-        if node.scope is not within:
-            within = node.scope
-            around = _scope_of(run, within)
-        if node.is_step and around is not None:
-            waiting = len(node.needs) + around.gated
-            states.append(StepState(node, around, now, waiting))
-        else:
-            scope = new_scope(node, around)
-            states.append(scope)
-            if node.owner is not None:
-                run.open_own(scope, node.owner)
-                continue
-            if around is None:
-                continue
-            scope.gated = around.gated or bool(node.needs)
-            waiting = scope.waiting = scope.waiting + around.gated
-        around.unsettled += 1
-        if not waiting:
-            frontier.append(node.number)
-    if run.root.unsettled == 0:
-        heappush(frontier, 0)
-
-
-def _scope_of(run: RunState, node: Node | None) -> ScopeState | None:
-    if node is None:
-        return None
-    scope = run.states[node.number]
-    assert isinstance(scope, ScopeState)
-    return scope
+    make_states(run)
 
 
 def _run_settled(run: RunState, event: ev.RunSettled) -> None:

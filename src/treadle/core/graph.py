@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 import msgspec
 
@@ -164,11 +164,18 @@ class Space(Names, Protocol):
         ...
 
 
+class Flat(NamedTuple):
+    """Of a plan that has nothing but steps in its root: how many nodes each waits for, and who waits for none."""
+
+    waits: list[int]
+    first: list[int]
+
+
 class Graph:
     """The nodes of a plan, by number and by address. Shared by all its runs."""
 
     is_run: ClassVar[bool] = False
-    __slots__ = ("children", "data_needs", "dedup", "index", "nodes", "plan", "undoable")
+    __slots__ = ("children", "data_needs", "dedup", "flat", "index", "nodes", "plan", "undoable")
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -183,6 +190,7 @@ class Graph:
         self._place(plan.blocks, root, names)
         self._link(names)
         self._enter_dependents()
+        self.flat = _flat_of(self.nodes[1:])
         # Filled by `run_data.needs_of` when it is first asked for.
         self.data_needs: tuple[Need, ...] | None = None
         root.refs = {ref.step: _step_named(root, ref.step, self, None).number for ref in refs_of(plan.output)}
@@ -274,6 +282,12 @@ class Graph:
         self.nodes.append(scope)
         self.index[address] = scope.number
         return scope
+
+
+def _flat_of(nodes: list[Node]) -> Flat | None:
+    if not all(node.is_step for node in nodes):
+        return None
+    return Flat([len(node.needs) for node in nodes], [node.number for node in nodes if not node.needs])
 
 
 def place(blocks: list[Block], scope: Node, constants: list[str] | None, space: Space) -> list[Node]:

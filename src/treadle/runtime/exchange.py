@@ -42,10 +42,13 @@ def inline(payloads: Payloads, callee: Callee, task: Task) -> dict[str, Any] | N
     decoders = callee.decoders
     for name, arg in task.call.args.items():
         if type(arg) is not str or arg[0] != "=":
-            if not isinstance(arg, Pick):
-                if type(arg) is not str or not _from_handle(payloads, callee, name, arg, values):
-                    return None
-            elif not _from_cache(payloads, callee, task, name, arg, values):
+            if isinstance(arg, Pick):
+                found = _from_cache(payloads, callee, task, name, arg, values)
+            elif isinstance(arg, ArgList):
+                found = _from_items(callee, name, arg, values)
+            else:
+                found = isinstance(arg, str) and _from_handle(payloads, callee, name, arg, values)
+            if not found:
                 return None
             continue
         decode = decoders.get(name)
@@ -67,6 +70,19 @@ def _from_handle(payloads: Payloads, callee: Callee, name: str, arg: Handle, val
         return False
     try:
         values[name] = decode(inline_text(payloads.codec, arg))
+    except DecodeError as error:
+        raise DecodeError(f"argument {name!r}: {error}") from None
+    return True
+
+
+def _from_items(callee: Callee, name: str, arg: ArgList, values: dict[str, Any]) -> bool:
+    """Decode a list of small values, as one text; False if one of them is elsewhere, or it is not wanted."""
+    decode = callee.decoders.get(name)
+    texts = [item[1:] for item in arg.items if type(item) is str and item[0] == "="]
+    if decode is None or len(texts) != len(arg.items):
+        return False
+    try:
+        values[name] = decode(f"[{','.join(texts)}]")
     except DecodeError as error:
         raise DecodeError(f"argument {name!r}: {error}") from None
     return True
