@@ -17,7 +17,8 @@ from treadle.store.nats.development import Node, url_of
 
 pytestmark = [pytest.mark.nats, pytest.mark.soak]
 
-KILLS = int(os.environ.get("TREADLE_KILLS", "1"))
+# Each loss takes seconds, and the run is to go on for as long as there are any.
+KILLS = max(1, int(os.environ.get("TREADLE_KILLS", "1")) // 20)
 LANES = 4
 registry = Registry()
 begun: list[str] = []

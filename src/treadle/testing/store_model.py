@@ -15,7 +15,7 @@ A store is tested by subclassing `StoreModel` with `make_handles`:
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import msgspec
 from hypothesis import strategies as st
@@ -442,10 +442,12 @@ class StoreModel(ModelAnswers, RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """At the end every run is read whole, from every handle, and the store looks itself over."""
-        for store in getattr(self, "handles", []):
-            if self.sound:
+        with ExitStack() as stack:
+            handles: list[Store] = getattr(self, "handles", [])
+            for store in handles:
+                stack.callback(store.close)
+            for store in handles if self.sound else ():
                 self.read_all(store)
-            store.close()
 
     def read_all(self, store: Store) -> None:
         """Compare all that can be read with the model."""
