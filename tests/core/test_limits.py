@@ -71,7 +71,7 @@ def test_a_plan_of_steps_alone_begins_as_if_each_node_were_looked_at() -> None:
     assert Graph(Plan(workflow="w", blocks=[step("a"), Group(id="g", blocks=[step("b")])])).flat is None
 
 
-def test_steps_that_do_the_same_with_the_same_share_a_call_and_others_have_their_own() -> None:
+def test_steps_that_take_the_same_arguments_share_a_call_and_others_have_their_own() -> None:
     one, two = {"x": Ref("a"), "y": Const(0)}, {"x": Ref("a"), "y": Const(1)}
     driver = Driver(
         step("a"), step("b", slots=one), step("c", slots=dict(one)), step("slow", slots=one, timeout=9.0),

@@ -91,7 +91,7 @@ class Node(msgspec.Struct, gc=False, eq=False):
     undoable: bool = False
     # It is a step that is dispatched as it is.
     simple: bool = False
-    # Steps of a plan's scope that stand together and do the same with the same: the number of the first; 0 for others.
+    # Steps of one scope that follow each other and take the same arguments: the number of the first; 0 for others.
     alike: int = 0
 
     def define(self, spec: Spec) -> None:
