@@ -73,9 +73,10 @@ def decide(run: RunState, inputs: Iterable[tuple[inp.AnyInput, str]], *, now: fl
     """Decide inputs, each with its inbox id ("" for one that did not come through the inbox)."""
     decision = Decision(was=run.status)
     # Journal time never runs backwards.
-    if now > run.now:
-        run.now = now
+    run.now = max(run.now, now)
     events = decision.events
+    refusals: dict[int, Refusal] = {}
+    spans: dict[int, tuple[int, int]] = {}
     was_closed = bool(run.names) and is_closed(run)
     was_open = run.window is not None and is_open(run)
     if run.deadline:
@@ -84,13 +85,15 @@ def decide(run: RunState, inputs: Iterable[tuple[inp.AnyInput, str]], *, now: fl
         begin = len(events)
         refusal = _HANDLERS[type(value)](run, decision, value, cause)
         if refusal is not None:
-            decision.refusals[position] = refusal
+            refusals[position] = refusal
             if cause:
                 decision.record(run, ev.InputRefused(code=refusal.code, message=refusal.message, cause=cause))
         elif cause and len(events) == begin:
             decision.record(run, ev.InputAccepted(cause=cause))
         if type(value) is not inp.Outcome:
-            decision.spans[position] = (begin, len(events))
+            spans[position] = (begin, len(events))
+    if spans:
+        decision.refusals, decision.spans = refusals, spans
     if was_closed:
         was_closed = wait_again(run, decision)
     advance(run, decision, limits)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import msgspec
 
 from treadle.core.apply import apply
@@ -52,10 +55,10 @@ class Decision(msgspec.Struct, eq=False, gc=False):
     revoke: bool = False
     # How much of what the run did is undone, if that changes.
     unwound: str | None = None
-    # Position of the input -> why it was refused.
-    refusals: dict[int, Refusal] = {}
-    # Position of an operator's input -> where in `events` those that it led to by itself begin and end.
-    spans: dict[int, tuple[int, int]] = {}
+    # Position of an operator's input -> why it was refused; where in `events` those that it led to by itself begin and
+    # end.
+    refusals: Mapping[int, Refusal] = MappingProxyType({})
+    spans: Mapping[int, tuple[int, int]] = MappingProxyType({})
     # The run's status before.
     was: str = RUNNING
     # There is more to do at once; decide again after the commit.

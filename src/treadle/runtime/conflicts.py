@@ -52,15 +52,22 @@ async def start_run(
 
 async def _begin(node: Node, planned: Planned, start: Start, enters: Enters) -> tuple[str, Answer]:
     """Make a run, if need be when there is a place for it; its key, and the store's answer."""
-    key = ""
+    # Keys tell the order in which runs were made.
+    key = node.environment.ids.key()
+    answer = await begin(node, planned, msgspec.structs.replace(start, key=key), enters=enters)
+    return await _begin_later(node, planned, start, enters, key, answer) if answer.on_full == "wait" else (key, answer)
+
+
+async def _begin_later(
+    node: Node, planned: Planned, start: Start, enters: Enters, key: str, answer: Answer
+) -> tuple[str, Answer]:
+    """As `_begin`, for a start that was told to wait for a place."""
 
     async def attempt() -> Answer:
         nonlocal key
-        # Keys tell the order in which runs were made.
         key = node.environment.ids.key()
         return await begin(node, planned, msgspec.structs.replace(start, key=key), enters=enters)
 
-    answer = await attempt()
     while answer.on_full == "wait":
         found = await node.places.wait(answer, attempt, start.deadline)
         if found is None:

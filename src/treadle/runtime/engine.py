@@ -504,7 +504,7 @@ class Engine:
 
     def _perform(self, key: str, items: Sequence[Pending], decision: Decision) -> None:
         self._undelivered.difference_update(map(_lease_of, items))
-        for position, (begin, end) in decision.spans.items():
+        for position, (begin, end) in decision.spans.items() if decision.spans else ():
             if (waiter := items[position].waiter) is not None:
                 # What others asked in the same decision is not this one's answer.
                 waiter(decision.refusals.get(position), None, decision.events[begin:end])

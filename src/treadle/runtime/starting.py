@@ -7,6 +7,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -41,7 +42,7 @@ Deadline = Duration | datetime
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
-class Start(msgspec.Struct, frozen=True, kw_only=True):
+class Start(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a run is started with, beside its workflow and the workflow's arguments. An empty id is the run's key."""
 
     key: str = ""
@@ -157,17 +158,17 @@ async def begin(
     """
     head, plan, encoded, rows = await made(node, planned, start)
     future: asyncio.Future[Answer] = node.loop.create_future()
-
-    def then(answer: Answer, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(answer)
-
-    node.engine.start(head, plan, encoded, rows, then, report, enters)
+    node.engine.start(head, plan, encoded, rows, partial(_answer, future), report, enters)
     return await future
+
+
+def _answer(future: asyncio.Future[Answer], answer: Answer, error: BaseException | None) -> None:
+    if future.done():
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(answer)
 
 
 async def made(node: Node, planned: Planned, start: Start) -> tuple[RunHead, Plan, bytes, list[Row]]:
