@@ -27,8 +27,8 @@ from treadle.core.undo_attempts import undo_lost, undo_outcome, undo_revoked, un
 
 def outcome(run: RunState, decision: Decision, value: inp.Outcome, cause: str) -> Refusal | None:
     """A worker reported the end of an attempt."""
-    number, attempt = value.number, value.attempt
-    step = run.states[number] if 0 <= number < len(run.states) else None
+    number, attempt, states = value.number, value.attempt, run.states
+    step = states[number] if 0 <= number < len(states) else None
     if type(step) is not StepState or step.tasked != attempt or not attempt or step.generation != value.generation:
         return None
     decision.ended.append(number)

@@ -136,7 +136,7 @@ class Worker:
             self._callees.look()
         active, kind_of, now = self.active, self.slots.kind_of, self._now()
         waiting, shared_reads = self._turns.waiting, self._shared_reads
-        known, picks = NO_CALL, False
+        known, plain, picks = NO_CALL, True, False
         for task in tasks:
             kind = kind_of(task.action)
             if kind is None and (kind := self.slots.kind(task.action)) is None:
@@ -146,7 +146,8 @@ class Worker:
             if (call := task.call) is not known:
                 # Those of alike steps are one.
                 known, picks = call, Pick in map(type, call.args.values())
-            if kind == ASYNC and call.timeout is None and not (call.deadline or call.progress_timeout or call.child):
+                plain = call.timeout is None and not (call.deadline or call.progress_timeout or call.child)
+            if plain and kind == ASYNC:
                 if not picks or not shared_reads.wait(attempt):
                     waiting.append(attempt)
             else:
