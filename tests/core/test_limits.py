@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import tracemalloc
 
-from tests.core.kit import Driver, digest, step
+import pytest
+from tests.core.kit import WIDE, Driver, digest, step
 
+from treadle.core import advance
 from treadle.core import events as ev
 from treadle.core import inputs as inp
 from treadle.core.apply import fold, new_state
@@ -54,6 +56,26 @@ def test_who_is_ready_goes_before_who_becomes_ready() -> None:
 
     assert driver.waiting() == ["old"]
     assert driver.status("new") == "ready"
+
+
+@pytest.mark.parametrize("limits", [WIDE, Limits(dispatched=70, events=150), Limits(dispatched=5, events=70)])
+def test_a_long_frontier_is_looked_at_as_a_short_one_is(monkeypatch: pytest.MonkeyPatch, limits: Limits) -> None:
+    steps = [step(f"s{number}", "bad" if number % 2 else "good", optional=number % 3 == 0) for number in range(400)]
+    # The skip of a step makes one decidable that comes before those that are still to be looked at.
+    after = [step(f"t{number}", after=(f"s{number}",), optional=True) for number in range(0, 400, 3)]
+    journals = []
+    for long in (1, 64, 10**9):
+        monkeypatch.setattr(advance, "_LONG", long)
+        driver = Driver(step("bad", optional=True), step("good"), *after, *steps, limits=limits)
+        driver.fail("bad")
+        driver.succeed("good")
+        driver.finish()
+        driver.check()
+        journals.append([text for _, _, text in driver.rows])
+        assert len(driver.seen(ev.StepSkipped)) > 200
+        assert len(driver.seen(ev.StepDispatched)) > 200
+
+    assert journals[0] == journals[1] == journals[2]
 
 
 def test_a_plan_of_steps_alone_begins_as_if_each_node_were_looked_at() -> None:

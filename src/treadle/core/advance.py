@@ -55,6 +55,8 @@ from treadle.core.unwinding import begin_unwinding, must_unwind, unwind, unwind_
 
 # An event names at most so many addresses of a cause.
 MAX_NAMED = 100
+# So many nodes of a frontier are looked at one by one.
+_LONG = 64
 
 
 def advance(run: RunState, decision: Decision, limits: Limits) -> None:
@@ -91,8 +93,13 @@ def _look_around(run: RunState, decision: Decision, limits: Limits, bound: int) 
     # Steps for which there is no room, by number, and iterations that have succeeded; one event tells of all of them.
     held: dict[int, StepState] = {}
     done: dict[ScopeState, dict[IterationState, Arg]] = {}
-    while frontier and len(events) + len(held) < bound:
-        number = heappop(frontier)
+    # What was there of a long frontier, last first: to sort it once costs less than a heap.
+    due: list[int] = []
+    while (frontier or due) and len(events) + len(held) < bound:
+        if not due and len(frontier) > _LONG:
+            due = sorted(frontier, reverse=True)
+            frontier.clear()
+        number = due.pop() if due and not (frontier and frontier[0] < due[-1]) else heappop(frontier)
         state = states[number]
         if type(state) is StepState and state.status == WAITING:
             # What has happened since it was held may keep it from starting.
@@ -101,22 +108,29 @@ def _look_around(run: RunState, decision: Decision, limits: Limits, bound: int) 
             if _look(run, decision, state, limits, held, plain):
                 held[number] = state
         elif type(state) is IterationState and (value := value_of_success(run, state)) is not None:
-            if (found := done.get(state.around)) is None:
-                found = done[state.around] = {}
-            found[state] = value
+            done.setdefault(state.around, {})[state] = value
         else:
             _look_further(run, decision, state, limits)
-    for gather, found in done.items():
-        assert gather.block is not None
-        indexes = [scope.index for scope in found]
-        events.append(ev.IterationsSettled(at=gather.node.address, indexes=indexes, entry=gather.block.entry))
-        iterations_succeeded(run, gather, found)
+    if due:
+        # A list in order is a heap.
+        frontier += due
+        frontier.sort()
+    if done:
+        _end_iterations(run, decision, done)
     if held:
         steps = held.values()
         decision.events.append(ev.StepsReady(at=[step.node.address for step in steps]))
         steps_ready(run, steps)
         return bound - len(held) + 1
     return bound
+
+
+def _end_iterations(run: RunState, decision: Decision, done: dict[ScopeState, dict[IterationState, Arg]]) -> None:
+    for gather, found in done.items():
+        assert gather.block is not None
+        indexes = [scope.index for scope in found]
+        decision.events.append(ev.IterationsSettled(at=gather.node.address, indexes=indexes, entry=gather.block.entry))
+        iterations_succeeded(run, gather, found)
 
 
 def _look_further(run: RunState, decision: Decision, state: StepState | ScopeState, limits: Limits) -> None:
