@@ -150,6 +150,8 @@ class Watch:
         self.executions: list[Execution] = []
         self.began_keys: set[tuple[str, str, int, int, int]] = set()
         self.calls = 0
+        # What is read now was written before the store was copied: the lines of names may have been others then.
+        self.looks_back = False
         # Told of each event with the life that has committed it, where that is known, and its run.
         self.on_written: Callable[[Life | None, str, AnyEvent], None] = lambda _life, _key, _event: None
         # Asked before a commit of records, and told of it.
@@ -318,8 +320,11 @@ class Watch:
         elif isinstance(event, ev.TurnCame):
             journal.awaits.pop(event.name, None)
             # It may have left the line in the same transaction.
-            if event.name in journal.run.names and self.data.lines[event.name][0] != journal.run.key:
+            if event.name in journal.run.names and self._is_behind(journal, event.name):
                 self.fail(TURNS, f"{where}: it is the turn of {self.data.lines[event.name]}")
+
+    def _is_behind(self, journal: Journal, name: str) -> bool:
+        return not self.looks_back and self.data.lines[name][0] != journal.run.key
 
     def _dispatched(self, journal: Journal, event: ev.StepDispatched | ev.TriggerReceived, where: str) -> None:
         if isinstance(event, ev.TriggerReceived):
@@ -335,7 +340,7 @@ class Watch:
         journal.attempts[event.at] = event.attempt
         for name in journal.run.names:
             # Who has one of an id may have come behind others that began after it.
-            if name.startswith("singleton:") and self.data.lines[name][0] != journal.run.key:
+            if name.startswith("singleton:") and self._is_behind(journal, name):
                 self.fail(TURNS, f"{where}: it is the turn of {self.data.lines[name]}")
         if journal.awaits:
             self.fail(TURNS, f"{where}: it waits for {list(journal.awaits)}")

@@ -141,7 +141,9 @@ def _work_on(world: World, copy: Copy) -> None:
         again.watch.tokens.update({token: tokens[token] for token in tokens if token <= copy.data.token})
         for host in again.hosts:
             host.lives = LATER_LIVES
+        again.watch.looks_back = True
         again.watch.check_store()
+        again.watch.looks_back = False
         again.run()
         world.trace += [f"{copy.name}: {line}" for line in again.trace]
         world.failures += [(name, f"in what {copy.name} has copied: {text}") for name, text in again.failures]
