@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -562,3 +563,22 @@ def test_a_session_row_is_what_was_opened(open_nats: Callable[..., NatsStore]) -
     store.open_session(row)
 
     assert store.sessions() == [row]
+
+
+def test_a_store_is_closed_although_what_its_client_waits_for_is_cancelled(
+    open_nats: Callable[..., NatsStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_nats()
+    client = store._rooms.link.client
+    close = client.close
+
+    async def broken() -> None:
+        await close()
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(client, "close", broken)
+
+    store.close()
+
+    assert client.is_closed
+    assert not store._loop.thread.is_alive()

@@ -236,7 +236,9 @@ class Link:
     async def close(self) -> None:
         """Disconnect."""
         if self.client is not None:
-            await self.client.close()
+            # A connection that breaks meanwhile takes what the client waits for with it.
+            with contextlib.suppress(asyncio.CancelledError):
+                await self.client.close()
 
     async def listen(self, subject: str, heard: Callable[[], None]) -> None:
         """Call `heard` for each message of a subject."""
