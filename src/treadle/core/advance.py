@@ -55,7 +55,7 @@ from treadle.core.unwinding import begin_unwinding, must_unwind, unwind, unwind_
 
 # An event names at most so many addresses of a cause.
 MAX_NAMED = 100
-# So many nodes of a frontier are looked at one by one.
+# A frontier of up to so many nodes is taken as the heap that it is.
 _LONG = 64
 
 
@@ -93,7 +93,7 @@ def _look_around(run: RunState, decision: Decision, limits: Limits, bound: int) 
     # Steps for which there is no room, by number, and iterations that have succeeded; one event tells of all of them.
     held: dict[int, StepState] = {}
     done: dict[ScopeState, dict[IterationState, Arg]] = {}
-    # What was there of a long frontier, last first: to sort it once costs less than a heap.
+    # What is left of a long frontier, last first: to sort it once costs less than a heap.
     due: list[int] = []
     while (frontier or due) and len(events) + len(held) < bound:
         if not due and len(frontier) > _LONG:

@@ -55,9 +55,9 @@ class Decision(msgspec.Struct, eq=False, gc=False):
     revoke: bool = False
     # How much of what the run did is undone, if that changes.
     unwound: str | None = None
-    # Position of an operator's input -> why it was refused; where in `events` those that it led to by itself begin and
-    # end.
+    # Position of the input -> why it was refused.
     refusals: Mapping[int, Refusal] = MappingProxyType({})
+    # Position of an operator's input -> where in `events` those that it led to by itself begin and end.
     spans: Mapping[int, tuple[int, int]] = MappingProxyType({})
     # The run's status before.
     was: str = RUNNING

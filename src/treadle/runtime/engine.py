@@ -38,7 +38,7 @@ from treadle.runtime.payloads import Row
 from treadle.runtime.posts import tell
 from treadle.runtime.reports import Reports
 from treadle.store.base import FORMAT, Acquired, Answer, Append, Loaded, Report, RunHead
-from treadle.store.committer import Committer
+from treadle.store.committer import Committer, resolve
 
 _log = logging.getLogger("treadle.engine")
 
@@ -174,12 +174,7 @@ class Engine:
                 if isinstance(failure, SchemaVersionError):
                     self._newer.add(key)
         for caller in callers:
-            if caller.done():
-                continue
-            if error is not None:
-                caller.set_exception(error)
-            else:
-                caller.set_result(owner)
+            resolve(caller, owner, error)
 
     async def rescue(self, key: str) -> None:
         """Own a run of which the store says that nobody owns it, although inputs wait for it."""

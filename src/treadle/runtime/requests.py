@@ -19,6 +19,7 @@ from treadle.core.inputs import AnyInput, encode_input
 from treadle.errors import RunNotFoundError, StoreUnavailableError, UsageError
 from treadle.runtime.owned import Pending, Waiter
 from treadle.store.base import InboxInput, Store
+from treadle.store.committer import resolve
 from treadle.store.joined import JoinedInput, JoinsTransactions
 
 if TYPE_CHECKING:
@@ -80,12 +81,7 @@ def _answer() -> tuple[asyncio.Future[Result], Waiter]:
     future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
 
     def waiter(refusal: Refusal | None, error: BaseException | None, events: list[AnyEvent]) -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result((refusal, events))
+        resolve(future, (refusal, events), error)
 
     return future, waiter
 

@@ -30,6 +30,7 @@ from treadle.ports import PayloadCodec
 from treadle.runtime.coding import hidden_digest, refuse_keys, shown_digest, steps_of
 from treadle.runtime.payloads import Payloads, Row, plain_handle
 from treadle.store.base import FORMAT, Answer, Report, RunHead
+from treadle.store.committer import resolve
 
 if TYPE_CHECKING:
     from treadle.runtime.node import Node
@@ -158,17 +159,8 @@ async def begin(
     """
     head, plan, encoded, rows = await made(node, planned, start)
     future: asyncio.Future[Answer] = node.loop.create_future()
-    node.engine.start(head, plan, encoded, rows, partial(_answer, future), report, enters)
+    node.engine.start(head, plan, encoded, rows, partial(resolve, future), report, enters)
     return await future
-
-
-def _answer(future: asyncio.Future[Answer], answer: Answer, error: BaseException | None) -> None:
-    if future.done():
-        return
-    if error is not None:
-        future.set_exception(error)
-    else:
-        future.set_result(answer)
 
 
 async def made(node: Node, planned: Planned, start: Start) -> tuple[RunHead, Plan, bytes, list[Row]]:

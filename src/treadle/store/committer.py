@@ -17,6 +17,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -181,15 +182,7 @@ class Committer:
     def call(self, function: Callable[[Store], T]) -> asyncio.Future[T]:
         """As `submit`, as a future."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-
-        def done(value: T, error: BaseException | None) -> None:
-            if not future.done():
-                if error is not None:
-                    future.set_exception(error)
-                else:
-                    future.set_result(value)
-
-        self.submit(function, done)
+        self.submit(function, partial(resolve, future))
         return future
 
     async def stop(self) -> None:
@@ -342,6 +335,16 @@ class Committer:
             return self.store.renew(self.session, self.waits), None
         except StoreError as error:
             return None, error
+
+
+def resolve(future: asyncio.Future[T], value: T, error: BaseException | None) -> None:
+    """Tell whoever waits for a future, if nobody has given it up."""
+    if future.done():
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(value)
 
 
 def deliver(done: list[Work]) -> None:
