@@ -18,6 +18,7 @@ from treadle.core.decide import Limits, decide, start
 from treadle.core.graph import Graph
 from treadle.core.inputs import encode_input
 from treadle.core.plan import Fragment, Group, Plan, Step
+from treadle.core.tables import LIVE
 from treadle.errors import LeaseLostError, StoreUnavailableError
 from treadle.ports import Environment
 from treadle.runtime import sweeper
@@ -25,10 +26,10 @@ from treadle.runtime.builtins import with_builtins
 from treadle.runtime.client import App
 from treadle.runtime.clock import RandomIds, SystemClock
 from treadle.runtime.node import Node, Settings
-from treadle.runtime.owned import Pending
+from treadle.runtime.owned import Owned, Pending
 from treadle.runtime.threads import ThreadPool
 from treadle.runtime.wakeups import NoWakeups
-from treadle.store.base import InboxInput
+from treadle.store.base import Append, InboxInput
 from treadle.store.blobs import MemoryBlobs
 from treadle.store.committer import Committer, InlineDriver
 from treadle.store.memory import MemoryData, MemoryStore
@@ -359,6 +360,32 @@ async def test_an_input_whose_wake_up_was_lost_is_found_at_the_next_round() -> N
         await until(lambda: not data.runs[key].inbox)
         gate["a"].set()
         assert (await run.wait(10)).status == "cancelled"
+
+
+async def test_an_input_that_is_read_while_its_run_is_given_back_is_decided_once() -> None:
+    data = MemoryData()
+    async with node_on(data) as app:
+        engine = app._node.engine
+        tell = engine.on_committed
+        sent: list[str] = []
+
+        def committed(owned: Owned, append: Append) -> None:
+            if append.release and append.status in LIVE and not sent:
+                # The run waits for the one that it calls, and only for that.
+                sent.append(append.key)
+                store = MemoryStore(data)
+                store.post([InboxInput("i1", append.key, encode_input(inp.Signal("s")))])
+                engine.inboxes._got(append.key, store.inbox(append.key), None)
+            if tell is not None:
+                tell(owned, append)
+
+        engine.on_committed = committed
+        run = await app.start(calling, "a")
+
+        assert await run.result(timeout=10) == "a"
+        assert sent == [await run.key()]
+        caused = [event async for _, _, event in run.events() if event.cause == "i1"]
+        assert [type(event) for event in caused] == [ev.SignalReceived]
 
 
 async def test_a_task_whose_wake_up_was_lost_is_found_at_the_next_round() -> None:

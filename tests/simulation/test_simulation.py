@@ -19,7 +19,7 @@ from treadle.core import advance as core_advance
 from treadle.core import decide as core_decide
 from treadle.core import inputs as inp
 from treadle.core.commands import Refusal, Task
-from treadle.runtime import collecting
+from treadle.runtime import collecting, engine
 from treadle.runtime.client import App
 from treadle.runtime.engine import Engine
 from treadle.runtime.observers import Observers
@@ -126,6 +126,12 @@ STREAM = Scenario([scenes.stream()])
 @pytest.mark.parametrize("kind", ["", "crash_after", "error_after"])
 def test_without_a_planted_bug_nothing_is_found(scenario: Scenario, kind: str) -> None:
     assert not broken(everywhere(scenario, kind, *WRITES) if kind else alone(scenario))
+
+
+def test_an_input_that_is_decided_again_beside_its_copy_in_the_store_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "_unstored", list)
+
+    assert broken(everywhere(CALL, "conflict", *WRITES)) == invariants.INPUTS
 
 
 def test_a_start_that_is_told_before_its_commit_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,11 @@ _pair: Callable[[Pending], tuple[AnyInput, str]] = attrgetter("value", "cause")
 _lease_of: Callable[[Pending], int] = attrgetter("lease")
 
 
+def _unstored(items: Iterable[Pending]) -> list[Pending]:
+    """Those that did not come through the inbox: the others come with the run again, or were decided."""
+    return [item for item in items if not item.cause]
+
+
 def _ignore(_value: object, _error: BaseException | None) -> None:
     """For calls whose failure the sweep makes good."""
 
@@ -193,7 +198,7 @@ class Engine:
         known = self.runs.get(loaded.head.key)
         owned = Owned(state, loaded.head)
         if known is not None:
-            owned.pending, known.pending = known.pending, ()
+            owned.pending, known.pending = _unstored(known.pending), ()
         self.runs[loaded.head.key] = owned
         if is_awaited(state):
             self.alarms.set(state.key, state.deadline)
@@ -239,9 +244,10 @@ class Engine:
         owned.pending = ()
         if self.runs.get(key) is owned:
             del self.runs[key]
-        self._reload(key, [item for item in waiting if not item.cause])
+        self._reload(key, waiting)
 
     def _reload(self, key: str, waiting: Sequence[Pending]) -> None:
+        waiting = _unstored(waiting)
         if self.closed:
             self._tell_lost(waiting)
             return

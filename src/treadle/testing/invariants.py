@@ -34,6 +34,7 @@ ONCE: Final = "an attempt is executed at most once, and so is each of its probes
 CURRENT: Final = "only the current attempt may report, once, with the token of its lease"
 OUTCOMES: Final = "a step has at most one outcome each time it is opened"
 SIGNALS: Final = "a signal is delivered once"
+INPUTS: Final = "a decision takes an input once"
 ERRORS: Final = "a store error is never recorded as a result"
 SLOTS: Final = "a slot's holder is a live attempt"
 OWNERS: Final = "every pending task and input has a live owner or a future wake-up"
@@ -63,7 +64,7 @@ BACKED_UP: Final = "a backup is sound, has all blobs that it names, and its runs
 TRACE: Final = "equal seeds give equal traces"
 
 NAMES: Final = (
-    VERSIONS, STORE, TOKENS, DURABLE, ONCE, CURRENT, OUTCOMES, SIGNALS, ERRORS, SLOTS, OWNERS, PROGRESS, CLOSED,
+    VERSIONS, STORE, TOKENS, DURABLE, ONCE, CURRENT, OUTCOMES, SIGNALS, INPUTS, ERRORS, SLOTS, OWNERS, PROGRESS, CLOSED,
     LEFTOVERS, DELETED, FOLD, LIMITED, PLACED, RESULTS, EFFECTS, BLOCKS, INSIDE, ROWS, ANSWERS, CALLERS, ORDER, UNDONE,
     HOOKS, CALLS, TURNS, WINDOWS, RECORDS, DEADLINES, JOINED, COUNTED, BACKED_UP, TRACE,
 )  # fmt: skip
@@ -113,6 +114,8 @@ class Journal:
         self.settled: dict[str, str] = {}
         self.added: set[str] = set()
         self.signals: dict[str, str] = {}
+        # The version that has decided each input of the inbox last.
+        self.causes: dict[str, int] = {}
         # Labels of breakpoints at which a step has stood.
         self.reached: set[str] = set()
         # Steps and rows whose undo is final and did not take their effect back.
@@ -257,6 +260,7 @@ class Watch:
 
     def _event(self, journal: Journal, event: AnyEvent) -> None:
         where = f"{journal.run.head.id}@{journal.version} {event}"
+        self._caused(journal, event, where)
         if isinstance(event, ev.StepSucceeded | ev.ChildStarted) and event.session:
             journal.ran_on[event.at] = event.session
         match event:
@@ -284,6 +288,13 @@ class Watch:
                 self._open(journal, added)
             case _:
                 self._of_run(journal, event, where)
+
+    def _caused(self, journal: Journal, event: AnyEvent, where: str) -> None:
+        """An input leads to events, or to the word that it led to nothing. One that is sent again may come again."""
+        taken = event.cause and journal.causes.get(event.cause) == journal.version
+        if taken and isinstance(event, ev.InputAccepted | ev.InputRefused):
+            self.fail(INPUTS, f"{where}: this decision has taken it before")
+        journal.causes[event.cause] = journal.version
 
     def _of_run(self, journal: Journal, event: AnyEvent, where: str) -> None:
         match event:
