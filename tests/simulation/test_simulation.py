@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -22,11 +22,13 @@ from treadle.core.commands import Refusal, Task
 from treadle.runtime import collecting, engine
 from treadle.runtime.client import App
 from treadle.runtime.engine import Engine
+from treadle.runtime.flights import Flight
 from treadle.runtime.observers import Observers
 from treadle.runtime.owned import Owned, Pending
 from treadle.runtime.slots import Slots
 from treadle.runtime.sweeper import Sweeper
-from treadle.store.base import Answer, Report
+from treadle.store.base import Answer, Append, Report
+from treadle.store.committer import Committer
 from treadle.store.memory import MemoryStore
 from treadle.testing import invariants
 from treadle.testing.scenarios import Ask, Scenario, everywhere
@@ -150,15 +152,18 @@ def plant_a_hasty_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Engine, "start", hasty)
 
 
+def plant_before_commits(monkeypatch: pytest.MonkeyPatch, hasty: Callable[[Flight], None]) -> None:
+    append = Committer.append
+
+    def planted(self: Committer, given: Append, then: Any, *, alone: bool = False) -> None:
+        hasty(then)
+        append(self, given, then, alone=alone)
+
+    monkeypatch.setattr(Committer, "append", planted)
+
+
 def test_an_attempt_that_starts_before_its_commit_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    append = Engine._append
-
-    def hasty(self: Engine, owned: Owned, decision: Any, items: list[Pending]) -> Any:
-        made = append(self, owned, decision, items)
-        self.on_leased(list(made.tasks))
-        return made
-
-    monkeypatch.setattr(Engine, "_append", hasty)
+    plant_before_commits(monkeypatch, lambda flight: flight.engine.on_leased(list(flight.append.tasks)))
 
     assert broken(alone(CHAIN)) == invariants.DURABLE
 
@@ -250,15 +255,11 @@ def test_an_answer_made_of_what_others_asked_is_found(monkeypatch: pytest.Monkey
 
 
 def test_a_hook_that_is_told_before_its_commit_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    append = Engine._append
+    def hasty(flight: Flight) -> None:
+        if flight.engine.on_committed is not None:
+            flight.engine.on_committed(flight.owned, flight.append)
 
-    def hasty(self: Engine, owned: Owned, decision: Any, items: list[Pending]) -> Any:
-        made = append(self, owned, decision, items)
-        if self.on_committed is not None:
-            self.on_committed(owned, made)
-        return made
-
-    monkeypatch.setattr(Engine, "_append", hasty)
+    plant_before_commits(monkeypatch, hasty)
 
     assert broken(alone(CHAIN)) == invariants.DURABLE
 

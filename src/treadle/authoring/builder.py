@@ -92,13 +92,13 @@ class Planned:
     and `on_conflict` what a start does about another one that holds it, unless it says so itself.
     """
 
-    __slots__ = ("about", "constants", "hash", "on_conflict", "plan", "result", "singleton", "workflow")
+    __slots__ = ("about", "constants", "encoded", "hash", "on_conflict", "plan", "result", "singleton", "workflow")
 
     def __init__(self, plan: Plan, constants: list[str], result: Adapter, about: About | None = None) -> None:
         self.plan = plan
         self.constants = constants
-        # The plan's content hash, once it was needed: one plan may be started many times.
-        self.hash = ""
+        # The plan as it is stored, and its content hash, once they were needed: one plan may be started many times.
+        self.encoded, self.hash = b"", ""
         self.workflow = plan.workflow
         self.result = result
         self.about = about if about is not None else About()

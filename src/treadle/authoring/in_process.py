@@ -410,7 +410,7 @@ class Execution:
                 generation=task.generation,
                 attempt=task.attempt,
                 result=held(value),
-                patch={name: held(item) for name, item in patch.items()} if patch else {},
+                patch={name: held(item) for name, item in patch.items()} if patch else None,
             )
         else:
             outcome = self._failed(task, error)

@@ -45,48 +45,37 @@ async def _bump(value: int) -> int:
     return value + 1
 
 
-def plain_chain(length: int) -> float:
+async def plain_chain(length: int) -> float:
     """Seconds of a chain of asyncio tasks, one created and awaited per step."""
-
-    async def main() -> float:
-        began = time.perf_counter()
-        value = 0
-        for _ in range(length):
-            value = await asyncio.create_task(_bump(value))
-        return time.perf_counter() - began
-
-    return asyncio.run(main())
+    began = time.perf_counter()
+    value = 0
+    for _ in range(length):
+        value = await asyncio.create_task(_bump(value))
+    return time.perf_counter() - began
 
 
-def plain_fan(width: int) -> float:
+async def plain_fan(width: int) -> float:
     """Seconds of a fan of asyncio tasks, one created and awaited per step."""
-
-    async def main() -> float:
-        began = time.perf_counter()
-        first = await asyncio.create_task(_bump(0))
-        tasks = [asyncio.create_task(_bump(first)) for _ in range(width)]
-        sum([await task for task in tasks])
-        return time.perf_counter() - began
-
-    return asyncio.run(main())
+    began = time.perf_counter()
+    first = await asyncio.create_task(_bump(0))
+    tasks = [asyncio.create_task(_bump(first)) for _ in range(width)]
+    sum([await task for task in tasks])
+    return time.perf_counter() - began
 
 
-def plain_phases(rows: int) -> float:
+async def plain_phases(rows: int) -> float:
     """Seconds of rows of four asyncio tasks, each row gathered before the next."""
 
     async def lane() -> int:
         return 1
 
-    async def main() -> float:
-        began = time.perf_counter()
-        for _ in range(rows):
-            await asyncio.gather(lane(), lane(), lane(), lane())
-        return time.perf_counter() - began
-
-    return asyncio.run(main())
+    began = time.perf_counter()
+    for _ in range(rows):
+        await asyncio.gather(lane(), lane(), lane(), lane())
+    return time.perf_counter() - began
 
 
-def plain_many(runs: int, length: int) -> float:
+async def plain_many(runs: int, length: int) -> float:
     """Seconds of many chains of asyncio tasks at once."""
 
     async def one() -> None:
@@ -94,12 +83,9 @@ def plain_many(runs: int, length: int) -> float:
         for _ in range(length):
             value = await asyncio.create_task(_bump(value))
 
-    async def main() -> float:
-        began = time.perf_counter()
-        await asyncio.gather(*[asyncio.create_task(one()) for _ in range(runs)])
-        return time.perf_counter() - began
-
-    return asyncio.run(main())
+    began = time.perf_counter()
+    await asyncio.gather(*[asyncio.create_task(one()) for _ in range(runs)])
+    return time.perf_counter() - began
 
 
 def raw_commits(folder: Path, steps: int, group: int, sync: str) -> list[float]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import resource
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from treadle.bench import ceilings, graphs
 from treadle.bench.artifact import artifact
 from treadle.bench.delayed import delayed
 from treadle.bench.grow import grow
+from treadle.bench.in_turns import Found, in_turns
 from treadle.bench.limits import limits
 from treadle.bench.records import records
 from treadle.bench.recover import recover
@@ -30,8 +31,6 @@ from treadle.runtime.client import App
 
 # Group size of the raw commits beside `many`, `fan` and `gather`: about what the engine's own groups reach.
 RAW_GROUP = 500
-# How often a workload and its ceiling are measured.
-ROUNDS = 3
 DEFAULT_SIZES = {
     "chain": 1000,
     "fan": 10_000,
@@ -95,12 +94,7 @@ def run_bench(workload: str, size: int | None, store: str) -> Line:
         return _line(workload, amount, store, *asyncio.run(unwind(store, amount, shape)))
     if workload == "phases" and not store.startswith("memory"):
         raise UsageError("phases are measured in process, without a store; leave --store away")
-    measure = {"chain": _chain, "fan": _fan, "many": _many, "phases": _phases, "gather": _gather, "delayed": delayed}[
-        workload
-    ]
-    seconds, steps, delays, notes = asyncio.run(measure(store, amount))
-    ceiling, what = _ceiling(workload, amount, steps, store)
-    return _line(workload, amount, store, seconds, steps, delays, ceiling, f"{notes}; ceiling: {what}")
+    return _line(workload, amount, store, *asyncio.run(_beside_ceiling(workload, store, amount)))
 
 
 def _line(
@@ -124,26 +118,15 @@ def _line(
     )
 
 
-Found = tuple[float, int, list[float], str]
+# Does a workload once: how many steps it had, and the delays of its unit, none if that is the time between starts.
+Once = Callable[[App], Coroutine[Any, Any, tuple[int, list[float]]]]
 
 
-async def _warm(app: App) -> tuple[int, int]:
-    """Run a little, so that code is compiled and memory is there; returns the engine's counters after it."""
+async def _warm(app: App) -> None:
+    """Run a little, so that code is compiled and memory is there."""
     planned = graphs.chain(5)
     runs = [await app.start(planned) for _ in range(100)]
     await asyncio.gather(*[run.result() for run in runs])
-    graphs.starts.clear()
-    _settle()
-    return _counters(app)
-
-
-def _settle() -> None:
-    """Let neither the engine nor a ceiling pay for the garbage that was there before, or for looking at all of that.
-
-    One full collection costs a seventh of a small fan, and which side it falls to is chance.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 def _counters(app: App) -> tuple[int, int]:
@@ -151,36 +134,40 @@ def _counters(app: App) -> tuple[int, int]:
     return committer.commits, committer.appended
 
 
-def _notes(app: App, steps: int, before: tuple[int, int], unit: str) -> str:
-    commits, appended = _counters(app)
-    counts = f"{commits - before[0]} commits, {(appended - before[1]) / steps:.2f} appends a step"
-    return f"{app.durability}; {counts}; {unit}"
-
-
 def _gaps() -> list[float]:
     return [after - before for before, after in zip(graphs.starts, graphs.starts[1:], strict=False)]
 
 
-async def _rounds(store: str, once: Callable[[App], Coroutine[Any, Any, tuple[int, list[float]]]], unit: str) -> Found:
-    """Measure a workload so often as its ceiling, and give the middle round; `once` gives its steps, and delays.
+async def _beside_ceiling(workload: str, store: str, size: int) -> tuple[float, int, list[float], float, str]:
+    """Measure a workload and its ceiling in turns; also gives the ceiling's steps a second, before the notes."""
+    rate, told = _ceiling(workload, size, store)
+    if workload == "phases":
+        await graphs.phases(100).run()
+        found, ceiling = await in_turns(partial(_phases, size), rate)
+    elif workload == "delayed":
+        found = await delayed(store, size)
+        ceiling = await rate(found[1])
+    else:
+        once, unit = {"chain": _chain, "fan": _fan, "many": _many, "gather": _gather}[workload](size)
+        async with connect(store) as app:
+            await _warm(app)
+            found, ceiling = await in_turns(partial(_measured, app, once, unit), rate)
+    seconds, steps, delays, notes = found
+    return seconds, steps, delays, ceiling, f"{notes}; ceiling: {told()}"
 
-    The first round also pays for what is kept of a plan: that it is compiled, and its hash.
-    """
-    rounds: list[Found] = []
-    async with connect(store) as app:
-        before = await _warm(app)
-        for _ in range(ROUNDS):
-            began = time.perf_counter()
-            steps, delays = await once(app)
-            seconds = time.perf_counter() - began
-            rounds.append((seconds, steps, delays or _gaps(), _notes(app, steps, before, unit)))
-            graphs.starts.clear()
-            before = _counters(app)
-            _settle()
-    return sorted(rounds)[ROUNDS // 2]
+
+async def _measured(app: App, once: Once, unit: str) -> Found:
+    graphs.starts.clear()
+    commits, appended = _counters(app)
+    began = time.perf_counter()
+    steps, delays = await once(app)
+    seconds = time.perf_counter() - began
+    commits, appended = (now - before for now, before in zip(_counters(app), (commits, appended), strict=True))
+    notes = f"{app.durability}; {commits} commits, {appended / steps:.2f} appends a step; {unit}"
+    return seconds, steps, delays or _gaps(), notes
 
 
-async def _chain(store: str, size: int) -> Found:
+def _chain(size: int) -> tuple[Once, str]:
     planned = graphs.chain(size)
 
     async def once(app: App) -> tuple[int, list[float]]:
@@ -188,10 +175,10 @@ async def _chain(store: str, size: int) -> Found:
         assert await run.result() == size
         return size, []
 
-    return await _rounds(store, once, "ms per hop")
+    return once, "ms per hop"
 
 
-async def _fan(store: str, size: int) -> Found:
+def _fan(size: int) -> tuple[Once, str]:
     planned = graphs.fan(size)
 
     async def once(app: App) -> tuple[int, list[float]]:
@@ -199,10 +186,10 @@ async def _fan(store: str, size: int) -> Found:
         assert await run.result() == 2 * size
         return size + 2, []
 
-    return await _rounds(store, once, "ms between starts")
+    return once, "ms between starts"
 
 
-async def _many(store: str, size: int) -> Found:
+def _many(size: int) -> tuple[Once, str]:
     planned = graphs.chain(5)
 
     async def once(app: App) -> tuple[int, list[float]]:
@@ -217,22 +204,20 @@ async def _many(store: str, size: int) -> Found:
         await asyncio.gather(*[one() for _ in range(size)])
         return size * 5, ends
 
-    return await _rounds(store, once, "ms from the common start to a run's end")
+    return once, "ms from the common start to a run's end"
 
 
-async def _gather(store: str, size: int) -> Found:
+def _gather(size: int) -> tuple[Once, str]:
     async def once(app: App) -> tuple[int, list[float]]:
         run = await app.start(graphs.gathering, size)
         assert await run.result() == size * (size + 1) // 2
         return size + 2, []
 
-    return await _rounds(store, once, "ms between starts")
+    return once, "ms between starts"
 
 
-async def _phases(_store: str, size: int) -> Found:
-    await graphs.phases(100).run()
+async def _phases(size: int) -> Found:
     graphs.starts.clear()
-    _settle()
     block = graphs.phases(size)
     began = time.perf_counter()
     result = await block.run()
@@ -241,10 +226,10 @@ async def _phases(_store: str, size: int) -> Found:
     return seconds, size * 4, _gaps(), "in process; ms per row"
 
 
-def _ceiling(workload: str, size: int, steps: int, store: str) -> tuple[float, str]:
-    """Steps a second without an engine; the median of three."""
+def _ceiling(workload: str, size: int, store: str) -> tuple[Callable[[int], Awaitable[float]], Callable[[], str]]:
+    """What measures so many steps without an engine, giving steps a second; and what that was."""
     if store.startswith("memory"):
-        plain: dict[str, Callable[[], float]] = {
+        plain: dict[str, Callable[[], Awaitable[float]]] = {
             "chain": lambda: ceilings.plain_chain(size),
             "fan": lambda: ceilings.plain_fan(size),
             "gather": lambda: ceilings.plain_fan(size),
@@ -252,23 +237,44 @@ def _ceiling(workload: str, size: int, steps: int, store: str) -> tuple[float, s
             "many": lambda: ceilings.plain_many(size, 5),
             "delayed": lambda: ceilings.plain_many(size, 1),
         }
-        _settle()
-        return steps / statistics.median(plain[workload]() for _ in range(ROUNDS)), "plain asyncio"
-    group = 1 if workload == "chain" else RAW_GROUP
-    amount = min(steps, 2000) if group == 1 else max(steps, 4 * RAW_GROUP)
-    if store.startswith("postgres"):
-        from treadle.bench import postgres_ceiling
 
-        seconds = statistics.median(postgres_ceiling.raw_commits(store, amount, group) for _ in range(ROUNDS))
-        return amount / seconds, f"raw commits of the same rows by the same driver, {group} a commit"
+        async def rate(steps: int) -> float:
+            return steps / await plain[workload]()
+
+        return rate, lambda: "plain asyncio"
+    group = 1 if workload == "chain" else RAW_GROUP
+    seconds, told = _raw(store, group)
+
+    async def raw_rate(steps: int) -> float:
+        amount = min(steps, 2000) if group == 1 else max(steps, 4 * RAW_GROUP)
+        return amount / await asyncio.to_thread(seconds, amount)
+
+    return raw_rate, told
+
+
+def _raw(store: str, group: int) -> tuple[Callable[[int], float], Callable[[], str]]:
+    """What writes the rows of so many steps to a store without an engine, giving seconds; and what that was."""
+    if store.startswith("postgres"):
+        from treadle.bench.postgres_ceiling import raw_commits
+
+        what = f"raw commits of the same rows by the same driver, {group} a commit"
+        return lambda steps: raw_commits(store, steps, group), lambda: what
     if store.startswith(("nats:", "tls:")):
-        seconds = statistics.median(ceilings.raw_publishes(store, amount, group) for _ in range(ROUNDS))
-        return amount / seconds, f"publishes of messages of that size by the same client, {group} in flight"
+        what = f"publishes of messages of that size by the same client, {group} in flight"
+        return lambda steps: ceilings.raw_publishes(store, steps, group), lambda: what
     sync = "normal" if "sync=normal" in store else "full"
     folder = Path(store.partition("?")[0].removeprefix("sqlite:///")).absolute().parent
     if not folder.is_dir():
         folder = Path(tempfile.gettempdir())
-    rounds = [ceilings.raw_commits(folder, amount, group, sync) for _ in range(ROUNDS)]
-    rate = statistics.median(len(taken) * group / sum(taken) for taken in rounds)
-    middle = statistics.median(one for taken in rounds for one in taken) * 1000
-    return rate, f"raw commits of the same rows, {group} a commit ({middle:.3f} ms at the median), sync={sync}"
+    taken: list[float] = []
+
+    def seconds(steps: int) -> float:
+        commits = ceilings.raw_commits(folder, steps, group, sync)
+        taken.extend(commits)
+        return sum(commits) * steps / (len(commits) * group)
+
+    def told() -> str:
+        middle = statistics.median(taken) * 1000
+        return f"raw commits of the same rows, {group} a commit ({middle:.3f} ms at the median), sync={sync}"
+
+    return seconds, told

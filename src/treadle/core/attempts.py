@@ -90,19 +90,19 @@ def _succeeded(run: RunState, decision: Decision, step: StepState, value: inp.Ou
         if failure is not None:
             _fail(run, decision, step, value, failure, cause)
             return
+    # The most frequent event: by position, and `worker` as by `new_worker`.
     succeeded = ev.StepSucceeded(
-        at=step.node.address,
-        attempt=value.attempt,
-        result=value.result,
-        session=value.session,
-        token=value.lease,
-        started_at=value.started_at,
+        step.node.address,
+        value.attempt,
+        value.result,
+        value.session,
+        value.lease,
+        value.started_at,
+        value.patch,
+        value.items,
+        value.effects,
+        "" if run.workers.get(value.session) == value.worker else value.worker,
         cause=cause,
-        patch=value.patch,
-        items=value.items,
-        effects=value.effects,
-        # As `new_worker`, for the most frequent event.
-        worker="" if run.workers.get(value.session) == value.worker else value.worker,
     )
     decision.events.append(succeeded)
     step_succeeded(run, step, succeeded)

@@ -67,12 +67,6 @@ class Decision(msgspec.Struct, eq=False, gc=False):
     alike: int = 0
     call: Call = NO_CALL
 
-    @property
-    def steers(self) -> bool:
-        """Whether more than steps and tasks changed, as an operator's input does."""
-        changed = self.revoke or self.hold is not None or self.unwound is not None
-        return changed or bool(self.unsettled or self.interrupts)
-
     def record(self, run: RunState, event: AnyEvent) -> None:
         """Enter an event, and apply it."""
         self.events.append(event)

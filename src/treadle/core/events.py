@@ -127,7 +127,7 @@ class StepSucceeded(Event, frozen=True, tag="step_succeeded"):
     session: str = ""
     token: int = 0
     started_at: float = 0.0
-    patch: dict[str, Handle] = {}
+    patch: dict[str, Handle] | None = None
     items: Items | None = None
     effects: Effects | None = None
     worker: str = ""

@@ -38,7 +38,7 @@ class Outcome(Input, frozen=True, tag="outcome"):
     delay: float | None = None
     added: tuple[Fragment, ...] = ()
     # Variables of the Phases block around that it sets; the items that an evaluation of a gather's items found.
-    patch: dict[str, Handle] = {}
+    patch: dict[str, Handle] | None = None
     items: Items | None = None
     # What it has made beside its value.
     effects: Effects | None = None

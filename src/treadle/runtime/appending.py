@@ -37,20 +37,21 @@ def append_of(owned: Owned, decision: Decision, items: Sequence[Pending], commit
         ended=decision.ended,
         release=release,
         was=decision.was,
+        steps=list(map(step_row, decision.settled)) if decision.settled else (),
+        given=decision.given,
         posts=posts_of(state.key, expect + 1, decision) if decision.posts else (),
+        names=decision.names,
     )
-    if decision.settled:
-        append.steps = list(map(step_row, decision.settled))
     if decision.undone:
         append.undos = undo_rows(decision.undone)
-    append.given = decision.given
-    append.names = decision.names
     for item in items:
         if item.cause or item.rows:
             append.consumed = [item.cause for item in items if item.cause]
             append.payloads = [row for item in items for row in item.rows]
             break
-    if decision.steers:
+    changed = decision.revoke or decision.hold is not None or decision.unwound is not None
+    if changed or decision.unsettled or decision.interrupts:
+        # More than steps and tasks, as an operator's input does.
         append.unsettled = decision.unsettled
         append.interrupts = decision.interrupts
         append.hold, append.unwound = decision.hold, decision.unwound

@@ -134,7 +134,8 @@ class Engine:
         state.forgets = True
         owned = Owned(state, head)
         decision = start(state, now=self.clock.now(), limits=self.limits, started=started_of(head), enters=enters)
-        append = self._append(owned, decision, [])
+        self._commit_id += 1
+        append = append_of(owned, decision, (), self._commit_id)
         append.head = head
         append.plan = encoded
         append.payloads = rows
@@ -297,9 +298,12 @@ class Engine:
         if owned is None or owned.closing:
             self._reports.add(task.run, outcome, rows)
             return
-        owned.add(Pending(outcome, "", rows, None, outcome.lease))
-        if owned.in_flight is None:
-            self._decide(owned)
+        item = Pending(outcome, "", rows, None, outcome.lease)
+        if owned.in_flight is not None:
+            owned.add(item)
+            return
+        owned.pending = [*owned.pending, item]
+        self._decide(owned)
 
     def give(self, key: str, value: AnyInput, waiter: Waiter | None) -> bool:
         """Decide an input if this engine owns the run; False if it does not."""
@@ -389,7 +393,10 @@ class Engine:
             elif not state.tasks and state.status != "":
                 self._let_go(owned)
             return
-        append = self._append(owned, decision, items)
+        self._commit_id += 1
+        append = append_of(owned, decision, items, self._commit_id)
+        if owned.head.deadline:
+            self.alarms.unmark(state, append)
         owned.in_flight = items
         alone = state.tasks <= 1 and len(self.runs) == 1
         self.committer.append(append, Flight(self, owned, append, decision), alone=alone)
@@ -414,13 +421,6 @@ class Engine:
                 self._decide(owned)
 
         self.committer.submit(lambda store: store.load(key), got)
-
-    def _append(self, owned: Owned, decision: Decision, items: Sequence[Pending]) -> Append:
-        self._commit_id += 1
-        append = append_of(owned, decision, items, self._commit_id)
-        if owned.head.deadline:
-            self.alarms.unmark(owned.state, append)
-        return append
 
     def not_committed(self, flight: Flight, answer: Answer, error: BaseException | None) -> None:
         """An append had no effect."""
@@ -476,7 +476,8 @@ class Engine:
             return
         if append.revoke or append.interrupts:
             owned.unread = True
-        self.go_on(owned)
+        if owned.pending or owned.more or owned.unread:
+            self.go_on(owned)
 
     def _announce(self, append: Append, decision: Decision, answer: Answer, items: Sequence[Pending]) -> None:
         """What is durable leaves the engine: attempts start, callers and watchers are told."""

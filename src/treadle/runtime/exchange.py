@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, cast
+from types import NoneType
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -29,6 +30,7 @@ _dump: Callable[[object], bytes] = msgspec.json.Encoder().encode
 # How long a task whose value is encoded with a key that is not here waits for other workers: long enough that one
 # without the key does little else, short beside the time in which people hand out keys.
 KEY_SECONDS = 5.0
+_UNCHANGING: Final = frozenset({NoneType, bool, int, float, str, bytes})
 
 
 # -- arguments -------------------------------------------------------------------------------------------------------
@@ -61,6 +63,11 @@ def inline(payloads: Payloads, callee: Callee, task: Task) -> dict[str, Any] | N
         except DecodeError as error:
             raise DecodeError(f"argument {name!r}: {error}") from None
     return values
+
+
+def may_share(values: dict[str, Any]) -> bool:
+    """Whether several calls may get these very values: whoever gets one of them cannot change it."""
+    return _UNCHANGING.issuperset(map(type, values.values()))
 
 
 def _from_handle(payloads: Payloads, callee: Callee, name: str, arg: Handle, values: dict[str, Any]) -> bool:
@@ -245,10 +252,12 @@ async def place_more(payloads: Payloads, task: Task, context: RunningStep, rows:
     }
 
 
-async def place_patch(payloads: Payloads, patch: dict[str, Any] | None, rows: list[Row]) -> dict[str, Handle]:
+async def place_patch(payloads: Payloads, patch: dict[str, Any] | None, rows: list[Row]) -> dict[str, Handle] | None:
     """The variables that a step sets, each with the handle of its value."""
+    if not patch:
+        return None
     placed: dict[str, Handle] = {}
-    for name, value in (patch or {}).items():
+    for name, value in patch.items():
         text = payloads.text(value)
         placed[name] = await patiently(partial(payloads.place, text, rows))
     return placed

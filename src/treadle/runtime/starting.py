@@ -172,8 +172,7 @@ async def made(node: Node, planned: Planned, start: Start) -> tuple[RunHead, Pla
         EncodeError: the run's data hold such a secret.
     """
     plan = node.with_defaults(planned.plan)
-    encoded = encode_plan(plan)
-    hash_ = _hash_of(planned, plan, encoded)
+    encoded, hash_ = _stored(planned, plan)
     needs = needs_of(node.engine.graphs.of(hash_, encoded, plan), encoded)
     if needs:
         _check_data(needs, start, node.registry, plan.workflow)
@@ -213,12 +212,15 @@ async def made(node: Node, planned: Planned, start: Start) -> tuple[RunHead, Pla
     return head, plan, encoded, given.rows
 
 
-def _hash_of(planned: Planned, plan: Plan, encoded: bytes) -> str:
-    """The content hash of a plan as it is stored, which is the planned one if the node has no defaults to add."""
+def _stored(planned: Planned, plan: Plan) -> tuple[bytes, str]:
+    """A plan as it is stored, and its content hash: those of the planned one if the node has no defaults to add."""
     if plan is not planned.plan:
-        return plan_hash(encoded)
-    planned.hash = planned.hash or plan_hash(encoded)
-    return planned.hash
+        encoded = encode_plan(plan)
+        return encoded, plan_hash(encoded)
+    if not planned.hash:
+        planned.encoded = encode_plan(plan)
+        planned.hash = plan_hash(planned.encoded)
+    return planned.encoded, planned.hash
 
 
 def _refuse_secrets(node: Node, planned: Planned, start: Start, plan: Plan, hash_: str) -> None:

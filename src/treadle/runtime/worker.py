@@ -30,6 +30,7 @@ from treadle.core.commands import NO_CALL, Task
 from treadle.core.events import Failure, Handle, Pick
 from treadle.core.inputs import Outcome
 from treadle.core.plan import Fragment
+from treadle.core.tables import SUCCEEDED
 from treadle.errors import DefinitionError, MissingKeyError, StoreError, TreadleError
 from treadle.ports import Environment
 from treadle.runtime.artifacts import ArtifactRoom
@@ -40,6 +41,7 @@ from treadle.runtime.exchange import (
     KEY_SECONDS,
     fetch,
     inline,
+    may_share,
     place_failure,
     place_more,
     place_result,
@@ -62,8 +64,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger("treadle.worker")
 # Shared by the outcomes without payload rows; never changed.
 _NO_ROWS: list[Row] = []
-# Likewise of those that set no variables.
-_NO_PATCH: dict[str, Handle] = {}
 
 
 class Worker:
@@ -248,6 +248,9 @@ class Worker:
     def _run_async(self, attempts: Iterator[Attempt]) -> Coroutine[Any, Any, None] | None:
         """Run async steps until one waits; gives the rest of that one, None if all are over."""
         known, payloads, carrier, ended = self._known, self.payloads, self._turns.carrier, self._ended
+        # Alike steps share a call; what its arguments are is found once where they cannot be changed.
+        values: dict[str, Any] = {}
+        before, caller, shares = NO_CALL, None, False
         for attempt in attempts:
             task = attempt.task
             call = task.call
@@ -256,9 +259,11 @@ class Worker:
                 callee = known.get(task.action)
                 if callee is None or call.poll is not None:
                     callee = self._callees.of(task)
-                values = inline(payloads, callee, task)
-                if values is None or call.data:
-                    return self._go_on(attempt, callee, context, self._read_and_run(task, callee, values, context))
+                if call is not before or callee is not caller or not (shares := shares or may_share(values)):
+                    found = inline(payloads, callee, task)
+                    if found is None or call.data:
+                        return self._go_on(attempt, callee, context, self._read_and_run(task, callee, found, context))
+                    values, before, caller, shares = found, call, callee, False
                 scope = contextvars.copy_context()
                 awaited = scope.run(carrier.send, (context, callee.invoke, (values,)))
                 if awaited is not RETURNED:
@@ -297,17 +302,11 @@ class Worker:
             self._on_free()
         elif text and len(text) <= self._inline_bytes and not context.brings_more:
             task = attempt.task
+            # By position: one for every step.
             outcome = Outcome(
-                number=task.number,
-                generation=task.generation,
-                attempt=task.attempt,
-                lease=task.lease,
-                session=self.session,
-                worker=self.name,
-                started_at=attempt.started_at,
-                result="=" + text,
-                patch=_NO_PATCH,
-            )
+                task.number, task.generation, task.attempt, task.lease,
+                self.session, self.name, attempt.started_at, SUCCEEDED, "=" + text,
+            )  # fmt: skip
             if attempt.timer is None and attempt.silence is None and context.lines is None and self._idle is None:
                 # The plain case of `_leave`; nothing refers to the attempt any more.
                 del self.active[task.lease]

@@ -165,15 +165,6 @@ class Committer:
             self.items.append(Work(append, None, then))
             self.driver.wake()
 
-    def commit_now(self, append: Append, then: Callable[[Answer, BaseException | None], None]) -> None:
-        """Commit an append here, and tell at once; for an inline driver."""
-        answers, error = self._commit([append])
-        then(answers[0], error)
-        if self.store.made_room:
-            self.on_room()
-        if self.wakeups.address:
-            self.announce()
-
     def submit(self, function: Callable[[Store], T], then: Callable[[T, BaseException | None], None]) -> None:
         """Call the store in order with the appends."""
         self.items.append(Work(None, function, then))
@@ -213,7 +204,7 @@ class Committer:
             except Exception as error:  # noqa: BLE001 - whatever the call raised is the caller's answer
                 work.error = error
         if group:
-            answers, failure = self._commit([work.append for work in group if work.append is not None])
+            answers, failure = self.commit([work.append for work in group if work.append is not None])
             for work, answer in zip(group, answers, strict=True):
                 work.value, work.error = answer, failure
             done += group
@@ -224,7 +215,7 @@ class Committer:
     def _tell_room(self, _value: object, _error: BaseException | None) -> None:
         self.on_room()
 
-    def _commit(self, appends: list[Append]) -> tuple[list[Answer], StoreError | None]:
+    def commit(self, appends: list[Append]) -> tuple[list[Answer], StoreError | None]:
         """Commit appends: an answer each, and why nothing is known of them, if so."""
         self.commits += 1
         self.appended += len(appends)
@@ -234,7 +225,8 @@ class Committer:
             answers = self.store.commit(self.session, appends, offer)
         except StoreError as error:
             return [self._failed(error, mark)] * len(appends), error
-        self._committed(answers)
+        if self.wakeups.address or self._full:
+            self._committed(answers)
         return answers, None
 
     def _failed(self, error: StoreError, mark: object) -> Answer:
@@ -513,11 +505,17 @@ class InlineDriver:
         if not self.idle:
             return False
         self.idle = False
+        committer = self.committer
         try:
-            self.committer.commit_now(append, then)
+            answers, error = committer.commit([append])
+            then(answers[0], error)
+            if committer.store.made_room:
+                committer.on_room()
+            if committer.wakeups.address:
+                committer.announce()
         finally:
             self.idle = True
-        if self.committer.items:
+        if committer.items:
             self.wake()
         return True
 

@@ -184,7 +184,7 @@ class MemoryStore(MemoryReader):
         answers: list[Answer] = []
         data = self.data
         with data.lock:
-            own = self._living(session)
+            own = data.sessions.get(session) or self._living(session)
             for append in appends:
                 answers.append(self._append(own, append, offer))  # noqa: PERF401 - most often there is one
             if data.waiting.limited and appends:
@@ -229,7 +229,7 @@ class MemoryStore(MemoryReader):
         self, own: StoredSession, run: StoredRun, append: Append, offer: Offer | None, told: Sequence[str]
     ) -> Answer:
         told = [*told, *change_names(self.data, run, append.names)]
-        answer = self._dispatch(own, run, append, offer)
+        answer = self._dispatch(own, run, append, offer) if append.tasks else Answer("committed")
         answer.told = list(dict.fromkeys(told))
         return answer
 
@@ -323,7 +323,7 @@ class MemoryStore(MemoryReader):
         asked = offer if not run.hold else None
         # The kind of task of which it is known that no waiting one goes before it.
         first: tuple[object, ...] | None = None
-        for kind, tasks in self._alike(append.tasks):
+        for kind, tasks in self._alike(append.tasks) if len(append.tasks) > 1 else (((), append.tasks),):
             entries = data.enter(run, tasks, now)
             task = tasks[0]
             granted = 0
@@ -348,8 +348,6 @@ class MemoryStore(MemoryReader):
 
     def _alike(self, tasks: Sequence[Task]) -> Iterable[tuple[tuple[object, ...], Sequence[Task]]]:
         """New tasks in the order in which they would be claimed, those together of which none differs to a claim."""
-        if len(tasks) == 1:
-            return (((), tasks),)
         # A step that was asked for twice in one decision has its last task only.
         tasks = sorted({task.number: task for task in tasks}.values(), key=_priority_of, reverse=True)
         if self.data.waiting.limited:

@@ -151,7 +151,7 @@ class Oracle:
     def _is_right(self, step: StepState, event: ev.StepSucceeded, found: Any, arguments: dict[str, Any]) -> bool:
         """Whether a step gave what its function gives; only those of the simulation's own workload are known."""
         if step.spec.action in ("sim:cell", "sim:sure-cell"):
-            patch = {name: self.value(handle) for name, handle in event.patch.items()}
+            patch = {name: self.value(handle) for name, handle in (event.patch or {}).items()}
             return (found, patch) == cell_value(event.at, stable(arguments["cell"]))
         if step.spec.action == "sim:back":
             return bool(found == back_value(event.at, stable(arguments["told"])))
