@@ -47,8 +47,8 @@ def main(url: str, conninfo: str, number: int, count: int, processes: int) -> No
             if own and coming < count:
                 again = [task_of(run, coming, key=KEYS[coming % 2])]
                 coming += 1
-            leased = party.append(run, ended=own, tasks=again, slots=2).leased if own else []
-            leased += party.claim(2, now=NOW)
+            handed = party.append(run, ended=own, tasks=again, slots=2).leased if own else ()
+            leased = [*handed, *party.claim(2, now=NOW)]
     store.close()
     print(most, most_of_key, had, coming)
 

@@ -27,6 +27,7 @@ from treadle.core.plan import Choose, Gather, Phase, Phases
 from treadle.core.progress import GatherProgress, PhasesProgress
 from treadle.core.resolve import UnresolvedError, resolve_args, resolve_output, scope_value
 from treadle.core.retrying import due_at
+from treadle.core.sparse import writable
 from treadle.core.state import (
     BY_CONDITION,
     BY_FAILURE,
@@ -233,7 +234,7 @@ def _is_fenced(run: RunState, decision: Decision, step: StepState) -> bool:
     for name in node.signals:
         if name not in run.signals:
             if not fail_late(run, decision, step):
-                run.signal_waiters.setdefault(name, set()).add(node.number)
+                writable(run, "signal_waiters", run.signal_waiters).setdefault(name, set()).add(node.number)
             return True
     return False
 
@@ -424,7 +425,7 @@ def _proceed(run: RunState, decision: Decision, scope: ScopeState, limits: Limit
     """Let a block that opens its content, or a row, go on; True when its outcome may be fixed."""
     for name in scope.node.signals:
         if name not in run.signals:
-            run.signal_waiters.setdefault(name, set()).add(scope.node.number)
+            writable(run, "signal_waiters", run.signal_waiters).setdefault(name, set()).add(scope.node.number)
             return run.is_late(scope)
     spec = scope.node.spec
     if isinstance(spec, Phases):

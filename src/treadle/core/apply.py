@@ -33,6 +33,7 @@ from treadle.core.opened import settled_inside
 from treadle.core.progress import GatherProgress, PhasesProgress
 from treadle.core.reshaping import steps_added, steps_reopened
 from treadle.core.resolve import phases_around, scope_value
+from treadle.core.sparse import writable
 from treadle.core.state import (
     PASSED,
     PASSED_UNBEGUN,
@@ -108,10 +109,11 @@ def _run_started(run: RunState, event: ev.RunStarted) -> None:
     run.depth = event.depth
     run.parent = event.parent
     if event.singleton:
-        run.names[event.singleton] = None
+        writable(run, "names", run.names)[event.singleton] = None
     if event.window is not None:
         run.window = WindowState(event.window, {event.trigger: None})
-    run.dedup.update(run.graph.dedup)
+    if run.graph.dedup:
+        writable(run, "dedup", run.dedup).update(run.graph.dedup)
     make_states(run)
 
 
@@ -144,9 +146,9 @@ def _resumed(run: RunState, event: ev.Resumed) -> None:
 
 def _name_taken(run: RunState, event: ev.NameTaken) -> None:
     run.status = _run_status(run, "name_taken")
-    run.names[event.name] = None
+    writable(run, "names", run.names)[event.name] = None
     if event.waits:
-        run.awaits[event.name] = None
+        writable(run, "awaits", run.awaits)[event.name] = None
 
 
 def _turn_came(run: RunState, event: ev.TurnCame) -> None:
@@ -189,7 +191,7 @@ def _cancel_requested(run: RunState, event: ev.CancelRequested) -> None:
 
 
 def _signal_received(run: RunState, event: ev.SignalReceived) -> None:
-    run.signals.setdefault(event.name, event.value)
+    writable(run, "signals", run.signals).setdefault(event.name, event.value)
     for number in run.signal_waiters.pop(event.name, ()):
         heappush(run.frontier, number)
 
@@ -249,7 +251,7 @@ def step_dispatched(run: RunState, step: StepState, event: ev.StepDispatched) ->
     if step.node.undoable and step.undo is None:
         undoing.began(run, step)
     if event.deadline:
-        run.deadlines[step.node.number] = event.deadline
+        writable(run, "deadlines", run.deadlines)[step.node.number] = event.deadline
     if run.calls:
         run.calls.pop(step.node.number, None)
 
@@ -265,7 +267,7 @@ def _child_started(run: RunState, event: ev.ChildStarted) -> None:
     if event.worker:
         run.workers[event.session] = event.worker
     step.started_at = event.started_at
-    run.calls[step.node.number] = event.child
+    writable(run, "calls", run.calls)[step.node.number] = event.child
     if step.undo is not None:
         step.undo.state = f'="{event.child}"'
 
@@ -327,7 +329,7 @@ def _attempt_failed(run: RunState, event: ev.AttemptFailed) -> None:
 def _keep_report(run: RunState, step: StepState, progress: str) -> None:
     """Keep what an attempt reported last, for the attempts after it."""
     if progress:
-        run.reports[step.node.number] = progress
+        writable(run, "reports", run.reports)[step.node.number] = progress
 
 
 def _attempt_lost(run: RunState, event: ev.AttemptLost) -> None:
@@ -431,7 +433,7 @@ def _condition_evaluated(run: RunState, event: ev.ConditionEvaluated) -> None:
 def _key_evaluated(run: RunState, event: ev.KeyEvaluated) -> None:
     step = step_of(run, event.at)
     step.status = allowed_status(step, "key_evaluated")
-    run.keys[step.node.number] = event.key
+    writable(run, "keys", run.keys)[step.node.number] = event.key
     untask(run, step)
     _look_again(run, step)
 

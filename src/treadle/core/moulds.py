@@ -17,6 +17,7 @@ from treadle.core.events import NULL
 from treadle.core.graph import NO_REFS, Node
 from treadle.core.plan import Body, Gather, Ref, Step
 from treadle.core.progress import GatherProgress
+from treadle.core.sparse import writable
 from treadle.core.state import IterationState, RunState, ScopeState, StepState, new_scope
 
 
@@ -163,13 +164,14 @@ def cast_steps(run: RunState, block: ScopeState, mould: Mould, base: str, indexe
 
 def cast(run: RunState, scope: ScopeState, mould: Mould) -> None:
     """Give an empty body its content; what waits for nothing goes to the frontier."""
-    states, index, frontier, now = run.states, run.index, run.frontier, run.now
+    states, frontier, now = run.states, run.frontier, run.now
+    index = writable(run, "index", run.index)
     base = len(states)
     names = [each.at(base) for each in mould.names]
     within = scope.node
     prefix, constants = within.address, within.constants
     within.refs = names[mould.own]
-    inside = run.children.setdefault(within.number, {})
+    inside = writable(run, "children", run.children).setdefault(within.number, {})
     free, forward = not scope.gated, scope.compensates is None
     for number, part in enumerate(mould.parts, base):
         if not part.plain or not free:

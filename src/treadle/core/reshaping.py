@@ -17,6 +17,7 @@ from treadle.core.counts import (
 from treadle.core.graph import Node, link, place
 from treadle.core.plan import Block, Choose, Gather, Group, Phase, Phases
 from treadle.core.progress import PhasesProgress, new_progress
+from treadle.core.sparse import writable
 from treadle.core.state import NodeState, RunState, ScopeState, StepState, settled
 from treadle.core.tables import RUN
 from treadle.errors import InternalError
@@ -47,7 +48,7 @@ def steps_added(run: RunState, event: ev.StepsAdded) -> None:
             state.around.unsettled += 1
     for node in nodes:
         if event.worker:
-            run.added_on[node.number] = event.worker
+            writable(run, "added_on", run.added_on)[node.number] = event.worker
         _connect(run, node, adder)
         run.undoes = run.undoes or node.undoable
     recount_all(run, changed)
@@ -108,14 +109,14 @@ def _connect(run: RunState, node: Node, adder: StepState) -> None:
     if isinstance(state, ScopeState):
         state.gated = bool(node.needs) or state.around.gated
     elif node.step.dedup is not None:
-        run.dedup[node.step.dedup] = node.number
+        writable(run, "dedup", run.dedup)[node.step.dedup] = node.number
     for upstream, flags in node.needs:
         above = run.states[upstream]
         if above.more is None:
             above.more = []
         above.more.append((node.number, flags))
-    run.adder[node.number] = adder.node.number
-    run.added_by.setdefault(adder.node.number, []).append(node.number)
+    writable(run, "adder", run.adder)[node.number] = adder.node.number
+    writable(run, "added_by", run.added_by).setdefault(adder.node.number, []).append(node.number)
 
 
 def steps_reopened(run: RunState, event: ev.StepsReopened) -> None:

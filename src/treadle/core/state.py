@@ -24,6 +24,7 @@ from treadle.core.events import NULL, Arg, Failure, Window
 from treadle.core.graph import Graph, Node, node_of
 from treadle.core.plan import Body, Choose, Gather, Phase, Phases, Step
 from treadle.core.progress import GatherProgress, PhasesProgress, Progress, Sight, new_progress
+from treadle.core.sparse import UNWRITTEN, writable
 from treadle.core.tables import CANCELLED, FAILED, NOTHING, OPEN, OUTCOMES, SKIPPED, SUCCEEDED, WAITING
 from treadle.core.undo import StepUndo, Unwinding
 
@@ -278,36 +279,35 @@ class RunState:
         self.result: Arg = NULL
         self.missing: Sequence[str] = ()
         # "", "soft" or "hard"; the next number that a cancel has to look at. Unwinding leaves `cancelled` of it.
-        self.cancelling = ""
-        self.cancel_at = 0
+        self.cancelling, self.cancel_at = "", 0
         # Tasks in the store; steps whose status is ready.
         self.tasks = self.readied = 0
-        self.signals: dict[str, str] = {}
+        self.signals: dict[str, str] = UNWRITTEN
         # Signal name -> numbers of steps that found it missing.
-        self.signal_waiters: dict[str, set[int]] = {}
+        self.signal_waiters: dict[str, set[int]] = UNWRITTEN
         # Heap of the numbers of nodes that may have become decidable.
         self.frontier: list[int] = []
         # Ready steps that wait for room, as a heap of `ready_key`s.
         self.ready: list[int] = []
         # Step number -> the key of the run that it has called and that has not ended.
-        self.calls: dict[int, str] = {}
+        self.calls: dict[int, str] = UNWRITTEN
         # Step number -> when it stops being polled; fixed by the first dispatch after it was opened.
-        self.deadlines: dict[int, float] = {}
+        self.deadlines: dict[int, float] = UNWRITTEN
         # Step number -> what an attempt that did not succeed reported last, for the attempts after it.
-        self.reports: dict[int, str] = {}
+        self.reports: dict[int, str] = UNWRITTEN
         self.states: list[StepState | ScopeState] = []
         # What steps added, on top of the graph: names, children of scopes, dedup keys, and who added what.
-        self.index: dict[str, int] = {}
-        self.children: dict[int, dict[str, Node]] = {}
-        self.dedup: dict[str, int] = {}
-        self.adder: dict[int, int] = {}
-        self.added_by: dict[int, list[int]] = {}
+        self.index: dict[str, int] = UNWRITTEN
+        self.children: dict[int, dict[str, Node]] = UNWRITTEN
+        self.dedup: dict[str, int] = UNWRITTEN
+        self.adder: dict[int, int] = UNWRITTEN
+        self.added_by: dict[int, list[int]] = UNWRITTEN
         # By number, keys that workers have found, and who added what is to run where it was added; the ids of workers.
-        self.keys: dict[int, str] = {}
-        self.added_on: dict[int, str] = {}
+        self.keys: dict[int, str] = UNWRITTEN
+        self.added_on: dict[int, str] = UNWRITTEN
         self.workers: dict[str, str] = {}
         # Step number -> the scope of all that the step adds, where something asked for it.
-        self.own: dict[int, ScopeState] = {}
+        self.own: dict[int, ScopeState] = UNWRITTEN
         # Whether iterations that have succeeded are noted, to be forgotten (see `forgetting`); how many were.
         self.forgets = False
         self.closed: Sequence[ScopeState] = ()
@@ -318,16 +318,16 @@ class RunState:
         # "stop" or "unwind"; whether a cancel asked to unwind; the unwindings under way, by the scope's number.
         self.on_failure: str = graph.plan.on_failure
         self.unwind = False
-        self.unwindings: dict[int, Unwinding] = {}
+        self.unwindings: dict[int, Unwinding] = UNWRITTEN
         # Rows whose phase can be compensated, in the order they succeeded; whether a block was unwound by itself.
         self.compensable: Sequence[ScopeState] = ()
         self.unwound = self.cancelled = False
         # Names in whose lines the run is, and those whose turn has not come (see `singletons`).
-        self.names, self.awaits = dict[str, None](), dict[str, None]()
+        self.names: dict[str, None] = UNWRITTEN
+        self.awaits: dict[str, None] = UNWRITTEN
         self.window: WindowState | None = None
         # By which number the caller asked to undo this run (0: it did not); steps whose undo goes on in called runs.
-        self.asked = 0
-        self.asked_runs = _NO_NUMBERS
+        self.asked, self.asked_runs = 0, _NO_NUMBERS
 
     # -- names -------------------------------------------------------------------------------------------
 
@@ -435,7 +435,7 @@ class RunState:
             if around.stopping:
                 inner.stopping = "cancelled"
             self.states.append(inner)
-        self.index[address] = node.number
+        writable(self, "index", self.index)[address] = node.number
         return node
 
     def again(self, node: Node, spec: Spec) -> Node:
@@ -453,7 +453,8 @@ class RunState:
         inside = self.children.get(scope.number)
         if inside is None:
             # A gather keeps its iterations itself.
-            inside = self.children[scope.number] = {} if type(scope.spec) is Gather else {**self.inside(scope)}
+            inside = {} if type(scope.spec) is Gather else {**self.inside(scope)}
+            writable(self, "children", self.children)[scope.number] = inside
         inside[segment] = node
 
     def inside(self, scope: Node) -> Mapping[str, Node]:
@@ -493,7 +494,7 @@ class RunState:
         adder = self.states[owner.number]
         # A detached cell is not counted in its row, and neither is what it adds.
         scope.around = adder.around
-        self.own[owner.number] = scope
+        writable(self, "own", self.own)[owner.number] = scope
         if settled(adder):
             # Nothing was added and nothing will be: it has been settled all the time.
             scope.status = adder.status

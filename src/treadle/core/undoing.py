@@ -13,6 +13,7 @@ from treadle.core.counts import allowed_scope_status, allowed_status, scope_at, 
 from treadle.core.plan import Phases
 from treadle.core.reopening import rewound_effects, rewound_rows
 from treadle.core.reshaping import steps_below
+from treadle.core.sparse import writable
 from treadle.core.state import NodeState, RunState, ScopeState, StepState
 from treadle.core.tables import NONE, OPEN, PENDING, READY, RUN, RUNNING, UNDO, UNDONE, WAITING
 from treadle.core.undo import STANDING, StepUndo, Unwinding, has_effect, undo_of
@@ -126,7 +127,8 @@ def unwinding_started(run: RunState, event: ev.UnwindingStarted) -> None:
         run.cancelled = run.cancelled or run.cancelling != ""
         run.cancelling = ""
     scope.unwound = ""
-    scope.unwinding = run.unwindings[scope.node.number] = Unwinding(scope, below, taken, rows, event.rewind)
+    scope.unwinding = Unwinding(scope, below, taken, rows, event.rewind)
+    writable(run, "unwindings", run.unwindings)[scope.node.number] = scope.unwinding
 
 
 def _run_status(run: RunState, scope: ScopeState, kind: str) -> str:

@@ -70,7 +70,7 @@ class Engine:
         ids: Ids,
         hub: Hub,
         limits: Limits,
-        on_leased: Callable[[list[Task]], None],
+        on_leased: Callable[[Sequence[Task]], None],
         on_adopted: Callable[[Task], None],
         on_queued: Callable[[], None],
         on_taken_back: Callable[[], None],

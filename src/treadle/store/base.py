@@ -240,7 +240,7 @@ class Answer(msgspec.Struct, gc=False):
     """What became of an append. `leased` are its tasks that the session got, with their tokens."""
 
     status: Literal["committed", "conflict", "exists", "refused", "fenced", "full", "held", "unfit", "doubt"]
-    leased: list[Task] = []
+    leased: Sequence[Task] = []
     # Tasks of this append that wait in the store (for wake-ups and `not_before` timers).
     queued: int = 0
     # The queue that is full, and what its limits say of such starts.

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 
 from treadle.store.base import InboxInput, Report, Reported
 from treadle.testing.contract_kit import (
@@ -337,6 +338,18 @@ class ClaimsContract:
         assert one.claim(5, now=NOW + 4.999) == []
         assert numbers(one.claim(5, now=NOW + 5)) == [2]
         assert numbers(one.claim(5, now=NOW + 60)) == [1]
+
+    @pytest.mark.parametrize("slots", [0, 1, 2])
+    def test_a_claim_after_one_that_filled_its_slots_tells_what_falls_due(
+        self, make_store: MakeStore, slots: int
+    ) -> None:
+        one = Party(make_store(), "one")
+        one.start(tasks=[task_of(RUN, 1), task_of(RUN, 2), task_of(RUN, 3, not_before=NOW + 7)])
+        assert numbers(one.claim(1)) == [1]
+
+        claimed, due = one.store.claim(one.id, Slots(slots), NOW)
+
+        assert (numbers(claimed), due) == ([2][:slots], NOW + 7)
 
     def test_a_node_whose_clock_is_behind_does_not_claim_what_is_due_for_another(self, make_store: MakeStore) -> None:
         one, two = Party(make_store(), "one"), Party(make_store(), "two")

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from treadle.core.commands import Task
+from treadle.core.commands import NO_CALL, Task
 from treadle.core.events import encode_events
 from treadle.store.base import Answer, Append, StepRow
 from treadle.store.ledger import Gate
@@ -401,15 +401,12 @@ class Group:
             self.ceilings.update(self.locked.ceilings)
         for append in appends:
             run = self.runs[append.key]
-            answer = Answer("committed")
-            self.answers.append(answer)
             if stacked:
                 # Those that an earlier append of this group has made.
                 for number in append.ended:
                     self._drop(rows, (run.n, number))
                     self.leased.discard((append.key, number))
-            if append.tasks:
-                self._dispatch(append, run, answer, rows)
+            self.answers.append(self._dispatch(append, run, rows) if append.tasks else Answer("committed"))
         self._pack(_TASKS, list(rows.values()))
 
     def _drop(self, rows: dict[tuple[int, int], Values], place: tuple[int, int]) -> None:
@@ -418,10 +415,12 @@ class Group:
         if row is not None and row[_GATE] and self.locked is not None:
             self.locked.facts.end(row[_GATE], row[_KEY], row[_STATE])
 
-    def _dispatch(self, append: Append, run: AppendedRun, answer: Answer, rows: dict[tuple[int, int], Values]) -> None:
+    def _dispatch(self, append: Append, run: AppendedRun, rows: dict[tuple[int, int], Values]) -> Answer:
         """Enter the append's tasks; those that would be claimed first are the first to get slots (promise 4)."""
         now, n = append.time, run.n
-        tasks: Sequence[Task] = append.tasks
+        tasks = append.tasks
+        queued = 0
+        call, text = NO_CALL, ""
         if len(tasks) > 1:
             tasks = sorted(tasks, key=_by_priority)
         held = run.hold_was if append.hold is None else append.hold
@@ -441,14 +440,16 @@ class Group:
             if due and offer is not None and self._takes(task, gate, key, offer, now):
                 task.lease = self.own.token(self.link)
                 state = LEASED
-                answer.leased.append(task)
                 if gate is not None and locked is not None:
                     locked.facts.lease(gate, key, now, task.priority, turn)
                     self.leased.add((append.key, task.number))
             else:
                 task.lease = 0
                 state = DELAYED if not due else LINED if gate is not None and key and gate.limits.by_key else WAITING
-                answer.queued += 1
+                queued += 1
+            if task.call is not call:
+                # Those of alike steps are one.
+                call, text = task.call, _encode_call(task.call).decode()
             rows[n, task.number] = (
                 n,
                 task.number,
@@ -462,12 +463,13 @@ class Group:
                 task.queue,
                 task.action,
                 task.address,
-                _encode_call(task.call).decode(),
+                text,
                 0 if gate is None else gate.n,
                 key,
                 task.target,
                 turn,
             )
+        return Answer("committed", [task for task in tasks if task.lease] if queued else tasks, queued)
 
     def _takes(self, task: Task, gate: Gate | None, key: str, offer: Offer, now: float) -> bool:
         """Whether a due task is leased at once; if it is not, others may have to wait behind it."""

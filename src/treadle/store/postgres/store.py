@@ -357,7 +357,7 @@ class PostgresStore(PostgresReader):
     def claim(self, session: str, offer: Offer, now: float) -> tuple[list[Task], float | None]:
         """Lease due tasks, over all queues by priority, then age."""
         later: float | None = None
-        if not self._expects:
+        if not (self._expects and offer.free()):
             due, later = self._as(session, lambda own: look(self._limits, own, now))
             if not due:
                 self._appends.forget_waiting()

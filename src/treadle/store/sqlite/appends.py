@@ -34,9 +34,7 @@ from treadle.store.sqlite.waiting import promote, unpark
 # Cached numbers of runs; beyond this the cache starts anew.
 _CACHED_RUNS = 200_000
 
-_UPDATE = (
-    "UPDATE runs SET version = ?, updated_at = ? WHERE n = ? AND version = ? AND owner = ? AND hold = ? AND status = ?"
-)
+_UPDATE = "UPDATE runs SET version=?,updated_at=? WHERE n=? AND version=? AND owner=? AND hold=? AND status=?"
 # Apart, since a column that is set costs the upkeep of its indexes even if it keeps its value.
 _UPDATE_ALL = (
     "UPDATE runs SET version = ?, updated_at = ?, hold = ?, status = ?, owner = ?"

@@ -202,7 +202,8 @@ def connect(path: str, *, sync: str, create: bool, read_only: bool = False) -> D
         flags = apsw.SQLITE_OPEN_READONLY
     else:
         flags = apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if create else 0)
-    opened = apsw.Connection(path, flags=flags, statementcachesize=200)
+    # One thread at a time uses a connection, so SQLite need not lock it for every row.
+    opened = apsw.Connection(path, flags=flags | apsw.SQLITE_OPEN_NOMUTEX, statementcachesize=200)
     con = cast(Database, opened)
     try:
         # Before anything reads the file, else concurrent openers get "database is locked".

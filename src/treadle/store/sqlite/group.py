@@ -22,8 +22,8 @@ from treadle.store.sqlite.schema import LEASED
 from treadle.store.sqlite.tokens import OwnSession
 from treadle.store.sqlite.waiting import NOBODY, anything_due, ceiling, promote
 
-_INSERT_JOURNAL = "INSERT INTO journal (run, version, commit_id, time, session, events) VALUES (?, ?, ?, ?, ?, ?)"
 # Without blanks: for every row the driver hashes the whole text.
+_INSERT_JOURNAL = "INSERT INTO journal(run,version,commit_id,time,session,events)VALUES(?,?,?,?,?,?)"
 _INSERT_STEP = f"INSERT OR REPLACE INTO steps(run,{','.join(STEP_FIELDS)})VALUES(?{',?' * len(STEP_FIELDS)})"
 _INSERT_TASK = (
     "INSERT OR REPLACE INTO tasks(run,number,state,session,lease,age,priority,not_before,started_at,"
@@ -31,7 +31,7 @@ _INSERT_TASK = (
     "VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,0,'')"
 )
 _DELETE_TASK = "DELETE FROM tasks WHERE run = ? AND number = ?"
-_DELETE_LEASED = "DELETE FROM tasks WHERE run = ? AND number = ? AND state = 3"
+_DELETE_LEASED = "DELETE FROM tasks WHERE run=? AND number=? AND state=3"
 _DELETE_STEPS = "DELETE FROM steps WHERE run = ? AND number IN (SELECT value FROM json_each(?))"
 _UPDATE_UNDO = "UPDATE steps SET undo = ? WHERE run = ? AND address = ?"
 _DELETE_INPUT = "DELETE FROM inbox WHERE run = ? AND id = ?"
@@ -121,14 +121,11 @@ class Group:
         stacked = len(runs) < len(appends)
         answers: list[Answer] = []
         for append in appends:
-            answer = Answer("committed")
-            answers.append(answer)
             if append.ended and (stacked or self.late):
                 self._end_late(append)
             if append.hold is not None or append.revoke or append.interrupts or append.unwound is not None:
                 self._steer(append)
-            if append.tasks:
-                self._dispatch(append, runs[append.key], answer)
+            answers.append(self._dispatch(append, runs[append.key]) if append.tasks else Answer("committed"))
             if append.posts or append.report is not None:
                 self._tell(append)
             if append.given:
@@ -301,12 +298,13 @@ class Group:
             body = encode_input(Revoked(numbers=sorted(numbers)))
             con.execute(INSERT_INPUT, (n, f"revoked:{version}", body))
 
-    def _dispatch(self, append: Append, run: AppendedRun, answer: Answer) -> None:
+    def _dispatch(self, append: Append, run: AppendedRun) -> Answer:
         """Enter the append's tasks; those that would be claimed first are the first to get slots (promise 4)."""
         now = append.time
         n = run.n
         own = self.own
-        tasks: Sequence[Task] = append.tasks
+        tasks = append.tasks
+        queued = 0
         if len(tasks) > 1:
             tasks = sorted(tasks, key=_by_priority)
         offer = None if run.hold_was else self.offer
@@ -324,14 +322,13 @@ class Group:
             if due and offer is not None and self._takes(task, gate, offer, now):
                 task.lease = lease = own.token(self.con)
                 state, session, age = LEASED, own.n, 0
-                answer.leased.append(task)
                 if gate is not None:
                     self.limits.started(gate, task.key, now, task.priority, turn)
             else:
-                lease = session = 0
+                task.lease = lease = session = 0
                 state = self.limits.state_of(task, due)
                 age = self._next_age()
-                answer.queued += 1
+                queued += 1
             if task.call is not call:
                 # Those of alike steps are one.
                 call, text = task.call, _encode(task.call).decode()
@@ -359,6 +356,8 @@ class Group:
             if self.interrupts:
                 # An interrupt of the attempt before is none of this one's.
                 self.interrupts.pop(place, None)
+        # Most often all of them, and then the list itself: one fewer for the garbage collector to look at.
+        return Answer("committed", [task for task in tasks if task.lease] if queued else tasks, queued)
 
     def _takes(self, task: Task, gate: Gate | None, offer: Offer, now: float) -> bool:
         """Whether a due task is leased at once; if it is not, others may have to wait behind it."""
