@@ -27,7 +27,7 @@ from treadle.core.plan import Choose, Gather, Phase, Phases
 from treadle.core.progress import GatherProgress, PhasesProgress
 from treadle.core.resolve import UnresolvedError, resolve_args, resolve_output, scope_value
 from treadle.core.retrying import due_at
-from treadle.core.sparse import writable
+from treadle.core.sparse import UNWRITTEN, writable
 from treadle.core.state import (
     BY_CONDITION,
     BY_FAILURE,
@@ -58,6 +58,7 @@ from treadle.core.unwinding import begin_unwinding, must_unwind, unwind, unwind_
 MAX_NAMED = 100
 # A frontier of up to so many nodes is taken as the heap that it is.
 _LONG = 64
+_NOTHING_DUE: list[int] = []
 
 
 def advance(run: RunState, decision: Decision, limits: Limits) -> None:
@@ -92,10 +93,10 @@ def _look_around(run: RunState, decision: Decision, limits: Limits, bound: int) 
     frontier, states, events = run.frontier, run.states, decision.events
     plain = _is_plain(run)
     # Steps for which there is no room, by number, and iterations that have succeeded; one event tells of all of them.
-    held: dict[int, StepState] = {}
-    done: dict[ScopeState, dict[IterationState, Arg]] = {}
+    held: dict[int, StepState] = UNWRITTEN
+    done: dict[ScopeState, dict[IterationState, Arg]] = UNWRITTEN
     # What is left of a long frontier, last first: to sort it once costs less than a heap.
-    due: list[int] = []
+    due: list[int] = _NOTHING_DUE
     while (frontier or due) and len(events) + len(held) < bound:
         if not due and len(frontier) > _LONG:
             due = sorted(frontier, reverse=True)
@@ -107,8 +108,10 @@ def _look_around(run: RunState, decision: Decision, limits: Limits, bound: int) 
             if held:
                 held.pop(number, None)
             if _look(run, decision, state, limits, held, plain):
+                held = held or {}
                 held[number] = state
         elif type(state) is IterationState and (value := value_of_success(run, state)) is not None:
+            done = done or {}
             done.setdefault(state.around, {})[state] = value
         else:
             _look_further(run, decision, state, limits)

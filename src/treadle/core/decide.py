@@ -75,8 +75,6 @@ def decide(run: RunState, inputs: Iterable[tuple[inp.AnyInput, str]], *, now: fl
     # Journal time never runs backwards.
     run.now = max(run.now, now)
     events = decision.events
-    refusals: dict[int, Refusal] = {}
-    spans: dict[int, tuple[int, int]] = {}
     was_closed = bool(run.names) and is_closed(run)
     was_open = run.window is not None and is_open(run)
     if run.deadline:
@@ -84,22 +82,24 @@ def decide(run: RunState, inputs: Iterable[tuple[inp.AnyInput, str]], *, now: fl
     for position, (value, cause) in enumerate(inputs):
         begin = len(events)
         refusal = _HANDLERS[type(value)](run, decision, value, cause)
-        if refusal is not None:
-            refusals[position] = refusal
-            if cause:
-                decision.record(run, ev.InputRefused(code=refusal.code, message=refusal.message, cause=cause))
-        elif cause and len(events) == begin:
-            decision.record(run, ev.InputAccepted(cause=cause))
+        if refusal is not None or cause:
+            _say(run, decision, refusal, cause, led=len(events) > begin)
         if type(value) is not inp.Outcome:
-            spans[position] = (begin, len(events))
-    if spans:
-        decision.refusals, decision.spans = refusals, spans
+            decision.note(position, begin, refusal)
     if was_closed:
         was_closed = wait_again(run, decision)
     advance(run, decision, limits)
     if run.names or was_open:
         _leave(run, decision, was_closed=was_closed, was_open=was_open)
     return decision
+
+
+def _say(run: RunState, decision: Decision, refusal: Refusal | None, cause: str, *, led: bool) -> None:
+    """Record what became of an input from the inbox that led to no event."""
+    if refusal is not None and cause:
+        decision.record(run, ev.InputRefused(code=refusal.code, message=refusal.message, cause=cause))
+    elif cause and not led:
+        decision.record(run, ev.InputAccepted(cause=cause))
 
 
 def _leave(run: RunState, decision: Decision, *, was_closed: bool, was_open: bool) -> None:

@@ -78,6 +78,14 @@ class Decision(msgspec.Struct, eq=False, gc=False):
         apply(run, event)
         self.settled.append(step)
 
+    def note(self, position: int, begin: int, refusal: Refusal | None) -> None:
+        """Note the answer to an input that somebody may wait for: its events are the last ones, from `begin` on."""
+        if not isinstance(self.spans, dict):
+            self.spans, self.refusals = dict[int, tuple[int, int]](), dict[int, Refusal]()
+        self.spans[position] = (begin, len(self.events))
+        if refusal is not None and isinstance(self.refusals, dict):
+            self.refusals[position] = refusal
+
     def note_reopened(self, run: RunState, event: AnyEvent) -> None:
         """Note the steps that an applied event has reopened, if it is one that does."""
         if isinstance(event, StepsReopened):

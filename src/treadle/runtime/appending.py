@@ -9,10 +9,13 @@ from treadle.core.deadlines import is_awaited
 from treadle.core.decide import Decision
 from treadle.core.events import Failure
 from treadle.core.inputs import AnyInput
+from treadle.core.state import StepState
 from treadle.runtime.folding import step_row, undo_rows
 from treadle.runtime.owned import Owned, Pending
 from treadle.runtime.posts import posts_of
 from treadle.store.base import Append
+
+_TOLD: list[StepState] = []
 
 
 def append_of(owned: Owned, decision: Decision, items: Sequence[Pending], commit_id: int) -> Append:
@@ -42,6 +45,9 @@ def append_of(owned: Owned, decision: Decision, items: Sequence[Pending], commit
         posts=posts_of(state.key, expect + 1, decision) if decision.posts else (),
         names=decision.names,
     )
+    if decision.settled:
+        # They are told by their rows, and while those wait a list is one more thing for the collector to look at.
+        decision.settled = _TOLD
     if decision.undone:
         append.undos = undo_rows(decision.undone)
     for item in items:

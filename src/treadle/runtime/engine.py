@@ -138,7 +138,7 @@ class Engine:
         append = append_of(owned, decision, (), self._commit_id)
         append.head = head
         append.plan = encoded
-        append.payloads = rows
+        append.payloads = rows or ()
         append.report = report
         owned.in_flight = ()
         self.runs[head.key] = owned

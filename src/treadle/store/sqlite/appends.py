@@ -68,8 +68,14 @@ class Appends:
         """Apply the appends in a transaction that is open; `restart` rolls it back and opens another."""
         self._made.clear()
         refusable = bool(self.limits.gates) and any(map(self._may_be_refused, appends))
-        first = appends[0]
-        if refusable or (any(map(_is_alone, appends)) and (len(appends) > 1 or first.report or first.names)):
+        # A hold changes nothing for the tasks of an append that stands alone.
+        single = len(appends) == 1
+        apart = [
+            append
+            for append in appends
+            if append.report or append.names or ((append.hold is not None or append.revoke) and not single)
+        ]
+        if refusable or apart:
             # What these change for the tasks of others depends on the order, so the rare group that has them is
             # written one by one.
             return [answer for append in appends for answer in self._write_examined(own, [append], offer)]
@@ -358,10 +364,6 @@ class Appends:
                 con.execute("INSERT INTO plans (hash, uses, body) VALUES (?, ?, ?)", (name, count, bodies[name]))
                 plans[name] = con.last_insert_rowid()
         return plans
-
-
-def _is_alone(append: Append) -> bool:
-    return append.hold is not None or append.revoke or append.report is not None or bool(append.names)
 
 
 def _new_run(append: Append) -> AppendedRun:
