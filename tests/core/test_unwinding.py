@@ -191,7 +191,7 @@ def test_an_operator_puts_off_an_undo_that_does_not_end(verb: Any) -> None:
 
     decision = driver.give(inp.UndoStep(verb, "b"))
 
-    assert (decision.ended, decision.interrupts) == ([2], (2,))
+    assert (decision.ended, decision.interrupts) == ((2,), (2,))
     assert driver.waiting() == ["a"]
     driver.give(late)
     driver.finish()

@@ -31,7 +31,11 @@ def outcome(run: RunState, decision: Decision, value: inp.Outcome, cause: str) -
     step = states[number] if 0 <= number < len(states) else None
     if type(step) is not StepState or step.tasked != attempt or not attempt or step.generation != value.generation:
         return None
-    decision.ended.append(number)
+    if isinstance(decision.ended, list):
+        # Here, since it is for every step of a fan.
+        decision.ended.append(number)
+    else:
+        decision.end(number)
     if attempt > 0 and value.status == SUCCEEDED and step.status == DISPATCHED:
         # What is asked for the sake of a condition or an undo has a number below zero.
         _succeeded(run, decision, step, value, cause)
@@ -226,7 +230,7 @@ def lost(run: RunState, decision: Decision, value: inp.Lost, cause: str) -> Refu
     step = run.step(value.number)
     if step is None or step.tasked != value.attempt or not value.attempt or step.generation != value.generation:
         return None
-    decision.ended.append(value.number)
+    decision.end(value.number)
     if undo_runs(step):
         undo_lost(run, decision, step, value, cause)
         return None

@@ -53,7 +53,7 @@ def child_started(run: RunState, decision: Decision, value: inp.ChildStarted, ca
         # An attempt of its undo has a number below 0, and is another matter.
         if step is not None and step.tasked > 0:
             ended = ev.AttemptEnded(at=value.at, attempt=step.tasked, outcome="succeeded", session=value.session)
-            decision.ended.append(step.node.number)
+            decision.end(step.node.number)
             decision.record(run, msgspec.structs.replace(ended, cause=cause))
         if not value.detached and (step is None or step.status != SUCCEEDED):
             # The step was cancelled, or rewound, while its child was being made.
@@ -73,7 +73,7 @@ def child_started(run: RunState, decision: Decision, value: inp.ChildStarted, ca
 
 def _start(run: RunState, decision: Decision, step: StepState, value: inp.ChildStarted, cause: str) -> None:
     """Note that the child runs; the task that made it is over."""
-    decision.ended.append(step.node.number)
+    decision.end(step.node.number)
     started = ev.ChildStarted(
         at=step.node.address,
         attempt=step.tasked,
@@ -136,7 +136,7 @@ def child_asked(run: RunState, decision: Decision, value: inp.ChildAsked, cause:
     if step is None or not undo_runs(step) or step.tasked != value.attempt:
         # The child's answer was quicker than this report.
         return None
-    decision.ended.append(step.node.number)
+    decision.end(step.node.number)
     decision.record(run, ev.ChildAsked(at=value.at, number=-value.attempt, session=value.session, cause=cause))
     if _is_parked(run, step):
         decision.posts += ((value.child, inp.Cancel()),)
@@ -151,7 +151,7 @@ def child_unwound(run: RunState, decision: Decision, value: inp.ChildUnwound, ca
     if step is None or not undo_runs(step) or step.asking != value.number:
         return None
     if step.tasked:
-        decision.ended.append(step.node.number)
+        decision.end(step.node.number)
     end_undo(run, decision, step, _end_of_undo(run, step, value, cause))
     return None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import msgspec
@@ -14,6 +14,9 @@ from treadle.core.events import AnyEvent, StepsReopened
 from treadle.core.inputs import AnyInput
 from treadle.core.state import RunState, StepState
 from treadle.core.tables import RUNNING
+
+# Most decisions end one task. What waits for a commit is not to hold a list of its own for it.
+_ALONE = [(number,) for number in range(1024)]
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -37,7 +40,7 @@ class Decision(msgspec.Struct, eq=False, gc=False):
     # Attempts to put into the store, after what `ended` names is taken out of it.
     tasks: list[Task] = []
     # Numbers of steps whose task is over; steps that settled; numbers of steps that were reopened.
-    ended: list[int] = []
+    ended: Sequence[int] = ()
     settled: list[StepState] = []
     # Steps whose undo came to an end.
     undone: tuple[StepState, ...] = ()
@@ -77,6 +80,15 @@ class Decision(msgspec.Struct, eq=False, gc=False):
         self.events.append(event)
         apply(run, event)
         self.settled.append(step)
+
+    def end(self, number: int) -> None:
+        """The task of a step is over."""
+        if isinstance(self.ended, list):
+            self.ended.append(number)
+        elif self.ended:
+            self.ended = [*self.ended, number]
+        else:
+            self.ended = _ALONE[number] if number < len(_ALONE) else (number,)
 
     def note(self, position: int, begin: int, refusal: Refusal | None) -> None:
         """Note the answer to an input that somebody may wait for: its events are the last ones, from `begin` on."""

@@ -261,7 +261,7 @@ def _put_off(run: RunState, decision: Decision, state: NodeState, verb: str, cau
     at, number = step.node.address, step.node.number
     if step.tasked:
         # Its task goes, whoever holds it; what that attempt reports is not heard any more.
-        decision.ended.append(number)
+        decision.end(number)
         decision.interrupts += (number,)
     elif number in run.asked_runs:
         decision.posts += ((child_key(run.key, at, step.generation), inp.Cancel(hard=True)),)

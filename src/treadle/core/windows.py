@@ -97,5 +97,5 @@ def trigger(run: RunState, decision: Decision, value: inp.Trigger, cause: str) -
 
 def _take_back(decision: Decision, number: int) -> None:
     """End the timer's task, in the store and in this very decision."""
-    decision.ended.append(number)
+    decision.end(number)
     decision.tasks = [task for task in decision.tasks if task.number != number]

@@ -35,7 +35,11 @@ async def start_run(
     wanted, number = start, 1
     enters: Enters = "take"
     while True:
-        key, answer = await _begin(node, planned, wanted, enters)
+        # Keys tell the order in which runs were made.
+        key = node.environment.ids.key()
+        answer = await begin(node, planned, msgspec.structs.replace(wanted, key=key), enters=enters)
+        if answer.on_full == "wait":
+            key, answer = await _begin_later(node, planned, wanted, enters, key, answer)
         if answer.status == "committed":
             return Run[Any](node, wanted.id or key, planned.result, key)
         if answer.status == "held" and on_conflict in ("queue", "replace"):
@@ -50,18 +54,10 @@ async def start_run(
             raise _not_made(start.id or key, answer)
 
 
-async def _begin(node: Node, planned: Planned, start: Start, enters: Enters) -> tuple[str, Answer]:
-    """Make a run, if need be when there is a place for it; its key, and the store's answer."""
-    # Keys tell the order in which runs were made.
-    key = node.environment.ids.key()
-    answer = await begin(node, planned, msgspec.structs.replace(start, key=key), enters=enters)
-    return await _begin_later(node, planned, start, enters, key, answer) if answer.on_full == "wait" else (key, answer)
-
-
 async def _begin_later(
     node: Node, planned: Planned, start: Start, enters: Enters, key: str, answer: Answer
 ) -> tuple[str, Answer]:
-    """As `_begin`, for a start that was told to wait for a place."""
+    """Make a run when there is a place for it; its key, and the store's answer."""
 
     async def attempt() -> Answer:
         nonlocal key
