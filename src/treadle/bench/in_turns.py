@@ -21,7 +21,7 @@ async def in_turns(
     """Measure both in turns: the middle round of the workload, and of its ceiling's steps a second.
 
     `ceiling` gets how many steps the workload had. The first round also pays for what is kept of a plan: that it is
-    compiled, and its hash.
+    compiled and stored, and its hash.
     """
     rounds: list[Found] = []
     rates: list[float] = []
