@@ -293,3 +293,33 @@ def test_the_file_of_a_run_is_found_from_its_own_folder(project: Project) -> Non
     )
 
     assert json.loads(done.stdout) == {"sum": 12, "name": "n"}, done.stderr
+
+
+YOUNG = """
+import gc
+from treadle import step, workflow
+
+{set}
+
+@step
+async def young() -> int:
+    return gc.get_threshold()[0]
+
+@workflow
+def main() -> int:
+    return young.bind()
+"""
+
+
+@pytest.mark.parametrize(("own", "young"), [("", 10_000), ("gc.set_threshold(345)", 345), ("gc.set_threshold(0)", 0)])
+def test_the_collector_looks_less_often_unless_the_program_says_something_else(
+    tmp_path: Path, own: str, young: int
+) -> None:
+    (tmp_path / "flow.py").write_text(YOUNG.replace("{set}", own))
+
+    done = subprocess.run(
+        [sys.executable, "-m", "treadle", "run", "flow.py:main", "--quiet"],
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+
+    assert json.loads(done.stdout) == young

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from treadle.cli.collector import look_less_often
 from treadle.cli.complaints import INTERRUPTED
 from treadle.cli.desk import Desk, pairs, with_desk
 from treadle.cli.documents import document_at, is_document, runnable
@@ -148,6 +149,7 @@ async def run(
     finishes what is left of it. Ctrl-C lets running steps end; the same command goes on later.
     TARGET may be a saved plan (plan.json, plan.yaml); it is refused if it was changed.
     """
+    look_less_often()
     given = parse_inputs(inputs)
     kept = _place_of_receipt(receipt, detach=detach)
     workflow = _found(target, given, modules, reset=reset)
@@ -313,6 +315,7 @@ async def worker(
     TARGET is a file or a module; without it, `modules` of [tool.treadle] in pyproject.toml. The packages that it holds
     are served too.
     """
+    look_less_often()
     names, packages = _import_all(targets, named)
     make_folder(desk.url)
     mode: bool | Literal["cycles"] = "cycles" if until_idle or max_cycles else True

@@ -11,6 +11,7 @@ import click
 import msgspec
 
 from treadle.cli.analysing import critical_path, levels
+from treadle.cli.collector import look_less_often
 from treadle.cli.desk import Desk, pairs, with_desk
 from treadle.cli.documents import document_at, facts_of_saved, is_document, save_plan
 from treadle.cli.output import emit, plainly, table, write, write_json
@@ -153,6 +154,9 @@ def bench(workload: str, size: int | None, store: str | None, output: str) -> No
     from treadle.bench.main import run_bench
 
     url = store_url(store, Path.cwd()) if store else "memory://"
+    if not url.startswith("memory"):
+        # As `treadle worker` does, which works on such stores.
+        look_less_often()
     make_folder(url)
     found = msgspec.to_builtins(run_bench(workload, size, url))
     if output == "table":

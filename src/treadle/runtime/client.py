@@ -190,7 +190,7 @@ class App(DeadLetters, DataOperations):
         if id is not None:
             check_id(id, "run id")
         failing = on_failure_of(on_failure)
-        armed = [breakpoints] if isinstance(breakpoints, str) else list(breakpoints)
+        armed = (breakpoints,) if isinstance(breakpoints, str) else tuple(breakpoints)
         if any(not label for label in armed):
             raise DefinitionError("a breakpoint label is empty; give the label that the steps carry")
         if singleton is not None:
@@ -208,7 +208,7 @@ class App(DeadLetters, DataOperations):
             metadata=check_about(metadata, "metadata=") if metadata else {},
             breakpoints=armed,
             data=data_text(given),
-            names=list(given),
+            names=tuple(given),
             dry_run=dry_run,
             on_failure=failing,
             singleton=planned.singleton if singleton is None else name_of("singleton", planned.workflow, singleton),

@@ -67,7 +67,7 @@ class Start(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     breakpoints: Sequence[str] = ()
     # The run's data as the text of one JSON object ("" for none), and the names in it.
     data: str = ""
-    names: list[str] = []
+    names: Sequence[str] = ()
     dry_run: bool = False
     # What overrides the plan's word on what follows from a failure.
     on_failure: str = ""
