@@ -108,6 +108,18 @@ class ConcurrencyContract:
         assert numbers([*answer.leased, *one.claim(1)]) == [1]
         assert row_of(one).running == 1
 
+    def test_limits_that_a_session_meets_first_in_a_sweep_are_kept_like_others(self, make_store: MakeStore) -> None:
+        one, two = Party(make_store(), "one"), Party(make_store(), "two")
+        one.start(tasks=[task_of(RUN, 1), task_of(RUN, 2)])
+        limited(two, concurrency=1)
+        one.store.sweep("one", NOW)
+        (task,) = one.claim(2)
+        bool(one.store.made_room)
+
+        one.report(report_of(task))
+
+        assert one.store.made_room
+
     def test_no_room_is_made_where_nothing_waits_for_it(self, make_store: MakeStore) -> None:
         one = Party(make_store(), "one")
         limited(one, concurrency=2)

@@ -191,12 +191,7 @@ class SqliteStore(SqliteReader):
                     self._appends.limits.begin(queues)
                     return own
             del self._own[session]
-        n = self._session_number(con, session)
-        if n is None:
-            raise LeaseLostError(
-                f"session {session} was declared dead; its runs and tasks went to others, nothing was written"
-            )
-        own = self._own[session] = OwnSession(session, n)
+        own = self._own[session] = OwnSession(session, self._living_number(con, session))
         self._begin_limits(con)
         return own
 
@@ -206,6 +201,14 @@ class SqliteStore(SqliteReader):
         assert isinstance(version, int)
         self._appends.limits.begin(version)
         return self._appends.limits
+
+    def _living_number(self, con: Database, session: str) -> int:
+        n = self._session_number(con, session)
+        if n is None:
+            raise LeaseLostError(
+                f"session {session} was declared dead; its runs and tasks went to others, nothing was written"
+            )
+        return n
 
     def _session_number(self, con: Database, session: str) -> int | None:
         found = con.execute("SELECT n FROM sessions WHERE id = ? AND ended = 0", (session,)).fetchall()
@@ -539,7 +542,8 @@ class SqliteStore(SqliteReader):
         """Find runs that nobody alive decides although they have inputs. Nothing is changed."""
         with self._snapshot():
             con = self._connected()
-            self._living(con, session)
+            # Not `_living`: the triggers that new limits need would be rolled back with the snapshot.
+            self._living_number(con, session)
             found = self._all(
                 "SELECT r.key FROM (SELECT DISTINCT run FROM inbox) i JOIN runs r ON r.n = i.run"
                 " WHERE NOT EXISTS (SELECT 1 FROM sessions s WHERE s.n = r.owner AND s.ended = 0) ORDER BY r.n"
