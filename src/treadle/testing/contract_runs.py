@@ -361,6 +361,14 @@ class PayloadsContract:
 
         assert one.store.step(RUN, "step-1").step == step_of(1, generation=2, status="failed")
 
+    def test_of_the_rows_of_a_step_in_one_group_the_last_one_counts(self, make_store: MakeStore) -> None:
+        one = Party(make_store(), "one")
+        one.start()
+
+        one.commit(append_of(RUN, 1, steps=[step_of(1)]), append_of(RUN, 2, steps=[step_of(1, status="failed")]))
+
+        assert one.store.step(RUN, "step-1").step == step_of(1, status="failed")
+
 
 class DeletionContract:
     """`delete` removes a closed run wholly, and its tombstone answers what comes late (promise 8)."""

@@ -158,25 +158,24 @@ class Group:
         me = self.own.n
         journal: list[Values] = []
         ended: list[tuple[int, int]] = []
-        # One row a step: what settles again in a group was reopened in it.
-        steps: list[Values] = []
+        # By run and step, the last one counts.
+        steps: dict[int, Values] = {}
         for append in appends:
             n = runs[append.key].n
             journal.append((n, append.expect + 1, append.commit_id, append.time, me, encode_events(append.events)))
             if append.ended:
                 ended += [(n, number) for number in append.ended]
             if append.unsettled:
-                steps = self._unsettle(n, append.unsettled, steps)
+                self._unsettle(n, append.unsettled, steps)
             for step in append.steps:
-                steps.append((n, *_astuple(step)))
+                steps[n << 32 | step.number] = (n, *_astuple(step))
         con = self.con
         journal.sort()
         con.executemany(_INSERT_JOURNAL, journal)
         if ended:
             self._end_leased(ended)
         if steps:
-            steps.sort()
-            con.executemany(_INSERT_STEP, steps)
+            con.executemany(_INSERT_STEP, sorted(steps.values()))
         self._write_rarer_facts(appends)
 
     def _write_rarer_facts(self, appends: Sequence[Append]) -> None:
@@ -226,11 +225,11 @@ class Group:
         if report.payloads:
             con.executemany(INSERT_PAYLOAD, [(n, digest, body) for digest, body in report.payloads])
 
-    def _unsettle(self, n: int, numbers: Sequence[int], steps: list[Values]) -> list[Values]:
-        """Take out the rows of reopened steps; gives those of this group, which are not in the table yet."""
+    def _unsettle(self, n: int, numbers: Sequence[int], steps: dict[int, Values]) -> None:
         self.con.execute(_DELETE_STEPS, (n, _encode(list(numbers)).decode()))
-        gone = set(numbers)
-        return [row for row in steps if row[0] != n or row[1] not in gone]
+        # Those of this group are not in the table yet.
+        for number in numbers:
+            steps.pop(n << 32 | number, None)
 
     def _end_leased(self, ended: list[tuple[int, int]]) -> None:
         """End tasks that are leased, which changes nothing for those that wait; find those that are not."""
