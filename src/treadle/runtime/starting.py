@@ -300,7 +300,7 @@ def trace_of(given: str | None) -> str:
 
 async def is_same(node: Node, head: RunHead, planned: Planned, start: Start) -> bool:
     """Whether an existing run is what was to be started: the same workflow, input, data and kind of run."""
-    if head.plan != plan_hash(encode_plan(node.with_defaults(planned.plan))):
+    if head.plan != _stored(planned, node.with_defaults(planned.plan))[1]:
         return False
     codec_ = node.payloads.codec
     given = (await input_of(node.payloads, planned, start)).digest
